@@ -1,0 +1,39 @@
+"""What everything else is made of: a passage, the questions on it, their answers."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A piece of the context: `context[start : start + len(text)] == text`."""
+
+    text: str
+    start: int
+
+    @property
+    def end(self) -> int:
+        """Character offset just past the answer."""
+        return self.start + len(self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question and every annotator's answer; none where the context does not answer it."""
+
+    id: str
+    text: str
+    answers: tuple[Answer, ...] = ()
+
+    @property
+    def answerable(self) -> bool:
+        """Whether the context holds an answer (SQuAD v2.0: `not is_impossible`)."""
+        return bool(self.answers)
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """One context with all its questions."""
+
+    context: str
+    questions: tuple[Question, ...] = ()
+    title: str = ""
