@@ -1,0 +1,245 @@
+"""Decoding sessions: keys and values kept, one more token per row at each step.
+
+A row is one answer being written. All rows of a tree share the keys and values of its trunk,
+which are computed once and never copied, however many answers are tried.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
+from transformers import Cache, PreTrainedModel
+
+from loraqa.model.attention import PackedTrees, Trees
+from loraqa.prompt.batch import collate_padded, collate_trees
+from loraqa.prompt.tree import Tree
+
+
+class DecodingSession(Protocol):
+    """Answers in progress, one row each; at first one per branch, in the order of the trees."""
+
+    def prefill(self) -> Tensor:
+        """Compute the prompts. Returns the next token's logits, (rows, vocabulary)."""
+        ...
+
+    def advance(self, tokens: Tensor) -> Tensor:
+        """Append a token to every row, (rows,). Returns the next logits, (rows, vocabulary)."""
+        ...
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows in this order, (rows',). A row named twice is forked."""
+        ...
+
+
+class TreeSession:
+    """Decoding over trees: `advance` and `select` after one `prefill`."""
+
+    _rows: "_GrowingRows"
+
+    def __init__(self, model: PreTrainedModel, trees: Sequence[Tree]) -> None:
+        self._model = model
+        self._batch = collate_trees(trees)
+        lengths = [len(t.trunk) + len(b) for t in trees for b in t.branches]
+        self._positions = torch.tensor(lengths, device=model.device)
+
+    @torch.no_grad()
+    def prefill(self) -> Tensor:
+        """See `DecodingSession`."""
+        device = self._model.device
+        prompts = _RecordedTrees(self._batch.spans, device)
+        logits = self._forward(
+            self._batch.input_ids.to(device),
+            self._batch.position_ids.to(device),
+            prompts,
+            self._batch.supervised.to(device),
+        )
+        self._rows = _GrowingRows(prompts)
+        return logits
+
+    @torch.no_grad()
+    def advance(self, tokens: Tensor) -> Tensor:
+        """See `DecodingSession`."""
+        self._rows.make_room()
+        everywhere = torch.arange(len(tokens), device=tokens.device)
+        logits = self._forward(tokens[None], self._positions[None], self._rows, everywhere)
+        self._positions = self._positions + 1
+        return logits
+
+    def select(self, rows: Tensor) -> None:
+        """See `DecodingSession`."""
+        self._positions = self._positions[rows]
+        self._rows.select(rows)
+
+    def _forward(self, ids: Tensor, positions: Tensor, trees: Trees, keep: Tensor) -> Tensor:
+        logits: Tensor = self._model(
+            input_ids=ids,
+            position_ids=positions,
+            trees=trees,
+            logits_to_keep=keep,
+            use_cache=False,
+        ).logits
+        return logits[0]
+
+
+class PaddedSession:
+    """Decoding over padded rows with the model's own cache, each row with its own context."""
+
+    _cache: Cache
+
+    def __init__(self, model: PreTrainedModel, trees: Sequence[Tree]) -> None:
+        self._model = model
+        batch = collate_padded(trees, pad_id=0)
+        self._input_ids = batch.input_ids.to(model.device)
+        self._mask = batch.attention_mask.to(model.device)
+        self._positions = batch.position_ids.to(model.device)
+
+    @torch.no_grad()
+    def prefill(self) -> Tensor:
+        """See `DecodingSession`."""
+        return self._forward(self._input_ids, self._positions, None)
+
+    @torch.no_grad()
+    def advance(self, tokens: Tensor) -> Tensor:
+        """See `DecodingSession`."""
+        self._mask = pad(self._mask, (0, 1), value=1)
+        self._positions = self._positions[:, -1:] + 1
+        return self._forward(tokens[:, None], self._positions, self._cache)
+
+    def select(self, rows: Tensor) -> None:
+        """See `DecodingSession`."""
+        self._mask, self._positions = self._mask[rows], self._positions[rows]
+        self._cache.reorder_cache(rows)
+
+    def _forward(self, ids: Tensor, positions: Tensor, cache: Cache | None) -> Tensor:
+        output: Any = self._model(
+            input_ids=ids,
+            attention_mask=self._mask,
+            position_ids=positions,
+            past_key_values=cache,
+            logits_to_keep=1,
+            use_cache=True,
+        )
+        self._cache = output.past_key_values
+        logits: Tensor = output.logits[:, -1]
+        return logits
+
+
+class _RecordedTrees(PackedTrees):
+    """Packed trees that remember every layer's keys and values."""
+
+    def __init__(self, spans: Any, device: torch.device) -> None:
+        super().__init__(spans, device)
+        self.states: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> Tensor:
+        self.states[layer] = key[0], value[0]
+        return super().attend(layer, query, key, value, scaling)
+
+
+class _GrowingRows:
+    """Rows that each see the trunk of their tree, their own prompt and what they have written.
+
+    With N rows on R trees: trunks are (R, key heads, longest trunk, d), padded on the right;
+    a row's own states (N, key heads, longest own, d), padded on the left, so that all rows grow
+    at the same place.
+    """
+
+    def __init__(self, prompts: _RecordedTrees) -> None:
+        spans = prompts.spans
+        device = next(iter(prompts.states.values()))[0].device
+        trunks = [slice(span.start, span.branches_start) for span in spans]
+        branches = [piece for span in spans for piece in span.branch_slices()]
+        self._trunk = {
+            layer: tuple(_padded(states, trunks, "right") for states in pair)
+            for layer, pair in prompts.states.items()
+        }
+        self._own = {
+            layer: tuple(_padded(states, branches, "left") for states in pair)
+            for layer, pair in prompts.states.items()
+        }
+        self._trunk_seen = _lengths_mask([span.trunk for span in spans], device)
+        own_lengths = [length for span in spans for length in span.branches]
+        self._own_seen = _lengths_mask(own_lengths, device).flip(1)
+        counts = torch.tensor([len(span.branches) for span in spans], device=device)
+        self._tree = torch.repeat_interleave(torch.arange(len(spans), device=device), counts)
+        self._place_siblings()
+
+    def make_room(self) -> None:
+        """Before each forward pass: every row is to see one more token of its own."""
+        self._own_seen = pad(self._own_seen, (0, 1), value=True)
+        self._seen = torch.cat([self._trunk_seen[self._tree], self._own_seen], dim=1)
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> Tensor:
+        """See `Trees.attend`: here T is the number of rows, one new token each."""
+        rows, heads, size = query.shape[2], query.shape[1], query.shape[3]
+        own_key, own_value = (
+            torch.cat([states, new[0].transpose(0, 1)[:, :, None]], dim=2)
+            for states, new in zip(self._own[layer], (key, value), strict=True)
+        )
+        self._own[layer] = own_key, own_value
+        trunk_key, trunk_value = self._trunk[layer]
+
+        queries = query[0].transpose(0, 1).reshape(rows, key.shape[1], -1, size)
+        on_trunk = self._with_trunks(queries, trunk_key.transpose(2, 3))
+        on_own = queries @ own_key.transpose(2, 3)
+        scores = torch.cat([on_trunk, on_own], dim=-1).float() * scaling
+        scores.masked_fill_(~self._seen[:, None, None], -torch.inf)
+        weights = scores.softmax(dim=-1).to(query.dtype)
+        of_trunk, of_own = weights.split([trunk_key.shape[2], own_key.shape[2]], dim=-1)
+        attended = self._with_trunks(of_trunk, trunk_value) + of_own @ own_value
+        return attended.reshape(rows, heads, size).transpose(0, 1)[None]
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows, and the trunks they still need."""
+        self._own = {
+            layer: tuple(states[rows] for states in pair) for layer, pair in self._own.items()
+        }
+        self._own_seen = self._own_seen[rows]
+        needed, self._tree = torch.unique(self._tree[rows], return_inverse=True)
+        if len(needed) < len(self._trunk_seen):
+            self._trunk_seen = self._trunk_seen[needed]
+            self._trunk = {
+                layer: tuple(states[needed] for states in pair)
+                for layer, pair in self._trunk.items()
+            }
+        self._place_siblings()
+
+    def _place_siblings(self) -> None:
+        """Number the rows of each tree, so that they meet their trunk in one product."""
+        order = self._tree.argsort(stable=True)
+        counts = torch.bincount(self._tree, minlength=len(self._trunk_seen))
+        first = counts.cumsum(0) - counts
+        self._place = torch.empty_like(order)
+        self._place[order] = (
+            torch.arange(len(order), device=order.device) - first[self._tree[order]]
+        )
+        self._siblings = int(counts.max())
+
+    def _with_trunks(self, rows: Tensor, trunks: Tensor) -> Tensor:
+        """Multiply each row's (key heads, groups, m) with its trunk's (key heads, m, n)."""
+        key_heads, groups, width = rows.shape[1:]
+        placed = rows.new_zeros(len(trunks), self._siblings, key_heads, groups, width)
+        placed[self._tree, self._place] = rows
+        side_by_side = placed.transpose(1, 2).reshape(len(trunks), key_heads, -1, width)
+        product = side_by_side @ trunks
+        apart = product.view(len(trunks), key_heads, self._siblings, groups, -1)
+        return apart.transpose(1, 2)[self._tree, self._place]
+
+
+def _padded(states: Tensor, pieces: Sequence[slice], side: str) -> Tensor:
+    """Cut (key heads, T, d) into pieces and pad them to (pieces, key heads, longest, d)."""
+    cut = [states[:, piece].transpose(0, 1) for piece in pieces]
+    return pad_sequence(cut, batch_first=True, padding_side=side).transpose(1, 2).contiguous()
+
+
+def _lengths_mask(lengths: Sequence[int], device: torch.device) -> Tensor:
+    """(rows, longest), true at each row's first `length` places."""
+    wanted = torch.tensor(lengths, device=device)
+    return torch.arange(max(lengths), device=device) < wanted[:, None]

@@ -1,0 +1,138 @@
+"""Loading a base model and its tokenizer: from a local folder, or from the hub by name."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.activations import NewGELUActivation
+
+from loraqa.errors import InputError
+
+logger = logging.getLogger("loraqa")
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+def load_base(
+    source: str | Path,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    revision: str | None = None,
+    random_weights: bool = False,
+) -> tuple[PreTrainedModel, Any]:
+    """Load a causal language model in eval mode, and its tokenizer.
+
+    Args:
+        source: a local folder in transformers' layout, or a model's name on the hub. A folder
+            never touches the network.
+        dtype: "float32", "bfloat16", "float64", or "auto": bfloat16 where the processor computes
+            in it, else float32.
+        device: a torch device, or "auto": a GPU if there is one.
+        revision: branch, tag or commit on the hub.
+        random_weights: build the model from its configuration alone, for tests and benchmarks.
+
+    Raises:
+        InputError: no such folder or model, the hub is out of reach, or the weights are pickled.
+    """
+    torch_device = choose_device(device)
+    torch_dtype = choose_dtype(dtype, torch_device)
+    where = _Source(source, revision)
+    tokenizer = where.load(AutoTokenizer)
+    if random_weights:
+        model = _random_model(where.load(AutoConfig), torch_dtype)
+    else:
+        model = where.load(AutoModelForCausalLM, dtype=torch_dtype, use_safetensors=True)
+    _fuse_gelu(model)
+    return model.to(torch_device).eval(), tokenizer
+
+
+def choose_device(device: str) -> torch.device:
+    """The device of that name, or the first accelerator for "auto"."""
+    if device == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator or torch.device("cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"The device {device!r} cannot be used ({reason}).") from None
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The dtype of that name, or for "auto" bfloat16 where the device computes in it."""
+    if dtype == "auto":
+        return torch.bfloat16 if _computes_bfloat16(device) else torch.float32
+    if dtype not in _DTYPES:
+        raise InputError(f"The dtype {dtype!r} is none of auto, {', '.join(_DTYPES)}.")
+    return _DTYPES[dtype]
+
+
+def _computes_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+class _Source:
+    """A folder or a name on the hub."""
+
+    def __init__(self, source: str | Path, revision: str | None) -> None:
+        self.name = str(source)
+        self.revision = revision
+        self.is_folder = Path(source).expanduser().is_dir()
+        if not self.is_folder and _looks_like_a_path(self.name):
+            raise InputError(
+                f"The model folder {self.name} does not exist; give the path of a folder with "
+                "config.json, or a model's name on the hub."
+            )
+
+    def load(self, kind: Any, **options: Any) -> Any:
+        """Call `from_pretrained`, and say in one sentence why it failed."""
+        name = str(Path(self.name).expanduser()) if self.is_folder else self.name
+        try:
+            return kind.from_pretrained(
+                name,
+                revision=self.revision or "main",
+                local_files_only=self.is_folder,
+                trust_remote_code=False,
+                **options,
+            )
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise InputError(self._explain(error)) from error
+
+    def _explain(self, error: Exception) -> str:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        if self.is_folder:
+            return f"The model folder {self.name} cannot be loaded: {reason}."
+        return (
+            f"The model {self.name} could not be loaded from the hub ({reason}); check its name "
+            "and the connection, or download it where there is one "
+            f"(`hf download {self.name} --local-dir FOLDER`) and give the folder."
+        )
+
+
+def _looks_like_a_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/")
+
+
+def _random_model(config: Any, dtype: torch.dtype) -> PreTrainedModel:
+    logger.warning(
+        "RANDOM WEIGHTS: the model is built from its configuration alone and has learned nothing; "
+        "its scores and answers mean nothing. This is for tests and benchmarks."
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return model
+
+
+def _fuse_gelu(model: nn.Module) -> None:
+    """Replace transformers' tanh-GELU, five tensor operations, by PyTorch's single one."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))

@@ -1,0 +1,131 @@
+"""Trees as tensors: packed one after another, or as the padded rows everybody else uses.
+
+A `TreeBatch` computes every trunk once. A `PaddedBatch` has one row per question, context
+repeated; it is the reference the trees are tested against, and what a model gets that cannot take
+trees.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from loraqa.prompt.tree import Branch, TokenIds, Tree
+
+
+@dataclass(frozen=True)
+class TreeSpan:
+    """Where one tree lies in a packed row: its trunk, then its branches, one after another."""
+
+    start: int
+    trunk: int
+    branches: tuple[int, ...]
+
+    @property
+    def branches_start(self) -> int:
+        """Index of the first branch token."""
+        return self.start + self.trunk
+
+    @property
+    def end(self) -> int:
+        """Index just past the last branch."""
+        return self.branches_start + sum(self.branches)
+
+    def branch_slices(self) -> list[slice]:
+        """Where each branch lies."""
+        edges = list(accumulate(self.branches, initial=self.branches_start))
+        return [slice(start, end) for start, end in pairwise(edges)]
+
+
+@dataclass(frozen=True)
+class TreeBatch:
+    """Trees packed into one row of T tokens, of which S predict a supervised token.
+
+    Attributes:
+        input_ids: (1, T).
+        position_ids: (1, T); every branch goes on from the end of its trunk.
+        spans: where each tree lies.
+        supervised: (S,) indices into T, in the order of trees and branches.
+        targets: (S,) the token to predict at each; empty for branches without an answer.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    spans: tuple[TreeSpan, ...]
+    supervised: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True)
+class PaddedBatch:
+    """One row of at most L tokens for each of N questions, padded on the left.
+
+    Attributes:
+        input_ids, attention_mask, position_ids: (N, L). Padding is known by its place alone.
+        labels: (N, L) the token to predict at each place; -100 where nothing is supervised.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+    labels: Tensor
+
+
+def collate_trees(trees: Sequence[Tree]) -> TreeBatch:
+    """Pack trees into one row. A branch without an answer predicts at the end of its prompt."""
+    ids: list[TokenIds] = []
+    positions: list[TokenIds] = []
+    supervised: list[TokenIds] = []
+    spans: list[TreeSpan] = []
+    start = 0
+    for tree in trees:
+        trunk = len(tree.trunk)
+        ids.append(tree.trunk)
+        positions.append(np.arange(trunk, dtype=np.int32))
+        spans.append(TreeSpan(start, trunk, tuple(map(len, tree.branches))))
+        starts = accumulate(map(len, tree.branches), initial=start + trunk)
+        for branch, branch_start in zip(tree.branches, starts, strict=False):
+            ids.append(branch.inputs)
+            positions.append(np.arange(trunk, trunk + len(branch), dtype=np.int32))
+            supervised.append(branch_start + _predicting(branch))
+        start += len(tree)
+    return TreeBatch(
+        input_ids=_tensor(ids)[None],
+        position_ids=_tensor(positions)[None],
+        spans=tuple(spans),
+        supervised=_tensor(supervised),
+        targets=_tensor([branch.answer for tree in trees for branch in tree.branches]),
+    )
+
+
+def collate_padded(trees: Sequence[Tree], pad_id: int) -> PaddedBatch:
+    """One row per question, padded on the left to the longest of them."""
+    rows = [
+        (np.concatenate([tree.trunk, branch.inputs]), branch)
+        for tree in trees
+        for branch in tree.branches
+    ]
+    shape = len(rows), max(len(ids) for ids, _ in rows)
+    input_ids = torch.full(shape, pad_id)
+    attention_mask = torch.zeros(shape, dtype=torch.long)
+    position_ids = torch.zeros(shape, dtype=torch.long)
+    labels = torch.full(shape, -100)
+    for row, (ids, branch) in enumerate(rows):
+        input_ids[row, -len(ids) :] = torch.from_numpy(ids)
+        attention_mask[row, -len(ids) :] = 1
+        position_ids[row, -len(ids) :] = torch.arange(len(ids))
+        if len(branch.answer):
+            labels[row, -len(branch.answer) :] = torch.from_numpy(branch.answer)
+    return PaddedBatch(input_ids, attention_mask, position_ids, labels)
+
+
+def _predicting(branch: Branch) -> TokenIds:
+    """Places in the branch that predict a token: from the end of the prompt on."""
+    return np.arange(len(branch.prompt) - 1, len(branch), dtype=np.int32)
+
+
+def _tensor(pieces: Sequence[TokenIds]) -> Tensor:
+    return torch.from_numpy(np.concatenate(pieces)).long()

@@ -1,0 +1,249 @@
+"""From passages to trees, with windows where a context is too long. Nothing is cut in silence."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+from tokenizers import Encoding
+
+from loraqa.errors import InputError
+from loraqa.prompt.segments import SegmentTokenizer
+from loraqa.prompt.template import Template
+from loraqa.prompt.tree import Branch, TokenIds, Tree
+from loraqa.squad.passage import Passage, Question
+
+# A window with less room than this holds too little context to answer from.
+_SMALLEST_WINDOW = 16
+
+
+@dataclass
+class EncodingCounts:
+    """What encoding did with the data.
+
+    Attributes:
+        passages, questions: what came in.
+        trees, examples: what came out; a question has an example in every window it is used in.
+        windowed: passages whose context was spread over several windows.
+        not_here: examples whose window holds no answer, trained to say so (SQuAD v2.0).
+        left_out: examples left out because their window holds no answer (SQuAD v1.1).
+        skipped: ids of questions whose answer no window holds whole.
+        tree_tokens, separate_tokens: input tokens as trees, and as one example per question.
+    """
+
+    passages: int = 0
+    questions: int = 0
+    trees: int = 0
+    examples: int = 0
+    windowed: int = 0
+    not_here: int = 0
+    left_out: int = 0
+    skipped: list[str] = field(default_factory=list)
+    tree_tokens: int = 0
+    separate_tokens: int = 0
+
+    def to_json(self) -> dict[str, object]:
+        """The counts as plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The trees of a data set, and what encoding did."""
+
+    trees: list[Tree]
+    counts: EncodingCounts
+
+
+@dataclass(frozen=True)
+class _Context:
+    """An encoded context segment: ids before the context, its own ids, and their offsets in it."""
+
+    lead: TokenIds
+    ids: TokenIds
+    starts: TokenIds
+    ends: TokenIds
+    text: str
+
+    def characters(self, window: tuple[int, int]) -> tuple[int, int]:
+        """The part of the text that a range of its tokens covers."""
+        start, end = window
+        return int(self.starts[start]), int(self.ends[end - 1])
+
+
+class PromptEncoder:
+    """Encodes passages as trees whose every path fits into `max_length` tokens.
+
+    Args:
+        tokenizer: the base model's tokenizer, wrapped.
+        template: the prompt.
+        max_length: the longest path from the start of the trunk to the end of a branch, in tokens.
+        stride: how many tokens two neighbouring windows of a long context share.
+    """
+
+    def __init__(
+        self, tokenizer: SegmentTokenizer, template: Template, max_length: int, stride: int
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.template = template
+        self.max_length = max_length
+        self.stride = stride
+
+    def encode_training(self, passages: Sequence[Passage]) -> Encoded:
+        """Trees with answers: each question's first, or eos alone where it has none.
+
+        If some question of the data has no answer (SQuAD v2.0), a window without the answer of
+        its question is an example of "not here"; otherwise it is left out and counted.
+
+        Raises:
+            InputError: a question and its answer leave no room for a context.
+        """
+        not_here_exists = any(not q.answerable for p in passages for q in p.questions)
+        answers = [q.answers[0].text if q.answers else "" for p in passages for q in p.questions]
+        ends = [
+            np.array([*encoding.ids, self.tokenizer.eos], dtype=np.int32)
+            for encoding in self._encode(map(self.template.answer, answers))
+        ]
+        counts = EncodingCounts()
+        trees: list[Tree] = []
+        for index, context, branches in self._encode_questions(passages, ends):
+            passage = passages[index]
+            windows = self._windows(context, branches, room=0)
+            held: set[str] = set()
+            for window in windows:
+                kept = []
+                for question, branch in zip(passage.questions, branches, strict=True):
+                    if len(windows) == 1 or _holds_answer(context.characters(window), question):
+                        kept.append(branch)
+                        held.add(question.id)
+                    elif not_here_exists:
+                        kept.append(self._not_here(branch))
+                        counts.not_here += 1
+                    else:
+                        counts.left_out += 1
+                if kept:
+                    trees.append(_tree(context, window, kept, index))
+            counts.skipped += [q.id for q in passage.questions if q.id not in held]
+            counts.windowed += len(windows) > 1
+        return _count(Encoded(trees, counts), passages)
+
+    def encode_prompts(self, passages: Sequence[Passage], max_answer_tokens: int) -> Encoded:
+        """Trees without answers, each path leaving room for `max_answer_tokens`.
+
+        Raises:
+            InputError: a question leaves no room for a context.
+        """
+        questions = sum(len(p.questions) for p in passages)
+        no_answers = [np.empty(0, dtype=np.int32)] * questions
+        counts = EncodingCounts()
+        trees: list[Tree] = []
+        for index, context, branches in self._encode_questions(passages, no_answers):
+            windows = self._windows(context, branches, room=max_answer_tokens)
+            trees += [_tree(context, window, branches, index) for window in windows]
+            counts.windowed += len(windows) > 1
+        return _count(Encoded(trees, counts), passages)
+
+    def _encode(self, segments: Iterable[str]) -> list[Encoding]:
+        return self.tokenizer.encode(list(segments))
+
+    def _encode_questions(
+        self, passages: Sequence[Passage], answers: Sequence[TokenIds]
+    ) -> Iterator[tuple[int, _Context, list[Branch]]]:
+        contexts = self._encode(self.template.context(p.context) for p in passages)
+        prompts = iter(
+            self._encode(self.template.question(q.text) for p in passages for q in p.questions)
+        )
+        remaining = iter(answers)
+        for index, (passage, encoding) in enumerate(zip(passages, contexts, strict=True)):
+            branches = [
+                Branch(q.id, np.array(next(prompts).ids, dtype=np.int32), next(remaining))
+                for q in passage.questions
+            ]
+            if branches:
+                yield index, self._context(passage.context, encoding), branches
+
+    def _context(self, text: str, encoding: Encoding) -> _Context:
+        lead_length = len(self.template.context_lead)
+        offsets = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2) - lead_length
+        lead = int(np.searchsorted(offsets[:, 1], 0, side="right"))
+        ids = np.array(encoding.ids, dtype=np.int32)
+        start = np.array(self.tokenizer.start, dtype=np.int32)
+        return _Context(
+            lead=np.concatenate([start, ids[:lead]]),
+            ids=ids[lead:],
+            starts=offsets[lead:, 0].clip(min=0),
+            ends=offsets[lead:, 1],
+            text=text,
+        )
+
+    def _windows(
+        self, context: _Context, branches: Sequence[Branch], room: int
+    ) -> list[tuple[int, int]]:
+        """Token ranges of the context that leave `room` beside the lead and the longest branch."""
+        longest = max(branches, key=len)
+        size = self.max_length - len(context.lead) - len(longest) - room
+        if len(context.ids) <= size:
+            return [(0, len(context.ids))]
+        if size < max(_SMALLEST_WINDOW, self.stride + 1):
+            raise InputError(
+                f"Question {longest.question_id} takes {len(longest) + room} of {self.max_length} "
+                f"tokens with its answer and leaves no room for windows with a stride of "
+                f"{self.stride}; raise max_length, lower stride, or shorten the question."
+            )
+        return list(_stride_windows(_word_starts(context), len(context.ids), size, self.stride))
+
+    def _not_here(self, branch: Branch) -> Branch:
+        eos = np.array([self.tokenizer.eos], dtype=np.int32)
+        return Branch(branch.question_id, branch.prompt, eos)
+
+
+def _word_starts(context: _Context) -> TokenIds:
+    """Indices of tokens that begin a word: windows do not cut words (or characters) apart."""
+    starts = [
+        i
+        for i, (start, end) in enumerate(zip(context.starts, context.ends, strict=True))
+        if context.text[start:end][:1].isspace() or context.text[start - 1 : start].isspace()
+    ]
+    return np.array(starts, dtype=np.int32)
+
+
+def _stride_windows(
+    word_starts: TokenIds, length: int, size: int, stride: int
+) -> Iterator[tuple[int, int]]:
+    """Cover `length` tokens by windows of at most `size` that overlap by at least `stride`."""
+    start = 0
+    while length - start > size:
+        end = _last_at_most(word_starts, start + size, default=start + size, above=start + stride)
+        yield start, end
+        start = _last_at_most(word_starts, end - stride, default=end - stride, above=start)
+    yield start, length
+
+
+def _last_at_most(values: TokenIds, bound: int, default: int, above: int) -> int:
+    position = int(np.searchsorted(values, bound, side="right")) - 1
+    return int(values[position]) if position >= 0 and values[position] > above else default
+
+
+def _holds_answer(characters: tuple[int, int], question: Question) -> bool:
+    """Whether a window has what it is to say: the whole answer, or that there is none."""
+    if not question.answers:
+        return True
+    answer = question.answers[0]
+    return characters[0] <= answer.start and answer.end <= characters[1]
+
+
+def _tree(
+    context: _Context, window: tuple[int, int], branches: Sequence[Branch], passage: int
+) -> Tree:
+    trunk = np.concatenate([context.lead, context.ids[slice(*window)]])
+    return Tree(trunk, tuple(branches), passage, context.characters(window))
+
+
+def _count(encoded: Encoded, passages: Sequence[Passage]) -> Encoded:
+    counts = encoded.counts
+    counts.passages = len(passages)
+    counts.questions = sum(len(p.questions) for p in passages)
+    counts.trees = len(encoded.trees)
+    counts.examples = sum(len(tree.branches) for tree in encoded.trees)
+    counts.tree_tokens = sum(map(len, encoded.trees))
+    counts.separate_tokens = sum(tree.separate_length for tree in encoded.trees)
+    return encoded

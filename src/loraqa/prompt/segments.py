@@ -1,0 +1,108 @@
+"""From text to token ids, segment by segment, with no way for text to become a control token."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from tokenizers import Encoding, Tokenizer
+
+from loraqa.errors import InputError
+
+
+class SegmentTokenizer:
+    """Encodes the segments of prompts, each apart from its neighbours.
+
+    It is the tokenizer's own model without its list of added tokens, so `<|endoftext|>` in a text
+    is encoded as the characters it is made of. Segments are joined as ids, so the boundary between
+    prompt and answer is known and never searched for.
+
+    Attributes:
+        start: ids that the tokenizer puts before every text (bos, for Llama-like models).
+        eos: the id that ends an answer.
+
+    Raises:
+        InputError: the tokenizer has no fast backend or no end-of-text token, or joining
+            segment-wise encodings does not give the prompt's text back.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.name = tokenizer.name_or_path or type(tokenizer).__name__
+        if not getattr(tokenizer, "is_fast", False):
+            raise InputError(
+                f"The tokenizer {self.name} has no fast version (tokenizer.json); convert it with "
+                "transformers' convert_slow_tokenizer first."
+            )
+        if tokenizer.eos_token_id is None:
+            raise InputError(
+                f"The tokenizer {self.name} has no eos_token, which ends every answer; "
+                "set one in its tokenizer_config.json."
+            )
+        self.eos: int = tokenizer.eos_token_id
+        self.start = [
+            i for i in tokenizer("")["input_ids"] if i != self.eos or i == _bos(tokenizer)
+        ]
+        self._plain = _without_added_tokens(tokenizer.backend_tokenizer)
+        self._control = _control_ids(tokenizer)
+        self._adds_space = self._decode(["a", " b"]) == "a  b"
+        self._check_stable()
+
+    def encode(self, segments: Sequence[str]) -> list[Encoding]:
+        """Encode segments, each to ids and character offsets.
+
+        Raises:
+            InputError: a text would become a control token.
+        """
+        if self._adds_space:
+            segments = [segment.removeprefix(" ") for segment in segments]
+        encodings: list[Encoding] = self._plain.encode_batch(
+            list(segments), add_special_tokens=False
+        )
+        for segment, encoding in zip(segments, encodings, strict=True):
+            if not self._control.isdisjoint(encoding.ids):
+                raise InputError(
+                    f"The tokenizer {self.name} turns text into a control token, in "
+                    f"{segment[:60]!r}; use another tokenizer or take the text out."
+                )
+        return encodings
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of an answer's token ids, without control tokens and outer blanks."""
+        kept = [int(i) for i in ids if int(i) not in self._control]
+        text: str = self._plain.decode(kept, skip_special_tokens=False)
+        return text.strip()
+
+    def _decode(self, segments: Sequence[str]) -> str:
+        encodings = self._plain.encode_batch(list(segments), add_special_tokens=False)
+        text: str = self._plain.decode([i for encoding in encodings for i in encoding.ids])
+        return text
+
+    def _check_stable(self) -> None:
+        segments = ["Context: In 1066, a b.", " Question: Who? Answer:", " William"]
+        ids = [i for encoding in self.encode(segments) for i in encoding.ids]
+        text = self._plain.decode(ids, skip_special_tokens=False)
+        if text.split() != "".join(segments).split():
+            raise InputError(
+                f"The tokenizer {self.name} does not encode a prompt stably in segments: "
+                f"{''.join(segments)!r} came back as {text!r}; use a byte-level or "
+                "sentencepiece tokenizer."
+            )
+
+
+def _without_added_tokens(backend: Tokenizer) -> Tokenizer:
+    """The same tokenizer, which matches no added token and adds nothing around a text."""
+    description = json.loads(backend.to_str())
+    for key in ("post_processor", "truncation", "padding"):
+        description[key] = None
+    description["added_tokens"] = []
+    return Tokenizer.from_str(json.dumps(description))
+
+
+def _control_ids(tokenizer: Any) -> frozenset[int]:
+    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    unknown = tokenizer.unk_token_id
+    return frozenset(added - ({unknown} - {tokenizer.eos_token_id}))
+
+
+def _bos(tokenizer: Any) -> int | None:
+    bos: int | None = tokenizer.bos_token_id
+    return bos
