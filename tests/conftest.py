@@ -1,6 +1,8 @@
 """Fixtures for all rooms."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,3 +15,92 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"real SQuAD data and GPT-2's tokenizer are not at {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A byte-level tokenizer with a few merges and an end-of-text token, 300 ids at most."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import AutoTokenizer
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(
+        ["Context: the old town of the river. Question: who? Answer: the king"] * 3, trainer
+    )
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "eos_token": "<|endoftext|>",
+                "bos_token": "<|endoftext|>",
+                "model_max_length": 256,
+            }
+        )
+    )
+    return AutoTokenizer.from_pretrained(folder)
+
+
+_TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300}
+_TINY_ROTARY = {
+    **_TINY,
+    "intermediate_size": 48,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "eos_token_id": 0,
+    "bos_token_id": 0,
+}
+
+
+def tiny_config(kind: str) -> Any:
+    """The configuration of a random model of two layers: gpt2, llama, qwen2, qwen3 or mistral."""
+    import transformers
+
+    if kind == "gpt2":
+        return transformers.GPT2Config(
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            n_positions=256,
+            vocab_size=300,
+            eos_token_id=0,
+            bos_token_id=0,
+            initializer_range=0.2,
+        )
+    classes = {
+        "llama": transformers.LlamaConfig,
+        "qwen2": transformers.Qwen2Config,
+        "qwen3": transformers.Qwen3Config,
+        "mistral": transformers.MistralConfig,
+    }
+    # Larger weights than usual, so that random logits differ visibly.
+    return classes[kind](**_TINY_ROTARY, initializer_range=0.2)
+
+
+def tiny_model(kind: str, dtype: str = "float32") -> Any:
+    """A random model of two layers in eval mode, the same at every call."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(tiny_config(kind), dtype=torch.float32)
+    return model.to(getattr(torch, dtype)).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
+    """A folder with a tiny random GPT-2 and its tokenizer, in transformers' layout."""
+    folder = tmp_path_factory.mktemp("tiny-gpt2")
+    tiny_model("gpt2").save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder

@@ -192,8 +192,9 @@ class _GrowingRows:
         scores = torch.cat([on_trunk, on_own], dim=-1).float() * scaling
         scores.masked_fill_(~self._seen[:, None, None], -torch.inf)
         weights = scores.softmax(dim=-1).to(query.dtype)
-        of_trunk, of_own = weights.split([trunk_key.shape[2], own_key.shape[2]], dim=-1)
-        attended = self._with_trunks(of_trunk, trunk_value) + of_own @ own_value
+        longest = trunk_key.shape[2]
+        attended = self._with_trunks(weights[..., :longest], trunk_value)
+        attended = attended + weights[..., longest:] @ own_value
         return attended.reshape(rows, heads, size).transpose(0, 1)[None]
 
     def select(self, rows: Tensor) -> None:
