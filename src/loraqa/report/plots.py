@@ -1,0 +1,274 @@
+"""Plots of training, of answers and of what the adapter learned.
+
+Every function takes plain data and returns a matplotlib figure. Nothing here touches pyplot, so no
+display and no global state is needed. Colours are Okabe and Ito's, which colour-blind people can
+tell apart; lines also differ in marker or dash.
+"""
+
+import io
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+from loraqa.files import replacing
+from loraqa.report.tables import printable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.collections import QuadMesh
+    from matplotlib.figure import Figure
+
+P = ParamSpec("P")
+
+BLUE, VERMILLION, GREEN, ORANGE = "#0072b2", "#d55e00", "#009e73", "#e69f00"
+# Text, axes and grid. `to_svg` turns it into the page's own text colour, light or dark.
+INK = "#33383d"
+
+DIVERSITIES = {
+    "distinct": "distinct answers a question",
+    "entropy": "entropy of the answers to a question (bits)",
+}
+
+# `Any`, because matplotlib's type for this spells out every key it has.
+STYLE: Any = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.alpha": 0.18,
+    "grid.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    # Names come from users: a dollar sign is a dollar sign.
+    "text.parse_math": False,
+}
+# Letters stay letters (small, searchable), and equal figures have equal bytes.
+SVG_STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "loraqa"}
+NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+
+
+def _styled(plot: "Callable[P, Figure]") -> "Callable[P, Figure]":
+    @wraps(plot)
+    def styled(*args: P.args, **kwargs: P.kwargs) -> "Figure":
+        import matplotlib
+
+        with matplotlib.rc_context(STYLE):
+            return plot(*args, **kwargs)
+
+    return styled
+
+
+@_styled
+def training_curves(records: Iterable[Mapping[str, Any]]) -> "Figure":
+    """Loss, dev EM and F1 where there are any, and the learning rate, over the optimizer steps.
+
+    Args:
+        records: those of `metrics.jsonl`, of kind `train` and `evaluation`.
+    """
+    records = list(records)
+    steps = [record for record in records if record["kind"] == "train"]
+    evaluations = [record for record in records if record["kind"] == "evaluation"]
+    heights = [3, 2.4, 1.3] if evaluations else [3, 1.3]
+    figure = _figure(0.6 + sum(heights))
+    panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)
+    first, *middle, last = panels[:, 0]
+    _draw_loss(first, steps)
+    for axes in middle:
+        _draw_scores(axes, evaluations)
+    last.plot(_values(steps, "step"), _values(steps, "learning_rate"), color=ORANGE)
+    last.set(title="Learning rate", xlabel="optimizer step", ylim=(0, None))
+    last.ticklabel_format(axis="y", scilimits=(0, 0))
+    return figure
+
+
+@_styled
+def before_after(before: Mapping[str, float], after: Mapping[str, float]) -> "Figure":
+    """Bars of EM and F1 (percent) before and after training."""
+    figure = _figure(3)
+    axes = figure.subplots()
+    for offset, color, label, scores in (
+        (-0.2, ORANGE, "before", before),
+        (0.2, BLUE, "after", after),
+    ):
+        heights = [scores["exact_match"], scores["f1"]]
+        bars = axes.bar([offset, 1 + offset], heights, 0.38, color=color, label=label)
+        axes.bar_label(bars, fmt="%.1f", padding=2)
+    axes.set_xticks([0, 1], ["exact match", "F1"])
+    axes.set(title="Before and after training", ylabel="percent", ylim=(0, 108))
+    axes.set_yticks(range(0, 101, 20))
+    axes.grid(axis="x", visible=False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+@_styled
+def quality_against_diversity(
+    records: Iterable[Mapping[str, Any]], diversity: str = "distinct"
+) -> "Figure":
+    """A point for each decoding strategy: how much its answers vary, and how good they are.
+
+    Args:
+        records: with `strategy`, `f1` (percent) and the value of `diversity`; those without one
+            (nothing was sampled) are left out.
+        diversity: a key of `DIVERSITIES`.
+    """
+    points = sorted(
+        (record for record in records if record.get(diversity) is not None),
+        key=lambda record: float(record["f1"]),
+    )
+    figure = _figure(3.8)
+    axes = figure.subplots()
+    for index, point in enumerate(points):
+        place = (point[diversity], point["f1"])
+        axes.plot(*place, "o", color=BLUE, markersize=8)
+        # Names stand in a column, in the order of their points, so that none covers another.
+        axes.annotate(
+            printable(point["strategy"]),
+            place,
+            xytext=(1.06, (index + 0.5) / len(points)),
+            textcoords="axes fraction",
+            verticalalignment="center",
+            arrowprops={"arrowstyle": "-", "color": INK, "alpha": 0.35, "shrinkB": 5},
+        )
+    axes.margins(0.1)
+    axes.set(title="Quality against diversity", xlabel=DIVERSITIES[diversity], ylabel="F1")
+    return figure
+
+
+@_styled
+def length_histograms(lengths: Mapping[str, Sequence[int]], unit: str = "tokens") -> "Figure":
+    """A histogram for each named list of lengths, for example of trunks, questions and answers."""
+    figure = _figure(0.4 + 1.8 * len(lengths))
+    panels = figure.subplots(len(lengths), 1, squeeze=False)[:, 0]
+    for axes, (name, values) in zip(panels, lengths.items(), strict=True):
+        longest = max(values, default=0)
+        width = longest // 50 + 1
+        axes.hist(values, bins=range(0, longest + 2 * width, width), color=BLUE)
+        axes.set(title=f"{name} ({len(values):,}, longest {longest:,})", xlim=(0, None))
+    panels[-1].set(xlabel=unit)
+    return figure
+
+
+@_styled
+def singular_values(spectra: Mapping[str, Sequence[float]]) -> "Figure":
+    """A heat map for each kind of adapted module: singular values by layer.
+
+    Args:
+        spectra: a module's full name to the singular values of its update, largest first. The
+            first number in the name is its layer, and what follows is its kind.
+    """
+    kinds = _by_kind(spectra)
+    columns = min(len(kinds), 2)
+    rows = math.ceil(len(kinds) / columns)
+    layers = max(len(by_layer) for by_layer in kinds.values())
+    figure = _figure(rows * (0.8 + 0.17 * layers) + 0.5)
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for axes in panels.flat[len(kinds) :]:
+        axes.remove()
+    largest = max(max(values) for values in spectra.values())
+    for axes, (kind, by_layer) in zip(panels.flat, kinds.items(), strict=False):
+        mesh = _draw_heat_map(axes, by_layer, largest)
+        axes.set(title=kind)
+    figure.supxlabel("singular values of the update, largest first", size=10)
+    figure.supylabel("layer", size=10)
+    figure.colorbar(mesh, ax=panels, aspect=30)
+    return figure
+
+
+def save_png(figure: "Figure", path: Path) -> None:
+    """Write the figure as PNG on white, atomically."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=160, facecolor="white")
+
+
+def to_svg(figure: "Figure") -> str:
+    """The figure as an `<svg>` element for an HTML page, in the page's text colour.
+
+    Equal figures give equal text.
+    """
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context(SVG_STYLE):
+        figure.savefig(buffer, format="svg", transparent=True, metadata=NO_METADATA)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    # Several figures stand in one page, where an id must be unique; nothing refers to these.
+    return re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg)
+
+
+def _figure(height: float) -> "Figure":
+    """An empty figure of `height` inches, as wide as can still be read on a phone."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(6, height), layout="constrained")
+
+
+def _draw_loss(axes: "Axes", steps: Sequence[Mapping[str, Any]]) -> None:
+    x, loss = _values(steps, "step"), _values(steps, "loss")
+    axes.plot(x, loss, color=BLUE, alpha=0.3, linewidth=1, label="each step")
+    axes.plot(x, _smoothed(loss), color=BLUE, label="running mean")
+    axes.set(title="Training loss", ylabel="nats an answer token", ylim=(0, None))
+    axes.legend()
+
+
+def _draw_scores(axes: "Axes", evaluations: Sequence[Mapping[str, Any]]) -> None:
+    x = _values(evaluations, "step")
+    axes.plot(x, _values(evaluations, "f1"), "o-", color=GREEN, label="F1")
+    axes.plot(x, _values(evaluations, "exact_match"), "s--", color=VERMILLION, label="exact match")
+    axes.set(title="Dev scores", ylabel="percent", ylim=(0, 100))
+    axes.legend()
+
+
+def _values(records: Iterable[Mapping[str, Any]], key: str) -> list[float]:
+    return [record[key] for record in records]
+
+
+def _smoothed(values: Sequence[float]) -> list[float]:
+    """Mean over a centred window of a twentieth of all values, cut off at the ends."""
+    reach = len(values) // 40
+    return [
+        fmean(values[max(0, index - reach) : index + reach + 1]) for index in range(len(values))
+    ]
+
+
+def _by_kind(spectra: Mapping[str, Sequence[float]]) -> dict[str, dict[int, Sequence[float]]]:
+    """Kind of module to layer to singular values: `h.3.attn.q` is of kind `attn.q` in layer 3."""
+    kinds: dict[str, dict[int, Sequence[float]]] = defaultdict(dict)
+    for name, values in spectra.items():
+        found = re.search(r"(?:^|\.)(\d+)\.(.+)", name)
+        layer, kind = (int(found[1]), found[2]) if found else (0, name)
+        kinds[kind][layer] = values
+    return kinds
+
+
+def _draw_heat_map(
+    axes: "Axes", by_layer: Mapping[int, Sequence[float]], largest: float
+) -> "QuadMesh":
+    import numpy as np
+
+    layers = sorted(by_layer)
+    rank = max(map(len, by_layer.values()))
+    image = np.full((len(layers), rank), np.nan)
+    for row, layer in enumerate(layers):
+        image[row, : len(by_layer[layer])] = by_layer[layer]
+    axes.set_yticks(np.arange(len(layers)) + 0.5, [str(layer) for layer in layers])
+    axes.set_xticks([0.5, rank - 0.5], ["1", str(rank)])
+    axes.invert_yaxis()
+    axes.grid(visible=False)
+    return axes.pcolormesh(image, cmap="cividis", vmin=0, vmax=largest)

@@ -1,0 +1,161 @@
+"""Plots: what stands in the figure is what was given, and files are whole."""
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from loraqa.report import plots
+
+STEPS = [
+    {"kind": "train", "step": step, "loss": 5 / step, "learning_rate": step * 1e-4}
+    for step in range(1, 101)
+]
+EVALUATIONS = [
+    {"kind": "evaluation", "step": 50, "exact_match": 10.0, "f1": 20.0},
+    {"kind": "evaluation", "step": 100, "exact_match": 30.0, "f1": 45.0},
+]
+STRATEGIES = [
+    {"strategy": "greedy", "f1": 91.0, "distinct": None},
+    {"strategy": "$top_p$ 0.9", "f1": 88.0, "distinct": 1.5},
+    {"strategy": "temperature", "f1": 80.0, "distinct": 2.5},
+]
+SPECTRA = {
+    f"base.h.{layer}.{kind}": [3.0 + layer, 1.0, 0.0]
+    for layer in (0, 10, 2)
+    for kind in ("attn.c_attn", "mlp.c_fc")
+}
+
+
+def every_figure() -> dict[str, Figure]:
+    return {
+        "training": plots.training_curves(STEPS + EVALUATIONS),
+        "before_after": plots.before_after(
+            {"exact_match": 1.0, "f1": 2.0}, {"exact_match": 90.0, "f1": 95.0}
+        ),
+        "quality": plots.quality_against_diversity(STRATEGIES),
+        "lengths": plots.length_histograms({"trunks": [100, 200], "answers": [1, 2, 2]}),
+        "spectra": plots.singular_values(SPECTRA),
+    }
+
+
+def test_curves_show_every_step_and_evaluation() -> None:
+    loss, scores, rate = plots.training_curves(STEPS + EVALUATIONS).axes
+    assert loss.lines[0].get_xydata().tolist() == [[r["step"], r["loss"]] for r in STEPS]
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in scores.lines}
+    assert drawn == {"F1": [[50, 20], [100, 45]], "exact match": [[50, 10], [100, 30]]}
+    assert rate.lines[0].get_ydata()[-1] == pytest.approx(0.01)
+
+
+def test_curves_without_evaluations_have_no_empty_panel() -> None:
+    assert [axes.get_title("left") for axes in plots.training_curves(STEPS).axes] == [
+        "Training loss",
+        "Learning rate",
+    ]
+
+
+def test_running_mean_is_a_centred_mean() -> None:
+    mean = plots.training_curves(STEPS).axes[0].lines[1].get_ydata()
+    losses = np.array([record["loss"] for record in STEPS])
+    # A twentieth of 100 values, the middle one and two on each side.
+    inside = np.convolve(losses, np.ones(5) / 5, mode="valid")
+    np.testing.assert_allclose(mean[2:-2], inside)
+    assert mean[0] == pytest.approx(losses[:3].mean())
+    assert len(mean) == 100
+
+
+def test_bars_stand_before_then_after() -> None:
+    figure = plots.before_after({"exact_match": 1.0, "f1": 2.0}, {"exact_match": 90.0, "f1": 95.0})
+    bars = sorted((bar.get_x(), bar.get_height()) for bar in figure.axes[0].patches)
+    assert [height for _, height in bars] == [1.0, 90.0, 2.0, 95.0]
+
+
+def test_strategies_are_named_at_their_points_and_those_without_samples_left_out() -> None:
+    axes = plots.quality_against_diversity(STRATEGIES).axes[0]
+    named = {label.get_text(): label.xy for label in axes.texts}
+    assert named == {"temperature": (2.5, 80.0), "$top_p$ 0.9": (1.5, 88.0)}
+    assert [tuple(line.get_xydata()[0]) for line in axes.lines] == list(named.values())
+
+
+def test_histograms_count_every_length() -> None:
+    lengths = {"trunks": [0, 99, 100, 1000], "answers": [1, 2, 2], "none": []}
+    panels = plots.length_histograms(lengths).axes
+    counts = [sum(bar.get_height() for bar in axes.patches) for axes in panels]
+    assert counts == [4, 3, 0]
+    heights = {bar.get_x(): bar.get_height() for bar in panels[1].patches if bar.get_height()}
+    assert heights == {1: 1, 2: 2}
+
+
+def test_spectra_are_sorted_by_layer_number_in_a_panel_for_each_kind() -> None:
+    attention, mlp, scale = plots.singular_values(SPECTRA).axes
+    assert [axes.get_title("left") for axes in (attention, mlp)] == ["attn.c_attn", "mlp.c_fc"]
+    assert [label.get_text() for label in attention.get_yticklabels()] == ["0", "2", "10"]
+    mesh = attention.collections[0]
+    assert mesh.get_array().tolist() == [[3, 1, 0], [5, 1, 0], [13, 1, 0]]
+    assert scale.get_ylim() == (0, 13)
+
+
+def test_spectra_of_unequal_ranks_and_of_names_without_a_layer() -> None:
+    figure = plots.singular_values({"lm_head": [1.0], "h.0.q": [2.0, 1.0], "h.1.q": [2.0]})
+    assert [axes.get_title("left") for axes in figure.axes[:2]] == ["lm_head", "q"]
+    assert figure.axes[1].collections[0].get_array().tolist() == [[2, 1], [2, None]]
+
+
+def test_spectra_of_an_untrained_adapter_are_all_zero_and_still_drawn() -> None:
+    plots.to_svg(plots.singular_values({"h.0.q": [0.0, 0.0]}))
+
+
+@pytest.mark.parametrize("name", list(every_figure()))
+def test_svg_is_well_formed_and_stands_alone(name: str) -> None:
+    svg = plots.to_svg(every_figure()[name])
+    root = ElementTree.fromstring(svg)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert "currentColor" in svg
+    assert plots.INK not in svg
+    outside = re.findall(r"https?://[^\"'\s<]+", re.sub(r'xmlns(:\w+)?="[^"]+"', "", svg))
+    assert outside == []
+    ids = re.findall(r'\bid="([^"]+)"', svg)
+    for target in re.findall(r'(?:href="#|url\(#)([^")]+)', svg):
+        assert target in ids
+
+
+def test_equal_figures_give_equal_svg() -> None:
+    first, second = every_figure(), every_figure()
+    for name in first:
+        assert plots.to_svg(first[name]) == plots.to_svg(second[name])
+
+
+def test_names_with_dollar_signs_are_no_formulas() -> None:
+    assert "$top_p$ 0.9" in plots.to_svg(plots.quality_against_diversity(STRATEGIES))
+
+
+def test_an_id_means_the_same_in_every_figure_of_a_page() -> None:
+    meanings: dict[str, str] = {}
+    for figure in every_figure().values():
+        for element in ElementTree.fromstring(plots.to_svg(figure)).iter():
+            if mark := element.get("id"):
+                meaning = ElementTree.tostring(element, encoding="unicode")
+                assert meanings.setdefault(mark, meaning) == meaning
+    assert meanings
+
+
+def test_png_is_opaque_white_behind_the_plot(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "plot.png"
+    plots.save_png(every_figure()["training"], path)
+    with Image.open(path) as image:
+        assert image.width == 6 * 160
+        assert image.convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255)
+        assert len(image.convert("RGB").getcolors(100_000)) > 10
+    assert [file.name for file in path.parent.iterdir()] == ["plot.png"]
+
+
+def test_figures_leave_matplotlib_settings_as_they_were() -> None:
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    plots.to_svg(every_figure()["quality"])
+    assert dict(matplotlib.rcParams) == before

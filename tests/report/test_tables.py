@@ -1,0 +1,181 @@
+"""Tables: the same cells on a terminal, in Markdown and in HTML."""
+
+from html.parser import HTMLParser
+from io import StringIO
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from loraqa.report.tables import (
+    Column,
+    Table,
+    before_after_table,
+    printable,
+    settings_table,
+    strategies_table,
+    training_table,
+)
+
+HOSTILE = Table(
+    "Hostile [red]title[/]",
+    (Column("text"), Column("number", ".2f")),
+    (("[bold]a | b\\[/] <b>&amp;</b>\n\x1b[31m", 1.0), ("", None)),
+)
+
+
+class Cells(HTMLParser):
+    """The texts of `<th>` and `<td>`, row by row, as a browser reads them."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.classes: list[str | None] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in {"th", "td"}:
+            self.rows[-1].append("")
+            self.classes.append(dict(attrs).get("class"))
+        else:
+            assert tag in {"table", "thead", "tbody"}
+
+    def handle_data(self, data: str) -> None:
+        if self.rows and self.rows[-1]:
+            self.rows[-1][-1] += data.strip("\n")
+
+
+def on_terminal(table: Table, width: int = 120) -> str:
+    console = Console(file=StringIO(), width=width)
+    console.print(table.to_rich())
+    return console.file.getvalue()
+
+
+def test_html_gives_every_cell_back_and_no_other_tag() -> None:
+    cells = Cells(HOSTILE.to_html())
+    assert cells.rows == [
+        ["text", "number"],
+        ["[bold]a | b\\[/] <b>&amp;</b> �[31m", "1.00"],
+        ["", "–"],
+    ]
+    assert cells.classes == [None, "number"] * 3
+
+
+@given(st.lists(st.text(), min_size=1, max_size=3))
+def test_any_text_survives_html_as_its_printable_form(texts: list[str]) -> None:
+    table = Table("", tuple(Column("c") for _ in texts), (tuple(texts),))
+    assert Cells(table.to_html()).rows[1] == [printable(text) for text in texts]
+
+
+@given(st.text())
+def test_printable_text_is_one_line_without_control_characters(text: str) -> None:
+    line = printable(text)
+    assert len(line.splitlines()) <= 1
+    assert not any(ord(char) < 32 or 127 <= ord(char) < 160 for char in line)
+    line.encode()
+
+
+def test_printable_leaves_ordinary_text_of_any_script_alone() -> None:
+    for text in ("Où est-il ?", "東京 (とうきょう)", "می‌خواهم", "👩‍🚀 e\u0301"):
+        assert printable(text) == text
+
+
+def test_markdown_has_one_line_a_row_and_one_bar_more_than_columns() -> None:
+    head, rule, first, second = HOSTILE.to_markdown().splitlines()
+    assert head == "| text | number |"
+    assert rule == "| :-- | --: |"
+    assert first == "| [bold]a \\| b\\\\[/] &lt;b&gt;&amp;amp;&lt;/b&gt; �[31m | 1.00 |"
+    assert second == "|  | – |"
+
+
+def test_terminal_reads_no_cell_as_markup_or_as_an_escape_sequence() -> None:
+    shown = on_terminal(HOSTILE)
+    assert "Hostile [red]title[/]" in shown
+    assert "[bold]a | b\\[/] <b>&amp;</b> �[31m" in shown
+    assert "\x1b" not in shown
+
+
+def test_terminal_wraps_a_long_cell_and_cuts_nothing() -> None:
+    path = "/" + "x" * 90
+    shown = on_terminal(settings_table("Settings", {"path": path}), width=40)
+    assert shown.count("x") == 90
+    assert "…" not in shown
+
+
+def test_row_of_the_wrong_length_is_refused() -> None:
+    with pytest.raises(ValueError, match="1 cells for 2 columns"):
+        Table("", (Column("a"), Column("b")), ((1,),))
+
+
+def test_strategies_leave_out_columns_that_no_strategy_has() -> None:
+    table = strategies_table(
+        [
+            {"strategy": "greedy", "exact_match": 50.0, "f1": 60.06, "distinct": None},
+            {"strategy": "top-p", "exact_match": 40, "f1": 55.5, "distinct": 2.345},
+        ]
+    )
+    assert Cells(table.to_html()).rows == [
+        ["strategy", "EM", "F1", "distinct answers"],
+        ["greedy", "50.0", "60.1", "–"],
+        ["top-p", "40.0", "55.5", "2.35"],
+    ]
+
+
+def test_before_and_after_show_what_training_added() -> None:
+    before = {"exact_match": 10.0, "f1": 30.0, "total": 5}
+    after = {"exact_match": 50.0, "f1": 25.5, "total": 5, "no_answer_f1": 3.0}
+    assert Cells(before_after_table(before, after).to_html()).rows == [
+        ["score", "before", "after", "change"],
+        ["EM", "10.0", "50.0", "+40.0"],
+        ["F1", "30.0", "25.5", "-4.5"],
+    ]
+
+
+def training_record(step: int, **changes: float) -> dict[str, object]:
+    return {
+        "kind": "train",
+        "step": step,
+        "epoch": step / 4,
+        "loss": 1 / step,
+        "learning_rate": 0.001,
+        "gradient_norm": 1.0,
+        "questions_per_second": 80.0,
+        "tokens_per_second": 12345.0,
+        "memory_mib": 1000.0,
+    } | changes
+
+
+def test_training_table_says_what_the_run_amounts_to() -> None:
+    records = [
+        training_record(1, questions_per_second=5.0),
+        {"kind": "evaluation", "step": 1, "exact_match": 20.0, "f1": 45.0, "total": 10},
+        training_record(2, memory_mib=2000.0),
+        {"kind": "evaluation", "step": 2, "exact_match": 30.0, "f1": 44.0, "total": 10},
+        training_record(3),
+    ]
+    assert dict(row for row in training_table(records).rows) == {
+        "steps": "3",
+        "epochs": "0.75",
+        "loss, first and last step": "1.000 → 0.333",
+        "questions a second (median)": "80.0",
+        "tokens a second (median)": "12,345",
+        "memory (MiB, highest)": "2,000",
+        "best F1 on dev": "45.0 (step 1)",
+    }
+
+
+def test_training_table_without_a_step_is_refused() -> None:
+    with pytest.raises(ValueError, match="no record"):
+        training_table([{"kind": "evaluation", "step": 0, "f1": 1.0}])
+
+
+def test_settings_inside_settings_become_dotted_names() -> None:
+    table = settings_table("Settings", {"seed": 1, "lora": {"rank": 8, "targets": ["q", "v"]}})
+    assert table.rows == (
+        ("seed", "1"),
+        ("lora.rank", "8"),
+        ("lora.targets", "['q', 'v']"),
+    )
