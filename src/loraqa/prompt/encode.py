@@ -59,6 +59,7 @@ class _Context:
     """An encoded context segment: ids before the context, its own ids, and their offsets in it."""
 
     lead: TokenIds
+    blank_in_lead: bool
     ids: TokenIds
     starts: TokenIds
     ends: TokenIds
@@ -169,6 +170,7 @@ class PromptEncoder:
         start = np.array(self.tokenizer.start, dtype=np.int32)
         return _Context(
             lead=np.concatenate([start, ids[:lead]]),
+            blank_in_lead=bool(offsets[lead - 1, 1] == 0) if lead else True,
             ids=ids[lead:],
             starts=offsets[lead:, 0].clip(min=0),
             ends=offsets[lead:, 1],
@@ -197,11 +199,20 @@ class PromptEncoder:
 
 
 def _word_starts(context: _Context) -> TokenIds:
-    """Indices of tokens that begin a word: windows do not cut words (or characters) apart."""
+    """Indices of tokens that begin a word: windows do not cut words (or characters) apart.
+
+    A window follows the lead as the context's first word does: with its blank, unless the blank
+    is a token of its own, which then belongs to the lead.
+    """
+    text = context.text
     starts = [
-        i
-        for i, (start, end) in enumerate(zip(context.starts, context.ends, strict=True))
-        if context.text[start:end][:1].isspace() or context.text[start - 1 : start].isspace()
+        index
+        for index, start in enumerate(context.starts)
+        if (
+            text[start - 1 : start].isspace() and not text[start].isspace()
+            if context.blank_in_lead
+            else text[start].isspace()
+        )
     ]
     return np.array(starts, dtype=np.int32)
 

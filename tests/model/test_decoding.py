@@ -1,0 +1,87 @@
+"""Decoding with kept keys and values gives the logits of computing everything anew."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.conftest import tiny_model
+
+from loraqa.model.runner import PaddedRunner, Runner, TreeRunner
+from loraqa.prompt.tree import Tree
+
+TOKEN = st.integers(1, 299)
+
+
+def anew(model: Any, rows: list[list[int]]) -> torch.Tensor:
+    """The last logits of each row, computed alone."""
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        return torch.stack([model(torch.tensor([ids])).logits[0, -1] for ids in rows])
+
+
+def rows_of(prompts: list[Tree]) -> list[list[int]]:
+    return [[*tree.trunk, *branch.prompt] for tree in prompts for branch in tree.branches]
+
+
+def runner_of(kind: str, path: type[Any]) -> Runner:
+    runner: Runner = path(tiny_model(kind, "float64"))
+    return runner
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3"])
+@pytest.mark.parametrize("path", [TreeRunner, PaddedRunner])
+@settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_steps_equal_a_fresh_computation(
+    kind: str, path: type[Any], prompts: list[Tree], data: st.DataObject
+) -> None:
+    model = tiny_model(kind, "float64")
+    session = path(model).session(prompts)
+    rows = rows_of(prompts)
+    steps = [(session.prefill(), rows)]
+    for _ in range(data.draw(st.integers(1, 3))):
+        chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=8))
+        session.select(torch.tensor(chosen))
+        new = data.draw(st.lists(TOKEN, min_size=len(chosen), max_size=len(chosen)))
+        rows = [[*rows[index], token] for index, token in zip(chosen, new, strict=True)]
+        steps.append((session.advance(torch.tensor(new)), rows))
+    for logits, expected in steps:
+        # transformers keeps rotary tables in fp32, whatever the model's dtype.
+        torch.testing.assert_close(logits, anew(model, expected), rtol=1e-5, atol=1e-5)
+
+
+def test_one_branch_is_a_tree_too(prompts: list[Tree]) -> None:
+    single = [Tree(prompts[0].trunk, prompts[0].branches[:1], 0, (0, 0))]
+    runner = runner_of("gpt2", TreeRunner)
+    logits = runner.session(single).prefill()
+    torch.testing.assert_close(logits, anew(runner.model, rows_of(single)))
+
+
+def test_trunks_are_dropped_with_their_last_row(prompts: list[Tree]) -> None:
+    session = runner_of("gpt2", TreeRunner).session(prompts)
+    session.prefill()
+    session.select(torch.tensor([3]))
+    trunk_key, _ = session._rows._trunk[0]
+    assert trunk_key.shape[0] == 1
+
+
+def test_greedy_answers_equal_transformers_generate(prompts: list[Tree]) -> None:
+    runner = runner_of("gpt2", TreeRunner)
+    session = runner.session(prompts)
+    logits = session.prefill()
+    written: list[np.ndarray] = []
+    for _ in range(12):
+        tokens = logits.argmax(dim=-1)
+        written.append(tokens.numpy())
+        logits = session.advance(tokens)
+    runner.model.set_attn_implementation("sdpa")
+    for ids, ours in zip(rows_of(prompts), np.stack(written, axis=1), strict=True):
+        theirs = runner.model.generate(
+            torch.tensor([ids]), max_new_tokens=12, do_sample=False, eos_token_id=299
+        )[0, len(ids) :].tolist()
+        assert list(ours[: len(theirs)]) == theirs

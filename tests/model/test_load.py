@@ -1,0 +1,109 @@
+"""Base models load from folders without the network, and errors say what to do."""
+
+import json
+import logging
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from loraqa.errors import InputError
+from loraqa.model.load import choose_device, choose_dtype, load_base
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_folder_is_loaded_as_transformers_loads_it(tiny_folder: Path) -> None:
+    model, tokenizer = load_base(tiny_folder, dtype="float32", device="cpu")
+    reference = transformers.AutoModelForCausalLM.from_pretrained(tiny_folder).eval()
+    ids = torch.tensor([tokenizer("The old town lies on the river.").input_ids])
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, reference(ids).logits, rtol=1e-5, atol=1e-6)
+    assert not model.training
+
+
+def test_the_activation_is_one_operation(tiny_folder: Path) -> None:
+    model, _ = load_base(tiny_folder, dtype="float32")
+    assert isinstance(model.transformer.h[0].mlp.act, torch.nn.GELU)
+
+
+def test_the_same_weights_in_another_precision(tiny_folder: Path) -> None:
+    model, _ = load_base(tiny_folder, dtype="bfloat16")
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+def test_random_weights_say_so_and_are_the_same_each_time(
+    tiny_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "loraqa"):
+        one, _ = load_base(tiny_folder, random_weights=True)
+        state = torch.get_rng_state()
+        other, _ = load_base(tiny_folder, random_weights=True)
+    assert "RANDOM WEIGHTS" in caplog.text
+    assert torch.equal(state, torch.get_rng_state())
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_gpt2_has_its_known_size(shared: Path) -> None:
+    model, _ = load_base(shared / "gpt2", random_weights=True)
+    assert sum(p.numel() for p in model.parameters()) == 124_439_808
+
+
+def test_a_missing_folder_is_named() -> None:
+    with pytest.raises(InputError, match=r"\./no/such/folder does not exist"):
+        load_base("./no/such/folder")
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=str(tmp_path)):
+        load_base(tmp_path)
+
+
+def test_pickled_weights_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match="safetensors"):
+        load_base(folder)
+
+
+def test_remote_code_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "remote"
+    shutil.copytree(tiny_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "other", "auto_map": {"AutoConfig": "code.Config"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text("raise SystemExit('remote code ran')")
+    with pytest.raises(InputError):
+        load_base(folder)
+
+
+def test_a_hub_out_of_reach_names_the_local_alternative(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=r"example/model .*hf download example/model"):
+        load_base("example/model")
+
+
+def test_dtypes_and_devices() -> None:
+    cpu = torch.device("cpu")
+    assert choose_dtype("float32", cpu) == torch.float32
+    assert choose_dtype("auto", cpu) in (torch.float32, torch.bfloat16)
+    with pytest.raises(InputError, match="float16"):
+        choose_dtype("float16", cpu)
+    with pytest.raises(InputError, match="abacus"):
+        choose_device("abacus")
+    assert choose_device("cpu") == cpu

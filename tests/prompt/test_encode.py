@@ -1,0 +1,180 @@
+"""Passages become trees: nothing lost, nothing cut, windows that cover everything."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from loraqa.errors import InputError
+from loraqa.prompt.encode import PromptEncoder
+from loraqa.prompt.segments import SegmentTokenizer
+from loraqa.prompt.template import Template
+from loraqa.squad.passage import Answer, Passage, Question
+
+TOWN = "The old town lies on the river Aune, and its mill was built by Ruth Olen in 1203."
+
+
+def passage(context: str, *answers: str, unanswerable: int = 0) -> Passage:
+    questions = [
+        Question(f"q{n}", f"What is {n}?", (Answer(text, context.index(text)),))
+        for n, text in enumerate(answers)
+    ]
+    questions += [Question(f"none{n}", "What of the moon?") for n in range(unanswerable)]
+    return Passage(context, tuple(questions))
+
+
+@pytest.fixture
+def tokenizer(tiny_tokenizer: Any) -> SegmentTokenizer:
+    return SegmentTokenizer(tiny_tokenizer)
+
+
+def encoder(tokenizer: SegmentTokenizer, max_length: int = 1000, stride: int = 20) -> PromptEncoder:
+    return PromptEncoder(tokenizer, Template(), max_length, stride)
+
+
+def test_a_path_through_the_tree_is_the_prompt(tokenizer: SegmentTokenizer) -> None:
+    encoded = encoder(tokenizer).encode_training([passage(TOWN, "river Aune", "Ruth Olen")])
+    (tree,) = encoded.trees
+    first, second = tree.branches
+    for branch, number, answer in ((first, 0, "river Aune"), (second, 1, "Ruth Olen")):
+        path = [*tree.trunk, *branch.prompt, *branch.answer]
+        expected = f"Context: {TOWN} Question: What is {number}? Answer: {answer}"
+        assert tokenizer.decode(path) == expected
+        assert path[-1] == tokenizer.eos
+        assert tokenizer.decode(branch.answer) == answer
+        assert list(branch.inputs) == [*branch.prompt, *branch.answer[:-1]]
+    assert tree.window == (0, len(TOWN))
+
+
+def test_prompts_have_no_answers(tokenizer: SegmentTokenizer) -> None:
+    encoded = encoder(tokenizer).encode_prompts([passage(TOWN, "river Aune")], 30)
+    (tree,) = encoded.trees
+    (branch,) = tree.branches
+    assert len(branch.answer) == 0
+    assert list(branch.inputs) == list(branch.prompt)
+
+
+def test_an_unanswerable_question_is_answered_by_eos_alone(tokenizer: SegmentTokenizer) -> None:
+    encoded = encoder(tokenizer).encode_training([passage(TOWN, "1203", unanswerable=1)])
+    assert list(encoded.trees[0].branches[1].answer) == [tokenizer.eos]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    words=st.lists(st.text("abcé中 \n", min_size=1, max_size=30), min_size=1, max_size=40),
+    max_length=st.integers(70, 200),
+    stride=st.integers(1, 20),
+)
+def test_windows_cover_the_context_and_fit(
+    tokenizer: SegmentTokenizer, words: list[str], max_length: int, stride: int
+) -> None:
+    context = "x" + " ".join(words)
+    trees = (
+        encoder(tokenizer, max_length, stride)
+        .encode_prompts([Passage(context, (Question("q", "Who?"),))], 10)
+        .trees
+    )
+    assert all(tree.longest_path + 10 <= max_length for tree in trees)
+    assert trees[0].window[0] == 0
+    assert trees[-1].window[1] == len(context.rstrip())
+    for tree, following in zip(trees, trees[1:], strict=False):
+        assert tree.window[0] < following.window[0] <= tree.window[1]
+
+
+def test_windows_start_at_words_and_hold_their_text(tokenizer: SegmentTokenizer) -> None:
+    context = " ".join(f"word{n}" for n in range(100))
+    question = (Question("q", "Who?"),)
+    trees = encoder(tokenizer, 150).encode_prompts([Passage(context, question)], 10).trees
+    assert len(trees) > 3
+    for tree in trees:
+        start, end = tree.window
+        assert tokenizer.decode(tree.trunk) == f"Context: {context[start:end]}".strip()
+        assert context[start:end].startswith("word")
+
+
+def test_windows_of_gpt2_follow_the_lead_as_a_first_word_does(shared: Path) -> None:
+    gpt2 = SegmentTokenizer(AutoTokenizer.from_pretrained(shared / "gpt2"))
+    question = (Question("q", "Who?"),)
+    trees = encoder(gpt2, 120).encode_prompts([Passage(TOWN * 20, question)], 10).trees
+    assert len(trees) > 3
+    for tree in trees:
+        start, end = tree.window
+        assert gpt2.decode(tree.trunk) == f"Context: {(TOWN * 20)[start:end].strip()}"
+
+
+def test_windows_of_one_endless_word_are_cut_within_it(tokenizer: SegmentTokenizer) -> None:
+    question = (Question("q", "Who?"),)
+    trees = encoder(tokenizer, 100).encode_prompts([Passage("x" * 500, question)], 10).trees
+    assert trees[-1].window[1] == 500
+
+
+def test_a_training_window_without_the_answer_is_left_out(tokenizer: SegmentTokenizer) -> None:
+    context = " ".join(f"word{n}" for n in range(100))
+    encoded = encoder(tokenizer, 150).encode_training([passage(context, "word3 ", "word97")])
+    for tree in encoded.trees:
+        start, end = tree.window
+        for branch in tree.branches:
+            assert tokenizer.decode(branch.answer) in context[start:end]
+    counts = encoded.counts
+    windows = len(encoder(tokenizer, 150).encode_prompts([passage(context, "word3")], 6).trees)
+    assert counts.windowed == 1
+    assert counts.left_out > 0
+    assert counts.examples + counts.left_out >= windows
+    assert counts.skipped == []
+
+
+def test_with_unanswerable_questions_such_a_window_says_not_here(
+    tokenizer: SegmentTokenizer,
+) -> None:
+    context = " ".join(f"word{n}" for n in range(100))
+    encoded = encoder(tokenizer, 150).encode_training([passage(context, "word3 ", unanswerable=1)])
+    assert encoded.counts.left_out == 0
+    assert encoded.counts.not_here > 0
+    for tree in encoded.trees:
+        start, end = tree.window
+        answer = tree.branches[0].answer
+        assert (tokenizer.decode(answer) == "word3") == ("word3 " in context[start:end])
+        assert list(tree.branches[1].answer) == [tokenizer.eos]
+
+
+def test_an_answer_that_no_window_holds_is_named(tokenizer: SegmentTokenizer) -> None:
+    context = " ".join(f"word{n}" for n in range(100))
+    long_answer = " ".join(f"word{n}" for n in range(20, 28))
+    encoded = encoder(tokenizer, 170, stride=1).encode_training([passage(context, long_answer)])
+    held = any(tree.branches for tree in encoded.trees)
+    assert encoded.counts.skipped == ([] if held else ["q0"])
+
+
+def test_a_question_that_leaves_no_room_is_named(tokenizer: SegmentTokenizer) -> None:
+    with pytest.raises(InputError, match="q0"):
+        encoder(tokenizer, 40).encode_training([passage(TOWN * 10, "river Aune")])
+
+
+def test_real_text_counts(shared: Path) -> None:
+    import json
+
+    official = json.loads((shared / "data" / "squad1-train.json").read_text())
+    passages = [
+        Passage(
+            paragraph["context"],
+            tuple(
+                Question(
+                    qa["id"],
+                    qa["question"],
+                    tuple(Answer(a["text"], a["answer_start"]) for a in qa["answers"]),
+                )
+                for qa in paragraph["qas"]
+            ),
+        )
+        for article in official["data"]
+        for paragraph in article["paragraphs"]
+    ]
+    gpt2 = SegmentTokenizer(AutoTokenizer.from_pretrained(shared / "gpt2"))
+    counts = PromptEncoder(gpt2, Template(), 1024, 128).encode_training(passages).counts
+    assert (counts.passages, counts.questions, counts.examples) == (2430, 11877, 11877)
+    # The data's own description: 2.02M and 0.59M tokens, eos included.
+    assert round(counts.separate_tokens + 11877, -4) == 2_020_000
+    assert round(counts.tree_tokens + 11877, -4) == 590_000

@@ -1,0 +1,43 @@
+"""The template splits a prompt into segments whose join is the prompt."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loraqa.errors import InputError
+from loraqa.prompt.template import DEFAULT_TEMPLATE, Template
+
+WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Z", "C"]), min_size=1)
+
+
+@given(WORDS, WORDS, WORDS)
+def test_segments_join_to_the_prompt(context: str, question: str, answer: str) -> None:
+    template = Template()
+    joined = template.context(context) + template.question(question) + template.answer(answer)
+    assert joined == f"Context: {context} Question: {question} Answer: {answer}"
+
+
+def test_no_segment_ends_in_a_space() -> None:
+    template = Template("{context}\n\nQ: {question}\nA:  {answer}")
+    segments = template.context("c  "), template.question(" q "), template.answer("a ")
+    assert segments == ("c", "\n\nQ: q\nA:", "  a")
+
+
+def test_an_empty_answer_has_no_text() -> None:
+    assert Template().answer("  ") == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Context: {context} Question: {question}",
+        "Question: {question} Context: {context} Answer: {answer}",
+        DEFAULT_TEMPLATE + " {answer}",
+        DEFAULT_TEMPLATE + ".",
+        "{context} {question} {answer}",
+        "{context} {passage} {question} A: {answer}",
+    ],
+)
+def test_a_template_that_cannot_work_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="template"):
+        Template(text)
