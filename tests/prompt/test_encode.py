@@ -1,5 +1,6 @@
 """Passages become trees: nothing lost, nothing cut, windows that cover everything."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def test_windows_cover_the_context_and_fit(
     assert all(tree.longest_path + 10 <= max_length for tree in trees)
     assert trees[0].window[0] == 0
     assert trees[-1].window[1] == len(context.rstrip())
-    for tree, following in zip(trees, trees[1:], strict=False):
+    for tree, following in pairwise(trees):
         assert tree.window[0] < following.window[0] <= tree.window[1]
 
 
