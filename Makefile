@@ -1,0 +1,50 @@
+# Everything lives in .venv, which the first target that needs it makes.
+
+# The Python to make .venv with, and where to take torch from if not from the usual index, such as
+# https://download.pytorch.org/whl/cpu (a tenth of the size on Linux).
+PYTHON ?= python3
+TORCH_INDEX ?=
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint bench clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name text; \
+	do printf '  make %-10s %s\n' "$$name" "$$text"; done
+
+setup: $(INSTALLED) ## install everything into .venv (PYTHON=..., TORCH_INDEX=... to choose)
+
+demo: setup ## train, evaluate and compare on the embedded example, offline
+	$(BIN)/loraqa demo
+
+test: setup ## run the quick tests
+	$(BIN)/pytest -m "not slow"
+
+test-slow: setup ## run the tests that take minutes
+	$(BIN)/pytest -m slow
+
+lint: setup ## check style, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: setup ## run the benchmarks; they write benchmarks/results/
+	@set -e; for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python "$$script"; done
+
+clean: ## remove caches and build output; .venv and runs stay
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	{ echo "loraqa needs Python 3.11 or newer, and '$(PYTHON)' is not: name one," \
+	"for example 'make setup PYTHON=python3.12'." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+ifneq ($(TORCH_INDEX),)
+	$(BIN)/pip install --no-deps --index-url $(TORCH_INDEX) -c constraints.txt torch
+endif
+	$(BIN)/pip install -c constraints.txt -e '.[dev,serve]'
+	@touch $@

@@ -1,0 +1,140 @@
+"""The house stands as it was planned: who may import whom, what stays light, what is never done."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[1] / "src" / "loraqa"
+# Lowest floor first; each room may import those before it.
+ROOMS = ["squad", "lora", "prompt", "model", "train", "answer", "report", "serve", "demo"]
+FOR_ALL = ["errors", "files"]
+# Beyond the order: the demo is the recipe, run on its own data.
+EXCEPTIONS = {"demo": {"finetune"}}
+HEAVY = ["torch", "transformers", "tokenizers", "datasets", "pyarrow", "pandas", "matplotlib"]
+UNSAFE_MODULES = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+UNSAFE_CALLS = {"torch.load", "torch.save"}
+UNSAFE_OPTIONS = ("trust_remote_code=", "allow_pickle=True")
+
+
+def imported_modules(tree: ast.AST) -> Iterator[str]:
+    """Every module that a file imports, wherever it does, `from a import b` counted as `a.b`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def rooms_imported(tree: ast.AST) -> set[str]:
+    """The rooms and top modules of loraqa that a file imports."""
+    names = [name.split(".") for name in imported_modules(tree)]
+    return {name[1] for name in names if name[0] == "loraqa" and name[1:]} - {"__version__"}
+
+
+def allowed_in(room: str) -> set[str]:
+    return {*FOR_ALL, *ROOMS[: ROOMS.index(room) + 1]} | EXCEPTIONS.get(room, set())
+
+
+def unsafe_uses(tree: ast.AST) -> list[str]:
+    """Pickle in any of its forms, and options that let a file or model bring code."""
+    modules = [
+        name for name in imported_modules(tree) if UNSAFE_MODULES.intersection(name.split("."))
+    ]
+    calls = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    options = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.keyword)]
+    return [
+        *modules,
+        *UNSAFE_CALLS.intersection(calls),
+        *(option for option in options if option.startswith(UNSAFE_OPTIONS)),
+    ]
+
+
+def prints(tree: ast.AST) -> bool:
+    return any(isinstance(node, ast.Name) and node.id == "print" for node in ast.walk(tree))
+
+
+def is_command(path: Path) -> bool:
+    return 'if __name__ == "__main__"' in path.read_text(encoding="utf-8")
+
+
+def parse(path: Path) -> ast.AST:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def files_of(room: str) -> list[Path]:
+    return sorted((SOURCE / room).rglob("*.py"))
+
+
+def loaded_by(statement: str) -> set[str]:
+    """The heavy libraries in memory once a fresh interpreter has run `statement`."""
+    code = f"import sys; {statement}; print(*(name for name in {HEAVY} if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_every_folder_is_a_room() -> None:
+    folders = {path.parent.name for path in SOURCE.glob("*/*.py")}
+    assert folders <= set(ROOMS)
+    assert "squad" in folders
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_room_imports_only_from_rooms_below_it(room: str) -> None:
+    wrong = {
+        str(path.relative_to(SOURCE)): outside
+        for path in files_of(room)
+        if (outside := rooms_imported(parse(path)) - allowed_in(room))
+    }
+    assert wrong == {}
+
+
+def test_lora_knows_nothing_of_questions() -> None:
+    for path in files_of("lora"):
+        assert "squad" not in rooms_imported(parse(path))
+
+
+def test_squad_knows_nothing_of_torch() -> None:
+    for path in files_of("squad"):
+        names = {name.split(".")[0] for name in imported_modules(parse(path))}
+        assert not names & {"torch", "transformers", "tokenizers", "safetensors", "peft"}
+
+
+@pytest.mark.parametrize("module", ["loraqa", "loraqa.squad", "loraqa.report", "loraqa.cli"])
+def test_importing_loads_nothing_heavy(module: str) -> None:
+    assert loaded_by(f"import {module}") == set()
+
+
+def test_no_file_unpickles_or_runs_a_models_code() -> None:
+    wrong = {
+        str(path.relative_to(SOURCE)): uses
+        for path in SOURCE.rglob("*.py")
+        if (uses := unsafe_uses(parse(path)))
+    }
+    assert wrong == {}
+
+
+def test_only_the_command_line_prints() -> None:
+    library = [path for room in ROOMS for path in files_of(room) if not is_command(path)]
+    assert [path.name for path in library if prints(parse(path))] == []
+
+
+def test_checks_see_what_they_look_for() -> None:
+    code = ast.parse(
+        "def f():\n"
+        "    from loraqa.cli import main\n"
+        "    from loraqa import demo, __version__\n"
+        "    import loraqa.squad.read\n"
+        "    import pickle\n"
+        "    torch.load(path); load(path, trust_remote_code=True); np.save(x, allow_pickle=False)\n"
+    )
+    assert rooms_imported(code) == {"cli", "demo", "squad"}
+    assert unsafe_uses(code) == ["pickle", "torch.load", "trust_remote_code=True"]
+    assert prints(ast.parse("print('x')"))
+    assert not prints(ast.parse("'print'"))
+    assert loaded_by("import tokenizers") == {"tokenizers"}
+    assert allowed_in("lora") == {"errors", "files", "squad", "lora"}
