@@ -17,7 +17,7 @@ EXCEPTIONS = {"demo": {"finetune"}}
 HEAVY = ["torch", "transformers", "tokenizers", "datasets", "pyarrow", "pandas", "matplotlib"]
 UNSAFE_MODULES = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 UNSAFE_CALLS = {"torch.load", "torch.save"}
-UNSAFE_OPTIONS = ("trust_remote_code=", "allow_pickle=True")
+UNSAFE_OPTIONS = {"trust_remote_code", "allow_pickle"}
 
 
 def imported_modules(tree: ast.AST) -> Iterator[str]:
@@ -46,11 +46,15 @@ def unsafe_uses(tree: ast.AST) -> list[str]:
         name for name in imported_modules(tree) if UNSAFE_MODULES.intersection(name.split("."))
     ]
     calls = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
-    options = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.keyword)]
+    options = [
+        ast.unparse(node)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.keyword) and node.arg in UNSAFE_OPTIONS
+    ]
     return [
         *modules,
         *UNSAFE_CALLS.intersection(calls),
-        *(option for option in options if option.startswith(UNSAFE_OPTIONS)),
+        *(option for option in options if not option.endswith("=False")),
     ]
 
 
