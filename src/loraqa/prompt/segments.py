@@ -43,6 +43,7 @@ class SegmentTokenizer:
         ]
         self._plain = _without_added_tokens(tokenizer.backend_tokenizer)
         self._control = _control_ids(tokenizer)
+        self._names = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items()}
         self._adds_space = self._decode(["a", " b"]) == "a  b"
         self._check_stable()
 
@@ -70,6 +71,10 @@ class SegmentTokenizer:
         kept = [int(i) for i in ids if int(i) not in self._control]
         text: str = self._plain.decode(kept, skip_special_tokens=False)
         return text.strip()
+
+    def show(self, token: int) -> str:
+        """A token's own text, control tokens by their names, for people to look at."""
+        return self._names.get(token) or self._plain.decode([token], skip_special_tokens=False)
 
     def _decode(self, segments: Sequence[str]) -> str:
         encodings = self._plain.encode_batch(list(segments), add_special_tokens=False)

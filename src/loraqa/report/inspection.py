@@ -1,0 +1,98 @@
+"""What the model is given: the tokens of some trees in colour, counts, and lengths."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from loraqa.prompt.encode import Encoded, EncodingCounts
+from loraqa.prompt.segments import SegmentTokenizer
+from loraqa.prompt.tree import TokenIds, Tree
+from loraqa.report.tables import Column, Table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+TRUNK, QUESTION, SUPERVISED, NOTE = "cyan", "yellow", "bold green", "dim"
+_BAR = 40
+_BINS = 12
+
+
+def inspection(
+    encoded: Encoded, tokenizer: SegmentTokenizer, examples: int
+) -> Iterator["RenderableType"]:
+    """Everything to look at before training, piece by piece, for a `rich` console."""
+    yield _legend()
+    for tree in encoded.trees[:examples]:
+        yield from _tree(tree, tokenizer)
+    yield counts_table(encoded.counts).to_rich()
+    yield _histogram([tree.longest_path for tree in encoded.trees])
+
+
+def counts_table(counts: EncodingCounts) -> Table:
+    """What encoding did with the data, in words."""
+    rows = (
+        ("contexts", counts.passages),
+        ("questions", counts.questions),
+        ("trees", counts.trees),
+        ("examples (a question in a window)", counts.examples),
+        ("contexts too long for one window", counts.windowed),
+        ("examples trained to say “not here”", counts.not_here),
+        ("examples left out, answer not in their window", counts.left_out),
+        ("questions skipped, answer in no window", len(counts.skipped)),
+        ("tokens as trees", counts.tree_tokens),
+        ("tokens as separate examples", counts.separate_tokens),
+        ("tokens saved by sharing (times)", counts.separate_tokens / max(counts.tree_tokens, 1)),
+    )
+    return Table("Encoded data", (Column("what"), Column("how many", ",.6g")), rows)
+
+
+def _legend() -> Text:
+    return Text.assemble(
+        ("trunk: the context, computed once", TRUNK),
+        "   ",
+        ("branch: a question", QUESTION),
+        "   ",
+        ("supervised: the loss sees these", SUPERVISED),
+    )
+
+
+def _tree(tree: Tree, tokenizer: SegmentTokenizer) -> Iterator[Text]:
+    start, end = tree.window
+    yield Text(f"\npassage {tree.passage}, characters {start} to {end}", "bold")
+    yield _tokens(tree.trunk, tokenizer, TRUNK)
+    yield _places(tree.trunk, 0)
+    for branch in tree.branches:
+        yield Text(f"\n  {branch.question_id}", "bold")
+        yield (
+            Text("  ")
+            + _tokens(branch.prompt, tokenizer, QUESTION)
+            + Text("│", NOTE)
+            + _tokens(branch.answer, tokenizer, SUPERVISED)
+        )
+        yield Text("  ") + _places([*branch.prompt, *branch.answer], len(tree.trunk))
+
+
+def _tokens(ids: TokenIds, tokenizer: SegmentTokenizer, style: str) -> Text:
+    return Text("│", NOTE).join(Text(tokenizer.show(int(i)), style) for i in ids)
+
+
+def _places(ids: TokenIds | Sequence[int], first: int) -> Text:
+    listed = " ".join(str(int(i)) for i in ids)
+    return Text(f"positions {first} to {first + len(ids) - 1}, ids {listed}", NOTE)
+
+
+def _histogram(lengths: Sequence[int]) -> Text:
+    """Bars of how many trees have a longest path of so many tokens."""
+    if not lengths:
+        return Text("no trees")
+    width = max(1, -(-(max(lengths) + 1) // _BINS))
+    bins = [0] * (max(lengths) // width + 1)
+    for length in lengths:
+        bins[length // width] += 1
+    lines = [
+        f"{index * width:>6} to {(index + 1) * width - 1:<6} {count:>7,} "
+        + "█" * -(-count * _BAR // max(bins))
+        for index, count in enumerate(bins)
+    ]
+    return Text("\n".join(["Longest path of a tree, in tokens", *lines]))
