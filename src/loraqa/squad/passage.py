@@ -1,6 +1,10 @@
 """What everything else is made of: a passage, the questions on it, their answers."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+Version = Literal["1.1", "2.0"]
+"""SQuAD v1.1, in which every question has an answer, or v2.0, in which some have none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,25 @@
+"""Questions on texts: passages, strict readers and writers of SQuAD data, the official scores."""
+
+from loraqa.squad.dataset import QADataset
+from loraqa.squad.official import write_official
+from loraqa.squad.passage import Answer, Passage, Question, Version
+from loraqa.squad.predictions import read_no_answer_probabilities, read_predictions
+from loraqa.squad.read import read_passages
+from loraqa.squad.score import QuestionScore, Scores, normalize_answer, score, score_question
+
+__all__ = [
+    "Answer",
+    "Passage",
+    "QADataset",
+    "Question",
+    "QuestionScore",
+    "Scores",
+    "Version",
+    "normalize_answer",
+    "read_no_answer_probabilities",
+    "read_passages",
+    "read_predictions",
+    "score",
+    "score_question",
+    "write_official",
+]

@@ -1,0 +1,87 @@
+"""Checks on parsed JSON that collect every problem instead of stopping at the first."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+_LISTED = 20
+_TYPE_NAMES = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+    type(None): "null",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in a source: a JSON path, a line or a row; and the question's id where it is known."""
+
+    path: str = ""
+    id: str | None = None
+
+    def inside(self, part: str) -> "Place":
+        """The place of a key, or a key with an index, of what stands here."""
+        joint = "." if self.path.endswith("]") else ", "
+        return replace(self, path=f"{self.path}{joint}{part}" if self.path else part)
+
+    def __str__(self) -> str:
+        named = "" if self.id is None else f"id {self.id!r}"
+        return ", ".join(filter(None, (self.path, named)))
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong, and where."""
+
+    place: Place
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.reason}".removeprefix(": ")
+
+
+class Checks:
+    """Tries what is asked of it and notes each problem, in the order of the source."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+
+    def report(self, place: Place, reason: str) -> None:
+        """Note a problem."""
+        self.problems.append(Problem(place, reason))
+
+    def has_type(self, value: Any, kind: type, place: Place) -> bool:
+        """Whether `value` is of exactly this type (True is no whole number), else a problem."""
+        if type(value) is kind:
+            return True
+        self.report(place, f"is {_type_name(type(value))}, must be {_type_name(kind)}")
+        return False
+
+    def field(self, node: Any, key: str, kind: type, place: Place) -> Any:
+        """`node[key]`, or None and a problem where it is missing or of another type."""
+        if not self.has_type(node, dict, place):
+            return None
+        if key not in node:
+            self.report(place, f"{key!r} is missing")
+            return None
+        value = node[key]
+        # A place is made only where something is wrong: there are five fields to a question.
+        if type(value) is kind or self.has_type(value, kind, place.inside(key)):
+            return value
+        return None
+
+    def listing(self, source: str) -> str:
+        """The first problems, one a line, and how many more there are."""
+        count = len(self.problems)
+        lines = [f"{source} has {count} problem{'s' if count > 1 else ''}:"]
+        lines += [f"  {source}: {problem}" for problem in self.problems[:_LISTED]]
+        if count > _LISTED:
+            lines.append(f"  and {count - _LISTED} more")
+        return "\n".join(lines)
+
+
+def _type_name(kind: type) -> str:
+    return _TYPE_NAMES.get(kind, kind.__name__)

@@ -1,0 +1,58 @@
+"""The data as read: passages, where they came from, and what was met on the way."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from loraqa.squad.official import official_document
+from loraqa.squad.passage import Passage, Question, Version
+
+
+@dataclass(frozen=True)
+class QADataset:
+    """Passages in the order of their source, all questions on one context together.
+
+    `order` holds the question ids in the order of the source; the passages have another one where
+    a context comes up again further on. `repaired` counts answers whose offset was put right,
+    `skipped` what was left out: its name ("questions", "answers", ...) and how many.
+    """
+
+    source: str
+    version: Version
+    passages: tuple[Passage, ...]
+    order: tuple[str, ...]
+    repaired: int = 0
+    skipped: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def questions(self) -> list[Question]:
+        """Every question, in the order of the passages."""
+        return [question for passage in self.passages for question in passage.questions]
+
+    @property
+    def same_text(self) -> int:
+        """Questions asked in words in which the same context was asked before."""
+        return sum(
+            len(passage.questions) - len({question.text for question in passage.questions})
+            for passage in self.passages
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of version and passages, the same in whatever format they are stored."""
+        document = official_document(self.passages, self.version)
+        return hashlib.sha256(json.dumps(document).encode()).hexdigest()
+
+    def counts(self) -> dict[str, Any]:
+        """How many of everything, ready for JSON."""
+        questions = self.questions
+        return {
+            "contexts": len(self.passages),
+            "questions": len(questions),
+            "unanswerable": sum(not question.answerable for question in questions),
+            "same_text": self.same_text,
+            "repaired": self.repaired,
+            "skipped": dict(self.skipped),
+        }

@@ -1,0 +1,151 @@
+"""Every question of every format is checked here and joins the others on its context."""
+
+import re
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+from loraqa.squad.checks import Checks, Place
+from loraqa.squad.passage import Answer, Passage, Question, Version
+
+# Tab, newline and carriage return are ordinary white space in SQuAD's contexts.
+_FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+_LONGEST_QUOTE = 60
+
+
+class Intake(Checks):
+    """Takes questions in the order of their source.
+
+    What has a problem is left out and counted in `skipped`; whether that may stand is for the
+    caller to decide. `version` is what the source declares; None where its format cannot say.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.version: Version | None = None
+        self.skipped: Counter[str] = Counter()
+        self.repaired = 0
+        self.order: list[str] = []
+        self._questions: dict[str, list[Question]] = {}
+        self._titles: dict[str, str] = {}
+        self._first_use: dict[str, Place] = {}
+
+    def passages(self) -> tuple[Passage, ...]:
+        """One passage for every context that has a question, in the order of first appearance."""
+        return tuple(
+            Passage(context, tuple(questions), self._titles[context])
+            for context, questions in self._questions.items()
+        )
+
+    def title(self, node: Any, place: Place) -> str:
+        """The title, the one field that may be missing; empty where it is, or is bad."""
+        if type(node) is not dict or node.get("title") is None:
+            return ""
+        title = self.field(node, "title", str, place)
+        return title if title and self._is_clean(title, "title", place) else ""
+
+    def context(self, node: Any, place: Place) -> str | None:
+        """The context, or None and a problem."""
+        return self._text(node, "context", place)
+
+    def question(self, node: Any, place: Place, context: str | None, title: str) -> None:
+        """Take a question in the form of official JSON, or leave it out.
+
+        It is left out where it has a problem, and where the caller has found one with what
+        belongs to it and gives no context.
+        """
+        id = self._id(node, place)
+        place = replace(place, id=id)
+        text = self._text(node, "question", place)
+        answers = None if context is None else self._answers(node, place, context)
+        if context is None or id is None or text is None or answers is None:
+            self.skipped["questions"] += 1
+            return
+        self._titles.setdefault(context, title)
+        self._questions.setdefault(context, []).append(Question(id, text, answers))
+        self.order.append(id)
+
+    def _id(self, node: Any, place: Place) -> str | None:
+        id = self._text(node, "id", place)
+        if id is None:
+            return None
+        first_use = self._first_use.setdefault(id, place)
+        if first_use is not place:
+            self.report(replace(place, id=id), f"the id is already that of {first_use.path}")
+            return None
+        return id
+
+    def _text(self, node: Any, key: str, place: Place) -> str | None:
+        text = self.field(node, key, str, place)
+        if text is None:
+            return None
+        if not text.strip():
+            self.report(place, f"the {key} is empty")
+            return None
+        return text if self._is_clean(text, key, place) else None
+
+    def _is_clean(self, text: str, key: str, place: Place) -> bool:
+        found = _FORBIDDEN.search(text)
+        if not found:
+            return True
+        code = ord(found[0])
+        name = "lone surrogate" if code >= 0xD800 else "control character"
+        self.report(place, f"the {key} has a {name} (U+{code:04X}) at character {found.start()}")
+        return False
+
+    def _answers(self, node: Any, place: Place, context: str) -> tuple[Answer, ...] | None:
+        """The good answers; None where they are no list, contradict the rest, or are all bad."""
+        nodes = self.field(node, "answers", list, place)
+        if nodes is None or not self._answerability_agrees(node, bool(nodes), place):
+            return None
+        found = [
+            self._answer(answer, place.inside(f"answers[{number}]"), context)
+            for number, answer in enumerate(nodes)
+        ]
+        answers = tuple(answer for answer in found if answer is not None)
+        if nodes and not answers:
+            return None
+        self.skipped["answers"] += len(nodes) - len(answers)
+        return answers
+
+    def _answerability_agrees(self, node: dict[str, Any], answered: bool, place: Place) -> bool:
+        """Whether answers, version and `is_impossible` (which may be missing) say the same."""
+        impossible = node.get("is_impossible", not answered)
+        if not self.has_type(impossible, bool, place.inside("is_impossible")):
+            return False
+        if self.version == "1.1" and (impossible or not answered):
+            self.report(place, "the question has no answer, which SQuAD v1.1 does not allow")
+            return False
+        if impossible and answered:
+            self.report(place, "is_impossible is true, but the question has answers")
+            return False
+        if not impossible and not answered:
+            self.report(place, "is_impossible is false, but the question has no answer")
+            return False
+        return True
+
+    def _answer(self, node: Any, place: Place, context: str) -> Answer | None:
+        text = self.field(node, "text", str, place)
+        start = self.field(node, "answer_start", int, place)
+        if text is None or start is None:
+            return None
+        if not text.strip():
+            self.report(place, "the answer is empty")
+            return None
+        if start >= 0 and context.startswith(text, start):
+            return Answer(text, start)
+        return self._repair(text, start, place, context)
+
+    def _repair(self, text: str, start: int, place: Place, context: str) -> Answer | None:
+        """The answer where the context has it, if that is one place only; else a problem."""
+        quote = repr(text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}…")
+        first = context.find(text)
+        if first < 0:
+            self.report(place, f"the answer {quote} is not in the context")
+            return None
+        if context.find(text, first + 1) >= 0:
+            problem = f"is not at character {start}, and the context has it more than once"
+            self.report(place, f"the answer {quote} {problem}")
+            return None
+        self.repaired += 1
+        return Answer(text, first)

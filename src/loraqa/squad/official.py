@@ -1,0 +1,80 @@
+"""Official SQuAD JSON, v1.1 and v2.0."""
+
+import json
+from collections.abc import Iterable
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from loraqa.errors import InputError
+from loraqa.files import write_text
+from loraqa.squad.checks import Place
+from loraqa.squad.intake import Intake
+from loraqa.squad.passage import Passage, Question, Version
+
+_VERSIONS: dict[str, Version] = {"1.1": "1.1", "v1.1": "1.1", "2.0": "2.0", "v2.0": "2.0"}
+
+
+def read_official(document: Any, intake: Intake) -> None:
+    """Hand every question of a parsed official file to `intake`."""
+    intake.version = _version(document, intake)
+    for number, article in enumerate(intake.field(document, "data", list, Place()) or ()):
+        _read_article(article, Place(f"data[{number}]"), intake)
+
+
+def write_official(path: Path, passages: Iterable[Passage], version: Version) -> None:
+    """Write official JSON; raise `InputError` where v1.1 is asked for and cannot say it."""
+    write_text(path, json.dumps(official_document(passages, version), ensure_ascii=False) + "\n")
+
+
+def official_document(passages: Iterable[Passage], version: Version) -> dict[str, Any]:
+    """What official JSON holds. Neighbouring passages of one title are one article."""
+    articles = [
+        {"title": title, "paragraphs": [_paragraph(passage, version) for passage in group]}
+        for title, group in groupby(passages, key=lambda passage: passage.title)
+    ]
+    return {"version": "1.1" if version == "1.1" else "v2.0", "data": articles}
+
+
+def _version(document: Any, intake: Intake) -> Version | None:
+    declared = intake.field(document, "version", str, Place())
+    if declared is not None and declared not in _VERSIONS:
+        intake.report(Place("version"), f"is {declared!r}, must be '1.1' or 'v2.0'")
+    return _VERSIONS.get(declared)
+
+
+def _read_article(article: Any, place: Place, intake: Intake) -> None:
+    paragraphs = intake.field(article, "paragraphs", list, place)
+    if paragraphs is None:
+        intake.skipped["articles"] += 1
+        return
+    title = intake.title(article, place)
+    for number, paragraph in enumerate(paragraphs):
+        _read_paragraph(paragraph, place.inside(f"paragraphs[{number}]"), title, intake)
+
+
+def _read_paragraph(paragraph: Any, place: Place, title: str, intake: Intake) -> None:
+    context = intake.context(paragraph, place)
+    questions = intake.field(paragraph, "qas", list, place)
+    if context is None or not questions:
+        intake.skipped["paragraphs"] += 1
+    for number, question in enumerate(questions or ()):
+        intake.question(question, place.inside(f"qas[{number}]"), context, title)
+
+
+def _paragraph(passage: Passage, version: Version) -> dict[str, Any]:
+    questions = [_question(question, version) for question in passage.questions]
+    return {"context": passage.context, "qas": questions}
+
+
+def _question(question: Question, version: Version) -> dict[str, Any]:
+    answers = [{"text": answer.text, "answer_start": answer.start} for answer in question.answers]
+    node: dict[str, Any] = {"id": question.id, "question": question.text, "answers": answers}
+    if version == "2.0":
+        node["is_impossible"] = not question.answerable
+    elif not question.answerable:
+        raise InputError(
+            f"Question {question.id!r} has no answer, which SQuAD v1.1 does not allow; "
+            "write the data as version 2.0."
+        )
+    return node

@@ -1,0 +1,62 @@
+"""What the official scripts score: JSON objects from question id to text or to a probability."""
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from loraqa.errors import InputError
+from loraqa.squad.checks import Checks, Place
+from loraqa.squad.text import BYTE_ORDER_MARK, decode, explain_json_error, read_bytes
+
+
+def read_predictions(path: str | Path) -> dict[str, str]:
+    """Question id to predicted text; raise `InputError` where the file holds anything else."""
+    checks = Checks()
+    predictions = _read_object(Path(path), checks)
+    for id, text in predictions.items():
+        checks.has_type(text, str, Place(id=id))
+    _stop_at_problems(checks, path)
+    return predictions
+
+
+def read_no_answer_probabilities(path: str | Path) -> dict[str, float]:
+    """Question id to the probability of no answer; raise `InputError` for anything else.
+
+    As in the official script any finite number will do: some models give a log ratio.
+    """
+    checks = Checks()
+    probabilities = _read_object(Path(path), checks)
+    for id, number in probabilities.items():
+        if checks.has_type(number, float, Place(id=id)) and not math.isfinite(number):
+            checks.report(Place(id=id), f"is {number}, must be finite")
+    _stop_at_problems(checks, path)
+    return probabilities
+
+
+def _read_object(path: Path, checks: Checks) -> dict[str, Any]:
+    """The object in the file, its numbers as floats; a key that comes twice is a problem."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        for key, count in Counter(key for key, _ in pairs).items():
+            if count > 1:
+                checks.report(Place(id=key), f"comes {count} times")
+        return dict(pairs)
+
+    text = decode(read_bytes(path), str(path))
+    if text.startswith(BYTE_ORDER_MARK):
+        raise InputError(f"{path} starts with a byte order mark (BOM); save it without one.")
+    try:
+        document = json.loads(text, object_pairs_hook=unique, parse_int=float)
+    except (ValueError, RecursionError) as error:
+        where, reason = explain_json_error(error)
+        raise InputError(f"{path}, {where}: {reason}.") from None
+    if not isinstance(document, dict):
+        raise InputError(f"{path} must hold one JSON object with a prediction for each id.")
+    return document
+
+
+def _stop_at_problems(checks: Checks, path: str | Path) -> None:
+    if checks.problems:
+        raise InputError(f"{checks.listing(str(path))}\nCorrect the file.")

@@ -1,0 +1,123 @@
+"""Read question-answering data in any of the formats, checked, from a file or the hub."""
+
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from loraqa.errors import InputError
+from loraqa.squad.checks import Place
+from loraqa.squad.dataset import QADataset
+from loraqa.squad.intake import Intake
+from loraqa.squad.official import read_official
+from loraqa.squad.rows import read_csv, read_hub, read_jsonl, read_parquet
+from loraqa.squad.text import BYTE_ORDER_MARK, decode, explain_json_error, read_bytes
+
+logger = logging.getLogger("loraqa")
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:.+)?")
+_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
+
+
+def read_passages(
+    source: str | Path, *, on_bad: Literal["stop", "skip"] = "stop", split: str = "validation"
+) -> QADataset:
+    """Read official SQuAD JSON (v1.1, v2.0), JSON Lines, CSV, Parquet or a dataset of the hub.
+
+    `source` is a file or a hub name such as `rajpurkar/squad` or `rajpurkar/squad:train`; `split`
+    is the one to read where the name has none. A file never touches the network.
+
+    Raises `InputError` where nothing can be read, and with all problems listed where the data has
+    any; with `on_bad="skip"` what has a problem is left out, counted and logged instead.
+    """
+    intake = Intake()
+    if _is_hub_name(source):
+        name, _, named_split = str(source).partition(":")
+        read_hub(name, named_split or split, intake)
+    else:
+        _read_file(Path(source), intake)
+    return _conclude(intake, str(source), on_bad)
+
+
+def _is_hub_name(source: str | Path) -> bool:
+    path = Path(source)
+    return (
+        isinstance(source, str)
+        and _HUB_NAME.fullmatch(source) is not None
+        and path.suffix not in _SUFFIXES
+        and not path.exists()
+        and not Path(path.parts[0]).is_dir()
+    )
+
+
+def _read_file(path: Path, intake: Intake) -> None:
+    """Find the format by the content; by the name only where the content is text in doubt."""
+    data = read_bytes(path)
+    if data.startswith(b"PAR1") or path.suffix == ".parquet":
+        read_parquet(data, str(path), intake)
+        return
+    text = decode(data, str(path))
+    if text.startswith(BYTE_ORDER_MARK):
+        intake.report(Place(), "starts with a byte order mark (BOM); save it as UTF-8 without one")
+        text = text.removeprefix(BYTE_ORDER_MARK)
+    if path.suffix in (".jsonl", ".ndjson"):
+        read_jsonl(text, intake)
+    elif path.suffix != ".csv" and (path.suffix == ".json" or text.lstrip().startswith("{")):
+        _read_json(text, str(path), intake)
+    else:
+        read_csv(text, str(path), intake)
+
+
+def _read_json(text: str, source: str, intake: Intake) -> None:
+    """Official JSON, or JSON Lines in a file that does not say so by its name."""
+    start = len(text) - len(text.lstrip())
+    try:
+        document, end = json.JSONDecoder().raw_decode(text, start)
+        if not _is_row(document) and text[end:].strip():
+            raise json.JSONDecodeError("Extra data", text, end)
+    except (ValueError, RecursionError) as error:
+        where, reason = explain_json_error(error)
+        raise InputError(f"{source}, {where}: {reason}.") from None
+    if _is_row(document):
+        read_jsonl(text, intake)
+    elif isinstance(document, dict):
+        read_official(document, intake)
+    else:
+        raise InputError(
+            f"{source} holds no object at its top; SQuAD's JSON is an object with 'version' and "
+            "'data', JSON Lines have one object a line."
+        )
+
+
+def _is_row(document: Any) -> bool:
+    return isinstance(document, dict) and "data" not in document and "question" in document
+
+
+def _conclude(intake: Intake, source: str, on_bad: str) -> QADataset:
+    if intake.problems and on_bad != "skip":
+        raise InputError(
+            f"{intake.listing(source)}\nCorrect them, or leave them out with --on-bad skip."
+        )
+    _log(intake, source)
+    if not intake.order:
+        raise InputError(f"{source} holds no questions that can be used.")
+    passages = intake.passages()
+    unanswerable = any(not question.answers for item in passages for question in item.questions)
+    return QADataset(
+        source=source,
+        version=intake.version or ("2.0" if unanswerable else "1.1"),
+        passages=passages,
+        order=tuple(intake.order),
+        repaired=intake.repaired,
+        skipped=dict(+intake.skipped),
+    )
+
+
+def _log(intake: Intake, source: str) -> None:
+    if intake.problems:
+        logger.warning("%s", intake.listing(source))
+    if skipped := ", ".join(f"{count} {name}" for name, count in (+intake.skipped).items()):
+        logger.warning("%s: left out %s.", source, skipped)
+    if intake.repaired:
+        logger.warning("%s: put right the offsets of %d answers.", source, intake.repaired)

@@ -1,0 +1,223 @@
+"""One question a row, in the hub's columns: JSON Lines, CSV, Parquet, and the hub itself."""
+
+import ast
+import csv
+import io
+import json
+import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from loraqa.errors import InputError
+from loraqa.squad.checks import Place
+from loraqa.squad.intake import Intake
+from loraqa.squad.text import explain_json_error
+
+_COLUMNS = ("id", "context", "question", "answers")
+_ANSWER_COLUMNS = {"answer_text", "answer_start"}
+
+
+def read_jsonl(text: str, intake: Intake) -> None:
+    """Hand over every line; blank ones are passed over."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            where, reason = explain_json_error(error, number)
+            intake.report(Place(where), reason)
+            intake.skipped["rows"] += 1
+        else:
+            _read_row(row, Place(f"line {number}"), intake)
+
+
+def read_csv(text: str, source: str, intake: Intake) -> None:
+    """Hand over every row; a row's place is the line on which it starts.
+
+    The answers stand in one column as JSON or as pandas prints the hub's data, or one answer a
+    row in the columns `answer_text` and `answer_start`.
+    """
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+    with _fields_of_any_length():
+        header = _csv_header(lines, source)
+        for place, cells in _csv_rows(lines, intake):
+            try:
+                row = _csv_row(header, cells)
+            except ValueError as error:
+                intake.report(place, str(error))
+                intake.skipped["rows"] += 1
+            else:
+                _read_row(row, place, intake)
+
+
+def read_parquet(data: bytes, source: str, intake: Intake) -> None:
+    """Hand over every row; its place is its number, counted from 0."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
+        rows = table.to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise InputError(f"{source} is not a readable Parquet file ({error}).") from None
+    _read_table(table.column_names, rows, source, intake)
+
+
+def read_hub(name: str, split: str, intake: Intake) -> None:
+    """Hand over every row of a split of a dataset on the Hugging Face hub.
+
+    Raises `InputError` in one sentence where it cannot be had.
+    """
+    try:
+        columns, rows = _download(name, split)
+    # The hub's libraries raise errors of half a dozen families.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"Split {split!r} of {name!r} cannot be read from the Hugging Face hub ({reason}); "
+            "check the name and the connection, set HF_HUB_OFFLINE=1 to use a copy downloaded "
+            "before, or give a local file (JSON, JSON Lines, CSV or Parquet)."
+        ) from error
+    _read_table(columns, rows, name, intake)
+
+
+def _download(name: str, split: str) -> tuple[list[str], list[dict[str, Any]]]:
+    import datasets
+    from huggingface_hub import HfApi, constants
+
+    if not constants.HF_HUB_OFFLINE:
+        # Where there is no network this fails at once; `load_dataset` would try for half a minute.
+        HfApi().dataset_info(name, timeout=10)
+    data = datasets.load_dataset(name, split=split)
+    return data.column_names, data.to_list()
+
+
+def _read_table(
+    columns: Collection[str], rows: list[dict[str, Any]], source: str, intake: Intake
+) -> None:
+    _require_columns(columns, source)
+    for number, row in enumerate(rows):
+        _read_row(row, Place(f"row {number}"), intake)
+
+
+def _require_columns(columns: Collection[str], source: str) -> None:
+    given = {*columns, "answers"} if _ANSWER_COLUMNS.issubset(columns) else columns
+    missing = [column for column in _COLUMNS if column not in given]
+    if missing:
+        raise InputError(
+            f"{source} has no column {' or '.join(map(repr, missing))}; a table of questions has "
+            f"the columns id, title, context, question and answers, this one has "
+            f"{', '.join(map(repr, columns)) or 'none'}."
+        )
+
+
+def _read_row(row: Any, place: Place, intake: Intake) -> None:
+    if not intake.has_type(row, dict, place):
+        intake.skipped["rows"] += 1
+        return
+    if type(row.get("id")) is str:
+        place = replace(place, id=row["id"])
+    context, title = intake.context(row, place), intake.title(row, place)
+    answers = _answers(row, place, intake)
+    question = {key: row[key] for key in ("id", "question") if key in row}
+    question["answers"] = answers
+    intake.question(question, place, None if answers is None else context, title)
+
+
+def _answers(row: dict[str, Any], place: Place, intake: Intake) -> list[Any] | None:
+    """The hub's two lists as one list of answers, as official JSON has it (which will do, too)."""
+    if type(row.get("answers")) is list:
+        answers: list[Any] = row["answers"]
+        return answers
+    lists = intake.field(row, "answers", dict, place)
+    if lists is None:
+        return None
+    inner = place.inside("answers")
+    texts = intake.field(lists, "text", list, inner)
+    starts = intake.field(lists, "answer_start", list, inner)
+    if texts is None or starts is None:
+        return None
+    if len(texts) != len(starts):
+        intake.report(inner, f"has {len(texts)} texts and {len(starts)} answer_starts")
+        return None
+    return [
+        {"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)
+    ]
+
+
+@contextmanager
+def _fields_of_any_length() -> Iterator[None]:
+    """Lift the csv module's limit of 128 KiB a field, which is the whole process's."""
+    before = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _csv_header(lines: Any, source: str) -> list[str]:
+    try:
+        header: list[str] = next(lines, [])
+    except csv.Error as error:
+        raise InputError(f"{source}, line 1: bad CSV: {error}.") from None
+    _require_columns(header, source)
+    return header
+
+
+def _csv_rows(lines: Any, intake: Intake) -> Iterator[tuple[Place, list[str]]]:
+    """Place and cells of every row that is not blank."""
+    while True:
+        place = Place(f"line {lines.line_num + 1}")
+        try:
+            cells = next(lines)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            intake.report(place, f"bad CSV: {error}")
+            intake.skipped["rows"] += 1
+        else:
+            if cells:
+                yield place, cells
+
+
+def _csv_row(header: list[str], cells: list[str]) -> dict[str, Any]:
+    """The row with its answers as an object; raise `ValueError` where that cannot be."""
+    if len(cells) != len(header):
+        raise ValueError(f"has {len(cells)} fields, the first row has {len(header)}")
+    row: dict[str, Any] = dict(zip(header, cells, strict=True))
+    row["answers"] = _parsed(row["answers"]) if "answers" in row else _single_answer(row)
+    return row
+
+
+def _single_answer(row: dict[str, Any]) -> dict[str, Any]:
+    """The answer of the columns `answer_text` and `answer_start`; none where both are empty."""
+    text, start = row["answer_text"], row["answer_start"]
+    if not text and not start:
+        return {"text": [], "answer_start": []}
+    # pandas writes whole numbers as 3.0 where the column has gaps.
+    whole = re.fullmatch(r"(-?[0-9]{1,18})(\.0)?", start)
+    return {"text": [text], "answer_start": [int(whole[1]) if whole else start]}
+
+
+def _parsed(cell: str) -> Any:
+    """A cell that holds JSON, or Python literals as pandas prints them, with or without arrays."""
+    try:
+        return json.loads(cell)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return ast.literal_eval(_Arrays().visit(ast.parse(cell, mode="eval")))
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        raise ValueError("the answers are neither JSON nor Python literals") from None
+
+
+class _Arrays(ast.NodeTransformer):
+    """Turns `array([1, 2], dtype=int32)` into the list in it."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        if isinstance(node.func, ast.Name) and node.func.id == "array" and len(node.args) == 1:
+            return node.args[0]
+        return node

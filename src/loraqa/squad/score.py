@@ -1,0 +1,273 @@
+"""The official scores: exact match and F1 as evaluate-v1.1 and evaluate-v2.0 compute them."""
+
+import functools
+import itertools
+import logging
+import operator
+import re
+import string
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loraqa.errors import InputError
+from loraqa.squad.passage import Passage, Question, Version
+
+logger = logging.getLogger("loraqa")
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+# The default of evaluate-v2.0: an answer whose no-answer probability is higher is taken back.
+_TAKEN_BACK_ABOVE = 1.0
+_NAMED = 20
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionScore:
+    """Exact match (0 or 1) and F1 (0 to 1) of one prediction, each against its closest gold."""
+
+    exact_match: float
+    f1: float
+
+
+@dataclass(frozen=True, slots=True)
+class MeanScore:
+    """Exact match and F1 of `total` questions, in percent."""
+
+    exact_match: float
+    f1: float
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class BestScore:
+    """What the best threshold on the no-answer probability reaches (percent), and that threshold.
+
+    The prediction stands up to the threshold; above it the answer is that there is none.
+    """
+
+    exact_match: float
+    exact_match_threshold: float
+    f1: float
+    f1_threshold: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Scores of a whole data set, of its two kinds of questions (v2.0), and of each question.
+
+    `missing` are questions without a prediction, which score 0, and `unknown` predictions without
+    a question, which count for nothing.
+    """
+
+    overall: MeanScore
+    by_question: Mapping[str, QuestionScore]
+    missing: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+    has_answer: MeanScore | None = None
+    no_answer: MeanScore | None = None
+    best: BestScore | None = None
+
+    @property
+    def exact_match(self) -> float:
+        """Percent of predictions that are an annotator's answer, normalized."""
+        return self.overall.exact_match
+
+    @property
+    def f1(self) -> float:
+        """Mean overlap in words with the closest annotator's answer, in percent."""
+        return self.overall.f1
+
+    @property
+    def total(self) -> int:
+        """Number of questions."""
+        return self.overall.total
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures under the names that the official scripts give them."""
+        figures: dict[str, Any] = {
+            "exact_match": self.exact_match,
+            "f1": self.f1,
+            "total": self.total,
+        }
+        for name, mean in (("HasAns", self.has_answer), ("NoAns", self.no_answer)):
+            if mean is not None:
+                figures[f"{name}_exact"] = mean.exact_match
+                figures[f"{name}_f1"] = mean.f1
+                figures[f"{name}_total"] = mean.total
+        if self.best is not None:
+            figures["best_exact"] = self.best.exact_match
+            figures["best_exact_thresh"] = self.best.exact_match_threshold
+            figures["best_f1"] = self.best.f1
+            figures["best_f1_thresh"] = self.best.f1_threshold
+        return {**figures, "missing": len(self.missing), "unknown": len(self.unknown)}
+
+
+def score(
+    predictions: Mapping[str, str],
+    passages: Iterable[Passage],
+    version: Version,
+    no_answer_probabilities: Mapping[str, float] | None = None,
+    *,
+    order: Sequence[str] = (),
+) -> Scores:
+    """Score predictions (question id to text) as the official script of `version` does.
+
+    `order`, the question ids in the order of the file (`QADataset.order`), is the order of the
+    sums: with it the result is the official one to the last digit. Questions without a prediction
+    and predictions without a question are named in a warning.
+
+    Raises `InputError` where there is nothing to score, where a question of v1.1 has no answer,
+    and where no-answer probabilities do not go with v2.0 or do not cover every question.
+    """
+    questions = _in_order(passages, order)
+    if not questions:
+        raise InputError("There are no questions to score.")
+    raw = {
+        question.id: score_question(predictions[question.id], question, version)
+        if question.id in predictions
+        else QuestionScore(0.0, 0.0)
+        for question in questions
+    }
+    missing = tuple(id for id in raw if id not in predictions)
+    unknown = tuple(id for id in predictions if id not in raw)
+    _warn(missing, "Questions without a prediction, which score 0")
+    _warn(unknown, "Predictions for questions that are not in the data")
+    if version == "1.1":
+        if no_answer_probabilities is not None:
+            raise InputError("No-answer probabilities go with data of SQuAD v2.0, not of v1.1.")
+        return Scores(_mean(raw.values()), raw, missing, unknown)
+    final, best = raw, None
+    if no_answer_probabilities is not None:
+        _require_probabilities(questions, no_answer_probabilities)
+        final = _take_back(raw, questions, no_answer_probabilities)
+        best = _best(raw, predictions, questions, no_answer_probabilities)
+    has_answer = [final[question.id] for question in questions if question.answerable]
+    no_answer = [final[question.id] for question in questions if not question.answerable]
+    return Scores(
+        overall=_mean(final.values()),
+        by_question=final,
+        missing=missing,
+        unknown=unknown,
+        has_answer=_mean(has_answer) if has_answer else None,
+        no_answer=_mean(no_answer) if no_answer else None,
+        best=best,
+    )
+
+
+def score_question(prediction: str, question: Question, version: Version) -> QuestionScore:
+    """The best exact match and the best F1 over the question's golds.
+
+    v2.0 passes over golds of nothing but articles and punctuation; where none remains, the right
+    answer is the empty one. Raises `InputError` for a v1.1 question without an answer.
+    """
+    golds = [normalize_answer(text) for text in {answer.text for answer in question.answers}]
+    if version == "2.0":
+        golds = [gold for gold in golds if gold] or [""]
+    elif not golds:
+        raise InputError(f"Question {question.id!r} has no answer: score the data as v2.0.")
+    predicted = normalize_answer(prediction)
+    return QuestionScore(
+        exact_match=float(predicted in golds),
+        f1=max(_f1(predicted.split(), gold.split(), version) for gold in golds),
+    )
+
+
+def normalize_answer(text: str) -> str:
+    """Lower case, without punctuation and articles, words set apart by one space."""
+    text = text.lower().translate(_NO_PUNCTUATION)
+    return " ".join(_ARTICLES.sub(" ", text).split())
+
+
+def _f1(predicted: list[str], gold: list[str], version: Version) -> float:
+    """Harmonic mean of precision and recall in words."""
+    common = sum((Counter(predicted) & Counter(gold)).values())
+    if not common:
+        # Nothing against nothing is a hit in v2.0 and, so the scripts have it, a miss in v1.1.
+        return float(version == "2.0" and predicted == gold)
+    precision, recall = common / len(predicted), common / len(gold)
+    return 2 * precision * recall / (precision + recall)
+
+
+def _in_order(passages: Iterable[Passage], order: Sequence[str]) -> list[Question]:
+    questions = [question for passage in passages for question in passage.questions]
+    rank = {id: number for number, id in enumerate(order)}
+    return sorted(questions, key=lambda question: rank.get(question.id, len(rank)))
+
+
+def _mean(scores: Collection[QuestionScore]) -> MeanScore:
+    total = len(scores)
+    return MeanScore(
+        exact_match=100.0 * _sum(score.exact_match for score in scores) / total,
+        f1=100.0 * _sum(score.f1 for score in scores) / total,
+        total=total,
+    )
+
+
+def _sum(values: Iterable[float]) -> float:
+    """Left to right, as the official scripts add; since Python 3.12 `sum` rounds otherwise."""
+    return functools.reduce(operator.add, values, 0.0)
+
+
+def _require_probabilities(
+    questions: Iterable[Question], probabilities: Mapping[str, float]
+) -> None:
+    without = [question.id for question in questions if question.id not in probabilities]
+    if without:
+        raise InputError(
+            f"{len(without)} questions have no no-answer probability, the first is {without[0]!r}; "
+            "give one for every question or none at all."
+        )
+
+
+def _take_back(
+    raw: Mapping[str, QuestionScore],
+    questions: Iterable[Question],
+    probabilities: Mapping[str, float],
+) -> dict[str, QuestionScore]:
+    """The scores when an answer that is too probably none is taken back."""
+    right, wrong = QuestionScore(1.0, 1.0), QuestionScore(0.0, 0.0)
+    return {
+        question.id: raw[question.id]
+        if probabilities[question.id] <= _TAKEN_BACK_ABOVE
+        else (wrong if question.answerable else right)
+        for question in questions
+    }
+
+
+def _best(
+    raw: Mapping[str, QuestionScore],
+    predictions: Mapping[str, str],
+    questions: Collection[Question],
+    probabilities: Mapping[str, float],
+) -> BestScore:
+    """Let the predictions stand one by one, from the lowest no-answer probability on."""
+    by_id = {question.id: question for question in questions}
+    standing = [id for id in sorted(probabilities, key=probabilities.__getitem__) if id in by_id]
+    # Before any stands, every question without an answer is right.
+    start = float(sum(not question.answerable for question in questions))
+
+    def highest(gains: Iterable[float]) -> tuple[float, float]:
+        totals = list(itertools.accumulate(gains, initial=start))
+        best = max(totals)
+        position = totals.index(best)
+        threshold = probabilities[standing[position - 1]] if position else 0.0
+        return 100.0 * best / len(by_id), threshold
+
+    def gain(id: str, score: float) -> float:
+        if by_id[id].answerable:
+            return score
+        # Not an empty prediction, and a missing one is wrong, too.
+        return -1.0 if predictions.get(id) != "" else 0.0
+
+    exact = highest(gain(id, raw[id].exact_match) for id in standing)
+    f1 = highest(gain(id, raw[id].f1) for id in standing)
+    return BestScore(*exact, *f1)
+
+
+def _warn(ids: Collection[str], what: str) -> None:
+    if ids:
+        named = ", ".join(list(ids)[:_NAMED])
+        more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
+        logger.warning("%s: %d (%s%s).", what, len(ids), named, more)
