@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from loraqa.errors import InputError
-from loraqa.model.load import choose_device, choose_dtype, load_base
+from loraqa.model.load import choose_device, choose_dtype, load_base, load_tokenizer, position_limit
 
 
 @pytest.fixture
@@ -96,6 +96,16 @@ def test_a_hub_out_of_reach_names_the_local_alternative(monkeypatch: pytest.Monk
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match=r"example/model .*hf download example/model"):
         load_base("example/model")
+
+
+def test_a_tokenizer_comes_with_the_models_limit(tiny_folder: Path) -> None:
+    tokenizer, limit = load_tokenizer(tiny_folder)
+    assert limit == 256
+    assert tokenizer.decode(tokenizer.encode(["a town"])[0].ids) == "a town"
+
+
+def test_a_model_without_position_table_gets_a_limit() -> None:
+    assert position_limit(transformers.BloomConfig()) == 1024
 
 
 def test_dtypes_and_devices() -> None:

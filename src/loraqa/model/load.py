@@ -10,9 +10,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.activations import NewGELUActivation
 
 from loraqa.errors import InputError
+from loraqa.prompt.segments import SegmentTokenizer
 
 logger = logging.getLogger("loraqa")
 
+# For models whose positions have no table, such as ALiBi's: as long as GPT-2's.
+_NO_LIMIT = 1024
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -48,6 +51,23 @@ def load_base(
         model = where.load(AutoModelForCausalLM, dtype=torch_dtype, use_safetensors=True)
     _fuse_gelu(model)
     return model.to(torch_device).eval(), tokenizer
+
+
+def load_tokenizer(source: str | Path, revision: str | None = None) -> tuple[SegmentTokenizer, int]:
+    """Load a base model's tokenizer, wrapped for prompts, and the model's length limit in tokens.
+
+    Raises:
+        InputError: as `load_base`, or the tokenizer cannot encode prompts.
+    """
+    where = _Source(source, revision)
+    config = where.load(AutoConfig)
+    return SegmentTokenizer(where.load(AutoTokenizer)), position_limit(config)
+
+
+def position_limit(config: Any) -> int:
+    """The longest input a model of this configuration takes, in tokens."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return int(limit) if limit else _NO_LIMIT
 
 
 def choose_device(device: str) -> torch.device:
