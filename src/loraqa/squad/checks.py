@@ -17,19 +17,19 @@ _TYPE_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where in a source: a JSON path, a line or a row; and the question's id where it is known."""
+    """Where in a source: a JSON path, in tables inside a row; the question's id where known."""
 
     path: str = ""
+    row: str = ""
     id: str | None = None
 
     def inside(self, part: str) -> "Place":
-        """The place of a key, or a key with an index, of what stands here."""
-        joint = "." if self.path.endswith("]") else ", "
-        return replace(self, path=f"{self.path}{joint}{part}" if self.path else part)
+        """The place of `part`, a key with or without an index, of what stands here."""
+        return replace(self, path=f"{self.path}.{part}" if self.path else part)
 
     def __str__(self) -> str:
         named = "" if self.id is None else f"id {self.id!r}"
-        return ", ".join(filter(None, (self.path, named)))
+        return ", ".join(filter(None, (self.row, self.path, named)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +60,8 @@ class Checks:
         self.report(place, f"is {_type_name(type(value))}, must be {_type_name(kind)}")
         return False
 
-    def field(self, node: Any, key: str, kind: type, place: Place) -> Any:
+    def field(self, node: dict[str, Any], key: str, kind: type, place: Place) -> Any:
         """`node[key]`, or None and a problem where it is missing or of another type."""
-        if not self.has_type(node, dict, place):
-            return None
         if key not in node:
             self.report(place, f"{key!r} is missing")
             return None

@@ -37,14 +37,14 @@ class Intake(Checks):
             for context, questions in self._questions.items()
         )
 
-    def title(self, node: Any, place: Place) -> str:
+    def title(self, node: dict[str, Any], place: Place) -> str:
         """The title, the one field that may be missing; empty where it is, or is bad."""
-        if type(node) is not dict or node.get("title") is None:
+        if node.get("title") is None:
             return ""
         title = self.field(node, "title", str, place)
         return title if title and self._is_clean(title, "title", place) else ""
 
-    def context(self, node: Any, place: Place) -> str | None:
+    def context(self, node: dict[str, Any], place: Place) -> str | None:
         """The context, or None and a problem."""
         return self._text(node, "context", place)
 
@@ -54,6 +54,9 @@ class Intake(Checks):
         It is left out where it has a problem, and where the caller has found one with what
         belongs to it and gives no context.
         """
+        if not self.has_type(node, dict, place):
+            self.skipped["questions"] += 1
+            return
         id = self._id(node, place)
         place = replace(place, id=id)
         text = self._text(node, "question", place)
@@ -65,17 +68,18 @@ class Intake(Checks):
         self._questions.setdefault(context, []).append(Question(id, text, answers))
         self.order.append(id)
 
-    def _id(self, node: Any, place: Place) -> str | None:
+    def _id(self, node: dict[str, Any], place: Place) -> str | None:
         id = self._text(node, "id", place)
         if id is None:
             return None
         first_use = self._first_use.setdefault(id, place)
         if first_use is not place:
-            self.report(replace(place, id=id), f"the id is already that of {first_use.path}")
+            first = replace(first_use, id=None)
+            self.report(replace(place, id=id), f"the id is already that of {first}")
             return None
         return id
 
-    def _text(self, node: Any, key: str, place: Place) -> str | None:
+    def _text(self, node: dict[str, Any], key: str, place: Place) -> str | None:
         text = self.field(node, key, str, place)
         if text is None:
             return None
@@ -93,7 +97,9 @@ class Intake(Checks):
         self.report(place, f"the {key} has a {name} (U+{code:04X}) at character {found.start()}")
         return False
 
-    def _answers(self, node: Any, place: Place, context: str) -> tuple[Answer, ...] | None:
+    def _answers(
+        self, node: dict[str, Any], place: Place, context: str
+    ) -> tuple[Answer, ...] | None:
         """The good answers; None where they are no list, contradict the rest, or are all bad."""
         nodes = self.field(node, "answers", list, place)
         if nodes is None or not self._answerability_agrees(node, bool(nodes), place):
@@ -125,6 +131,8 @@ class Intake(Checks):
         return True
 
     def _answer(self, node: Any, place: Place, context: str) -> Answer | None:
+        if not self.has_type(node, dict, place):
+            return None
         text = self.field(node, "text", str, place)
         start = self.field(node, "answer_start", int, place)
         if text is None or start is None:

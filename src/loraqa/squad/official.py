@@ -15,7 +15,7 @@ from loraqa.squad.passage import Passage, Question, Version
 _VERSIONS: dict[str, Version] = {"1.1": "1.1", "v1.1": "1.1", "2.0": "2.0", "v2.0": "2.0"}
 
 
-def read_official(document: Any, intake: Intake) -> None:
+def read_official(document: dict[str, Any], intake: Intake) -> None:
     """Hand every question of a parsed official file to `intake`."""
     intake.version = _version(document, intake)
     for number, article in enumerate(intake.field(document, "data", list, Place()) or ()):
@@ -36,7 +36,7 @@ def official_document(passages: Iterable[Passage], version: Version) -> dict[str
     return {"version": "1.1" if version == "1.1" else "v2.0", "data": articles}
 
 
-def _version(document: Any, intake: Intake) -> Version | None:
+def _version(document: dict[str, Any], intake: Intake) -> Version | None:
     declared = intake.field(document, "version", str, Place())
     if declared is not None and declared not in _VERSIONS:
         intake.report(Place("version"), f"is {declared!r}, must be '1.1' or 'v2.0'")
@@ -44,7 +44,9 @@ def _version(document: Any, intake: Intake) -> Version | None:
 
 
 def _read_article(article: Any, place: Place, intake: Intake) -> None:
-    paragraphs = intake.field(article, "paragraphs", list, place)
+    paragraphs = None
+    if intake.has_type(article, dict, place):
+        paragraphs = intake.field(article, "paragraphs", list, place)
     if paragraphs is None:
         intake.skipped["articles"] += 1
         return
@@ -54,8 +56,10 @@ def _read_article(article: Any, place: Place, intake: Intake) -> None:
 
 
 def _read_paragraph(paragraph: Any, place: Place, title: str, intake: Intake) -> None:
-    context = intake.context(paragraph, place)
-    questions = intake.field(paragraph, "qas", list, place)
+    context, questions = None, None
+    if intake.has_type(paragraph, dict, place):
+        context = intake.context(paragraph, place)
+        questions = intake.field(paragraph, "qas", list, place)
     if context is None or not questions:
         intake.skipped["paragraphs"] += 1
     for number, question in enumerate(questions or ()):

@@ -71,10 +71,10 @@ def _read_file(path: Path, intake: Intake) -> None:
 
 def _read_json(text: str, source: str, intake: Intake) -> None:
     """Official JSON, or JSON Lines in a file that does not say so by its name."""
-    start = len(text) - len(text.lstrip())
     try:
-        document, end = json.JSONDecoder().raw_decode(text, start)
-        if not _is_row(document) and text[end:].strip():
+        document, end = json.JSONDecoder().raw_decode(text, _end_of_space(text, 0))
+        end = _end_of_space(text, end)
+        if end < len(text) and not _is_row(document):
             raise json.JSONDecodeError("Extra data", text, end)
     except (ValueError, RecursionError) as error:
         where, reason = explain_json_error(error)
@@ -88,6 +88,10 @@ def _read_json(text: str, source: str, intake: Intake) -> None:
             f"{source} holds no object at its top; SQuAD's JSON is an object with 'version' and "
             "'data', JSON Lines have one object a line."
         )
+
+
+def _end_of_space(text: str, start: int) -> int:
+    return len(text) - len(text[start:].lstrip())
 
 
 def _is_row(document: Any) -> bool:

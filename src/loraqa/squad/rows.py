@@ -28,10 +28,10 @@ def read_jsonl(text: str, intake: Intake) -> None:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             where, reason = explain_json_error(error, number)
-            intake.report(Place(where), reason)
+            intake.report(Place(row=where), reason)
             intake.skipped["rows"] += 1
         else:
-            _read_row(row, Place(f"line {number}"), intake)
+            _read_row(row, Place(row=f"line {number}"), intake)
 
 
 def read_csv(text: str, source: str, intake: Intake) -> None:
@@ -100,7 +100,7 @@ def _read_table(
 ) -> None:
     _require_columns(columns, source)
     for number, row in enumerate(rows):
-        _read_row(row, Place(f"row {number}"), intake)
+        _read_row(row, Place(row=f"row {number}"), intake)
 
 
 def _require_columns(columns: Collection[str], source: str) -> None:
@@ -170,7 +170,7 @@ def _csv_header(lines: Any, source: str) -> list[str]:
 def _csv_rows(lines: Any, intake: Intake) -> Iterator[tuple[Place, list[str]]]:
     """Place and cells of every row that is not blank."""
     while True:
-        place = Place(f"line {lines.line_num + 1}")
+        place = Place(row=f"line {lines.line_num + 1}")
         try:
             cells = next(lines)
         except StopIteration:

@@ -1,0 +1,412 @@
+"""Everything that can be wrong with data: each is named with its place, or is left out."""
+
+import contextlib
+import copy
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from loraqa.errors import InputError
+from loraqa.squad import read_passages
+
+Node = dict[str, Any]
+N1 = "data[0].paragraphs[0].qas[0]"
+
+
+def store(folder: Path, document: Any) -> Path:
+    path = folder / "data.json"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    return path
+
+
+def change(*path: str | int, to: Any) -> Callable[[Node], None]:
+    """A change of one value, or its removal where `to` is `delete`."""
+
+    def make(document: Node) -> None:
+        node: Any = document
+        for key in path[:-1]:
+            node = node[key]
+        if to is delete:
+            del node[path[-1]]
+        else:
+            node[path[-1]] = to
+
+    return make
+
+
+delete = object()
+PARAGRAPH = ("data", 0, "paragraphs", 0)
+QUESTION = (*PARAGRAPH, "qas", 0)
+ANSWER = (*QUESTION, "answers", 0)
+
+# What is done to the data, the problem as it must be named, what `skip` must leave out, and the
+# ids that it must keep.
+NAMED = {
+    "version missing": (
+        change("version", to=delete),
+        "'version' is missing",
+        {},
+        "n1 n2 o1 o2",
+    ),
+    "version unknown": (
+        change("version", to="3.0"),
+        "version: is '3.0', must be '1.1' or 'v2.0'",
+        {},
+        "n1 n2 o1 o2",
+    ),
+    "version number": (
+        change("version", to=2.0),
+        "version: is a number, must be text",
+        {},
+        "n1 n2 o1 o2",
+    ),
+    "article": (
+        change("data", 0, to=None),
+        "data[0]: is null, must be an object",
+        {"articles": 1},
+        "o1 o2",
+    ),
+    "paragraphs missing": (
+        change("data", 0, "paragraphs", to=delete),
+        "data[0]: 'paragraphs' is missing",
+        {"articles": 1},
+        "o1 o2",
+    ),
+    "title": (
+        change("data", 0, "title", to=7),
+        "data[0].title: is a whole number, must be text",
+        {},
+        "n1 n2 o1 o2",
+    ),
+    "context missing": (
+        change(*PARAGRAPH, "context", to=delete),
+        "data[0].paragraphs[0]: 'context' is missing",
+        {"paragraphs": 1, "questions": 2},
+        "o1 o2",
+    ),
+    "context empty": (
+        change(*PARAGRAPH, "context", to=" \n"),
+        "data[0].paragraphs[0]: the context is empty",
+        {"paragraphs": 1, "questions": 2},
+        "o1 o2",
+    ),
+    "context with a surrogate": (
+        change(*PARAGRAPH, "context", to="ab\ud83d"),
+        "data[0].paragraphs[0]: the context has a lone surrogate (U+D83D) at character 2",
+        {"paragraphs": 1, "questions": 2},
+        "o1 o2",
+    ),
+    "qas": (
+        change(*PARAGRAPH, "qas", to={}),
+        "data[0].paragraphs[0].qas: is an object, must be a list",
+        {"paragraphs": 1},
+        "o1 o2",
+    ),
+    "question": (
+        change(*QUESTION, to="Why?"),
+        f"{N1}: is text, must be an object",
+        {"questions": 1},
+        "n2 o1 o2",
+    ),
+    "question empty": (
+        change(*QUESTION, "question", to=""),
+        f"{N1}, id 'n1': the question is empty",
+        {"questions": 1},
+        "n2 o1 o2",
+    ),
+    "question with a control character": (
+        change(*QUESTION, "question", to="Why\x00?"),
+        f"{N1}, id 'n1': the question has a control character (U+0000) at character 3",
+        {"questions": 1},
+        "n2 o1 o2",
+    ),
+    "question with a late control character": (
+        change(*QUESTION, "question", to="Why\x85?"),
+        f"{N1}, id 'n1': the question has a control character (U+0085) at character 3",
+        {"questions": 1},
+        "n2 o1 o2",
+    ),
+    "id missing": (
+        change(*QUESTION, "id", to=delete),
+        f"{N1}: 'id' is missing",
+        {"questions": 1},
+        "n2 o1 o2",
+    ),
+    "id a number": (
+        change(*QUESTION, "id", to=5),
+        f"{N1}.id: is a whole number, must be text",
+        {"questions": 1},
+        "n2 o1 o2",
+    ),
+    "id twice": (
+        change("data", 1, "paragraphs", 0, "qas", 0, "id", to="n1"),
+        f"data[1].paragraphs[0].qas[0], id 'n1': the id is already that of {N1}",
+        {"questions": 1},
+        "n1 n2 o2",
+    ),
+    "answers missing": (
+        change(*QUESTION, "answers", to=delete),
+        f"{N1}, id 'n1': 'answers' is missing",
+        {"questions": 1},
+        "n2 o1 o2",
+    ),
+    "impossible with answers": (
+        change(*QUESTION, "is_impossible", to=True),
+        f"{N1}, id 'n1': is_impossible is true, but the question has answers",
+        {"questions": 1},
+        "n2 o1 o2",
+    ),
+    "possible without answers": (
+        change(*QUESTION, "answers", to=[]),
+        f"{N1}, id 'n1': is_impossible is false, but the question has no answer",
+        {"questions": 1},
+        "n2 o1 o2",
+    ),
+    "impossible is text": (
+        change(*QUESTION, "is_impossible", to="no"),
+        f"{N1}.is_impossible, id 'n1': is text, must be true or false",
+        {"questions": 1},
+        "n2 o1 o2",
+    ),
+    "unanswerable in v1.1": (
+        change("version", to="1.1"),
+        "data[0].paragraphs[0].qas[1], id 'n2': the question has no answer, which SQuAD v1.1",
+        {"questions": 1},
+        "n1 o1 o2",
+    ),
+    "answer": (
+        change(*ANSWER, to=None),
+        f"{N1}.answers[0], id 'n1': is null, must be an object",
+        {"answers": 1},
+        "n1 n2 o1 o2",
+    ),
+    "answer empty": (
+        change(*ANSWER, "text", to=" "),
+        f"{N1}.answers[0], id 'n1': the answer is empty",
+        {"answers": 1},
+        "n1 n2 o1 o2",
+    ),
+    "offset missing": (
+        change(*ANSWER, "answer_start", to=delete),
+        f"{N1}.answers[0], id 'n1': 'answer_start' is missing",
+        {"answers": 1},
+        "n1 n2 o1 o2",
+    ),
+    "offset true": (
+        change(*ANSWER, "answer_start", to=True),
+        f"{N1}.answers[0].answer_start, id 'n1': is true or false, must be a whole number",
+        {"answers": 1},
+        "n1 n2 o1 o2",
+    ),
+    "answer not in the context": (
+        change(*ANSWER, "text", to="south"),
+        f"{N1}.answers[0], id 'n1': the answer 'south' is not in the context",
+        {"answers": 1},
+        "n1 n2 o1 o2",
+    ),
+    "answer elsewhere, twice": (
+        change(*ANSWER, "text", to="Nile"),
+        f"{N1}.answers[0], id 'n1': the answer 'Nile' is not at character 15, and the context has",
+        {"answers": 1},
+        "n1 n2 o1 o2",
+    ),
+    "only answer bad": (
+        change("data", 1, "paragraphs", 0, "qas", 0, "answers", 0, "text", to="Tromsø"),
+        "data[1].paragraphs[0].qas[0].answers[0], id 'o1': the answer 'Tromsø' is not in",
+        {"questions": 1},
+        "n1 n2 o2",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NAMED)
+def test_a_problem_is_named_with_its_place(tmp_path: Path, document: Node, case: str) -> None:
+    make, problem, _, _ = NAMED[case]
+    make(document)
+    path = store(tmp_path, document)
+    with pytest.raises(InputError) as caught:
+        read_passages(path)
+    first, listed, *rest = str(caught.value).splitlines()
+    assert first == f"{path} has 1 problem:"
+    assert listed.startswith(f"  {path}: {problem}")
+    assert rest == ["Correct them, or leave them out with --on-bad skip."]
+
+
+@pytest.mark.parametrize("case", NAMED)
+def test_skip_leaves_out_what_is_bad_and_nothing_else(
+    tmp_path: Path, document: Node, case: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    make, problem, skipped, kept = NAMED[case]
+    make(document)
+    with caplog.at_level(logging.WARNING, "loraqa"):
+        data = read_passages(store(tmp_path, document), on_bad="skip")
+    assert data.skipped == skipped
+    assert " ".join(data.order) == kept
+    assert problem in caplog.text
+    for name, count in skipped.items():
+        assert f"{count} {name}" in caplog.text
+
+
+def test_all_problems_of_one_question_are_named(tmp_path: Path, document: Node) -> None:
+    change(*QUESTION, "question", to="")(document)
+    change(*ANSWER, "text", to="south")(document)
+    with pytest.raises(InputError, match=r"(?s)2 problems.*question is empty.*'south' is not in"):
+        read_passages(store(tmp_path, document))
+
+
+def test_the_first_twenty_problems_are_listed_and_the_rest_counted(
+    tmp_path: Path, document: Node
+) -> None:
+    question = document["data"][1]["paragraphs"][0]["qas"][0]
+    for number in range(23):
+        bad = copy.deepcopy(question) | {"id": f"x{number}", "question": ""}
+        document["data"][1]["paragraphs"][0]["qas"].append(bad)
+    with pytest.raises(InputError) as caught:
+        read_passages(store(tmp_path, document))
+    lines = str(caught.value).splitlines()
+    assert lines[0].endswith("has 23 problems:")
+    assert sum("the question is empty" in line for line in lines) == 20
+    assert "x19" in lines[20]
+    assert lines[21] == "  and 3 more"
+
+
+@pytest.mark.parametrize("start", [-1, 0, 14, 10**30])
+def test_a_wrong_offset_is_repaired_where_there_is_one_place_only(
+    tmp_path: Path, document: Node, start: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    change(*ANSWER, "answer_start", to=start)(document)
+    with caplog.at_level(logging.WARNING, "loraqa"):
+        data = read_passages(store(tmp_path, document))
+    assert data.passages[0].questions[0].answers[0].start == 15
+    assert data.counts()["repaired"] == 1
+    assert "offsets of 1 answers" in caplog.text
+
+
+def test_places_that_overlap_are_two(tmp_path: Path, document: Node) -> None:
+    document["data"][1]["paragraphs"][0]["context"] = "Oslo Bergen aaa"
+    document["data"][1]["paragraphs"][0]["qas"][0]["answers"] = [{"text": "aa", "answer_start": 0}]
+    with pytest.raises(InputError, match="has it more than once"):
+        read_passages(store(tmp_path, document))
+
+
+BROKEN = {
+    "nothing": (b"", "is empty"),
+    "white space": (b" \n\n", "is empty"),
+    "cut off": (b'{"version": "1.1",\n "data": [', "line 2, column 11: bad JSON"),
+    "comma": (b'{"data": [],}', "line 1, column 13: bad JSON"),
+    "more behind": (
+        b'{"version": "1.1", "data": []}\n{}',
+        "line 2, column 1: bad JSON: Extra data",
+    ),
+    "too deep": (b"[" * 200_000, "nested too deeply"),
+    "too many digits": (b'{"data": ' + b"9" * 5000 + b"}", "too many digits"),
+    "Latin-1": (b'{"version":\n"\xe9"}', r"not UTF-8: line 2 has the byte 0xE9"),
+    "UTF-16": ("{}".encode("utf-16"), "not UTF-8: line 1 has the byte 0xF"),
+    "a list": (b"[]", "holds no object at its top"),
+    "no questions": (b'{"version": "1.1", "data": []}', "holds no questions"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+@pytest.mark.parametrize("on_bad", ["stop", "skip"])
+def test_a_broken_file_is_refused(tmp_path: Path, case: str, on_bad: Any) -> None:
+    content, reason = BROKEN[case]
+    path = tmp_path / "data.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=reason) as caught:
+        read_passages(path, on_bad=on_bad)
+    assert str(path) in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        read_passages(tmp_path / "none.json")
+    with pytest.raises(InputError, match="is a folder"):
+        read_passages(tmp_path)
+
+
+def test_a_byte_order_mark_is_a_problem_that_skip_passes_over(
+    tmp_path: Path, document: Node
+) -> None:
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps(document), encoding="utf-8-sig")
+    with pytest.raises(InputError, match=f"{path}: starts with a byte order mark"):
+        read_passages(path)
+    assert len(read_passages(path, on_bad="skip").order) == 4
+
+
+def test_skip_that_leaves_nothing_is_refused(tmp_path: Path, document: Node) -> None:
+    document["data"] = [None]
+    with pytest.raises(InputError, match="holds no questions that can be used"):
+        read_passages(store(tmp_path, document), on_bad="skip")
+
+
+values = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.sampled_from(["", "n1", "Nile", "\ud800", "\x07", "v1.1"]),
+    st.lists(st.none(), max_size=2),
+    st.dictionaries(st.sampled_from(["text", "id"]), st.none(), max_size=2),
+)
+
+
+def places(node: Any) -> list[tuple[Any, Any]]:
+    """Every (container, key) in a JSON document."""
+    keys = (
+        range(len(node)) if isinstance(node, list) else list(node) if isinstance(node, dict) else []
+    )
+    return [place for key in keys for place in [(node, key), *places(node[key])]]
+
+
+@settings(
+    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300
+)
+@given(draw=st.data(), on_bad=st.sampled_from(["stop", "skip"]))
+def test_whatever_is_changed_it_is_read_or_refused(
+    tmp_path: Path, document: Node, draw: Any, on_bad: Any
+) -> None:
+    document = copy.deepcopy(document)
+    for _ in range(draw.draw(st.integers(1, 3))):
+        container, key = draw.draw(st.sampled_from(places(document)))
+        if draw.draw(st.booleans()):
+            del container[key]
+        else:
+            container[key] = draw.draw(values)
+        if not places(document):
+            break
+    try:
+        data = read_passages(store(tmp_path, document), on_bad=on_bad)
+    except InputError:
+        return
+    for passage in data.passages:
+        assert passage.context.strip()
+        assert passage.questions
+        for question in passage.questions:
+            for answer in question.answers:
+                assert passage.context[answer.start : answer.end] == answer.text
+
+
+@settings(
+    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200
+)
+@given(
+    cut=st.integers(0, 800),
+    junk=st.binary(max_size=8),
+    name=st.sampled_from(["d.json", "d.jsonl", "d.csv", "d.parquet", "d"]),
+)
+def test_whatever_bytes_there_are_they_are_read_or_refused(
+    tmp_path: Path, document: Node, cut: int, junk: bytes, name: str
+) -> None:
+    content = json.dumps(document).encode()
+    path = tmp_path / name
+    path.write_bytes(content[:cut] + junk + content[cut + len(junk) :])
+    with contextlib.suppress(InputError):
+        read_passages(path)

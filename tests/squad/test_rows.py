@@ -1,0 +1,264 @@
+"""Tables of questions: the same data in every format is the same, and problems name their row."""
+
+import contextlib
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from loraqa.errors import InputError
+from loraqa.squad import Answer, read_passages
+
+Row = dict[str, Any]
+COLUMNS = ["id", "title", "context", "question", "answers"]
+
+
+def to_jsonl(rows: list[Row], path: Path) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def to_csv(rows: list[Row], path: Path) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(row | {"answers": json.dumps(row["answers"])} for row in rows)
+
+
+def to_csv_of_literals(rows: list[Row], path: Path) -> None:
+    pd.DataFrame(rows).to_csv(path)
+
+
+def to_csv_of_arrays(rows: list[Row], path: Path) -> None:
+    """What `load_dataset(...).to_pandas().to_csv(path)` gives."""
+    pa.Table.from_pylist(rows).to_pandas().to_csv(path, index=False)
+
+
+def to_parquet(rows: list[Row], path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+FORMATS: dict[str, tuple[str, Callable[[list[Row], Path], None]]] = {
+    "JSON Lines": ("data.jsonl", to_jsonl),
+    "JSON Lines by another name": ("data.json", to_jsonl),
+    "CSV": ("data.csv", to_csv),
+    "CSV by another name": ("data.txt", to_csv),
+    "CSV of Python literals": ("data.csv", to_csv_of_literals),
+    "CSV of arrays": ("data.csv", to_csv_of_arrays),
+    "Parquet": ("data.parquet", to_parquet),
+    "Parquet by another name": ("data", to_parquet),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_gives_the_same(
+    tmp_path: Path, document: dict[str, Any], rows: list[Row], name: str
+) -> None:
+    (tmp_path / "official.json").write_text(json.dumps(document), encoding="utf-8")
+    official = read_passages(tmp_path / "official.json")
+    file, write = FORMATS[name]
+    write(rows, tmp_path / file)
+    data = read_passages(tmp_path / file)
+    assert data.passages == official.passages
+    assert (data.version, data.order) == (official.version, official.order)
+    assert data.fingerprint == official.fingerprint
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_rows_apart_on_one_context_come_together(
+    tmp_path: Path, rows: list[Row], name: str
+) -> None:
+    file, write = FORMATS[name]
+    write([rows[2], rows[0], rows[3], rows[1]], tmp_path / file)
+    data = read_passages(tmp_path / file)
+    assert [[q.id for q in p.questions] for p in data.passages] == [["o1", "o2"], ["n1", "n2"]]
+    assert data.order == ("o1", "n1", "o2", "n2")
+
+
+def test_rows_that_all_have_answers_are_v1(tmp_path: Path, rows: list[Row]) -> None:
+    to_jsonl(rows, tmp_path / "all.jsonl")
+    to_jsonl([row for row in rows if row["answers"]["text"]], tmp_path / "answered.jsonl")
+    assert read_passages(tmp_path / "all.jsonl").version == "2.0"
+    assert read_passages(tmp_path / "answered.jsonl").version == "1.1"
+
+
+def test_the_fingerprint_tells_data_apart(tmp_path: Path, rows: list[Row]) -> None:
+    prints = set()
+    for key in ("id", "title", "question", "context"):
+        rows[2][key] += "x"
+        to_jsonl(rows, tmp_path / "data.jsonl")
+        prints.add(read_passages(tmp_path / "data.jsonl").fingerprint)
+    assert len(prints) == 4
+
+
+def test_one_answer_a_row_in_two_columns(tmp_path: Path) -> None:
+    table = pd.DataFrame(
+        {
+            "id": ["1", "2", "3"],
+            "context": ["a b c"] * 3,
+            "question": ["Which?", "Who?", "When?"],
+            "answer_text": ["b", None, "c"],
+            "answer_start": [2, None, 0],
+        }
+    )
+    table.to_csv(tmp_path / "data.csv", index=False)
+    assert "2.0" in (tmp_path / "data.csv").read_text()
+    data = read_passages(tmp_path / "data.csv")
+    assert [q.answers for q in data.questions] == [(Answer("b", 2),), (), (Answer("c", 4),)]
+    assert data.repaired == 1
+
+
+def test_answers_may_be_a_list_of_objects(tmp_path: Path, rows: list[Row]) -> None:
+    rows[0]["answers"] = [{"text": "north", "answer_start": 15}]
+    to_jsonl(rows[:1], tmp_path / "data.jsonl")
+    assert read_passages(tmp_path / "data.jsonl").questions[0].answers == (Answer("north", 15),)
+
+
+def test_lines_are_those_of_the_file(tmp_path: Path, rows: list[Row]) -> None:
+    """A context with a newline makes a CSV row of two lines; JSON Lines may have blank ones."""
+    rows[2]["question"] = rows[3]["question"] = ""
+    to_csv(rows, tmp_path / "data.csv")
+    with pytest.raises(InputError, match=r"(?s)line 6, id 'o1': the q.*line 7, id 'o2': the q"):
+        read_passages(tmp_path / "data.csv")
+    lines = [json.dumps(row) for row in rows]
+    (tmp_path / "data.jsonl").write_text("\n\n".join(lines), encoding="utf-8")
+    with pytest.raises(InputError, match=r"(?s)line 5, id 'o1': the q.*line 7, id 'o2': the q"):
+        read_passages(tmp_path / "data.jsonl")
+    to_parquet(rows, tmp_path / "data.parquet")
+    with pytest.raises(InputError, match=r"(?s)row 2, id 'o1': the q.*row 3, id 'o2': the q"):
+        read_passages(tmp_path / "data.parquet")
+
+
+ANSWERS = {
+    "null": (None, "line 1, answers, id 'n1': is null, must be an object"),
+    "no text": ({"answer_start": [1]}, "line 1, answers, id 'n1': 'text' is missing"),
+    "text": ({"text": "a", "answer_start": [1]}, "line 1, answers.text, id 'n1': is text, must"),
+    "uneven": (
+        {"text": ["north"], "answer_start": []},
+        "line 1, answers, id 'n1': has 1 texts and 0 answer_starts",
+    ),
+    "float": (
+        {"text": ["north"], "answer_start": [15.0]},
+        "line 1, answers[0].answer_start, id 'n1': is a number, must be a whole number",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ANSWERS)
+def test_bad_answers_are_named_and_left_out(tmp_path: Path, rows: list[Row], case: str) -> None:
+    rows[0]["answers"], problem = ANSWERS[case]
+    path = tmp_path / "data.jsonl"
+    to_jsonl(rows, path)
+    with pytest.raises(InputError) as caught:
+        read_passages(path)
+    assert problem in str(caught.value).splitlines()[1]
+    data = read_passages(path, on_bad="skip")
+    assert data.order == ("n2", "o1", "o2")
+    assert data.skipped == {"questions": 1}
+
+
+def test_bad_lines_of_json_are_named_and_left_out(tmp_path: Path, rows: list[Row]) -> None:
+    path = tmp_path / "data.jsonl"
+    to_jsonl(rows, path)
+    path.write_text('{"id": 1,]\n[]\n' + path.read_text(encoding="utf-8"), encoding="utf-8")
+    with pytest.raises(InputError, match=r"(?s)line 1, column 10: bad JSON.*line 2: is a list"):
+        read_passages(path)
+    data = read_passages(path, on_bad="skip")
+    assert data.skipped == {"rows": 2}
+    assert len(data.order) == 4
+
+
+BAD_CSV = {
+    "quote": ('n2,t,"c"c,q,{}', "bad CSV"),
+    "open quote": ('n2,t,"c', "bad CSV"),
+    "too few": ("n2,t,c", "has 3 fields, the first row has 5"),
+    "no literal": ("n2,t,c,q,{'text': open('x')}", "neither JSON nor Python literals"),
+    "nothing": ("n2,t,c,q,", "neither JSON nor Python literals"),
+    "a set": ("n2,t,c,q,{1}", "must be an object"),
+    "no offset": ("""n2,t,c,q,"{'text': ['c'], 'answer_start': [...]}\"""", "must be a whole"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CSV)
+def test_bad_rows_of_csv_are_named_and_left_out(tmp_path: Path, rows: list[Row], case: str) -> None:
+    row, problem = BAD_CSV[case]
+    path = tmp_path / "data.csv"
+    to_csv(rows[2:], path)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(row)
+    with pytest.raises(InputError, match=rf"line 4.*{problem}"):
+        read_passages(path)
+    assert read_passages(path, on_bad="skip").order == ("o1", "o2")
+
+
+def test_a_cell_may_be_long(tmp_path: Path, rows: list[Row]) -> None:
+    rows[0]["context"] += "and so on " * 20_000
+    to_csv(rows[:1], tmp_path / "data.csv")
+    limit = csv.field_size_limit()
+    assert read_passages(tmp_path / "data.csv").passages[0].context == rows[0]["context"]
+    assert csv.field_size_limit() == limit
+
+
+def test_a_missing_column_is_named(tmp_path: Path, rows: list[Row]) -> None:
+    for row in rows:
+        row["reply"] = row.pop("answers")
+    pd.DataFrame(rows).to_csv(tmp_path / "data.csv", index=False)
+    to_parquet(rows, tmp_path / "data.parquet")
+    for file in ("data.csv", "data.parquet"):
+        with pytest.raises(InputError, match=r"no column 'answers'.* this one has .*'reply'"):
+            read_passages(tmp_path / file)
+
+
+def test_broken_tables_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text('"id"x,context\n')
+    with pytest.raises(InputError, match="line 1: bad CSV"):
+        read_passages(tmp_path / "data.csv")
+    (tmp_path / "data.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(InputError, match="not a readable Parquet file"):
+        read_passages(tmp_path / "data.parquet")
+
+
+cells = st.text(st.sampled_from("ab'\"\\\n,{}[]()é🙂\u2028"), min_size=1, max_size=20)
+
+
+@settings(deadline=None)
+@given(context=cells.filter(str.strip), question=cells.filter(str.strip))
+def test_quotes_and_newlines_survive_every_format(
+    tmp_path_factory: pytest.TempPathFactory, context: str, question: str
+) -> None:
+    answers = {"text": [context, context], "answer_start": [0, 0]}
+    row = {"id": "1", "title": "", "context": context, "question": question, "answers": answers}
+    folder = tmp_path_factory.mktemp("formats")
+    for file, write in FORMATS.values():
+        write([row], folder / file)
+        (passage,) = read_passages(folder / file).passages
+        assert passage.context == context
+        assert passage.questions[0].text == question
+        assert passage.questions[0].answers == (Answer(context, 0),) * 2
+
+
+@settings(
+    deadline=None,
+    max_examples=200,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(draw=st.data(), name=st.sampled_from(sorted(FORMATS)), junk=st.binary(max_size=8))
+def test_whatever_bytes_there_are_they_are_read_or_refused(
+    tmp_path: Path, rows: list[Row], draw: Any, name: str, junk: bytes
+) -> None:
+    file, write = FORMATS[name]
+    path = tmp_path / file
+    write(rows, path)
+    content = path.read_bytes()
+    start = draw.draw(st.integers(0, len(content)))
+    end = draw.draw(st.integers(start, min(start + 16, len(content))))
+    path.write_bytes(content[:start] + junk + content[end:])
+    with contextlib.suppress(InputError):
+        read_passages(path)
