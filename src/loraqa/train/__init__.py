@@ -1,0 +1,11 @@
+"""Training an adapter: settings, loop, checkpoints, and the folder of a run.
+
+- `settings`: what a run may choose (`RunSettings`, `load_settings`; imports no torch)
+- `schedule`: how many steps, and the learning rate of each
+- `loop`: `train`, one optimizer step after another
+- `checkpoint`: whole snapshots of the training, to go on from with the same bits
+- `run`: the folder of a run, its metrics, where it was made
+- `adapter_folder`: the finished adapter, with its model card and all that answering with it needs
+- `stopping`: Ctrl-C and SIGTERM
+- `progress`: what the user sees meanwhile
+"""

@@ -1,0 +1,187 @@
+"""Checkpoints: whole snapshots of a training, from which it goes on with the same bits.
+
+    checkpoints/step-000200/
+        adapter/               the adapter in PEFT's format
+        optimizer.safetensors  AdamW's running means, by parameter
+        state.json             where the training stands (`TrainState`)
+        manifest.json          size and SHA-256 of each file above
+
+A checkpoint appears under its name when it is whole. Learning rate, order of the data and random
+numbers are functions of the seed and of the step, epoch and place in it, which `state.json` holds.
+"""
+
+import logging
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+
+from loraqa.errors import InputError, LoraqaError
+from loraqa.files import read_json, replacing_folder, sha256, write_json, write_tensors
+from loraqa.lora.adapter import save_adapter
+
+logger = logging.getLogger("loraqa")
+
+ADAPTER = "adapter"
+_OPTIMIZER = "optimizer.safetensors"
+_STATE = "state.json"
+_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores on the dev sample after `step` optimizer steps, in percent of `total` questions."""
+
+    step: int
+    exact_match: float
+    f1: float
+    total: int
+
+
+@dataclass
+class TrainState:
+    """Where a training stands.
+
+    Attributes:
+        step: optimizer steps done.
+        epoch, step_in_epoch: the next step to do.
+        baseline: scores before the first step.
+        latest, best: scores of the last evaluation and of the best one.
+        without_gain: evaluations since the metric last rose.
+        training_seconds, evaluation_seconds: time spent, over all resumptions.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    step_in_epoch: int = 0
+    baseline: Evaluation | None = None
+    latest: Evaluation | None = None
+    best: Evaluation | None = None
+    without_gain: int = 0
+    training_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "TrainState":
+        """The reverse of `dataclasses.asdict`."""
+        evaluations = {
+            key: values[key] and Evaluation(**values[key]) for key in ("baseline", "latest", "best")
+        }
+        return cls(**{**values, **evaluations})
+
+
+def checkpoint_folder(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return checkpoints / f"step-{step:06d}"
+
+
+def save_checkpoint(
+    checkpoints: Path, model: PreTrainedModel, optimizer: Optimizer, state: TrainState
+) -> Path:
+    """Write the checkpoint of `state.step`, whole or not at all, and return its folder.
+
+    Raises:
+        LoraqaError: the adapter holds a NaN or an infinity.
+    """
+    _check_finite(model, state.step)
+    path = checkpoint_folder(checkpoints, state.step)
+    with replacing_folder(path) as folder:
+        save_adapter(model, folder / ADAPTER)
+        write_tensors(folder / _OPTIMIZER, _optimizer_tensors(model, optimizer))
+        write_json(folder / _STATE, asdict(state))
+        write_json(folder / _MANIFEST, _manifest(folder))
+    return path
+
+
+def restore(checkpoint: Path, model: PreTrainedModel, optimizer: Optimizer) -> TrainState:
+    """Put the optimizer back to where it was; return where the training stood.
+
+    The model must hold the checkpoint's adapter (`load_adapter(model, checkpoint / ADAPTER)`).
+    """
+    saved = load_file(checkpoint / _OPTIMIZER)
+    values: dict[int, dict[str, Tensor]] = {}
+    for index, name in enumerate(_trained(model)):
+        keys = (key for key in saved if key.rpartition(".")[0] == name)
+        values[index] = {key.rpartition(".")[2]: saved[key] for key in keys}
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": values, "param_groups": groups})
+    return TrainState.from_json(read_json(checkpoint / _STATE))
+
+
+def newest_whole(checkpoints: Path) -> Path | None:
+    """The newest checkpoint with all its files as they were written. Broken ones are named."""
+    for step in reversed(_saved_steps(checkpoints)):
+        checkpoint = checkpoint_folder(checkpoints, step)
+        try:
+            check_whole(checkpoint)
+        except InputError as error:
+            logger.warning("%s It is skipped.", error)
+        else:
+            return checkpoint
+    return None
+
+
+def check_whole(checkpoint: Path) -> None:
+    """Raise `InputError` unless every file of the checkpoint is as its manifest says."""
+    try:
+        manifest = read_json(checkpoint / _MANIFEST)
+        expected = {name: (file["bytes"], file["sha256"]) for name, file in manifest.items()}
+    except (AttributeError, KeyError, TypeError):
+        raise InputError(f"The checkpoint {checkpoint} is broken: so is its manifest.") from None
+    for name, fingerprint in expected.items():
+        path = checkpoint / name
+        if not path.is_file():
+            raise InputError(f"The checkpoint {checkpoint} is broken: {name} is missing.")
+        if _fingerprint(path) != fingerprint:
+            raise InputError(f"The checkpoint {checkpoint} is broken: {name} was changed or cut.")
+
+
+def remove_superseded(checkpoints: Path, state: TrainState, keep: int) -> None:
+    """Remove the checkpoints before `state` that are neither the `keep` newest nor the best."""
+    steps = [step for step in _saved_steps(checkpoints) if step <= state.step]
+    for step in steps[:-keep]:
+        if state.best is None or step != state.best.step:
+            shutil.rmtree(checkpoint_folder(checkpoints, step))
+
+
+def _saved_steps(checkpoints: Path) -> list[int]:
+    """The steps that have a checkpoint, whole or not, in order."""
+    names = (path.name for path in checkpoints.glob("step-*"))
+    return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"step-(\d+)", name)))
+
+
+def _trained(model: PreTrainedModel) -> dict[str, Tensor]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _check_finite(model: PreTrainedModel, step: int) -> None:
+    for name, parameter in _trained(model).items():
+        if not parameter.isfinite().all():
+            raise LoraqaError(
+                f"After step {step} the adapter holds a NaN or an infinity ({name}) and is not "
+                "saved; start again with a lower optimisation.learning_rate."
+            )
+
+
+def _optimizer_tensors(model: PreTrainedModel, optimizer: Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{name}.{key}": value
+        for name, parameter in _trained(model).items()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    fingerprints = {path.relative_to(folder).as_posix(): _fingerprint(path) for path in files}
+    return {name: {"bytes": size, "sha256": sha} for name, (size, sha) in fingerprints.items()}
+
+
+def _fingerprint(path: Path) -> tuple[int, str]:
+    return path.stat().st_size, sha256(path)

@@ -1,0 +1,311 @@
+"""The loop: one optimizer step after another, with evaluations and checkpoints between them."""
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import count
+from pathlib import Path
+from signal import Signals
+
+import numpy as np
+import torch
+from torch.nn import Parameter
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import AdamW
+
+from loraqa.errors import LoraqaError
+from loraqa.lora.layer import lora_layers
+from loraqa.model.runner import Runner
+from loraqa.prompt.plan import BatchPlan, Step
+from loraqa.squad import Scores
+from loraqa.train.checkpoint import (
+    Evaluation,
+    TrainState,
+    checkpoint_folder,
+    remove_superseded,
+    restore,
+    save_checkpoint,
+)
+from loraqa.train.loss import Loss, accumulate, answer_loss
+from loraqa.train.run import Record, RunDirectory
+from loraqa.train.schedule import learning_rate, total_steps
+from loraqa.train.settings import OptimisationSettings, RunSettings
+from loraqa.train.stopping import StoppedError, StopRequest
+
+# How many questions a message names.
+_NAMED = 5
+
+
+def train(
+    runner: Runner,
+    plan: BatchPlan,
+    settings: RunSettings,
+    run: RunDirectory,
+    *,
+    checkpoint: Path | None = None,
+    evaluate: Callable[[], Scores] | None = None,
+    report: Callable[[Record], None] = lambda _: None,
+    loss: Loss = answer_loss,
+) -> TrainState:
+    """Train the adapter in `runner.model`; checkpoints of the last and the best step stay in `run`.
+
+    Args:
+        runner: computes the model, which holds an adapter: a new one, or that of `checkpoint`.
+        plan: the data.
+        settings: those of the run.
+        run: where metrics and checkpoints are written.
+        checkpoint: where to go on from; the last bits are those of a training never stopped.
+        evaluate: scores the model as it stands on the dev data.
+        report: is shown every record of the metrics.
+        loss: what is minimised, per supervised token.
+
+    Raises:
+        StoppedError: the user stopped the training; a checkpoint of where it stood is written.
+        LoraqaError: the loss is no number any more, or memory is out; no checkpoint is written.
+    """
+    training = _Training(runner, plan, settings, run, evaluate, report, loss)
+    if checkpoint is not None:
+        training.take_over(checkpoint)
+    run.cut_back(training.state)
+    with StopRequest() as stop:
+        training.fit(stop)
+    return training.state
+
+
+@dataclass(frozen=True)
+class _PlannedStep:
+    """An optimizer step and its place: the `index`-th of `length` in its epoch."""
+
+    micro_batches: Step
+    epoch: int
+    index: int
+    length: int
+
+    @property
+    def question_ids(self) -> list[str]:
+        """The ids of its questions."""
+        trees = [tree for trees in self.micro_batches for tree in trees]
+        return [branch.question_id for tree in trees for branch in tree.branches]
+
+
+@dataclass
+class _Training:
+    """A training under way: what it was given, and where it stands."""
+
+    runner: Runner
+    plan: BatchPlan
+    settings: RunSettings
+    run: RunDirectory
+    evaluate: Callable[[], Scores] | None
+    report: Callable[[Record], None]
+    loss: Loss
+
+    def __post_init__(self) -> None:
+        self.model = self.runner.model
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = _adamw(self.parameters, self.settings.optimisation)
+        self.total = total_steps(self.plan, self.settings.optimisation)
+        self.state = TrainState()
+        self.saved_step = 0
+        self.lap_start = time.perf_counter()
+
+    def take_over(self, checkpoint: Path) -> None:
+        """Stand where a checkpoint was made."""
+        self.state = restore(checkpoint, self.model, self.optimizer)
+        self.saved_step = self.state.step
+        best = self.state.best
+        if best and not checkpoint_folder(self.run.checkpoints, best.step).exists():
+            # A later one had taken its place, and broke since: it will be made again.
+            self.state.best = None
+
+    def fit(self, stop: StopRequest) -> None:
+        """Train to the end, or until a request to stop."""
+        steps = self._remaining_steps()
+        self._lap()
+        self._set_mode(training=True)
+        while True:
+            if self.evaluate and self._evaluation_is_due():
+                self._evaluate(self.evaluate, stop)
+            if self._checkpoint_is_due(stop):
+                self._save()
+            if self._is_done():
+                break
+            if stop.received:
+                raise StoppedError(self._how_to_resume(stop.received), stop.received)
+            with self._explaining_lack_of_memory():
+                self._train(next(steps))
+        self._set_mode(training=False)
+
+    def _remaining_steps(self) -> Iterator[_PlannedStep]:
+        start = self.state.step_in_epoch
+        for epoch in count(self.state.epoch):
+            length = self.plan.steps_in(epoch)
+            for index, step in enumerate(self.plan.epoch(epoch, start), start):
+                yield _PlannedStep(step, epoch, index, length)
+            start = 0
+
+    def _train(self, planned: _PlannedStep) -> None:
+        """One optimizer step."""
+        options, state = self.settings.optimisation, self.state
+        rate = learning_rate(state.step, self.total, options)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        _seed_step(self.settings.seed, state.step)
+        loss = accumulate(self.runner, planned.micro_batches, self.loss).item()
+        norm = clip_grad_norm_(self.parameters, options.clip_norm or math.inf).item()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise LoraqaError(self._explain_divergence(planned, loss, norm))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        state.step += 1
+        state.epoch, state.step_in_epoch = planned.epoch, planned.index + 1
+        self._record(
+            "train",
+            epoch=planned.epoch + (planned.index + 1) / planned.length,
+            loss=loss,
+            learning_rate=rate,
+            gradient_norm=norm,
+            **self._speed(planned),
+            memory_mib=_peak_memory(self.model.device),
+        )
+
+    def _speed(self, planned: _PlannedStep) -> dict[str, float]:
+        """Since the last step: with the time that checkpoints took, without that of evaluations."""
+        seconds = self._lap()
+        self.state.training_seconds += seconds
+        tokens = sum(self.runner.size(tree) for trees in planned.micro_batches for tree in trees)
+        return {
+            "questions_per_second": len(planned.question_ids) / seconds,
+            "tokens_per_second": tokens / seconds,
+        }
+
+    def _evaluation_is_due(self) -> bool:
+        step, latest = self.state.step, self.state.latest
+        if latest and latest.step == step:
+            return False
+        return step % self.settings.evaluation.every == 0 or step == self.total
+
+    def _evaluate(self, evaluate: Callable[[], Scores], stop: StopRequest) -> None:
+        """Score the model as it stands; nothing happens where a request to stop comes meanwhile."""
+        self.state.training_seconds += self._lap()
+        self._set_mode(training=False)
+        scores = stop.unless_stopped(evaluate)
+        self._set_mode(training=True)
+        seconds = self._lap()
+        if scores is None:
+            return
+        latest = Evaluation(self.state.step, scores.exact_match, scores.f1, scores.total)
+        self._compare(latest)
+        self.state.evaluation_seconds += seconds
+        self._record("evaluation", **asdict(latest), seconds=seconds)
+
+    def _compare(self, latest: Evaluation) -> None:
+        """Keep the best evaluation; of equal ones the later, whose weights have learned longer."""
+        state, metric = self.state, self.settings.evaluation.metric
+        state.latest = latest
+        if latest.step == 0:
+            state.baseline = latest
+            return
+        before = getattr(state.best, metric) if state.best else -1.0
+        now = getattr(latest, metric)
+        state.without_gain = 0 if now > before else state.without_gain + 1
+        if now >= before:
+            state.best = latest
+
+    def _is_done(self) -> bool:
+        if self.evaluate and self._evaluation_is_due():
+            return False
+        patience = self.settings.evaluation.patience
+        tired = patience is not None and self.state.without_gain >= patience
+        return tired or self.state.step == self.total
+
+    def _checkpoint_is_due(self, stop: StopRequest) -> bool:
+        state = self.state
+        if state.step == self.saved_step:
+            # Its weights are these, and what was scored since will be scored again.
+            return False
+        is_best = state.best is not None and state.best.step == state.step
+        regular = state.step % self.settings.checkpoint.every == 0
+        return regular or is_best or self._is_done() or stop.received is not None
+
+    def _save(self) -> None:
+        self.run.flush()
+        save_checkpoint(self.run.checkpoints, self.model, self.optimizer, self.state)
+        self.saved_step = self.state.step
+        remove_superseded(self.run.checkpoints, self.state, self.settings.checkpoint.keep)
+
+    def _record(self, kind: str, **values: float) -> None:
+        record = {"kind": kind, "step": self.state.step, **values}
+        self.run.append(record)
+        self.report(record)
+
+    def _lap(self) -> float:
+        """Seconds since the last lap."""
+        start, self.lap_start = self.lap_start, time.perf_counter()
+        return self.lap_start - start
+
+    def _set_mode(self, training: bool) -> None:
+        """The base never drops out; LoRA does while training, if it is to."""
+        self.model.eval()
+        for layer in lora_layers(self.model).values():
+            layer.train(training)
+
+    def _how_to_resume(self, received: Signals) -> str:
+        return (
+            f"Stopped by {received.name} after step {self.state.step} of {self.total}; go on with "
+            f"`loraqa train --out {self.run.path} --resume`."
+        )
+
+    def _explain_divergence(self, planned: _PlannedStep, loss: float, norm: float) -> str:
+        ids = planned.question_ids
+        rate = self.settings.optimisation.learning_rate
+        more_precise = "" if self.model.dtype.itemsize > 2 else ", or model.dtype=float32"
+        return (
+            f"The loss is {loss} and the gradient's norm {norm} in step {self.state.step + 1} "
+            f"(questions {', '.join(ids[:_NAMED])}, {len(ids)} in all): the run is stopped and "
+            f"nothing of this step kept; start again with an optimisation.learning_rate lower than "
+            f"{rate}{more_precise}."
+        )
+
+    @contextmanager
+    def _explaining_lack_of_memory(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            # On the CPU, torch has no type of its own for this.
+            if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate" in str(error)):
+                raise
+            raise LoraqaError(
+                f"Memory is out in step {self.state.step + 1} ({str(error).splitlines()[0]}): "
+                f"lower optimisation.tokens_per_batch from "
+                f"{self.settings.optimisation.tokens_per_batch} and go on with --resume."
+            ) from error
+
+
+def _adamw(parameters: list[Parameter], options: OptimisationSettings) -> AdamW:
+    return AdamW(
+        parameters,
+        lr=options.learning_rate,
+        betas=options.betas,
+        weight_decay=options.weight_decay,
+        # One kernel for all matrices of an adapter, which are many and small.
+        fused=True,
+    )
+
+
+def _seed_step(seed: int, step: int) -> None:
+    """Make dropout a function of seed and step, so that no generator's state is to be kept."""
+    (drawn,) = np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)
+    torch.manual_seed(int(drawn))
+
+
+def _peak_memory(device: torch.device) -> float:
+    """The most memory used so far, in MiB: of the GPU by tensors, else of the process in all."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

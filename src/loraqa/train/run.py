@@ -1,0 +1,160 @@
+"""The folder of a run.
+
+RUN/
+    settings.yaml      everything that was chosen
+    environment.json   versions, machine, threads, device, command
+    data.json          where the questions came from, their fingerprints and counts
+    metrics.jsonl      one line per optimizer step ("train") and per scoring ("evaluation")
+    checkpoints/       see `checkpoint`
+    adapter/           the result; see `adapter_folder`
+"""
+
+import json
+import logging
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loraqa.errors import InputError
+from loraqa.files import read_json, write_json, write_text
+from loraqa.train.checkpoint import TrainState
+from loraqa.train.settings import RunSettings, differences, load_settings
+
+logger = logging.getLogger("loraqa")
+
+Record = Mapping[str, Any]
+
+# Settings that bound memory and disk, or say where equal data lies: the result stays the same.
+_FREE_ON_RESUME = ("optimisation.tokens_per_batch", "checkpoint.", "data.")
+_PACKAGES = ("loraqa", "torch", "transformers", "tokenizers", "safetensors", "numpy")
+
+
+class RunDirectory:
+    """Paths and files of a run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.settings_file = path / "settings.yaml"
+        self.environment_file = path / "environment.json"
+        self.data_file = path / "data.json"
+        self.metrics_file = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.adapter = path / "adapter"
+
+    def check_usable(self, settings: RunSettings, resume: bool) -> None:
+        """Raise `InputError` where a new run would overwrite, or a resumed one would differ."""
+        if not resume:
+            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+                raise InputError(
+                    f"{self.path} exists already: go on with it (--resume) or name another folder."
+                )
+        elif not self.settings_file.exists():
+            raise InputError(f"There is no run to resume in {self.path}: leave --resume out.")
+        else:
+            _check_same_settings(self.settings(), settings)
+
+    def start(self, settings: RunSettings, data: Record, environment: Record) -> None:
+        """Write what a new run begins with."""
+        write_text(self.settings_file, settings.to_yaml())
+        write_json(self.environment_file, environment)
+        write_json(self.data_file, data)
+
+    def resume(self, settings: RunSettings, data: Record, environment: Record) -> None:
+        """Check that a run goes on with the same data; say where its surroundings changed.
+
+        Raises:
+            InputError: the data are not those that the run began with.
+        """
+        if not self.data_file.exists():
+            # The run was stopped before it had begun.
+            self.start(settings, data, environment)
+        before, now = (_fingerprints(d) for d in (read_json(self.data_file), data))
+        if before != now:
+            changed = sorted(name for name in before | now if before.get(name) != now.get(name))
+            raise InputError(
+                f"The {' and '.join(changed)} data are not those that {self.path} began with: "
+                "resume with the same, or start a new run."
+            )
+        for key, value in read_json(self.environment_file).items():
+            if key != "command" and environment[key] != value:
+                logger.warning(
+                    "The run began with %s %s and goes on with %s: its last bits may differ.",
+                    key,
+                    value,
+                    environment[key],
+                )
+
+    def settings(self) -> RunSettings:
+        """The settings that the run began with."""
+        return load_settings([self.settings_file])
+
+    def append(self, record: Record) -> None:
+        """Add a line to the metrics."""
+        with self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+
+    def flush(self) -> None:
+        """See that the metrics are on disk before a checkpoint that counts on them."""
+        with self.metrics_file.open("ab") as file:
+            os.fsync(file.fileno())
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All whole lines of the metrics."""
+        if not self.metrics_file.exists():
+            return []
+        lines = self.metrics_file.read_text(encoding="utf-8").split("\n")
+        # What follows the last newline was cut off while it was written.
+        return [json.loads(line) for line in lines[:-1]]
+
+    def cut_back(self, state: TrainState) -> None:
+        """Forget what the metrics tell beyond a checkpoint: it will happen again."""
+        evaluated = -1 if state.latest is None else state.latest.step
+        last = {"train": state.step, "evaluation": evaluated}
+        kept = [r for r in self.metrics() if r["step"] <= last[r["kind"]]]
+        write_text(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def environment(device: torch.device, dtype: torch.dtype, command: str) -> dict[str, Any]:
+    """Where and with what a run is made."""
+    cuda = device.type == "cuda"
+    return {
+        "command": command,
+        "python": platform.python_version(),
+        **{package: version(package) for package in _PACKAGES},
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if cuda else device.type,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def _check_same_settings(before: RunSettings, after: RunSettings) -> None:
+    changed = {
+        key: values
+        for key, values in differences(before, after).items()
+        if not key.startswith(_FREE_ON_RESUME)
+    }
+    if changed:
+        listed = ", ".join(f"{key} was {old!r}, now {new!r}" for key, (old, new) in changed.items())
+        raise InputError(
+            f"A resumed run goes on with its own settings, but {listed}: take these back, or "
+            "start a new run."
+        )
+
+
+def _fingerprints(data: Record) -> dict[str, str]:
+    return {name: part["sha256"] for name, part in data.items()}
+
+
+def _processor() -> str:
+    """The processor's name, where Linux tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    names = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in names if line.startswith("model name")]
+    return f"{models[0]} ({os.cpu_count()} threads)" if models else platform.processor()

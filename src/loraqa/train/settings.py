@@ -1,0 +1,291 @@
+"""The settings of a run: defaults, then a YAML file, then `key=value` from the command line.
+
+    optimisation:
+      learning_rate: 3e-4
+      epochs: 3
+    lora:
+      rank: 8
+
+The same from the command line: `--set optimisation.learning_rate=3e-4 --set lora.rank=8`.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator
+from pydantic_core import ErrorDetails
+
+from loraqa.errors import InputError
+from loraqa.lora.settings import LoraSettings
+from loraqa.prompt.template import DEFAULT_TEMPLATE, Template
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class ModelSettings(_Group):
+    """The base model."""
+
+    source: str
+    """A local folder, or a model's name on the hub."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    """Of the frozen weights; `auto` is bfloat16 where the processor computes in it."""
+    device: str = "auto"
+    """A torch device; `auto` is a GPU if there is one."""
+    random_weights: bool = False
+    """Weights drawn at random: for tests and benchmarks only."""
+
+
+class DataSettings(_Group):
+    """Where the questions come from: files, or names on the hub."""
+
+    train: str
+    """The questions to learn from."""
+    dev: str | None = None
+    """The questions to score on during training; without them the last weights are kept."""
+    on_bad: Literal["stop", "skip"] = "stop"
+    """Whether a question with a problem stops the run or is left out and counted."""
+
+
+class PromptSettings(_Group):
+    """How a question is put to the model."""
+
+    template: str = DEFAULT_TEMPLATE
+    """Text with {context}, {question} and {answer}, in this order."""
+    max_length: int | None = Field(default=None, ge=32)
+    """Longest path from context to answer, in tokens; null is the model's limit."""
+    stride: int = Field(default=128, ge=0)
+    """Tokens that two windows on a long context share; 128 as in BERT's SQuAD code."""
+
+    @field_validator("template")
+    @classmethod
+    def _well_formed(cls, text: str) -> str:
+        Template(text)
+        return text
+
+
+class OptimisationSettings(_Group):
+    """AdamW and its schedule. The defaults suit LoRA on GPT-2 and SQuAD."""
+
+    epochs: int = Field(default=2, ge=1)
+    """Passes over the data. SQuAD v1.1 has 87,599 questions: 2,737 steps each."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Stop after so many optimizer steps, if that comes before the last epoch's end."""
+    questions_per_step: int = Field(default=32, ge=1)
+    """Whole passages are taken until they hold so many questions."""
+    tokens_per_batch: int = Field(default=4096, ge=1)
+    """The most tokens computed at once. It bounds memory and changes nothing but rounding."""
+    learning_rate: float = Field(default=5e-4, gt=0)
+    """The peak. LoRA wants about ten times what full fine-tuning does (5e-5 for GPT-2)."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls to 0 after the warm-up."""
+    warmup: Share = 0.05
+    """Share of all steps over which the learning rate rises to its peak."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Decoupled (AdamW); 0.01 as in the LoRA paper's GPT-2 runs."""
+    betas: Annotated[tuple[Share, Share], Strict(False)] = (0.9, 0.999)
+    """Decay of AdamW's two running means."""
+    clip_norm: float | None = Field(default=1.0, gt=0)
+    """Longer gradients are scaled down to this norm; null leaves them."""
+
+
+class EvaluationSettings(_Group):
+    """Scoring on the dev data by generated answers: before the first step, during, at the end."""
+
+    every: int = Field(default=500, ge=1)
+    """Optimizer steps between two evaluations."""
+    questions: int | None = Field(default=500, ge=1)
+    """Whole passages are drawn until they hold so many questions; null takes all."""
+    max_answer_tokens: int = Field(default=32, ge=1)
+    """The longest answer; all but 1 in 1,000 of SQuAD's fit."""
+    metric: Literal["f1", "exact_match"] = "f1"
+    """What makes weights the best."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after so many evaluations in a row that bring no better score; null never does."""
+
+
+class CheckpointSettings(_Group):
+    """Snapshots to resume from."""
+
+    every: int = Field(default=200, ge=1)
+    """Optimizer steps between two checkpoints."""
+    keep: int = Field(default=2, ge=1)
+    """How many of the newest stay; the best stays besides."""
+
+
+class RunSettings(_Group):
+    """Everything a run may choose."""
+
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Draws the adapter, the order of the data and the dev sample."""
+    model: ModelSettings
+    data: DataSettings
+    prompt: PromptSettings = PromptSettings()
+    lora: LoraSettings = LoraSettings()
+    optimisation: OptimisationSettings = OptimisationSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+
+    def to_yaml(self) -> str:
+        """All settings, those left at their default too."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_settings(files: Iterable[Path] = (), overrides: Iterable[str] = ()) -> RunSettings:
+    """Settings from YAML files and `key=value` texts; what comes later wins.
+
+    Args:
+        files: YAML files of nested groups.
+        overrides: dotted key and value, as in `lora.rank=16`; a value that is not to be text is
+            read as YAML.
+
+    Raises:
+        InputError: a file is missing or no YAML; a key is unknown, missing or has a wrong value.
+    """
+    values: dict[str, Any] = {group: {} for group in _GROUPS}
+    for file in files:
+        values = _merge(values, _read_yaml(file))
+    for override in overrides:
+        values = _merge(values, _read_override(override))
+    return parse_settings(values)
+
+
+def parse_settings(values: Mapping[str, Any]) -> RunSettings:
+    """Settings from nested groups. Raises `InputError` as `load_settings` does."""
+    try:
+        return RunSettings.model_validate(values)
+    except ValidationError as error:
+        raise InputError(" ".join(map(_explain, error.errors()))) from None
+
+
+def differences(before: RunSettings, after: RunSettings) -> dict[str, tuple[Any, Any]]:
+    """The dotted keys in which two settings differ, with both values."""
+    old, new = (dict(_leaves(settings.model_dump(mode="json"))) for settings in (before, after))
+    return {key: (old[key], new[key]) for key in old if old[key] != new[key]}
+
+
+_GROUPS = {
+    name: kind
+    for name, field in RunSettings.model_fields.items()
+    if isinstance(kind := field.annotation, type) and issubclass(kind, BaseModel)
+}
+_TYPES: dict[str, Any] = {"seed": int} | {
+    f"{group}.{name}": field.annotation
+    for group, kind in _GROUPS.items()
+    for name, field in kind.model_fields.items()
+}
+_TEXT_KEYS = {key for key, kind in _TYPES.items() if str in (kind, *get_args(kind))}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's core schema: 3e-4 is a number, `on` and `2024-01-01` are text."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's way
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Refuse a key that stands twice, of which YAML would silently take the last."""
+        keys = [key.value for key, _ in node.value]
+        for key, _ in node.value:
+            if keys.count(key.value) > 1:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key.value!r} stands here twice", problem_mark=key.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+for _kind, _pattern in {
+    "null": r"null|~|",
+    "bool": r"true|false",
+    "int": r"[-+]?[0-9]+",
+    "float": r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan",
+}.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"({_pattern})$"), None)
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"The settings file {file} cannot be read ({error}).") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise InputError(f"{file}{where} is not valid YAML: {error.problem}.") from None
+    if not isinstance(values, dict | None):
+        raise InputError(f"{file} must hold groups of settings (`lora:`, `model:`, ...).")
+    return values or {}
+
+
+def _read_override(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise InputError(f"{text!r} is no setting: write key=value, as in lora.rank=16.")
+    *groups, name = key.split(".")
+    nested: dict[str, Any] = {name: _read_value(key, value)}
+    for group in reversed(groups):
+        nested = {group: nested}
+    return nested
+
+
+def _read_value(key: str, text: str) -> Any:
+    if key in _TEXT_KEYS and text != "null":
+        # A template is no YAML, and a path might be some other.
+        return text
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        return text
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        if isinstance(old, dict) and isinstance(value, dict | None):
+            # None is a group whose every line is a comment.
+            merged[key] = _merge(old, value or {})
+        else:
+            merged[key] = value
+    return merged
+
+
+def _explain(error: ErrorDetails) -> str:
+    key = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        return f"There is no setting {key}{_hint(key)}."
+    if error["type"] == "missing":
+        return f"The setting {key} is missing: give it in the settings file or as {key}=VALUE."
+    if error["type"] == "model_type":
+        names = ", ".join(_GROUPS[key].model_fields)
+        return f"The setting {key} is {error['input']!r} but must be a group ({names})."
+    allowed = re.sub(r"^(Input|Value error,) ?(should )?", "must ", error["msg"])
+    return f"The setting {key} is {error['input']!r} but {allowed}."
+
+
+def _hint(key: str) -> str:
+    """Name the nearest key; failing that, one whose last part is near, in whatever group."""
+    last_parts = {known.rpartition(".")[2]: known for known in _TYPES}
+    nearest = difflib.get_close_matches(key, _TYPES, n=1) or [
+        last_parts[part]
+        for part in difflib.get_close_matches(key.rpartition(".")[2], last_parts, n=1)
+    ]
+    return f" (did you mean {nearest[0]}?)" if nearest else f"; the groups are {', '.join(_GROUPS)}"
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -1,0 +1,70 @@
+"""Ctrl-C and SIGTERM: the training stops between two steps, with a checkpoint."""
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, TypeVar
+
+from loraqa.errors import LoraqaError
+
+T = TypeVar("T")
+
+
+class StoppedError(LoraqaError):
+    """The user stopped the work. The exit status is 128 + signal, as shells have it: 130, 143."""
+
+    def __init__(self, message: str, received: signal.Signals) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + received
+
+
+class StopRequest:
+    """While entered, takes the first SIGINT or SIGTERM as a request to stop; a second one ends.
+
+    Attributes:
+        received: the signal, once there was one.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+        self._at_once = False
+
+    def __enter__(self) -> "StopRequest":
+        # Python lets only the main thread handle signals.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def unless_stopped(self, work: Callable[[], T]) -> T | None:
+        """What `work` returns; or None, at once, where there is a request to stop by then."""
+        if self.received:
+            return None
+        try:
+            try:
+                self._at_once = True
+                return work()
+            finally:
+                self._at_once = False
+        except _Abandoned:
+            return None
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        self._restore()
+        self.received = signal.Signals(number)
+        if self._at_once:
+            raise _Abandoned
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+
+class _Abandoned(BaseException):
+    """Not an `Exception`, lest a library below swallow it."""
