@@ -1,0 +1,65 @@
+"""Fold the update into the weights, check that the model still says the same, take it out again."""
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from loraqa.errors import LoraqaError
+from loraqa.lora.layer import lora_layers
+
+
+def merge(model: PreTrainedModel, input_ids: Tensor) -> float:
+    """Make every adapted layer answer with W + s BA; return the largest change of a logit.
+
+    The change is measured on `input_ids` (n, length) against the model with its updates apart.
+    It is rounding alone, and one larger than the square root of the dtype's precision, relative to
+    the largest logit, raises `LoraqaError` (the model is then as it was). Costs the memory of the
+    adapted weights once more; leaves the model in eval mode.
+    """
+    layers = lora_layers(model)
+    unmerge(model)
+    model.eval()
+    before = _logits(model, input_ids)
+    for layer in layers.values():
+        layer.merge()
+    change = (_logits(model, input_ids) - before).abs().max().item()
+    allowed = torch.finfo(model.dtype).eps ** 0.5 * before.abs().max().item()
+    # A change that is not a number must not pass either.
+    if not change <= allowed:
+        unmerge(model)
+        raise LoraqaError(
+            f"Merging changed a logit by {change:.3g}, and rounding to {model.dtype} explains no "
+            f"more than {allowed:.3g}: load the base model in a wider dtype to merge."
+        )
+    return change
+
+
+def unmerge(model: nn.Module) -> None:
+    """Undo `merge` to the last bit: the base's weights were never touched."""
+    for layer in lora_layers(model).values():
+        layer.unmerge()
+
+
+def unload(model: nn.Module) -> None:
+    """Take the adapter out: the model is the (frozen) base that it was before `adapt`."""
+    for name, layer in lora_layers(model).items():
+        model.set_submodule(name, layer.base)
+
+
+def merge_and_unload(model: PreTrainedModel, input_ids: Tensor) -> float:
+    """Make a plain transformers model, with the update in its weights, of an adapted one.
+
+    `model.save_pretrained` then writes what transformers loads without loraqa or PEFT. Checks,
+    returns and raises as `merge` does.
+    """
+    change = merge(model, input_ids)
+    for layer in lora_layers(model).values():
+        layer.base.weight = nn.Parameter(layer.summed_weight(), requires_grad=False)
+    unload(model)
+    return change
+
+
+@torch.no_grad()
+def _logits(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
+    logits: Tensor = model(input_ids=input_ids.to(model.device), use_cache=False).logits
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -1,0 +1,202 @@
+"""`adapter_config.json`: what PEFT (0.21) writes about an adapter and reads again."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from loraqa.errors import InputError
+from loraqa.files import read_json
+from loraqa.lora.layer import LoraLinear
+from loraqa.lora.targets import all_linear, linear_layers
+
+_N = TypeVar("_N", int, float)
+
+CONFIG = "adapter_config.json"
+
+# Keys of PEFT's that do not change what a trained adapter computes.
+_WITHOUT_EFFECT = frozenset(
+    {
+        "auto_mapping",
+        "eva_config",
+        "fan_in_fan_out",
+        "inference_mode",
+        "megatron_core",
+        "peft_version",
+        "qalora_group_size",
+        "runtime_config",
+        "task_type",
+    }
+)
+# Others of its ways to draw A and B change the base's weights too (PiSSA, OLoRA, CorDA, LoftQ).
+_INITIAL_DRAWS = (True, False, "gaussian", "eva", "orthogonal")
+
+
+class PeftConfig(BaseModel):
+    """The keys of `adapter_config.json` that say what a LoRA adapter computes.
+
+    `rank_pattern` and `alpha_pattern` map the end of a layer's name, a regular expression, to what
+    holds there instead of `r` and `lora_alpha`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+    r: int = Field(ge=1)
+    lora_alpha: float = Field(gt=0, allow_inf_nan=False)
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    use_rslora: bool = False
+    target_modules: str | list[str]
+    rank_pattern: dict[str, int] = {}
+    alpha_pattern: dict[str, float] = {}
+
+    @field_validator("target_modules", "rank_pattern", "alpha_pattern")
+    @classmethod
+    def _patterns_compile(cls, value: Any) -> Any:
+        for pattern in [value] if isinstance(value, str) else value:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f'"{pattern}" is not a regular expression ({error})') from None
+        return value
+
+    @classmethod
+    def read(cls, folder: Path) -> "PeftConfig":
+        """Read the configuration of the adapter in `folder`.
+
+        Raises `InputError` where it is missing, broken, or asks for more than plain LoRA.
+        """
+        path = folder / CONFIG
+        values = read_json(path)
+        if not isinstance(values, dict):
+            raise InputError(f"{path} holds no JSON object.")
+        try:
+            return cls(**_plain_lora(path, values))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise InputError(f"{path}: {first['loc'][0]}: {first['msg']}.") from None
+
+    def targets(self, model: PreTrainedModel) -> list[str]:
+        """The names of the model's linear layers that the adapter is made for."""
+        if not isinstance(self.target_modules, str):
+            endings = tuple(f".{name}" for name in self.target_modules)
+            return [name for name in linear_layers(model) if f".{name}".endswith(endings)]
+        if self.target_modules.lower() == "all-linear":
+            return all_linear(model)
+        return [name for name in linear_layers(model) if re.fullmatch(self.target_modules, name)]
+
+    def rank_of(self, name: str) -> int:
+        """The rank of the layer called `name`."""
+        return _first_match(self.rank_pattern, name, self.r)
+
+    def alpha_of(self, name: str) -> float:
+        """α of the layer called `name`."""
+        return _first_match(self.alpha_pattern, name, self.lora_alpha)
+
+
+def describe(
+    model: nn.Module, layers: dict[str, LoraLinear], base_name: str | None, revision: str | None
+) -> dict[str, Any]:
+    """The `adapter_config.json` of the adapter that `layers` are."""
+    ranks = {name: plain_rank(layer) for name, layer in layers.items()}
+    alphas = {name: _json_number(plain_alpha(layer)) for name, layer in layers.items()}
+    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+    one = next(iter(layers.values()))
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "revision": revision,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": one.dropout,
+        "use_rslora": one.rank_stabilised,
+        "target_modules": shortest_endings(model, layers),
+        "rank_pattern": _pattern(model, ranks, rank),
+        "alpha_pattern": _pattern(model, alphas, alpha),
+        "fan_in_fan_out": any(isinstance(layer.base, Conv1D) for layer in layers.values()),
+        "bias": "none",
+        "init_lora_weights": True,
+        "modules_to_save": None,
+    }
+
+
+def plain_rank(layer: LoraLinear) -> int:
+    """The rank of the one plain pair on all rows that equals the layer's pairs on some rows each.
+
+    PEFT has no word for rows, but k pairs of rank r are one of rank k·r: the A stacked, each B in
+    its own rows and columns, 0 elsewhere.
+    """
+    return layer.rank * len(layer.rows)
+
+
+def plain_alpha(layer: LoraLinear) -> float:
+    """The α that gives that plain pair the layer's scaling."""
+    k = len(layer.rows)
+    return layer.alpha * (math.sqrt(k) if layer.rank_stabilised else k)
+
+
+def shortest_endings(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """The shortest endings, in whole components, that name the modules `names` and no other."""
+    wanted = set(names)
+    modules = [name for name, _ in model.named_modules()]
+    endings: dict[str, None] = {}
+    for name in names:
+        parts = name.split(".")
+        candidates = (".".join(parts[-length:]) for length in range(1, len(parts) + 1))
+        endings[next(e for e in candidates if wanted.issuperset(_ending_in(e, modules)))] = None
+    return list(endings)
+
+
+def _ending_in(ending: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if f".{name}".endswith(f".{ending}")]
+
+
+def _pattern(model: nn.Module, values: Mapping[str, float], usual: float) -> dict[str, float]:
+    """PEFT's pattern for the layers whose value is not the usual one."""
+    unusual = {value for value in values.values() if value != usual}
+    return {
+        ending: value
+        for value in unusual
+        for ending in shortest_endings(model, [name for name in values if values[name] == value])
+    }
+
+
+def _first_match(pattern: Mapping[str, _N], name: str, default: _N) -> _N:
+    return next((pattern[e] for e in pattern if re.fullmatch(rf"(.*\.)?({e})", name)), default)
+
+
+def _plain_lora(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that a `PeftConfig` holds; refuse what is not plain LoRA."""
+    if values.get("peft_type") != "LORA":
+        raise InputError(f"{path}: peft_type is {values.get('peft_type')!r}, not 'LORA'.")
+    if values.get("init_lora_weights", True) not in _INITIAL_DRAWS:
+        raise InputError(
+            f"{path}: init_lora_weights is {values['init_lora_weights']!r}, which changes the base "
+            "model too: convert the adapter to plain LoRA with PEFT first."
+        )
+    known = PeftConfig.model_fields.keys() | _WITHOUT_EFFECT | {"peft_type", "init_lora_weights"}
+    for key in values.keys() - known:
+        if values[key] and values[key] != "none":
+            raise InputError(
+                f"{path}: {key} is {values[key]!r}, and loraqa reads plain LoRA only, without it."
+            )
+    return {
+        key: value
+        for key, value in values.items()
+        if key in PeftConfig.model_fields and value is not None
+    }
+
+
+def _json_number(value: float) -> float:
+    """An integer where it is one, as PEFT writes α."""
+    return int(value) if value == int(value) else value

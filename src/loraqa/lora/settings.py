@@ -1,0 +1,41 @@
+"""What a run may choose about LoRA."""
+
+import math
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+
+def scaling(rank: int, alpha: float, rank_stabilised: bool) -> float:
+    """The factor before BA: α/r (Hu et al., 2021), or α/√r (Kalajdzievski, 2023)."""
+    return alpha / math.sqrt(rank) if rank_stabilised else alpha / rank
+
+
+class LoraSettings(BaseModel):
+    """Rank, scale and place of the low-rank updates.
+
+    `target_modules` is a list (or one string) of
+
+    - `all-linear`: every linear layer but the output head, as in PEFT;
+    - `attention`, `mlp`: the linear layers of those blocks;
+    - a regular expression for the end of a layer's name, counted in whole components: `c_attn`,
+      `attn.c_proj`, `h.(0|1).mlp.c_fc`, `[qv]_proj`;
+    - any of these with some rows of a fused projection, each with its own A and B:
+      `c_attn[q,v]`.
+
+    `dropout` acts on the input of A alone. It is 0 by default: where questions share one trunk
+    they would also share one mask over it (see `docs/lora.md`).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32.0, gt=0, allow_inf_nan=False)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    rank_stabilised: bool = False
+    target_modules: tuple[str, ...] = Field(default=("all-linear",), min_length=1)
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _one_target_is_a_list_of_one(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value

@@ -1,0 +1,126 @@
+"""A model with updates in it: what is trained, what it answers, what stays shared."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
+
+from loraqa.lora.adapt import adapt, parameter_counts
+from loraqa.lora.layer import lora_layers
+from loraqa.lora.settings import LoraSettings
+
+TARGETS = ["all-linear", "attention", "mlp"]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2"])
+@pytest.mark.parametrize("targets", TARGETS)
+def test_starts_with_the_base_models_answers_to_the_bit(tiny_model, logits, family, targets):
+    model = tiny_model(family, torch.float32)
+    before = logits(model)
+    adapt(model, LoraSettings(target_modules=targets))
+    assert torch.equal(logits(model), before)
+
+
+def test_only_a_and_b_are_trained(tiny_model):
+    model = tiny_model()
+    adapt(model, LoraSettings(rank=2, target_modules="c_attn"))
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert trained == [
+        f"transformer.h.{block}.attn.c_attn.lora_{matrix}" for block in (0, 1) for matrix in "AB"
+    ]
+
+
+def gpt2_124m(config):
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("targets", "rank", "trained"),
+    [
+        ("c_attn", 8, 294_912),
+        ("c_attn[q,v]", 8, 12 * 2 * 8 * (768 + 768)),
+        ("all-linear", 16, 12 * 16 * (768 * 4 + 768 * 2 + 768 * 5 + 768 * 5)),
+    ],
+)
+def test_counts_on_the_124m_shape(targets, rank, trained):
+    model = gpt2_124m(GPT2Config())
+    adapt(model, LoraSettings(rank=rank, target_modules=targets))
+    counts = parameter_counts(model)
+    assert (counts.trainable, counts.total) == (trained, 124_439_808 + trained)
+
+
+def test_counts_on_the_real_configuration_as_shown(shared):
+    model = gpt2_124m(AutoConfig.from_pretrained(shared / "gpt2"))
+    adapt(model, LoraSettings(rank=8, target_modules="c_attn"))
+    shown = "294,912 of 124,734,720 parameters are trained (0.24%)"
+    assert str(parameter_counts(model)) == shown
+
+
+def adapter_of(model):
+    return {name: p for name, p in model.state_dict().items() if "lora_" in name}
+
+
+def test_the_same_seed_draws_the_same_adapter(tiny_model):
+    drawn = []
+    for seed in (1, 1, 2):
+        torch.rand(3)
+        model = tiny_model()
+        adapt(model, LoraSettings(), seed=seed)
+        drawn.append(adapter_of(model))
+    assert all(torch.equal(drawn[0][name], drawn[1][name]) for name in drawn[0])
+    assert not any(torch.equal(drawn[0][n], drawn[2][n]) for n in drawn[0] if n.endswith("A"))
+
+
+def test_a_seed_draws_the_same_adapter_whatever_the_base_dtype(tiny_model):
+    fp32, bf16 = tiny_model(dtype=torch.float32), tiny_model(dtype=torch.bfloat16)
+    for model in (fp32, bf16):
+        adapt(model, LoraSettings(), seed=1)
+    for ours, theirs in zip(adapter_of(fp32).values(), adapter_of(bf16).values(), strict=True):
+        assert theirs.dtype == torch.float32
+        assert torch.equal(ours, theirs)
+
+
+def test_the_base_weights_stay_where_they_are(tiny_model, base_state):
+    model = tiny_model()
+    before = {name: p.data_ptr() for name, p in model.state_dict().items()}
+    adapt(model, LoraSettings())
+    assert {name: p.data_ptr() for name, p in base_state(model).items()} == before
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_updates_take_over_the_models_mode(tiny_model, training):
+    model = tiny_model().train(training)
+    adapt(model, LoraSettings(dropout=0.5))
+    assert {layer.training for layer in lora_layers(model).values()} == {training}
+
+
+@pytest.mark.parametrize("stabilised", [False, True])
+def test_scaling(tiny_model, stabilised):
+    model = tiny_model()
+    adapt(model, LoraSettings(rank=4, alpha=12, rank_stabilised=stabilised))
+    assert {layer.scaling for layer in lora_layers(model).values()} == {6 if stabilised else 3}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rank": 0},
+        {"rank": 2.5},
+        {"alpha": 0},
+        {"alpha": float("nan")},
+        {"dropout": 1.0},
+        {"dropout": -0.1},
+        {"target_modules": []},
+        {"ranks": 8},
+    ],
+    ids=str,
+)
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(ValidationError):
+        LoraSettings(**wrong)
+
+
+def test_settings_come_back_from_json():
+    settings = LoraSettings(rank=4, target_modules="c_attn[q,v]")
+    assert LoraSettings.model_validate_json(settings.model_dump_json()) == settings
