@@ -1,0 +1,125 @@
+"""Beam search over all prompts of a batch: the same answers as transformers' `generate`.
+
+Each step takes the beams of every question one token further. Of the best continuations, those
+that end an answer are put aside as finished; the best that do not are the next beams. A question
+whose finished answers stand leaves the batch.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from loraqa.answer.decode import Prompts, Written, collect
+
+
+class _Beams(NamedTuple):
+    """Answers to each of Q questions, the best first.
+
+    Attributes:
+        tokens: (Q, W, longest), padded with -1.
+        scores: (Q, W).
+    """
+
+    tokens: Tensor
+    scores: Tensor
+
+    @classmethod
+    def none(
+        cls, questions: int, width: int, longest: int, score: float, device: torch.device
+    ) -> "_Beams":
+        """Empty answers of that score."""
+        return cls(
+            torch.full((questions, width, longest), -1, device=device),
+            torch.full((questions, width), score, device=device),
+        )
+
+    def of(self, questions: Tensor) -> "_Beams":
+        """Those of some questions."""
+        return _Beams(self.tokens[questions], self.scores[questions])
+
+    def best(self, other: "_Beams", count: int) -> "_Beams":
+        """The best `count` of both for each question."""
+        tokens = torch.cat([self.tokens, other.tokens], dim=1)
+        scores, places = torch.cat([self.scores, other.scores], dim=1).topk(count)
+        return _Beams(tokens.take_along_dim(places[:, :, None], dim=1), scores)
+
+
+@dataclass(frozen=True)
+class BeamSearch:
+    """The best finished answer that a fixed number of beams comes upon.
+
+    Attributes:
+        width: how many answers are in progress for each question.
+        length_penalty: an answer's score is its log-probability divided by its number of tokens
+            (the one that ends it counted in) to this power.
+        early_stopping: when a question is done: as soon as it has `width` finished answers (True),
+            or when besides its best beam scores no higher than the worst of them, at its present
+            length (False) or at whatever length suits it best ("never").
+    """
+
+    width: int
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    draws: bool = False
+
+    @property
+    def name(self) -> str:
+        """See `Strategy`."""
+        return f"beam:{self.width}"
+
+    def rows(self, samples: int) -> int:  # noqa: ARG002 - nothing is drawn
+        """See `Strategy`."""
+        return self.width
+
+    def write(self, prompts: Prompts) -> list[list[Written]]:
+        """See `Strategy`."""
+        session, logits, limit = prompts.session, prompts.logits, prompts.rules.max_answer_tokens
+        stops = prompts.rules.stops_on(logits.device)
+        questions = torch.arange(len(logits), device=logits.device)
+        beams = _Beams.none(len(logits), 1, limit, 0.0, logits.device)
+        finished = _Beams.none(len(logits), self.width, limit, -torch.inf, logits.device)
+        answers = _Beams.none(len(logits), 1, limit, -torch.inf, logits.device)
+        for step in range(limit):
+            log_probs = logits.float().log_softmax(dim=-1)
+            scores = beams.scores[:, :, None] + log_probs.view(*beams.scores.shape, -1)
+            best, _ = self._extend(beams, scores, step)
+            ends = torch.isin(best.tokens[:, :, step], stops) | (step + 1 == limit)
+            normalised = (best.scores / (step + 1) ** self.length_penalty).where(ends, -torch.inf)
+            finished = finished.best(best._replace(scores=normalised), self.width)
+            answers.tokens[questions] = finished.tokens[:, :1]
+            answers.scores[questions] = finished.scores[:, :1]
+            scores[:, :, stops] = -torch.inf
+            first_rows = beams.scores.shape[1] * torch.arange(len(questions), device=stops.device)
+            beams, parents = self._extend(beams, scores, step)
+            going_on = self._may_improve(beams, finished, step + 1, limit).nonzero()[:, 0]
+            if not len(going_on):
+                break
+            session.select((first_rows[:, None] + parents)[going_on].flatten())
+            beams, finished = beams.of(going_on), finished.of(going_on)
+            questions = questions[going_on]
+            logits = session.advance(beams.tokens[:, :, step].flatten())
+        return [[written] for written in self._written(answers)]
+
+    def _extend(self, beams: _Beams, scores: Tensor, step: int) -> tuple[_Beams, Tensor]:
+        """The best continuations by `scores` (Q, W, vocabulary), and which beam each goes on."""
+        best, places = scores.flatten(1).topk(self.width)
+        parents = places // scores.shape[-1]
+        tokens = beams.tokens.take_along_dim(parents[:, :, None], dim=1)
+        tokens[:, :, step] = places % scores.shape[-1]
+        return _Beams(tokens, best), parents
+
+    def _may_improve(self, beams: _Beams, finished: _Beams, length: int, limit: int) -> Tensor:
+        """(Q,) whether to go on with a question whose beams are `length` tokens long."""
+        worst = finished.scores[:, -1]
+        if self.early_stopping is True:
+            return (worst == -torch.inf) & (length < limit)
+        longest = self.early_stopping == "never" and self.length_penalty > 0
+        hoped_for = beams.scores[:, 0] / (limit if longest else length) ** self.length_penalty
+        return (hoped_for > worst) & (length < limit)
+
+    def _written(self, answers: _Beams) -> list[Written]:
+        tokens, scores = answers.tokens[:, 0], answers.scores[:, 0]
+        lengths = (tokens >= 0).sum(dim=-1)
+        return collect(tokens, scores * lengths**self.length_penalty)

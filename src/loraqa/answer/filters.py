@@ -1,0 +1,77 @@
+"""Which tokens may come next, and how likely each: functions from logits to logits.
+
+They take (rows, vocabulary), where logits and log-probabilities will do alike, and set what is
+ruled out to -inf; one may follow another. Each keeps what transformers' warper of that name keeps,
+but where tokens tie at the edge all of them stay. The formulas are in `docs/decoding.md`.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+# Most sets that hold the wanted mass are much smaller, and a vocabulary takes long to sort.
+_USUALLY_ENOUGH = 1024
+
+
+def temperature(logits: Tensor, temperature: float) -> Tensor:
+    """Sharpen (below 1) or flatten (above 1) the distribution."""
+    return logits / temperature
+
+
+def top_k(logits: Tensor, k: int) -> Tensor:
+    """Keep the `k` most probable tokens (Fan et al., 2018, arXiv:1805.04833)."""
+    least = logits.topk(min(k, logits.shape[-1])).values[:, -1:]
+    return logits.masked_fill(logits < least, -torch.inf)
+
+
+def top_p(logits: Tensor, mass: float) -> Tensor:
+    """Keep the nucleus: the smallest set of tokens that holds `mass` of the probability.
+
+    Holtzman et al., 2020, arXiv:1904.09751.
+    """
+    return _keep_mass(logits, logits, mass)
+
+
+def min_p(logits: Tensor, share: float) -> Tensor:
+    """Keep tokens that are at least `share` times as probable as the most probable one.
+
+    Nguyen et al., 2024, arXiv:2407.01082.
+    """
+    least = logits.amax(dim=-1, keepdim=True) + math.log(share)
+    return logits.masked_fill(logits < least, -torch.inf)
+
+
+def typical(logits: Tensor, mass: float) -> Tensor:
+    """Keep the tokens whose information is nearest to the expected one, up to `mass`.
+
+    Meister et al., 2023, arXiv:2202.00666.
+    """
+    log_probs = logits.log_softmax(dim=-1)
+    entropy = -(log_probs * log_probs.exp()).nansum(dim=-1, keepdim=True)
+    return _keep_mass(logits, -(log_probs + entropy).abs(), mass)
+
+
+def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """The token of each row, (rows,), at which its distribution function passes `uniforms`.
+
+    Args:
+        logits: (rows, vocabulary).
+        uniforms: (rows,) numbers in [0, 1).
+    """
+    below = logits.softmax(dim=-1).cumsum(dim=-1)
+    # Scaling by the last sum, which rounding leaves beside 1, keeps the search inside the row.
+    return torch.searchsorted(below, uniforms[:, None] * below[:, -1:], right=True)[:, 0]
+
+
+def _keep_mass(logits: Tensor, preference: Tensor, mass: float) -> Tensor:
+    """Keep the most preferred tokens until they hold `mass`, and what ties with the last."""
+    probabilities = logits.softmax(dim=-1)
+    vocabulary = logits.shape[-1]
+    for width in (min(_USUALLY_ENOUGH, vocabulary), vocabulary):
+        preferred, tokens = preference.topk(width)
+        held = probabilities.gather(-1, tokens).cumsum(dim=-1)
+        if bool((held[:, -1] >= mass).all()):
+            break
+    last = (held < mass).sum(dim=-1, keepdim=True).clamp(max=width - 1)
+    return logits.masked_fill(preference < preferred.gather(-1, last), -torch.inf)

@@ -1,0 +1,93 @@
+"""Loading what answers: a run, an adapter, a merged model, or a model that was not fine-tuned."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from loraqa.errors import InputError
+from loraqa.lora.adapter import load_adapter
+from loraqa.lora.peft_config import CONFIG as ADAPTER_CONFIG
+from loraqa.model.load import load_base
+from loraqa.train.adapter_folder import (
+    INFO,
+    AdapterInfo,
+    BaseInfo,
+    describe_base,
+    read_adapter_info,
+)
+from loraqa.train.settings import ModelSettings
+
+logger = logging.getLogger("loraqa")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in eval mode, its tokenizer, and how it was fine-tuned (None if it was not)."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    info: AdapterInfo | None
+
+
+def load_model(
+    source: str | Path,
+    *,
+    base: str | Path | None = None,
+    dtype: str | None = None,
+    device: str = "auto",
+) -> Loaded:
+    """Load a run, an adapter folder, a merged model, or a model that was not fine-tuned.
+
+    Args:
+        source: a folder, or the name of a model on the hub.
+        base: the base model, where it no longer is where the adapter was trained on it.
+        dtype: as for `load_base`; None is the one that the adapter was trained with, or "auto".
+        device: as for `load_base`.
+
+    Raises:
+        InputError: the folder holds none of these, or a file is missing or broken.
+    """
+    folder = Path(source).expanduser()
+    adapter = next(
+        (at for at in (folder / "adapter", folder) if (at / ADAPTER_CONFIG).exists()), None
+    )
+    if adapter:
+        return _load_adapted(adapter, base, dtype, device)
+    if folder.is_dir() and not (folder / "config.json").exists():
+        raise InputError(
+            f"{source} holds no model: neither adapter/{ADAPTER_CONFIG} (a finished run) nor "
+            f"{ADAPTER_CONFIG} (an adapter) nor config.json (a model); finish the run with "
+            "`loraqa train --resume`, or give another folder."
+        )
+    model, tokenizer = load_base(source, dtype=dtype or "auto", device=device)
+    return Loaded(model, tokenizer, read_adapter_info(folder) if (folder / INFO).exists() else None)
+
+
+def _load_adapted(folder: Path, base: str | Path | None, dtype: str | None, device: str) -> Loaded:
+    info = read_adapter_info(folder)
+    source = base or info.base.source
+    model, tokenizer = load_base(
+        source,
+        dtype=dtype or info.base.dtype,
+        device=device,
+        revision=None if base else info.base.revision,
+        random_weights=info.base.random_weights,
+    )
+    _check_base(str(source), model, info.base)
+    load_adapter(model, folder)
+    return Loaded(model, tokenizer, info)
+
+
+def _check_base(source: str, model: PreTrainedModel, trained_on: BaseInfo) -> None:
+    settings = ModelSettings(source=source, random_weights=trained_on.random_weights)
+    found = describe_base(settings, model)
+    if found.sha256 != trained_on.sha256:
+        logger.warning(
+            "The base model %s is not the one that the adapter was trained on, %s: its answers "
+            "may be worse.",
+            found,
+            trained_on,
+        )

@@ -1,0 +1,109 @@
+"""Strategies by name: `greedy`, `top-p:0.9`, `temperature:0.7+top-k:40`, `beam:4`, `span`."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from loraqa.answer import filters
+from loraqa.answer.beam import BeamSearch
+from loraqa.answer.decode import Filter, Greedy, Sampling, Strategy
+from loraqa.answer.span import SpanSearch
+from loraqa.errors import InputError
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """The number after a name: what it is by default, and what it may be."""
+
+    default: float
+    allowed: str
+    allows: Callable[[float], bool]
+
+    def parse(self, name: str, text: str) -> float:
+        """The number that `text` gives, or the default where it is empty."""
+        try:
+            value = float(text) if text else self.default
+        except ValueError:
+            value = math.nan
+        if not self.allows(value):
+            raise InputError(
+                f"The strategy {name}:{text} is out of range: {name} takes {self.allowed}, as in "
+                f"{name}:{self.default:g}."
+            )
+        return value
+
+
+_MASS = "a number above 0 and below 1"
+
+# In the order in which they are applied, that of transformers.
+_FILTERS: dict[str, tuple[Filter, _Setting]] = {
+    "temperature": (
+        filters.temperature,
+        _Setting(0.7, "a number from 0.01 to 100", lambda value: 0.01 <= value <= 100),
+    ),
+    "top-k": (
+        filters.top_k,
+        _Setting(40, "a whole number from 1", lambda value: value >= 1 and value.is_integer()),
+    ),
+    "top-p": (filters.top_p, _Setting(0.9, _MASS, lambda value: 0 < value < 1)),
+    "min-p": (
+        filters.min_p,
+        _Setting(0.05, "a number above 0, at most 1", lambda value: 0 < value <= 1),
+    ),
+    "typical": (filters.typical, _Setting(0.95, _MASS, lambda value: 0 < value < 1)),
+}
+_WIDTH = _Setting(
+    4, "a whole number from 1 to 100", lambda value: 1 <= value <= 100 and value.is_integer()
+)
+
+STRATEGIES = ("greedy", *_FILTERS, "beam", "span")
+"""The names that `parse_strategy` knows."""
+
+
+def parse_strategy(text: str) -> Strategy:
+    """The strategy of that name, with a number after a colon where it takes one.
+
+    Sampling filters may be joined, as in `temperature:0.7+top-p:0.9`; whatever order they are
+    written in, they are applied in that of transformers: temperature, top-k, top-p, min-p,
+    typical.
+
+    Raises:
+        InputError: no such name, a number out of range, or names that cannot be joined.
+    """
+    settings: dict[str, str] = {}
+    for part in text.split("+"):
+        name, _, value = part.strip().partition(":")
+        if name not in STRATEGIES:
+            raise InputError(
+                f"There is no strategy {name!r}; there are {', '.join(STRATEGIES)}, some with a "
+                "number, as in top-p:0.9."
+            )
+        if name in settings:
+            raise InputError(f"The strategy {text!r} has {name} twice; name it once.")
+        settings[name] = value
+    if settings.keys() <= _FILTERS.keys():
+        return _sampling(settings)
+    if len(settings) > 1:
+        raise InputError(
+            f"The strategy {text!r} joins what cannot be joined; only {', '.join(_FILTERS)} can."
+        )
+    return _alone(name, value)
+
+
+def _sampling(settings: dict[str, str]) -> Sampling:
+    names, steps = [], []
+    for name, (apply, setting) in _FILTERS.items():
+        if name in settings:
+            value = setting.parse(name, settings[name])
+            number = int(value) if value.is_integer() else value
+            names.append(f"{name}:{number:g}")
+            steps.append((apply, number))
+    return Sampling("+".join(names), tuple(steps))
+
+
+def _alone(name: str, value: str) -> Strategy:
+    if name == "beam":
+        return BeamSearch(int(_WIDTH.parse(name, value)))
+    if value:
+        raise InputError(f"The strategy {name} takes no number; write {name} alone.")
+    return Greedy() if name == "greedy" else SpanSearch()

@@ -1,0 +1,93 @@
+"""Passages, prompts and models that stop for the answer room."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from tests.conftest import tiny_model
+
+from loraqa.answer.decode import Prompts, Rules
+from loraqa.model.runner import Runner
+from loraqa.prompt.encode import PromptEncoder
+from loraqa.prompt.segments import SegmentTokenizer
+from loraqa.prompt.template import Template
+from loraqa.prompt.tree import Tree
+from loraqa.squad import Answer, Passage, Question
+
+PASSAGES = [
+    Passage(
+        "The old town lies on the river Aune. Its mill was built by Ruth Olen in 1203.",
+        (
+            Question("a1", "Who built the mill?", (Answer("Ruth Olen", 59),)),
+            Question("a2", "When?", (Answer("1203", 72),)),
+            Question("a3", "On which river does it lie?", (Answer("river Aune", 25),)),
+        ),
+    ),
+    Passage("A king.", (Question("b1", "Who reigned here?", (Answer("king", 2),)),)),
+    Passage(
+        "Salt came from the hills, and the salt road is named after it.",
+        (
+            Question("c1", "What came?", (Answer("Salt", 0),)),
+            Question("c2", "Where from?", (Answer("the hills", 15),)),
+        ),
+    ),
+]
+
+LIMIT = 12
+
+
+def stopping_model(kind: str, dtype: str = "float64") -> Any:
+    """A tiny random model whose answers end now and then, and are fairly sure of themselves."""
+    model = tiny_model(kind, dtype)
+    with torch.no_grad():
+        head = model.get_output_embeddings().weight
+        model.lm_head.weight = torch.nn.Parameter(head * 3)
+        model.lm_head.weight[0] *= 2
+    return model
+
+
+@pytest.fixture(scope="session")
+def segments(tiny_tokenizer: Any) -> SegmentTokenizer:
+    return SegmentTokenizer(tiny_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def rules(segments: SegmentTokenizer) -> Rules:
+    return Rules(segments, Template(), LIMIT)
+
+
+@pytest.fixture(scope="session")
+def trees(segments: SegmentTokenizer) -> list[Tree]:
+    return PromptEncoder(segments, Template(), 250, 20).encode_prompts(PASSAGES, LIMIT).trees
+
+
+def prompts_of(
+    runner: Runner, trees: Sequence[Tree], rules: Rules, samples: int = 1, seed: int = 0
+) -> Prompts:
+    """The trees' prompts, computed."""
+    session = runner.session(trees)
+    contexts = [PASSAGES[tree.passage].context for tree in trees]
+    return Prompts(trees, contexts, session, session.prefill(), rules, samples, seed)
+
+
+def generate(model: Any, prompts: Prompts, **options: Any) -> list[tuple[tuple[int, ...], float]]:
+    """What transformers writes for each prompt alone: tokens, and the score of beam search."""
+    answers = []
+    for tree, branch, _ in prompts.rows():
+        ids = torch.tensor([[*tree.trunk, *branch.prompt]])
+        output = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=prompts.rules.max_answer_tokens,
+            do_sample=False,
+            eos_token_id=sorted(prompts.rules.stops),
+            pad_token_id=299,
+            return_dict_in_generate=True,
+            output_scores=True,
+            **options,
+        )
+        tokens = output.sequences[0, ids.shape[1] :].tolist()
+        score = float(output.sequences_scores[0]) if "sequences_scores" in output else 0.0
+        answers.append((tuple(tokens), score))
+    return answers
