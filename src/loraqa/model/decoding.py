@@ -5,6 +5,7 @@ which are computed once and never copied, however many answers are tried.
 """
 
 from collections.abc import Sequence
+from copy import copy, deepcopy
 from typing import Any, Protocol
 
 import torch
@@ -31,6 +32,10 @@ class DecodingSession(Protocol):
 
     def select(self, rows: Tensor) -> None:
         """Go on with these rows in this order, (rows',). A row named twice is forked."""
+        ...
+
+    def branch_off(self, rows: Tensor) -> "DecodingSession":
+        """A session that goes on with these rows, (rows',); this one stays where it is."""
         ...
 
 
@@ -73,6 +78,13 @@ class TreeSession:
         self._positions = self._positions[rows]
         self._rows.select(rows)
 
+    def branch_off(self, rows: Tensor) -> "TreeSession":
+        """See `DecodingSession`."""
+        other = copy(self)
+        other._rows = self._rows.copy()
+        other.select(rows)
+        return other
+
     def _forward(self, ids: Tensor, positions: Tensor, trees: Trees, keep: Tensor) -> Tensor:
         logits: Tensor = self._model(
             input_ids=ids,
@@ -112,6 +124,13 @@ class PaddedSession:
         """See `DecodingSession`."""
         self._mask, self._positions = self._mask[rows], self._positions[rows]
         self._cache.reorder_cache(rows)
+
+    def branch_off(self, rows: Tensor) -> "PaddedSession":
+        """See `DecodingSession`."""
+        other = copy(self)
+        other._cache = deepcopy(self._cache)
+        other.select(rows)
+        return other
 
     def _forward(self, ids: Tensor, positions: Tensor, cache: Cache | None) -> Tensor:
         output: Any = self._model(
@@ -196,6 +215,12 @@ class _GrowingRows:
         attended = self._with_trunks(weights[..., :longest], trunk_value)
         attended = attended + weights[..., longest:] @ own_value
         return attended.reshape(rows, heads, size).transpose(0, 1)[None]
+
+    def copy(self) -> "_GrowingRows":
+        """The same rows, which may go another way: no tensor is ever changed in place."""
+        other = copy(self)
+        other._own = dict(self._own)
+        return other
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows, and the trunks they still need."""
