@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from tokenizers import Encoding, Tokenizer
@@ -75,6 +76,14 @@ class SegmentTokenizer:
     def show(self, token: int) -> str:
         """A token's own text, control tokens by their names, for people to look at."""
         return self._names.get(token) or self._plain.decode([token], skip_special_tokens=False)
+
+    @cached_property
+    def line_breaks(self) -> list[int]:
+        """The tokens whose text holds a line break."""
+        ids = sorted(self._plain.get_vocab().values())
+        texts = self._plain.decode_batch([[i] for i in ids], skip_special_tokens=False)
+        added = [i for i, name in self._names.items() if "\n" in name]
+        return [i for i, text in zip(ids, texts, strict=True) if "\n" in text] + added
 
     def _decode(self, segments: Sequence[str]) -> str:
         encodings = self._plain.encode_batch(list(segments), add_special_tokens=False)
