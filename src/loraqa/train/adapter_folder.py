@@ -20,7 +20,7 @@ from loraqa.squad import Version
 from loraqa.train.checkpoint import TrainState
 from loraqa.train.settings import ModelSettings, RunSettings
 
-_INFO = "loraqa.json"
+INFO = "loraqa.json"
 
 
 class BaseInfo(BaseModel):
@@ -79,12 +79,12 @@ def describe_base(settings: ModelSettings, model: PreTrainedModel) -> BaseInfo:
 
 def write_adapter_info(folder: Path, info: AdapterInfo) -> None:
     """Write `loraqa.json`."""
-    write_json(folder / _INFO, info.model_dump(mode="json"))
+    write_json(folder / INFO, info.model_dump(mode="json"))
 
 
 def read_adapter_info(folder: Path) -> AdapterInfo:
     """Read `loraqa.json`. Raises `InputError` where it is missing or broken."""
-    path = folder / _INFO
+    path = folder / INFO
     try:
         return AdapterInfo.model_validate(read_json(path))
     except ValidationError as error:
