@@ -92,7 +92,7 @@ def save_checkpoint(
     _check_finite(model, state.step)
     path = checkpoint_folder(checkpoints, state.step)
     with replacing_folder(path) as folder:
-        save_adapter(model, folder / ADAPTER)
+        save_adapter(model, folder / ADAPTER, base_name=model.name_or_path or None)
         write_tensors(folder / _OPTIMIZER, _optimizer_tensors(model, optimizer))
         write_json(folder / _STATE, asdict(state))
         write_json(folder / _MANIFEST, _manifest(folder))
@@ -143,7 +143,12 @@ def check_whole(checkpoint: Path) -> None:
 
 
 def remove_superseded(checkpoints: Path, state: TrainState, keep: int) -> None:
-    """Remove the checkpoints before `state` that are neither the `keep` newest nor the best."""
+    """Remove the checkpoints up to `state` that are neither the `keep` newest nor the best.
+
+    So go those that a killed process left half written.
+    """
+    for half in checkpoints.glob(".step-*"):
+        shutil.rmtree(half)
     steps = [step for step in _saved_steps(checkpoints) if step <= state.step]
     for step in steps[:-keep]:
         if state.best is None or step != state.best.step:

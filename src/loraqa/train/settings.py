@@ -13,7 +13,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator
@@ -185,7 +185,7 @@ _TYPES: dict[str, Any] = {"seed": int} | {
     for group, kind in _GROUPS.items()
     for name, field in kind.model_fields.items()
 }
-_TEXT_KEYS = {key for key, kind in _TYPES.items() if str in (kind, *get_args(kind))}
+_TEXT_KEYS = {key for key, kind in _TYPES.items() if kind in (str, str | None)}
 
 
 class _Loader(yaml.SafeLoader):
@@ -195,18 +195,19 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         """Refuse a key that stands twice, of which YAML would silently take the last."""
-        keys = [key.value for key, _ in node.value]
+        seen: list[Any] = []
         for key, _ in node.value:
-            if keys.count(key.value) > 1:
+            if key.value in seen:
                 raise yaml.MarkedYAMLError(
                     problem=f"{key.value!r} stands here twice", problem_mark=key.start_mark
                 )
+            seen.append(key.value)
         return super().construct_mapping(node, deep)
 
 
 for _kind, _pattern in {
-    "null": r"null|~|",
-    "bool": r"true|false",
+    "null": r"null|Null|NULL|~|",
+    "bool": r"true|True|TRUE|false|False|FALSE",
     "int": r"[-+]?[0-9]+",
     "float": r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan",
 }.items():

@@ -1,0 +1,162 @@
+"""Checkpoints: whole or not there, and no broken one is taken for whole."""
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.train.conftest import adapted, settings
+
+from loraqa.errors import InputError
+from loraqa.files import read_json
+from loraqa.train import checkpoint as checkpoints
+from loraqa.train.checkpoint import (
+    Evaluation,
+    TrainState,
+    check_whole,
+    newest_whole,
+    remove_superseded,
+    restore,
+    save_checkpoint,
+)
+
+STATE = TrainState(
+    step=7,
+    epoch=1,
+    step_in_epoch=3,
+    baseline=Evaluation(0, 0.0, 1.5, 10),
+    latest=Evaluation(6, 10.0, 20.1, 10),
+    best=Evaluation(3, 20.0, 30.25, 10),
+    without_gain=1,
+    training_seconds=12.5,
+)
+
+
+def trained() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """A tiny model after an optimizer step on random gradients."""
+    model = adapted(settings()).model
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, fused=True)
+    torch.manual_seed(0)
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    return model, optimizer
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint."""
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoints"), *trained(), STATE)
+
+
+@pytest.fixture
+def copy(whole: Path, tmp_path: Path) -> Path:
+    """The same, to be broken."""
+    return Path(shutil.copytree(whole, tmp_path / whole.name))
+
+
+def test_it_holds_what_it_says(whole: Path) -> None:
+    files = {str(path.relative_to(whole)) for path in whole.rglob("*") if path.is_file()}
+    assert whole.name == "step-000007"
+    assert files == {
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+        "manifest.json",
+    }
+    assert set(read_json(whole / "manifest.json")) == files - {"manifest.json"}
+    check_whole(whole)
+
+
+def test_optimizer_and_state_come_back(whole: Path) -> None:
+    model, optimizer = trained()
+    fresh = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
+    assert restore(whole, model, fresh) == STATE
+    before, after = optimizer.state_dict()["state"], fresh.state_dict()["state"]
+    assert before.keys() == after.keys()
+    for index, values in before.items():
+        assert values.keys() == after[index].keys() == {"step", "exp_avg", "exp_avg_sq"}
+        for key, value in values.items():
+            assert torch.equal(value, after[index][key])
+            assert value.dtype == after[index][key].dtype
+
+
+def test_the_optimizers_file_names_the_parameters(whole: Path) -> None:
+    names = {name for name, p in trained()[0].named_parameters() if p.requires_grad}
+    keys = load_file(whole / "optimizer.safetensors").keys()
+    assert {key.rpartition(".")[0] for key in keys} == names
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+        "manifest.json",
+    ],
+)
+def test_a_file_missing_cut_or_changed_anywhere_is_found_out(copy: Path, name: str) -> None:
+    file = copy / name
+    data = file.read_bytes()
+    rng = random.Random(name)
+    broken = [data[:-1], data + b" ", b"", b"{}" * 2]
+    for _ in range(20):
+        place = rng.randrange(len(data))
+        broken.append(
+            data[:place] + bytes([data[place] ^ (1 << rng.randrange(8))]) + data[place + 1 :]
+        )
+    for contents in broken:
+        file.write_bytes(contents)
+        if name == "manifest.json" and contents.strip() == data.strip():
+            continue
+        with pytest.raises(InputError):
+            check_whole(copy)
+    file.unlink()
+    with pytest.raises(InputError, match=r"is missing|does not exist"):
+        check_whole(copy)
+
+
+@pytest.mark.parametrize("manifest", ["[]", "3", '{"state.json": 3}', '{"state.json": {}}'])
+def test_a_manifest_of_another_form_is_broken(copy: Path, manifest: str) -> None:
+    (copy / "manifest.json").write_text(manifest)
+    with pytest.raises(InputError, match="so is its manifest"):
+        check_whole(copy)
+
+
+def test_failing_while_it_is_written_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(checkpoints, "_manifest", fail)
+    with pytest.raises(OSError, match="no space left"):
+        save_checkpoint(tmp_path, *trained(), STATE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_checkpoint_is_not_taken_for_one(copy: Path) -> None:
+    shutil.copytree(copy, copy.parent / ".step-000009.half")
+    shutil.copytree(copy, copy.parent / "step-last")
+    (copy.parent / "step-000008").mkdir()
+    assert newest_whole(copy.parent) == copy
+    assert newest_whole(copy.parent / "nowhere") is None
+
+
+def test_a_half_written_one_goes_with_the_superseded(copy: Path) -> None:
+    shutil.copytree(copy, copy.parent / ".step-000009.half")
+    remove_superseded(copy.parent, STATE, keep=1)
+    assert list(copy.parent.iterdir()) == [copy]
+
+
+def test_ones_ahead_are_no_matter_of_keeping(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 5, 6, 7, 9):
+        (tmp_path / f"step-{step:06d}").mkdir()
+    remove_superseded(tmp_path, STATE, keep=2)
+    assert sorted(int(path.name[5:]) for path in tmp_path.iterdir()) == [3, 6, 7, 9]

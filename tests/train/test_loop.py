@@ -1,0 +1,370 @@
+"""The loop: against a loop written down plainly, stopped anywhere and resumed, gone astray."""
+
+import json
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.conftest import tiny_model
+from tests.train.conftest import adapted, adapter_bytes, plan, scores, settings
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import get_cosine_schedule_with_warmup
+
+from loraqa.errors import LoraqaError
+from loraqa.lora.adapter import load_adapter
+from loraqa.lora.layer import lora_layers
+from loraqa.model.runner import TreeRunner
+from loraqa.prompt.tree import Tree
+from loraqa.squad import Scores
+from loraqa.train.checkpoint import TrainState, check_whole, newest_whole
+from loraqa.train.loop import train
+from loraqa.train.loss import answer_loss
+from loraqa.train.run import Record, RunDirectory
+from loraqa.train.settings import RunSettings
+from loraqa.train.stopping import StoppedError
+
+STEPS = 8
+
+
+def start(trees: list[Tree], run: RunDirectory, chosen: RunSettings, **options: Any) -> TrainState:
+    return train(adapted(chosen), plan(trees, chosen), chosen, run, **options)
+
+
+def go_on(trees: list[Tree], run: RunDirectory, chosen: RunSettings, **options: Any) -> TrainState:
+    """Resume as the recipe does: the adapter first, then the rest."""
+    checkpoint = newest_whole(run.checkpoints)
+    if checkpoint is None:
+        return start(trees, run, chosen, **options)
+    model = tiny_model("gpt2")
+    load_adapter(model, checkpoint / "adapter")
+    runner = TreeRunner(model)
+    return train(runner, plan(trees, chosen), chosen, run, checkpoint=checkpoint, **options)
+
+
+def last(run: RunDirectory) -> Path:
+    checkpoint = newest_whole(run.checkpoints)
+    assert checkpoint is not None
+    return checkpoint
+
+
+def at_step(step: int, act: Callable[[], None]) -> Callable[[Record], None]:
+    """What to report to, so that something happens right after an optimizer step."""
+
+    def report(record: Record) -> None:
+        if record["step"] == step and record["kind"] == "train":
+            act()
+
+    return report
+
+
+def crash() -> None:
+    raise KeyError("crash")
+
+
+def send(number: signal.Signals) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), number)
+
+
+def records(run: RunDirectory, kind: str) -> list[dict[str, Any]]:
+    return [record for record in run.metrics() if record["kind"] == kind]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(trees: list[Tree], tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """A run that nothing stopped, with what an evaluation of its own draws in between."""
+    run = RunDirectory(tmp_path_factory.mktemp("undisturbed"))
+    start(trees, run, settings("evaluation.every=3"), evaluate=lambda: scores(0.0))
+    return run
+
+
+def test_it_learns_what_a_plain_loop_learns(trees: list[Tree], run: RunDirectory) -> None:
+    chosen = settings("lora.dropout=0", "optimisation.warmup=0", "optimisation.clip_norm=0.5")
+    train(adapted(chosen, "float64"), plan(trees, chosen), chosen, run)
+    runner = adapted(chosen, "float64")
+    parameters = [p for p in runner.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.01, foreach=False)
+    schedule: Any = get_cosine_schedule_with_warmup(optimizer, 0, STEPS)
+    for epoch in range(4):
+        for step in plan(trees, chosen).epoch(epoch):
+            logits, targets = runner.answer_logits([tree for batch in step for tree in batch])
+            cross_entropy(logits, targets).backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 0.5)
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+    learned = tiny_model("gpt2", "float64")
+    load_adapter(learned, last(run) / "adapter")
+    pairs = zip(lora_layers(learned).values(), lora_layers(runner.model).values(), strict=True)
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours.lora_A, theirs.lora_A, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(ours.lora_B, theirs.lora_B, rtol=1e-9, atol=1e-12)
+        assert ours.lora_B.abs().max() > 1e-3
+
+
+def test_same_seed_same_bits_and_another_seed_others(
+    trees: list[Tree], run: RunDirectory, undisturbed: RunDirectory
+) -> None:
+    start(trees, run, settings())
+    assert adapter_bytes(last(run)) == adapter_bytes(last(undisturbed))
+    start(trees, run, settings("seed=1"))
+    assert adapter_bytes(last(run)) != adapter_bytes(last(undisturbed))
+
+
+@pytest.mark.parametrize("stop", range(1, STEPS))
+def test_crashed_anywhere_and_resumed_it_ends_with_the_same_bits(
+    trees: list[Tree], run: RunDirectory, undisturbed: RunDirectory, stop: int
+) -> None:
+    chosen = settings("evaluation.every=3")
+    options: dict[str, Any] = {"evaluate": lambda: scores(0.0)}
+    with pytest.raises(KeyError, match="crash"):
+        start(trees, run, chosen, report=at_step(stop, crash), **options)
+    state = go_on(trees, run, chosen, **options)
+    assert state.step == STEPS
+    assert last(run).name == last(undisturbed).name == "step-000008"
+    for name in ("optimizer.safetensors", "adapter/adapter_model.safetensors"):
+        assert (last(run) / name).read_bytes() == (last(undisturbed) / name).read_bytes()
+
+
+@pytest.mark.parametrize("stop", [3, 4])
+def test_metrics_of_a_resumed_run_tell_every_step_once(
+    trees: list[Tree], run: RunDirectory, undisturbed: RunDirectory, stop: int
+) -> None:
+    chosen = settings("evaluation.every=3")
+    with pytest.raises(KeyError, match="crash"):
+        start(trees, run, chosen, report=at_step(stop, crash), evaluate=lambda: scores(0.0))
+    with run.metrics_file.open("a") as file:
+        file.write('{"kind": "train", "st')
+    go_on(trees, run, chosen, evaluate=lambda: scores(0.0))
+    for kind, keys in {
+        "train": ["step", "epoch", "loss", "learning_rate", "gradient_norm"],
+        "evaluation": ["step", "exact_match", "f1", "total"],
+    }.items():
+        told = [[record[key] for key in keys] for record in records(run, kind)]
+        assert told == [[record[key] for key in keys] for record in records(undisturbed, kind)]
+
+
+def test_metrics_say_what_a_run_did(undisturbed: RunDirectory) -> None:
+    steps = records(undisturbed, "train")
+    assert [record["step"] for record in steps] == list(range(1, STEPS + 1))
+    assert [record["epoch"] for record in steps][-1] == 4
+    for record in steps:
+        assert record["questions_per_second"] > 0
+        assert record["tokens_per_second"] > record["questions_per_second"]
+        assert record["memory_mib"] > 10
+    assert [record["step"] for record in records(undisturbed, "evaluation")] == [0, 3, 6, 8]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_stops_with_a_sentence(
+    trees: list[Tree],
+    run: RunDirectory,
+    undisturbed: RunDirectory,
+    number: signal.Signals,
+    status: int,
+) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(StoppedError, match=r"after step 5 of 8; .*--out .*run --resume") as caught:
+        start(trees, run, settings(), report=at_step(5, send(number)))
+    assert caught.value.exit_code == status
+    assert last(run).name == "step-000005"
+    assert signal.getsignal(number) is before
+    go_on(trees, run, settings())
+    assert adapter_bytes(last(run)) == adapter_bytes(last(undisturbed))
+
+
+def test_a_second_signal_ends_at_once(trees: list[Tree], run: RunDirectory) -> None:
+    def twice() -> None:
+        send(signal.SIGINT)()
+        send(signal.SIGINT)()
+
+    with pytest.raises(KeyboardInterrupt):
+        start(trees, run, settings(), report=at_step(5, twice))
+    assert last(run).name == "step-000003"
+
+
+def test_a_signal_while_scoring_saves_at_once_and_the_scoring_comes_again(
+    trees: list[Tree], run: RunDirectory, undisturbed: RunDirectory
+) -> None:
+    chosen = settings("evaluation.every=4", "checkpoint.every=100")
+    calls: list[str] = []
+
+    def stopped_the_second_time() -> Scores:
+        calls.append("begun")
+        if len(calls) == 2:
+            send(signal.SIGTERM)()
+            calls.append("not reached")
+        return scores(1.0)
+
+    with pytest.raises(StoppedError, match="after step 4"):
+        start(trees, run, chosen, evaluate=stopped_the_second_time)
+    assert calls == ["begun", "begun"]
+    go_on(trees, run, chosen, evaluate=lambda: scores(1.0))
+    assert [record["step"] for record in records(run, "evaluation")] == [0, 4, 8]
+    assert adapter_bytes(last(run)) == adapter_bytes(last(undisturbed))
+
+
+def test_scoring_leaves_no_trace(
+    trees: list[Tree], run: RunDirectory, undisturbed: RunDirectory
+) -> None:
+    runner = adapted(settings())
+
+    def draw() -> Scores:
+        assert not any(module.training for module in runner.model.modules())
+        torch.rand(7)
+        return scores(1.0)
+
+    chosen = settings("evaluation.every=1")
+    train(runner, plan(trees, chosen), chosen, run, evaluate=draw)
+    assert adapter_bytes(last(run)) == adapter_bytes(last(undisturbed))
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_loss_that_is_no_number_stops_the_run_and_reaches_no_checkpoint(
+    trees: list[Tree], run: RunDirectory, value: str
+) -> None:
+    seen: list[int] = []
+
+    def loss(runner: Any, batch: list[Tree]) -> Tensor:
+        seen.append(len(records(run, "train")))
+        return answer_loss(runner, batch) * (float(value) if seen[-1] == 6 else 1.0)
+
+    with pytest.raises(LoraqaError) as caught:
+        start(trees, run, settings("checkpoint.every=6"), loss=loss)
+    message = str(caught.value)
+    assert f"loss is {value}" in message
+    assert "step 7 (questions " in message
+    assert any(branch.question_id in message for tree in trees for branch in tree.branches)
+    assert "lower than 0.01" in message
+    assert caught.value.exit_code == 1
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step-000006"]
+    model = tiny_model("gpt2")
+    load_adapter(model, last(run) / "adapter")
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_a_gradient_that_is_no_number_stops_the_run(trees: list[Tree], run: RunDirectory) -> None:
+    def loss(runner: Any, batch: list[Tree]) -> Tensor:
+        # The square root of 0 is a number; its slope is none.
+        return answer_loss(runner, batch) + (answer_loss(runner, batch) * 0).sqrt()
+
+    with pytest.raises(LoraqaError, match="gradient's norm nan in step 1"):
+        start(trees, run, settings(), loss=loss)
+
+
+def test_weights_that_are_no_number_reach_no_checkpoint(
+    trees: list[Tree], run: RunDirectory
+) -> None:
+    runner = adapted(settings())
+    layer = next(iter(lora_layers(runner.model).values()))
+
+    def spoil() -> None:
+        layer.lora_B.data[0, 0] = torch.nan
+
+    with pytest.raises(LoraqaError, match="After step 3 the adapter holds a NaN"):
+        train(runner, plan(trees, settings()), settings(), run, report=at_step(3, spoil))
+    assert newest_whole(run.checkpoints) is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("x: can't allocate memory: 9")],
+)
+def test_lack_of_memory_is_explained(
+    trees: list[Tree], run: RunDirectory, error: RuntimeError
+) -> None:
+    def loss(runner: Any, batch: list[Tree]) -> Tensor:  # noqa: ARG001
+        raise error
+
+    with pytest.raises(LoraqaError, match=r"Memory is out in step 1 .*tokens_per_batch from 120"):
+        start(trees, run, settings(), loss=loss)
+
+
+def test_another_error_stays_what_it_is(trees: list[Tree], run: RunDirectory) -> None:
+    def loss(runner: Any, batch: list[Tree]) -> Tensor:  # noqa: ARG001
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        start(trees, run, settings(), loss=loss)
+
+
+def in_turn(*f1: float) -> Callable[[], Scores]:
+    """Scores one after another, whatever the model."""
+    values: Iterator[float] = iter(f1)
+    return lambda: scores(next(values))
+
+
+def test_the_best_checkpoint_is_kept_beside_the_newest(
+    trees: list[Tree], run: RunDirectory
+) -> None:
+    chosen = settings("evaluation.every=2", "checkpoint.every=1", "checkpoint.keep=2")
+    state = start(trees, run, chosen, evaluate=in_turn(50, 10, 30, 20, 20))
+    assert state.baseline is not None
+    assert (state.baseline.step, state.baseline.f1) == (0, 50)
+    assert state.best is not None
+    assert (state.best.step, state.best.f1) == (4, 30)
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == [
+        "step-000004",
+        "step-000007",
+        "step-000008",
+    ]
+
+
+def test_of_equal_scores_the_later_weights_are_the_best(
+    trees: list[Tree], run: RunDirectory
+) -> None:
+    state = start(trees, run, settings("evaluation.every=4"), evaluate=in_turn(0, 0, 0))
+    assert state.best is not None
+    assert state.best.step == STEPS
+
+
+def test_patience_stops_a_run_that_gains_no_more(trees: list[Tree], run: RunDirectory) -> None:
+    chosen = settings("evaluation.every=1", "evaluation.patience=2")
+    state = start(trees, run, chosen, evaluate=in_turn(0, 10, 20, 20, 15, 99))
+    assert state.step == 4
+    assert last(run).name == "step-000004"
+    again = go_on(trees, run, chosen, evaluate=in_turn())
+    assert again.step == 4
+
+
+def test_a_finished_run_resumed_does_nothing_more(trees: list[Tree], run: RunDirectory) -> None:
+    start(trees, run, settings(), evaluate=in_turn(0, 1))
+    before = json.dumps(run.metrics())
+    state = go_on(trees, run, settings(), evaluate=in_turn())
+    assert state.step == STEPS
+    assert json.dumps(run.metrics()) == before
+
+
+def test_a_broken_checkpoint_is_passed_over_and_made_again(
+    trees: list[Tree],
+    run: RunDirectory,
+    undisturbed: RunDirectory,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with pytest.raises(KeyError, match="crash"):
+        start(trees, run, settings(), report=at_step(7, crash))
+    (run.checkpoints / "step-000006" / "optimizer.safetensors").unlink()
+    with caplog.at_level(logging.WARNING, logger="loraqa"):
+        go_on(trees, run, settings())
+    assert "step-000006 is broken: optimizer.safetensors is missing. It is skipped." in caplog.text
+    assert adapter_bytes(last(run)) == adapter_bytes(last(undisturbed))
+
+
+def test_where_the_best_checkpoint_broke_another_takes_its_place(
+    trees: list[Tree], run: RunDirectory
+) -> None:
+    chosen = settings("evaluation.every=3", "checkpoint.every=2")
+    with pytest.raises(KeyError, match="crash"):
+        start(trees, run, chosen, report=at_step(7, crash), evaluate=in_turn(0, 10, 20))
+    # Step 6, scored best, has taken the place of step 3.
+    assert sorted(path.name[-1] for path in run.checkpoints.iterdir()) == ["4", "6"]
+    (run.checkpoints / "step-000006" / "state.json").unlink()
+    state = go_on(trees, run, chosen, evaluate=in_turn(5, 4))
+    assert state.best is not None
+    assert state.best.step == 6
+    check_whole(run.checkpoints / "step-000006")

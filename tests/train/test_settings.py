@@ -1,0 +1,160 @@
+"""Settings: merged in order, checked in words, written back whole."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+from loraqa.errors import InputError
+from loraqa.train.settings import (
+    CheckpointSettings,
+    OptimisationSettings,
+    RunSettings,
+    differences,
+    load_settings,
+    parse_settings,
+)
+
+NEEDED = ["model.source=gpt2", "data.train=train.json"]
+
+
+def load(*overrides: str) -> RunSettings:
+    return load_settings(overrides=[*NEEDED, *overrides])
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_flags_win_over_later_files_over_earlier_ones_over_defaults(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.yaml", "lora: {rank: 4, alpha: 8}\nseed: 1\nmodel: {source: a}\n")
+    second = write(tmp_path / "b.yaml", "lora:\n  rank: 5\ndata:\n  train: b\nseed: 2\n")
+    chosen = load_settings([first, second], ["seed=3"])
+    assert (chosen.lora.rank, chosen.lora.alpha, chosen.seed) == (5, 8, 3)
+    assert (chosen.model.source, chosen.data.train) == ("a", "b")
+    assert chosen.checkpoint == CheckpointSettings()
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("optimisation.learning_rate=3e-4", "optimisation.learning_rate", 3e-4),
+        ("optimisation.betas=[0.8, 0.95]", "optimisation.betas", [0.8, 0.95]),
+        ("optimisation.clip_norm=null", "optimisation.clip_norm", None),
+        ("lora.target_modules=c_attn[q,v]", "lora.target_modules", ["c_attn[q,v]"]),
+        ("lora.target_modules=[c_attn, c_fc]", "lora.target_modules", ["c_attn", "c_fc"]),
+        ("data.train=my: data #1.json", "data.train", "my: data #1.json"),
+        ("model.revision=123", "model.revision", "123"),
+        ("data.dev=null", "data.dev", None),
+        (
+            "prompt.template={context}\nQ: {question}\nA: {answer}",
+            "prompt.template",
+            "{context}\nQ: {question}\nA: {answer}",
+        ),
+    ],
+)
+def test_a_flag_is_read_as_its_setting_needs(text: str, key: str, value: object) -> None:
+    group, name = key.split(".")
+    assert load(text).model_dump(mode="json")[group][name] == value
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("lora.rnak=3", "no setting lora.rnak (did you mean lora.rank?)"),
+        ("learningrate=3", "no setting learningrate (did you mean optimisation.learning_rate?)"),
+        ("xyzzy=3", "no setting xyzzy; the groups are model, data"),
+        ("optimisation.learning_rate=-1", "optimisation.learning_rate is -1 but must be greater"),
+        ("optimisation.learning_rate=.inf", "learning_rate is inf but must be a finite number"),
+        ("optimisation.learning_rate=.nan", "learning_rate is nan but must be a finite number"),
+        ("optimisation.schedule=step", "is 'step' but must be 'cosine', 'linear' or 'constant'"),
+        ("optimisation.epochs=true", "optimisation.epochs is True but must be a valid integer"),
+        ("optimisation.epochs=1.5", "optimisation.epochs is 1.5 but must be a valid integer"),
+        ("optimisation.epochs=two words", "optimisation.epochs is 'two words' but must be"),
+        ("seed=-1", "seed is -1 but must be greater than or equal to 0"),
+        ("model=gpt2", "model is 'gpt2' but must be a group (source, revision,"),
+        ("lora.rank=0", "lora.rank is 0 but must be greater than or equal to 1"),
+        ("lora.rank", "'lora.rank' is no setting: write key=value"),
+        ("prompt.template={context} {answer}", "must hold {context}, {question} and {answer}"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_sentence(override: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load(override)
+    assert message in str(caught.value)
+    assert str(caught.value).endswith(".")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_needed_is_named() -> None:
+    with pytest.raises(InputError, match=r"model.source is missing.*data.train is missing"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lora:\n  rank: 4\n  rank: 8\n", r"line 3, column 3 is not valid YAML: 'rank' stands"),
+        ("lora: [\n", "line 2, column 1 is not valid YAML"),
+        ("- lora\n", "must hold groups"),
+        ("[lora]: 1\n", "not valid YAML: found unhashable key"),
+        ("lora: !!python/object/apply:os.getcwd []\n", "not valid YAML: could not determine"),
+    ],
+)
+def test_a_bad_file_is_refused_with_its_place(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_settings([write(tmp_path / "bad.yaml", text)], NEEDED)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere.yaml cannot be read"):
+        load_settings([tmp_path / "nowhere.yaml"], NEEDED)
+
+
+def test_a_group_of_comments_alone_is_the_defaults(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml", "lora:\n#  rank: 4\n")
+    assert load_settings([path], NEEDED) == load()
+
+
+@examples(max_examples=30, deadline=None)
+@given(
+    learning_rate=st.floats(1e-12, 1.0),
+    alpha=st.floats(1e-6, 1e6),
+    source=st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1),
+    patience=st.none() | st.integers(1, 10**9),
+)
+def test_written_back_whole_they_read_the_same(
+    tmp_path_factory: pytest.TempPathFactory,
+    learning_rate: float,
+    alpha: float,
+    source: str,
+    patience: int | None,
+) -> None:
+    chosen = parse_settings(
+        {
+            "model": {"source": source},
+            "data": {"train": source},
+            "optimisation": {"learning_rate": learning_rate},
+            "lora": {"alpha": alpha},
+            "evaluation": {"patience": patience},
+        }
+    )
+    path = write(tmp_path_factory.mktemp("settings") / "settings.yaml", chosen.to_yaml())
+    assert load_settings([path]) == chosen
+
+
+def test_every_setting_is_written() -> None:
+    written = yaml.safe_load(load().to_yaml())
+    assert written["evaluation"]["patience"] is None
+    assert set(written["optimisation"]) == set(OptimisationSettings.model_fields)
+
+
+def test_differences_are_by_dotted_key() -> None:
+    assert differences(load(), load("lora.rank=3", "seed=1")) == {
+        "seed": (0, 1),
+        "lora.rank": (16, 3),
+    }
