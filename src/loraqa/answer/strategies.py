@@ -43,7 +43,7 @@ _FILTERS: dict[str, tuple[Filter, _Setting]] = {
     ),
     "top-k": (
         filters.top_k,
-        _Setting(40, "a whole number from 1", lambda value: value >= 1 and value.is_integer()),
+        _Setting(40.0, "a whole number from 1", lambda value: value >= 1 and value.is_integer()),
     ),
     "top-p": (filters.top_p, _Setting(0.9, _MASS, lambda value: 0 < value < 1)),
     "min-p": (
@@ -53,7 +53,7 @@ _FILTERS: dict[str, tuple[Filter, _Setting]] = {
     "typical": (filters.typical, _Setting(0.95, _MASS, lambda value: 0 < value < 1)),
 }
 _WIDTH = _Setting(
-    4, "a whole number from 1 to 100", lambda value: 1 <= value <= 100 and value.is_integer()
+    4.0, "a whole number from 1 to 100", lambda value: 1 <= value <= 100 and value.is_integer()
 )
 
 STRATEGIES = ("greedy", *_FILTERS, "beam", "span")

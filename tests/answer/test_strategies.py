@@ -1,0 +1,82 @@
+"""Names of strategies: what they mean, and what is refused."""
+
+import pytest
+
+from loraqa.answer.beam import BeamSearch
+from loraqa.answer.decode import Greedy, Sampling
+from loraqa.answer.filters import temperature, top_k, top_p
+from loraqa.answer.span import SpanSearch
+from loraqa.answer.strategies import STRATEGIES, parse_strategy
+from loraqa.errors import InputError
+
+
+def test_what_names_mean() -> None:
+    assert parse_strategy("greedy") == Greedy()
+    assert parse_strategy("span") == SpanSearch()
+    assert parse_strategy("beam:7") == BeamSearch(7)
+    assert parse_strategy("top-k:5") == Sampling("top-k:5", ((top_k, 5),))
+
+
+def test_joined_filters_keep_the_order_of_transformers() -> None:
+    joined = parse_strategy("top-p:0.9 + top-k:50+temperature:0.5")
+    assert joined == Sampling(
+        "temperature:0.5+top-k:50+top-p:0.9",
+        ((temperature, 0.5), (top_k, 50), (top_p, 0.9)),
+    )
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_name_stands_alone_and_comes_back(name: str) -> None:
+    strategy = parse_strategy(name)
+    assert strategy.name.startswith(name)
+    assert parse_strategy(strategy.name) == strategy
+
+
+@pytest.mark.parametrize("text", ["", "best", "Greedy", "top_p:0.9", "top-p:0.9+nucleus", "+"])
+def test_unknown_names_list_those_that_exist(text: str) -> None:
+    with pytest.raises(InputError, match="there are greedy, temperature, top-k.*beam, span"):
+        parse_strategy(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "temperature:0",
+        "temperature:-1",
+        "temperature:inf",
+        "temperature:nan",
+        "top-k:0",
+        "top-k:2.5",
+        "top-k:inf",
+        "top-p:0",
+        "top-p:1",
+        "top-p:many",
+        "min-p:0",
+        "min-p:1.1",
+        "typical:1",
+        "beam:0",
+        "beam:1000",
+        "beam:x",
+    ],
+)
+def test_numbers_out_of_range_are_refused(text: str) -> None:
+    name = text.partition(":")[0]
+    with pytest.raises(InputError, match=f"{text}.* {name} takes .*as in {name}:"):
+        parse_strategy(text)
+
+
+@pytest.mark.parametrize("text", ["greedy:1", "span:2"])
+def test_numbers_that_say_nothing_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match="takes no number"):
+        parse_strategy(text)
+
+
+@pytest.mark.parametrize("text", ["greedy+top-k:5", "beam:2+span", "top-p:0.9+beam"])
+def test_what_cannot_be_joined(text: str) -> None:
+    with pytest.raises(InputError, match="cannot be joined"):
+        parse_strategy(text)
+
+
+def test_a_filter_named_twice() -> None:
+    with pytest.raises(InputError, match="twice"):
+        parse_strategy("top-p:0.9+top-p:0.5")
