@@ -9,6 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from loraqa.answer.compare import Comparison
 from loraqa.report import plots
 
 STEPS = [
@@ -20,9 +21,12 @@ EVALUATIONS = [
     {"kind": "evaluation", "step": 100, "exact_match": 30.0, "f1": 45.0},
 ]
 STRATEGIES = [
-    {"strategy": "greedy", "f1": 91.0, "distinct": None},
-    {"strategy": "$top_p$ 0.9", "f1": 88.0, "distinct": 1.5},
-    {"strategy": "temperature", "f1": 80.0, "distinct": 2.5},
+    Comparison(name, 5, 70.0, f1, 95.0, 0.9, distinct, 0.3, 1.0)
+    for name, f1, distinct in (
+        ("greedy", 91.0, 1.0),
+        ("$top_p$ 0.9", 88.0, 1.5),
+        ("temperature", 80.0, 2.5),
+    )
 ]
 SPECTRA = {
     f"base.h.{layer}.{kind}": [3.0 + layer, 1.0, 0.0]
@@ -74,10 +78,10 @@ def test_bars_stand_before_then_after() -> None:
     assert [height for _, height in bars] == [1.0, 90.0, 2.0, 95.0]
 
 
-def test_strategies_are_named_at_their_points_and_those_without_samples_left_out() -> None:
+def test_strategies_are_named_at_their_points() -> None:
     axes = plots.quality_against_diversity(STRATEGIES).axes[0]
     named = {label.get_text(): label.xy for label in axes.texts}
-    assert named == {"temperature": (2.5, 80.0), "$top_p$ 0.9": (1.5, 88.0)}
+    assert named == {"temperature": (2.5, 80), "$top_p$ 0.9": (1.5, 88), "greedy": (1, 91)}
     assert [tuple(line.get_xydata()[0]) for line in axes.lines] == list(named.values())
 
 

@@ -1,19 +1,24 @@
 """Tables: the same cells on a terminal, in Markdown and in HTML."""
 
+from dataclasses import replace
 from html.parser import HTMLParser
 from io import StringIO
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from loraqa.answer.compare import Comparison
+from loraqa.lora.spectra import Spectrum
 from loraqa.report.tables import (
     Column,
     Table,
     before_after_table,
     printable,
     settings_table,
+    spectra_table,
     strategies_table,
     training_table,
 )
@@ -110,23 +115,47 @@ def test_row_of_the_wrong_length_is_refused() -> None:
         Table("", (Column("a"), Column("b")), ((1,),))
 
 
-def test_strategies_leave_out_columns_that_no_strategy_has() -> None:
-    table = strategies_table(
-        [
-            {"strategy": "greedy", "exact_match": 50.0, "f1": 60.06, "distinct": None},
-            {"strategy": "top-p", "exact_match": 40, "f1": 55.5, "distinct": 2.345},
-        ]
+def comparison(strategy: str, **changes: Any) -> Comparison:
+    same = Comparison(
+        strategy=strategy,
+        samples=1,
+        exact_match=50.0,
+        f1=60.06,
+        oracle_f1=60.06,
+        found=0.9,
+        distinct=1.0,
+        entropy=0.0,
+        seconds=1.5,
     )
-    assert Cells(table.to_html()).rows == [
-        ["strategy", "EM", "F1", "distinct answers"],
-        ["greedy", "50.0", "60.1", "–"],
-        ["top-p", "40.0", "55.5", "2.35"],
+    return replace(same, **changes)
+
+
+def test_strategies_show_spread_only_where_something_was_drawn() -> None:
+    drawn = comparison("top-p", samples=5, oracle_f1=70, found=None, distinct=2.345, entropy=0.5)
+    assert Cells(strategies_table([comparison("greedy"), drawn]).to_html()).rows[1:] == [
+        ["greedy", "50.0", "60.1", "90.0%", "–", "–", "–", "1.5"],
+        ["top-p", "50.0", "60.1", "–", "2.35", "0.50", "70.0", "1.5"],
+    ]
+
+
+def test_spectra_are_read_from_the_adapter() -> None:
+    learned = Spectrum(
+        "h.0.q", 2, (3.0, 4.0), norm=5, base_norm=50, stable_rank=2, effective_rank=1.5
+    )
+    assert Cells(spectra_table([learned]).to_html()).rows[1] == [
+        "h.0.q",
+        "2",
+        "5.000",
+        "10.00%",
+        "2.00",
+        "1.50",
+        "50%",
     ]
 
 
 def test_before_and_after_show_what_training_added() -> None:
     before = {"exact_match": 10.0, "f1": 30.0, "total": 5}
-    after = {"exact_match": 50.0, "f1": 25.5, "total": 5, "no_answer_f1": 3.0}
+    after = {"exact_match": 50.0, "f1": 25.5, "total": 5, "NoAns_f1": 3.0}
     assert Cells(before_after_table(before, after).to_html()).rows == [
         ["score", "before", "after", "change"],
         ["EM", "10.0", "50.0", "+40.0"],

@@ -10,6 +10,7 @@ from loraqa.report.tables import (
     Table,
     before_after_table,
     settings_table,
+    spectra_table,
     strategies_table,
     training_table,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "Text",
     "before_after_table",
     "settings_table",
+    "spectra_table",
     "strategies_table",
     "training_table",
 ]

@@ -23,16 +23,13 @@ if TYPE_CHECKING:
     from matplotlib.collections import QuadMesh
     from matplotlib.figure import Figure
 
+    from loraqa.answer.compare import Comparison
+
 P = ParamSpec("P")
 
 BLUE, VERMILLION, GREEN, ORANGE = "#0072b2", "#d55e00", "#009e73", "#e69f00"
 # Text, axes and grid. `to_svg` turns it into the page's own text colour, light or dark.
 INK = "#33383d"
-
-DIVERSITIES = {
-    "distinct": "distinct answers a question",
-    "entropy": "entropy of the answers to a question (bits)",
-}
 
 # `Any`, because matplotlib's type for this spells out every key it has.
 STYLE: Any = {
@@ -117,36 +114,24 @@ def before_after(before: Mapping[str, float], after: Mapping[str, float]) -> "Fi
 
 
 @_styled
-def quality_against_diversity(
-    records: Iterable[Mapping[str, Any]], diversity: str = "distinct"
-) -> "Figure":
-    """A point for each decoding strategy: how much its answers vary, and how good they are.
-
-    Args:
-        records: with `strategy`, `f1` (percent) and the value of `diversity`; those without one
-            (nothing was sampled) are left out.
-        diversity: a key of `DIVERSITIES`.
-    """
-    points = sorted(
-        (record for record in records if record.get(diversity) is not None),
-        key=lambda record: float(record["f1"]),
-    )
+def quality_against_diversity(comparisons: Iterable["Comparison"]) -> "Figure":
+    """A point for each decoding strategy: how much its answers vary, and how good they are."""
+    points = sorted(comparisons, key=lambda point: point.f1)
     figure = _figure(3.8)
     axes = figure.subplots()
     for index, point in enumerate(points):
-        place = (point[diversity], point["f1"])
-        axes.plot(*place, "o", color=BLUE, markersize=8)
+        axes.plot(point.distinct, point.f1, "o", color=BLUE, markersize=8)
         # Names stand in a column, in the order of their points, so that none covers another.
         axes.annotate(
-            printable(point["strategy"]),
-            place,
+            printable(point.strategy),
+            (point.distinct, point.f1),
             xytext=(1.06, (index + 0.5) / len(points)),
             textcoords="axes fraction",
             verticalalignment="center",
             arrowprops={"arrowstyle": "-", "color": INK, "alpha": 0.35, "shrinkB": 5},
         )
     axes.margins(0.1)
-    axes.set(title="Quality against diversity", xlabel=DIVERSITIES[diversity], ylabel="F1")
+    axes.set(title="Quality against diversity", xlabel="distinct answers a question", ylabel="F1")
     return figure
 
 

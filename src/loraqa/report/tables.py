@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 if TYPE_CHECKING:
     import rich.table
 
+    from loraqa.answer.compare import Comparison
+    from loraqa.lora.spectra import Spectrum
+
 Cell: TypeAlias = str | int | float | None
 
 MISSING = "–"
@@ -43,19 +46,6 @@ class Table:
         for row in self.rows:
             if len(row) != len(self.columns):
                 raise ValueError(f"{row} has {len(row)} cells for {len(self.columns)} columns")
-
-    @classmethod
-    def from_records(
-        cls, title: str, records: Iterable[Mapping[str, Any]], columns: Mapping[str, Column]
-    ) -> "Table":
-        """One row for each record; a column that no record has a value for is left out."""
-        records = list(records)
-        present = [key for key in columns if any(record.get(key) is not None for record in records)]
-        return cls(
-            title,
-            tuple(columns[key] for key in present),
-            tuple(tuple(record.get(key) for key in present) for record in records),
-        )
 
     def to_rich(self) -> "rich.table.Table":
         """The table for a `rich` console. No cell is read as markup."""
@@ -105,35 +95,42 @@ def printable(text: str) -> str:
     return "".join("�" if unicodedata.category(char) in {"Cc", "Cs"} else char for char in line)
 
 
-STRATEGY_COLUMNS = {
-    "strategy": Column("strategy"),
-    "exact_match": Column("EM", ".1f"),
-    "f1": Column("F1", ".1f"),
-    "found": Column("found in context", ".1%"),
-    "distinct": Column("distinct answers", ".2f"),
-    "entropy": Column("entropy (bits)", ".2f"),
-    "oracle_f1": Column("oracle F1", ".1f"),
-    "seconds": Column("seconds", ".1f"),
-}
+def strategies_table(comparisons: Iterable["Comparison"]) -> Table:
+    """Decoding strategies side by side. Where nothing was drawn, no spread is shown."""
+    columns = (
+        Column("strategy"),
+        Column("EM", ".1f"),
+        Column("F1", ".1f"),
+        Column("found in context", ".1%"),
+        Column("distinct answers", ".2f"),
+        Column("entropy (nats)", ".2f"),
+        Column("oracle F1", ".1f"),
+        Column("seconds", ".1f"),
+    )
+    rows = tuple(
+        (each.strategy, each.exact_match, each.f1, each.found, *_spread(each), each.seconds)
+        for each in comparisons
+    )
+    return Table("Decoding strategies", columns, rows)
 
 
-def strategies_table(records: Iterable[Mapping[str, Any]]) -> Table:
-    """Decoding strategies side by side: one record each, with the keys of `STRATEGY_COLUMNS`."""
-    return Table.from_records("Decoding strategies", records, STRATEGY_COLUMNS)
+def scores_table(scores: Mapping[str, Any]) -> Table:
+    """Figures by name, as `Scores.to_json` gives them."""
+    return Table("Scores", (Column("figure"), Column("value", ",.10g")), tuple(scores.items()))
 
 
 SCORE_NAMES = {
     "exact_match": "EM",
     "f1": "F1",
-    "has_answer_exact_match": "EM, answerable",
-    "has_answer_f1": "F1, answerable",
-    "no_answer_exact_match": "EM, unanswerable",
-    "no_answer_f1": "F1, unanswerable",
+    "HasAns_exact": "EM, answerable",
+    "HasAns_f1": "F1, answerable",
+    "NoAns_exact": "EM, unanswerable",
+    "NoAns_f1": "F1, unanswerable",
 }
 
 
 def before_after_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> Table:
-    """Every score that both evaluations have, in percent, and what training added to it."""
+    """Every score (as in `Scores.to_json`) that both have, and what training added to it."""
     columns = (Column("score"), *(Column(name, ".1f") for name in ("before", "after")))
     rows = tuple(
         (name, before[key], after[key], after[key] - before[key])
@@ -168,10 +165,42 @@ def training_table(records: Iterable[Mapping[str, Any]]) -> Table:
     return Table("Training", (Column("measure"), Column("value")), tuple(rows))
 
 
+def spectra_table(spectra: Iterable["Spectrum"]) -> Table:
+    """What the adapter learned, layer by layer."""
+    columns = (
+        Column("layer"),
+        Column("rank"),
+        Column("‖ΔW‖", ".3f"),
+        Column("‖ΔW‖ / ‖W‖", ".2%"),
+        Column("stable rank", ".2f"),
+        Column("effective rank", ".2f"),
+        Column("in first direction", ".0%"),
+    )
+    rows = tuple(
+        (
+            each.name,
+            each.rank,
+            each.norm,
+            each.relative_norm,
+            each.stable_rank,
+            each.effective_rank,
+            each.top_share,
+        )
+        for each in spectra
+    )
+    return Table("What the adapter learned", columns, rows)
+
+
 def settings_table(title: str, settings: Mapping[str, Any]) -> Table:
     """Names and values; a mapping inside a mapping becomes `outer.inner`."""
     rows = tuple((name, str(value)) for name, value in _flattened(settings))
     return Table(title, (Column("setting"), Column("value")), rows)
+
+
+def _spread(comparison: "Comparison") -> tuple[Cell, Cell, Cell]:
+    if comparison.samples == 1:
+        return None, None, None
+    return comparison.distinct, comparison.entropy, comparison.oracle_f1
 
 
 def _median(records: Sequence[Mapping[str, Any]], key: str) -> str:
