@@ -74,7 +74,12 @@ def test_bad_rows_of_the_hub_are_named(asked: list[Any], monkeypatch: pytest.Mon
     assert asked == [("a/b", "validation")]
 
 
-def test_a_hub_out_of_reach_is_said_in_one_sentence(no_network: list[Any]) -> None:
+def test_a_hub_out_of_reach_is_said_in_one_sentence(
+    no_network: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And at once: `load_dataset`, which tries again and again, is not even called."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("it was called"))
     with pytest.raises(InputError) as caught:
         read_passages("rajpurkar/squad")
     message = str(caught.value)

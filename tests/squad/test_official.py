@@ -97,7 +97,7 @@ def test_a_paragraph_without_questions_is_counted(
         data = read_passages(store(tmp_path, document))
     assert len(data.passages) == 2
     assert data.skipped == {"paragraphs": 1}
-    assert "left out 1 paragraphs" in caplog.text
+    assert "left out paragraphs: 1" in caplog.text
 
 
 words = st.text(st.sampled_from("abc é漢🙂\n\t'\"\\\u2028"), min_size=1, max_size=12).filter(

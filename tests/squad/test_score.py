@@ -235,11 +235,18 @@ def test_of_many_missing_predictions_twenty_are_named(caplog: pytest.LogCaptureF
 
 
 def test_a_missing_prediction_is_wrong_even_where_there_is_no_answer() -> None:
-    passages = [Passage("c", (question(id="x"), question(id="y")))]
-    scores = score({"x": ""}, passages, "2.0", {"x": 0.2, "y": 0.4})
-    assert scores.to_json()["exact_match"] == 50
-    assert scores.to_json()["best_exact"] == 100
-    assert "HasAns_exact" not in scores.to_json()
+    passages = [Passage("c", (question(id="x"), question("b", id="y")))]
+    figures = score({"y": "b"}, passages, "2.0", {"x": 0.2, "y": 0.4}).to_json()
+    assert figures["exact_match"] == 50
+    assert figures["NoAns_exact"] == 0
+    assert (figures["best_exact"], figures["best_exact_thresh"]) == (50, 0)
+
+
+def test_a_kind_without_questions_has_no_figures() -> None:
+    figures = score({"q": ""}, [Passage("c", (question(),))], "2.0").to_json()
+    assert figures["NoAns_exact"] == 100
+    assert "HasAns_exact" not in figures
+    assert "best_exact" not in figures
 
 
 def test_sums_follow_the_order_of_the_file() -> None:
@@ -262,8 +269,8 @@ def test_what_cannot_be_scored_is_refused() -> None:
     with pytest.raises(InputError, match="'x' has no answer"):
         score({"x": ""}, passages, "1.1")
     with pytest.raises(InputError, match="go with data of SQuAD v2.0"):
-        score({}, passages, "1.1", {"x": 0.1})
-    with pytest.raises(InputError, match="1 questions have no no-answer probability.*'x'"):
+        score({}, [Passage("c", (question("b"),))], "1.1", {"q": 0.1})
+    with pytest.raises(InputError, match="without a no-answer probability: 1 .*'x'"):
         score({"x": ""}, passages, "2.0", {"y": 0.1})
 
 

@@ -1,6 +1,6 @@
 """Checks on parsed JSON that collect every problem instead of stopping at the first."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 _LISTED = 20
@@ -25,7 +25,7 @@ class Place:
 
     def inside(self, part: str) -> "Place":
         """The place of `part`, a key with or without an index, of what stands here."""
-        return replace(self, path=f"{self.path}.{part}" if self.path else part)
+        return Place(f"{self.path}.{part}" if self.path else part, self.row, self.id)
 
     def __str__(self) -> str:
         named = "" if self.id is None else f"id {self.id!r}"

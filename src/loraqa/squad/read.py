@@ -45,7 +45,7 @@ def _is_hub_name(source: str | Path) -> bool:
     return (
         isinstance(source, str)
         and _HUB_NAME.fullmatch(source) is not None
-        and path.suffix not in _SUFFIXES
+        and path.suffix.lower() not in _SUFFIXES
         and not path.exists()
         and not Path(path.parts[0]).is_dir()
     )
@@ -53,17 +53,17 @@ def _is_hub_name(source: str | Path) -> bool:
 
 def _read_file(path: Path, intake: Intake) -> None:
     """Find the format by the content; by the name only where the content is text in doubt."""
-    data = read_bytes(path)
-    if data.startswith(b"PAR1") or path.suffix == ".parquet":
+    data, suffix = read_bytes(path), path.suffix.lower()
+    if data.startswith(b"PAR1") or suffix == ".parquet":
         read_parquet(data, str(path), intake)
         return
     text = decode(data, str(path))
     if text.startswith(BYTE_ORDER_MARK):
         intake.report(Place(), "starts with a byte order mark (BOM); save it as UTF-8 without one")
         text = text.removeprefix(BYTE_ORDER_MARK)
-    if path.suffix in (".jsonl", ".ndjson"):
+    if suffix in (".jsonl", ".ndjson"):
         read_jsonl(text, intake)
-    elif path.suffix != ".csv" and (path.suffix == ".json" or text.lstrip().startswith("{")):
+    elif suffix != ".csv" and (suffix == ".json" or text.lstrip().startswith("{")):
         _read_json(text, str(path), intake)
     else:
         read_csv(text, str(path), intake)
@@ -121,7 +121,7 @@ def _conclude(intake: Intake, source: str, on_bad: str) -> QADataset:
 def _log(intake: Intake, source: str) -> None:
     if intake.problems:
         logger.warning("%s", intake.listing(source))
-    if skipped := ", ".join(f"{count} {name}" for name, count in (+intake.skipped).items()):
+    if skipped := ", ".join(f"{name}: {count}" for name, count in (+intake.skipped).items()):
         logger.warning("%s: left out %s.", source, skipped)
     if intake.repaired:
-        logger.warning("%s: put right the offsets of %d answers.", source, intake.repaired)
+        logger.warning("%s: answers whose offset was put right: %d.", source, intake.repaired)

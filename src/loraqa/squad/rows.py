@@ -141,7 +141,7 @@ def _answers(row: dict[str, Any], place: Place, intake: Intake) -> list[Any] | N
     if texts is None or starts is None:
         return None
     if len(texts) != len(starts):
-        intake.report(inner, f"has {len(texts)} texts and {len(starts)} answer_starts")
+        intake.report(inner, f"'text' has {len(texts)} entries, 'answer_start' {len(starts)}")
         return None
     return [
         {"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)

@@ -124,40 +124,31 @@ def score(
     questions = _in_order(passages, order)
     if not questions:
         raise InputError("There are no questions to score.")
-    raw = {
-        question.id: score_question(predictions[question.id], question, version)
-        if question.id in predictions
-        else QuestionScore(0.0, 0.0)
-        for question in questions
-    }
-    missing = tuple(id for id in raw if id not in predictions)
-    unknown = tuple(id for id in predictions if id not in raw)
+    by_question = {q.id: score_question(predictions.get(q.id), q, version) for q in questions}
+    missing = tuple(id for id in by_question if id not in predictions)
+    unknown = tuple(id for id in predictions if id not in by_question)
     _warn(missing, "Questions without a prediction, which score 0")
     _warn(unknown, "Predictions for questions that are not in the data")
-    if version == "1.1":
-        if no_answer_probabilities is not None:
-            raise InputError("No-answer probabilities go with data of SQuAD v2.0, not of v1.1.")
-        return Scores(_mean(raw.values()), raw, missing, unknown)
-    final, best = raw, None
+    best = None
     if no_answer_probabilities is not None:
-        _require_probabilities(questions, no_answer_probabilities)
-        final = _take_back(raw, questions, no_answer_probabilities)
-        best = _best(raw, predictions, questions, no_answer_probabilities)
-    has_answer = [final[question.id] for question in questions if question.answerable]
-    no_answer = [final[question.id] for question in questions if not question.answerable]
+        _check_probabilities(no_answer_probabilities, questions, version)
+        best = _best(by_question, predictions, questions, no_answer_probabilities)
+        by_question = _take_back(by_question, questions, no_answer_probabilities)
+    kinds = (True, False) if version == "2.0" else ()
+    means = {kind: _mean_of_kind(kind, by_question, questions) for kind in kinds}
     return Scores(
-        overall=_mean(final.values()),
-        by_question=final,
+        overall=_mean(by_question.values()),
+        by_question=by_question,
         missing=missing,
         unknown=unknown,
-        has_answer=_mean(has_answer) if has_answer else None,
-        no_answer=_mean(no_answer) if no_answer else None,
+        has_answer=means.get(True),
+        no_answer=means.get(False),
         best=best,
     )
 
 
-def score_question(prediction: str, question: Question, version: Version) -> QuestionScore:
-    """The best exact match and the best F1 over the question's golds.
+def score_question(prediction: str | None, question: Question, version: Version) -> QuestionScore:
+    """The best exact match and the best F1 over the question's golds; 0 for no prediction.
 
     v2.0 passes over golds of nothing but articles and punctuation; where none remains, the right
     answer is the empty one. Raises `InputError` for a v1.1 question without an answer.
@@ -167,6 +158,8 @@ def score_question(prediction: str, question: Question, version: Version) -> Que
         golds = [gold for gold in golds if gold] or [""]
     elif not golds:
         raise InputError(f"Question {question.id!r} has no answer: score the data as v2.0.")
+    if prediction is None:
+        return QuestionScore(0.0, 0.0)
     predicted = normalize_answer(prediction)
     return QuestionScore(
         exact_match=float(predicted in golds),
@@ -210,14 +203,23 @@ def _sum(values: Iterable[float]) -> float:
     return functools.reduce(operator.add, values, 0.0)
 
 
-def _require_probabilities(
-    questions: Iterable[Question], probabilities: Mapping[str, float]
+def _mean_of_kind(
+    answerable: bool, scores: Mapping[str, QuestionScore], questions: Iterable[Question]
+) -> MeanScore | None:
+    kind = [scores[question.id] for question in questions if question.answerable is answerable]
+    return _mean(kind) if kind else None
+
+
+def _check_probabilities(
+    probabilities: Mapping[str, float], questions: Iterable[Question], version: Version
 ) -> None:
+    if version == "1.1":
+        raise InputError("No-answer probabilities go with data of SQuAD v2.0, not of v1.1.")
     without = [question.id for question in questions if question.id not in probabilities]
     if without:
         raise InputError(
-            f"{len(without)} questions have no no-answer probability, the first is {without[0]!r}; "
-            "give one for every question or none at all."
+            f"Questions without a no-answer probability: {len(without)} (the first is "
+            f"{without[0]!r}); give one for every question or none at all."
         )
 
 
