@@ -51,9 +51,7 @@ def load_model(
         InputError: the folder holds none of these, or a file is missing or broken.
     """
     folder = Path(source).expanduser()
-    adapter = next(
-        (at for at in (folder / "adapter", folder) if (at / ADAPTER_CONFIG).exists()), None
-    )
+    adapter = find_adapter(folder)
     if adapter:
         return _load_adapted(adapter, base, dtype, device)
     if folder.is_dir() and not (folder / "config.json").exists():
@@ -64,6 +62,34 @@ def load_model(
         )
     model, tokenizer = load_base(source, dtype=dtype or "auto", device=device)
     return Loaded(model, tokenizer, read_adapter_info(folder) if (folder / INFO).exists() else None)
+
+
+def load_adapted(
+    source: str | Path,
+    *,
+    base: str | Path | None = None,
+    dtype: str | None = None,
+    device: str = "auto",
+) -> Loaded:
+    """`load_model`, of a run or an adapter only.
+
+    Raises:
+        InputError: as `load_model`, or there is no adapter.
+    """
+    folder = Path(source).expanduser()
+    adapter = find_adapter(folder)
+    if adapter is None:
+        raise InputError(
+            f"{source} holds no adapter: neither adapter/{ADAPTER_CONFIG} nor {ADAPTER_CONFIG}; "
+            "give a finished run or an adapter folder."
+        )
+    return _load_adapted(adapter, base, dtype, device)
+
+
+def find_adapter(folder: Path) -> Path | None:
+    """Where the adapter of a run, or of an adapter folder, lies."""
+    places = (folder / "adapter", folder)
+    return next((at for at in places if (at / ADAPTER_CONFIG).exists()), None)
 
 
 def _load_adapted(folder: Path, base: str | Path | None, dtype: str | None, device: str) -> Loaded:

@@ -1,0 +1,75 @@
+"""Taking a run elsewhere: its adapter for PEFT, or a plain transformers model with it merged."""
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from loraqa.answer.load import find_adapter, load_adapted
+from loraqa.errors import InputError
+from loraqa.files import replacing_folder
+from loraqa.lora.adapter import save_adapter
+from loraqa.lora.merge import merge_and_unload
+from loraqa.train.adapter_folder import write_adapter_info
+
+# Any tokens will do to compare the logits before and after merging.
+_CHECKED_TOKENS = 64
+
+
+def export_adapter(run: Path, out: Path, *, base: str | None = None) -> None:
+    """Write a run's adapter, as PEFT reads it, with its prompt settings and model card.
+
+    Raises:
+        InputError: `run` holds no adapter, or `out` exists.
+    """
+    _check_new(out)
+    loaded = load_adapted(run, base=base)
+    with replacing_folder(out) as folder:
+        save_adapter(
+            loaded.model,
+            folder,
+            base_name=base or loaded.info.base.source,
+            revision=loaded.info.base.revision,
+        )
+        write_adapter_info(folder, loaded.info)
+        _copy_card(run, folder)
+
+
+def export_merged(run: Path, out: Path, *, base: str | None = None) -> float:
+    """Write a plain transformers model in float32 with the adapter merged into its weights.
+
+    In float32 whatever the run computed in: an update is smaller than what bfloat16 resolves.
+
+    Returns:
+        The largest change of a logit that merging made: rounding alone.
+
+    Raises:
+        InputError: `run` holds no adapter, or `out` exists.
+        LoraqaError: merging changed the logits by more than rounding; nothing is written.
+    """
+    _check_new(out)
+    loaded = load_adapted(run, base=base, dtype="float32", device="cpu")
+    vocabulary = loaded.model.config.get_text_config().vocab_size
+    tokens = min(_CHECKED_TOKENS, loaded.info.max_length)
+    generator = torch.Generator().manual_seed(0)
+    change = merge_and_unload(
+        loaded.model, torch.randint(vocabulary, (1, tokens), generator=generator)
+    )
+    in_float32 = loaded.info.base.model_copy(update={"dtype": "float32"})
+    with replacing_folder(out) as folder:
+        loaded.model.save_pretrained(folder)
+        loaded.tokenizer.save_pretrained(folder)
+        write_adapter_info(folder, loaded.info.model_copy(update={"base": in_float32}))
+        _copy_card(run, folder)
+    return change
+
+
+def _check_new(out: Path) -> None:
+    if out.exists():
+        raise InputError(f"{out} exists already; name a new folder to export to.")
+
+
+def _copy_card(run: Path, folder: Path) -> None:
+    card = (find_adapter(run) or run) / "README.md"
+    if card.is_file():
+        shutil.copyfile(card, folder / "README.md")

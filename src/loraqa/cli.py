@@ -1,0 +1,365 @@
+"""The command line: arguments in, results out. What a command does is written elsewhere."""
+
+import json
+import logging
+import shlex
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+import typer
+
+from loraqa.errors import LoraqaError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    name="loraqa",
+    help="Teach a language model to answer questions about your own texts.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Run = Annotated[
+    Path, typer.Argument(help="A run, an adapter folder, a merged model, or a base model.")
+]
+Base = Annotated[
+    str | None, typer.Option(help="The base model, where it is no longer where it was.")
+]
+Data = Annotated[
+    str, typer.Option(help="SQuAD JSON, JSONL, CSV or Parquet file, or a dataset on the hub.")
+]
+OnBad = Annotated[
+    Literal["stop", "skip"],
+    typer.Option(help="Stop at questions with problems, or leave them out and count them."),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")
+]
+Seed = Annotated[int, typer.Option(help="Draws everything that is drawn.", min=0)]
+MaxAnswer = Annotated[
+    int | None, typer.Option(help="Longest answer, in tokens; by default the run's.", min=1)
+]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the run and the report.")] = Path(
+        "demo-out"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Fine-tune the embedded model on its small world, offline, and report."""
+    from loraqa.demo.run import run_demo
+
+    result = run_demo(out, _console(stderr=as_json))
+    if as_json:
+        _print_json(result.to_json())
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Option(help="Local folder, or name on the hub.")],
+    data: Data,
+    examples: Annotated[int, typer.Option("-n", help="How many trees to show.", min=0)] = 3,
+    template: Annotated[str | None, typer.Option(help="The prompt, if not the default.")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Longest path in tokens; by default the model's limit.")
+    ] = None,
+    stride: Annotated[int, typer.Option(help="Tokens that two windows share.", min=0)] = 128,
+    on_bad: OnBad = "stop",
+) -> None:
+    """Show the tokens, the mask and the tree of some contexts; count and measure them all."""
+    from loraqa.model.load import load_tokenizer
+    from loraqa.prompt.encode import PromptEncoder
+    from loraqa.prompt.template import DEFAULT_TEMPLATE, Template
+    from loraqa.report.inspection import inspection
+    from loraqa.squad import read_passages
+
+    prompt = Template(template or DEFAULT_TEMPLATE)
+    dataset = read_passages(data, on_bad=on_bad)
+    tokenizer, limit = load_tokenizer(model)
+    encoder = PromptEncoder(tokenizer, prompt, max_length or limit, stride)
+    console = _console()
+    for piece in inspection(encoder.encode_training(dataset.passages), tokenizer, examples):
+        console.print(piece)
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Run directory, new or to be resumed.")],
+    config: Annotated[Path | None, typer.Argument(help="Settings, as YAML.")] = None,
+    model: Annotated[str | None, typer.Option(help="Local folder, or name on the hub.")] = None,
+    train: Annotated[str | None, typer.Option(help="Data to learn from.")] = None,
+    dev: Annotated[str | None, typer.Option(help="Data to score on while training.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting, as in lora.rank=8."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Draws everything that is drawn.")] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="For tests and benchmarks: learns nothing.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest whole checkpoint.")
+    ] = False,
+) -> None:
+    """Fine-tune a model with LoRA. The settings are listed in docs/settings.md."""
+    from loraqa.finetune import finetune
+    from loraqa.train.settings import load_settings
+
+    flags = {
+        "model.source": model,
+        "data.train": train,
+        "data.dev": dev,
+        "seed": seed,
+        "model.random_weights": "true" if random_weights else None,
+    }
+    given = [f"{key}={value}" for key, value in flags.items() if value is not None]
+    chosen = load_settings([config] if config else [], [*given, *(settings or [])])
+    finetune(chosen, out, resume=resume, command=_command())
+    _console(stderr=True).print(f"The adapter is in {out / 'adapter'}; its model card says more.")
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    data: Data,
+    strategy: Annotated[str, typer.Option(help="How to decode, as in top-p:0.9.")] = "greedy",
+    out: Annotated[Path | None, typer.Option(help="File for the predictions.")] = None,
+    max_answer_tokens: MaxAnswer = None,
+    base: Base = None,
+    seed: Seed = 0,
+    on_bad: OnBad = "stop",
+    as_json: Json = False,
+) -> None:
+    """Answer a whole data set and score the answers as SQuAD does."""
+    from loraqa.answer.evaluate import evaluate as evaluate_reader
+    from loraqa.answer.strategies import parse_strategy
+    from loraqa.files import write_json
+    from loraqa.report.answering import answering_progress
+    from loraqa.report.tables import scores_table
+    from loraqa.squad import read_passages
+
+    decoding = parse_strategy(strategy)
+    dataset = read_passages(data, on_bad=on_bad)
+    reader = _reader(run, base, max_answer_tokens)
+    with answering_progress() as progress:
+        result = evaluate_reader(
+            reader,
+            dataset.passages,
+            dataset.version,
+            decoding,
+            order=dataset.order,
+            seed=seed,
+            progress=progress,
+        )
+    if out:
+        write_json(out, result.predictions)
+    if as_json:
+        _print_json(result.to_json())
+    else:
+        _console().print(scores_table(result.to_json()).to_rich())
+
+
+@app.command()
+def score(
+    predictions: Annotated[Path, typer.Argument(help="JSON file: question id to answer.")],
+    data: Data,
+    no_answer_probabilities: Annotated[
+        Path | None, typer.Option(help="JSON file: question id to probability of no answer.")
+    ] = None,
+    on_bad: OnBad = "stop",
+    as_json: Json = False,
+) -> None:
+    """Score a predictions file: exact match and F1, equal to the official scripts'."""
+    from loraqa.squad import read_no_answer_probabilities, read_passages, read_predictions
+    from loraqa.squad import score as official_score
+
+    answers = read_predictions(predictions)
+    probabilities = (
+        read_no_answer_probabilities(no_answer_probabilities) if no_answer_probabilities else None
+    )
+    dataset = read_passages(data, on_bad=on_bad)
+    scores = official_score(
+        answers, dataset.passages, dataset.version, probabilities, order=dataset.order
+    ).to_json()
+    if as_json:
+        _print_json(scores)
+    else:
+        from loraqa.report.tables import scores_table
+
+        _console().print(scores_table(scores).to_rich())
+
+
+@app.command()
+def compare(
+    run: Run,
+    data: Data,
+    strategies: Annotated[
+        str, typer.Option(help="Names with commas between, as in greedy,top-p:0.9,beam:4.")
+    ] = "greedy,temperature,top-k,top-p,min-p,typical,beam,span",
+    samples: Annotated[int, typer.Option(help="Answers drawn for each question.", min=1)] = 5,
+    questions: Annotated[
+        int | None, typer.Option(help="Take whole contexts up to so many questions.", min=1)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for table and plot; by default RUN/comparison.")
+    ] = None,
+    max_answer_tokens: MaxAnswer = None,
+    base: Base = None,
+    seed: Seed = 0,
+    on_bad: OnBad = "stop",
+    as_json: Json = False,
+) -> None:
+    """Compare decoding strategies: quality, diversity, and how much is found in the context."""
+    from loraqa.answer.compare import compare as compare_strategies
+    from loraqa.answer.evaluate import sample_questions
+    from loraqa.answer.strategies import parse_strategy
+    from loraqa.report.answering import answering_progress
+    from loraqa.report.comparison import save_comparison
+    from loraqa.report.tables import strategies_table
+    from loraqa.squad import read_passages
+
+    decodings = [parse_strategy(name) for name in strategies.split(",")]
+    dataset = read_passages(data, on_bad=on_bad)
+    passages = (
+        sample_questions(dataset.passages, questions, seed) if questions else dataset.passages
+    )
+    reader = _reader(run, base, max_answer_tokens)
+    with answering_progress() as progress:
+        compared = compare_strategies(
+            reader,
+            passages,
+            dataset.version,
+            decodings,
+            samples=samples,
+            seed=seed,
+            progress=progress,
+        )
+    folder = out or run / "comparison"
+    save_comparison(compared, folder)
+    if as_json:
+        _print_json({"strategies": [asdict(row) for row in compared]})
+    else:
+        _console().print(strategies_table(compared).to_rich())
+        _console(stderr=True).print(f"Table and plot are in {folder}.")
+
+
+@app.command()
+def ask(
+    run: Run,
+    questions: Annotated[list[str], typer.Argument(help="What to ask.")],
+    context_file: Annotated[Path, typer.Option(help="The text, UTF-8; - is standard input.")],
+    strategy: Annotated[str, typer.Option(help="How to decode, as in span or top-p:0.9.")] = (
+        "greedy"
+    ),
+    max_answer_tokens: MaxAnswer = None,
+    base: Base = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Ask questions about a text."""
+    from loraqa.answer.strategies import parse_strategy
+    from loraqa.files import read_text
+    from loraqa.report.answers import answer_lines
+
+    decoding = parse_strategy(strategy)
+    context = sys.stdin.read() if str(context_file) == "-" else read_text(context_file)
+    reader = _reader(run, base, max_answer_tokens)
+    answers = reader.answer(context, questions, decoding, seed=seed)
+    if as_json:
+        _print_json({"answers": [asdict(answer) for answer in answers]})
+    else:
+        for line in answer_lines(context, questions, answers):
+            _console().print(line)
+
+
+@app.command()
+def analyze(
+    run: Run,
+    out: Annotated[
+        Path | None, typer.Option(help="File for the plot; by default RUN/spectra.png.")
+    ] = None,
+    base: Base = None,
+    as_json: Json = False,
+) -> None:
+    """Show what LoRA learned: the size and the directions of every update."""
+    from loraqa.answer.load import load_adapted
+    from loraqa.lora.spectra import spectra
+    from loraqa.report.plots import save_png, singular_values
+    from loraqa.report.tables import spectra_table
+
+    updates = spectra(load_adapted(run, base=base).model)
+    picture = out or run / "spectra.png"
+    save_png(singular_values({each.name: each.singular_values for each in updates}), picture)
+    if as_json:
+        _print_json({"layers": [asdict(update) for update in updates]})
+    else:
+        _console().print(spectra_table(updates).to_rich())
+        _console(stderr=True).print(f"The plot is {picture}.")
+
+
+@app.command()
+def export(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="New folder.")],
+    format: Annotated[
+        Literal["peft", "merged"],
+        typer.Option(help="The adapter alone, or a plain transformers model."),
+    ] = "peft",
+    base: Base = None,
+) -> None:
+    """Write the adapter for PEFT, or the model with the adapter merged into it."""
+    from loraqa.answer.export import export_adapter, export_merged
+
+    console = _console(stderr=True)
+    if format == "peft":
+        export_adapter(run, out, base=base)
+        console.print(f"The adapter is in {out}; PEFT loads it as it is.")
+    else:
+        change = export_merged(run, out, base=base)
+        console.print(f"The merged model is in {out}; no logit moved by more than {change:.2g}.")
+
+
+def main() -> NoReturn:
+    """Run the command line. Every error is one sentence; the exit status tells its kind."""
+    logging.basicConfig(format="loraqa: %(message)s", stream=sys.stderr)
+    logging.getLogger("loraqa").setLevel(logging.INFO)
+    try:
+        app()
+    except LoraqaError as error:
+        _fail(str(error), error.exit_code)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}.", 1)
+    raise SystemExit(0)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    sys.stderr.write(f"loraqa: {message}\n")
+    raise SystemExit(status)
+
+
+def _reader(run: Path, base: str | None, max_answer_tokens: int | None) -> Any:
+    from loraqa.answer.reader import Reader
+
+    reader = Reader.load(run, base=base)
+    return replace(reader, max_answer_tokens=max_answer_tokens) if max_answer_tokens else reader
+
+
+def _console(*, stderr: bool = False) -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, markup=False, soft_wrap=False)
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _command() -> str:
+    return shlex.join(["loraqa", *sys.argv[1:]])

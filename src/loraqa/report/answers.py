@@ -1,0 +1,49 @@
+"""Answers for people: each below its question, with the piece of context it stands in."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from loraqa.answer.reader import Answered
+from loraqa.report.tables import printable
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+# Characters of context shown on either side of an answer.
+_AROUND = 60
+
+
+def answer_lines(
+    context: str, questions: Sequence[str], answers: Sequence[Answered]
+) -> Iterator["Text"]:
+    """Lines for a `rich` console: question, answer with its probability, and its place."""
+    from rich.text import Text
+
+    for question, answer in zip(questions, answers, strict=True):
+        yield Text(printable(question), "bold")
+        probability = math.exp(answer.log_probability)
+        text = printable(answer.text) or "no answer"
+        yield Text.assemble("  ", (text, "green"), (f"  probability {probability:.2f}", "dim"))
+        yield _place(context, answer)
+
+
+def _place(context: str, answer: Answered) -> "Text":
+    from rich.text import Text
+
+    if answer.start is None or answer.end is None:
+        return Text("  not a piece of the context" if answer.text else "", "dim")
+    before = context[max(0, answer.start - _AROUND) : answer.start]
+    after = context[answer.end : answer.end + _AROUND]
+    return Text.assemble(
+        (f"  characters {answer.start} to {answer.end}: …{_one_line(before)}", "dim"),
+        (_one_line(context[answer.start : answer.end]), "green underline"),
+        (f"{_one_line(after)}…", "dim"),
+    )
+
+
+def _one_line(text: str) -> str:
+    """`printable`, with the blanks at the edges kept: they stand beside other text."""
+    left = " " if text[:1].isspace() else ""
+    right = " " if text[-1:].isspace() else ""
+    return left + printable(text) + right

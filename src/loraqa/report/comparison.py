@@ -1,0 +1,17 @@
+"""Files of a comparison of decoding strategies: figures, table, and a plot."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from loraqa.answer.compare import Comparison
+from loraqa.files import write_json, write_text
+from loraqa.report.plots import quality_against_diversity, save_png
+from loraqa.report.tables import strategies_table
+
+
+def save_comparison(compared: Sequence[Comparison], folder: Path) -> None:
+    """Write `comparison.json`, `comparison.md` and `quality-against-diversity.png`."""
+    write_json(folder / "comparison.json", [asdict(row) for row in compared])
+    write_text(folder / "comparison.md", strategies_table(compared).to_markdown())
+    save_png(quality_against_diversity(compared), folder / "quality-against-diversity.png")
