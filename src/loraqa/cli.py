@@ -293,7 +293,8 @@ def analyze(
     from loraqa.report.plots import save_png, singular_values
     from loraqa.report.tables import spectra_table
 
-    updates = spectra(load_adapted(run, base=base).model)
+    model, _, _ = load_adapted(run, base=base)
+    updates = spectra(model)
     picture = out or run / "spectra.png"
     save_png(singular_values({each.name: each.singular_values for each in updates}), picture)
     if as_json:

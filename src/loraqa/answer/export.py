@@ -23,15 +23,10 @@ def export_adapter(run: Path, out: Path, *, base: str | None = None) -> None:
         InputError: `run` holds no adapter, or `out` exists.
     """
     _check_new(out)
-    loaded = load_adapted(run, base=base)
+    model, _, info = load_adapted(run, base=base)
     with replacing_folder(out) as folder:
-        save_adapter(
-            loaded.model,
-            folder,
-            base_name=base or loaded.info.base.source,
-            revision=loaded.info.base.revision,
-        )
-        write_adapter_info(folder, loaded.info)
+        save_adapter(model, folder, base_name=base or info.base.source, revision=info.base.revision)
+        write_adapter_info(folder, info)
         _copy_card(run, folder)
 
 
@@ -48,18 +43,16 @@ def export_merged(run: Path, out: Path, *, base: str | None = None) -> float:
         LoraqaError: merging changed the logits by more than rounding; nothing is written.
     """
     _check_new(out)
-    loaded = load_adapted(run, base=base, dtype="float32", device="cpu")
-    vocabulary = loaded.model.config.get_text_config().vocab_size
-    tokens = min(_CHECKED_TOKENS, loaded.info.max_length)
+    model, tokenizer, info = load_adapted(run, base=base, dtype="float32", device="cpu")
+    vocabulary = model.config.get_text_config().vocab_size
+    shape = (1, min(_CHECKED_TOKENS, info.max_length))
     generator = torch.Generator().manual_seed(0)
-    change = merge_and_unload(
-        loaded.model, torch.randint(vocabulary, (1, tokens), generator=generator)
-    )
-    in_float32 = loaded.info.base.model_copy(update={"dtype": "float32"})
+    change = merge_and_unload(model, torch.randint(vocabulary, shape, generator=generator))
+    in_float32 = info.base.model_copy(update={"dtype": "float32"})
     with replacing_folder(out) as folder:
-        loaded.model.save_pretrained(folder)
-        loaded.tokenizer.save_pretrained(folder)
-        write_adapter_info(folder, loaded.info.model_copy(update={"base": in_float32}))
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        write_adapter_info(folder, info.model_copy(update={"base": in_float32}))
         _copy_card(run, folder)
     return change
 

@@ -53,15 +53,17 @@ def load_model(
     folder = Path(source).expanduser()
     adapter = find_adapter(folder)
     if adapter:
-        return _load_adapted(adapter, base, dtype, device)
+        return Loaded(*_load_adapted(adapter, base, dtype, device))
     if folder.is_dir() and not (folder / "config.json").exists():
         raise InputError(
             f"{source} holds no model: neither adapter/{ADAPTER_CONFIG} (a finished run) nor "
             f"{ADAPTER_CONFIG} (an adapter) nor config.json (a model); finish the run with "
             "`loraqa train --resume`, or give another folder."
         )
-    model, tokenizer = load_base(source, dtype=dtype or "auto", device=device)
-    return Loaded(model, tokenizer, read_adapter_info(folder) if (folder / INFO).exists() else None)
+    info = read_adapter_info(folder) if (folder / INFO).exists() else None
+    chosen = dtype or (info.base.dtype if info else "auto")
+    model, tokenizer = load_base(source, dtype=chosen, device=device)
+    return Loaded(model, tokenizer, info)
 
 
 def load_adapted(
@@ -70,8 +72,8 @@ def load_adapted(
     base: str | Path | None = None,
     dtype: str | None = None,
     device: str = "auto",
-) -> Loaded:
-    """`load_model`, of a run or an adapter only.
+) -> tuple[PreTrainedModel, Any, AdapterInfo]:
+    """`load_model`, of a run or an adapter only: model, tokenizer, and how it was fine-tuned.
 
     Raises:
         InputError: as `load_model`, or there is no adapter.
@@ -92,7 +94,9 @@ def find_adapter(folder: Path) -> Path | None:
     return next((at for at in places if (at / ADAPTER_CONFIG).exists()), None)
 
 
-def _load_adapted(folder: Path, base: str | Path | None, dtype: str | None, device: str) -> Loaded:
+def _load_adapted(
+    folder: Path, base: str | Path | None, dtype: str | None, device: str
+) -> tuple[PreTrainedModel, Any, AdapterInfo]:
     info = read_adapter_info(folder)
     source = base or info.base.source
     model, tokenizer = load_base(
@@ -104,7 +108,7 @@ def _load_adapted(folder: Path, base: str | Path | None, dtype: str | None, devi
     )
     _check_base(str(source), model, info.base)
     load_adapter(model, folder)
-    return Loaded(model, tokenizer, info)
+    return model, tokenizer, info
 
 
 def _check_base(source: str, model: PreTrainedModel, trained_on: BaseInfo) -> None:
