@@ -27,13 +27,18 @@ class LoraSettings(BaseModel):
     they would also share one mask over it (see `docs/lora.md`).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     rank: int = Field(default=16, ge=1)
+    """r, the inner dimension of BA."""
     alpha: float = Field(default=32.0, gt=0, allow_inf_nan=False)
+    """α; the update is scaled by α/r."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    """On the input of A; questions on one trunk share its mask."""
     rank_stabilised: bool = False
+    """Scale by α/√r instead."""
     target_modules: tuple[str, ...] = Field(default=("all-linear",), min_length=1)
+    """Layers to adapt: `all-linear`, `attention`, `mlp`, ends of names, `c_attn[q,v]`."""
 
     @field_validator("target_modules", mode="before")
     @classmethod
