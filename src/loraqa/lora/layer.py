@@ -184,7 +184,7 @@ class _LowRankLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = grads
         dropped, matrix, a, b, mask, hidden = ctx.saved_tensors
