@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shlex
 import sys
 from dataclasses import asdict, replace
@@ -328,8 +329,7 @@ def export(
 
 def main() -> NoReturn:
     """Run the command line. Every error is one sentence; the exit status tells its kind."""
-    logging.basicConfig(format="loraqa: %(message)s", stream=sys.stderr)
-    logging.getLogger("loraqa").setLevel(logging.INFO)
+    _show_notices()
     try:
         app()
     except LoraqaError as error:
@@ -338,6 +338,16 @@ def main() -> NoReturn:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}.", 1)
     raise SystemExit(0)
+
+
+def _show_notices() -> None:
+    """What the library notes goes to standard error, and other libraries' chatter nowhere."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("loraqa: %(message)s"))
+    notices = logging.getLogger("loraqa")
+    notices.addHandler(handler)
+    notices.setLevel(logging.INFO)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -92,10 +92,31 @@ def test_remote_code_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
         load_base(folder)
 
 
-def test_a_hub_out_of_reach_names_the_local_alternative(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_a_hub_out_of_reach_names_the_local_alternative() -> None:
     with pytest.raises(InputError, match=r"example/model .*hf download example/model"):
         load_base("example/model")
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_a_hub_out_of_reach_leaves_what_was_downloaded(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = tmp_path / "models--example--model" / "snapshots" / "c0ffee"
+    shutil.copytree(tiny_folder, snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("c0ffee")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    model, _ = load_base("example/model", dtype="float32")
+    assert model.config.hidden_size == 32
 
 
 def test_a_tokenizer_comes_with_the_models_limit(tiny_folder: Path) -> None:

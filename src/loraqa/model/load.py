@@ -1,10 +1,13 @@
 """Loading a base model and its tokenizer: from a local folder, or from the hub by name."""
 
 import logging
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.activations import NewGELUActivation
@@ -16,6 +19,8 @@ logger = logging.getLogger("loraqa")
 
 # For models whose positions have no table, such as ALiBi's: as long as GPT-2's.
 _NO_LIMIT = 1024
+# Seconds that the hub has to answer.
+_HUB_TIMEOUT = 10.0
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -112,17 +117,30 @@ class _Source:
 
     def load(self, kind: Any, **options: Any) -> Any:
         """Call `from_pretrained`, and say in one sentence why it failed."""
-        name = str(Path(self.name).expanduser()) if self.is_folder else self.name
         try:
             return kind.from_pretrained(
-                name,
+                str(Path(self.name).expanduser()) if self.is_folder else self.name,
                 revision=self.revision or "main",
-                local_files_only=self.is_folder,
+                local_files_only=not self._hub_answers,
                 trust_remote_code=False,
                 **options,
             )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise InputError(self._explain(error)) from error
+
+    @cached_property
+    def _hub_answers(self) -> bool:
+        """Whether to ask the hub. Where it is out of reach, transformers would try for long."""
+        if self.is_folder or constants.HF_HUB_OFFLINE:
+            return False
+        try:
+            HfApi().model_info(self.name, revision=self.revision, timeout=_HUB_TIMEOUT)
+        except HfHubHTTPError as error:
+            raise InputError(self._explain(error)) from error
+        # Whatever the network throws; there may be a copy from an earlier download.
+        except Exception:
+            return False
+        return True
 
     def _explain(self, error: Exception) -> str:
         reason = str(error).strip().splitlines()[0].rstrip(".")
