@@ -26,13 +26,8 @@ def test_equals_transformers(
     search = BeamSearch(3, length_penalty, early_stopping)
     prompts = prompts_of(path(stopping_model(kind)), trees, rules)
     ours = [written for (written,) in search.write(prompts)]
-    theirs = generate(
-        stopping_model(kind),
-        prompts,
-        num_beams=3,
-        length_penalty=length_penalty,
-        early_stopping=early_stopping,
-    )
+    options = {"length_penalty": length_penalty, "early_stopping": early_stopping}
+    theirs = generate(stopping_model(kind), prompts, num_beams=3, **options)
     assert [written.tokens for written in ours] == [tokens for tokens, _ in theirs]
     scores = [w.log_probability / len(w.tokens) ** length_penalty for w in ours]
     assert scores == pytest.approx([score for _, score in theirs], rel=1e-5)

@@ -25,7 +25,7 @@ CASES: list[tuple[Callable[..., torch.Tensor], Any, list[float]]] = [
 
 
 def random_logits(rows: int = 64, vocabulary: int = 5000) -> torch.Tensor:
-    """Rows from nearly even to very sure; in fp64, so that sums end on the same token at an edge."""
+    """Rows from nearly even to very sure; in fp64, so that rounding moves no token over an edge."""
     generator = torch.Generator().manual_seed(0)
     sureness = torch.linspace(0.1, 8, rows, dtype=torch.float64)[:, None]
     return torch.randn(rows, vocabulary, generator=generator) * sureness

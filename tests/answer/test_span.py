@@ -1,16 +1,18 @@
-"""The span search finds what trying every span finds."""
+"""The span search finds what trying every span finds, without trying every span."""
 
 import re
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.answer.conftest import prompts_of, stopping_model
 
-from loraqa.answer import span
-from loraqa.answer.decode import Rules
-from loraqa.answer.span import SpanSearch
+from loraqa.answer.decode import Prompts, Rules
+from loraqa.answer.span import SpanSearch, Trie, _Forest, _Search
 from loraqa.model.runner import PaddedRunner, TreeRunner
 from loraqa.prompt.tree import Tree
 
@@ -23,18 +25,36 @@ def every_span(context: str, rules: Rules) -> dict[str, list[int]]:
     return {text: ids for text, ids in encoded.items() if len(ids) < rules.max_answer_tokens}
 
 
-def brute_force(model: Any, prompt: list[int], answers: dict[str, list[int]]) -> dict[str, float]:
+@cache
+def brute_force(
+    kind: str, prompt: tuple[int, ...], answers: tuple[tuple[int, ...], ...]
+) -> list[float]:
     """The log-probability of each answer and eos after the prompt, each computed alone."""
-    scores = {}
-    for text, ids in answers.items():
+    model = stopping_model(kind)
+    scores = []
+    for ids in answers:
         row = torch.tensor([[*prompt, *ids, 0]])
         with torch.no_grad():
             log_probs = model(row).logits[0, len(prompt) - 1 : -1].log_softmax(dim=-1)
-        scores[text] = float(log_probs.gather(1, row[0, len(prompt) :, None]).sum())
+        scores.append(float(log_probs.gather(1, row[0, len(prompt) :, None]).sum()))
     return scores
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def best_of_all(kind: str, prompts: Prompts) -> list[tuple[str, tuple[int, ...], float]]:
+    """The best text of each prompt, its tokens and its log-probability, by brute force."""
+    found = []
+    for tree, branch, context in prompts.rows():
+        answers = every_span(context, prompts.rules)
+        if prompts.rules.no_answer:
+            answers[""] = []
+        tokens = tuple(map(tuple, answers.values()))
+        scores = brute_force(kind, (*tree.trunk.tolist(), *branch.prompt.tolist()), tokens)
+        score, text = max(zip(scores, answers, strict=True))
+        found.append((text, (*answers[text], 0), score))
+    return found
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "qwen2"])
 @pytest.mark.parametrize("path", [TreeRunner, PaddedRunner])
 @pytest.mark.parametrize("no_answer", [False, True])
 @pytest.mark.parametrize("rows", [1, 256])
@@ -45,17 +65,113 @@ def test_equals_brute_force(
     rows: int,
     trees: list[Tree],
     rules: Rules,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(span, "_ROWS", rows)
     rules = replace(rules, no_answer=no_answer)
     prompts = prompts_of(path(stopping_model(kind)), trees, rules)
-    found = [written for (written,) in SpanSearch().write(prompts)]
-    model = stopping_model(kind)
-    for written, (tree, branch, context) in zip(found, prompts.rows(), strict=True):
-        answers = every_span(context, rules) | ({"": []} if no_answer else {})
-        scores = brute_force(model, [*tree.trunk, *branch.prompt], answers)
-        best = max(scores, key=scores.__getitem__)
-        assert written.log_probability == pytest.approx(scores[best], abs=1e-4)
-        assert written.tokens == (*answers[best], 0)
-        assert written.place == ((s := context.index(best), s + len(best)) if best else None)
+    found = [written for (written,) in SpanSearch(at_once=rows).write(prompts)]
+    best = best_of_all(kind, prompts)
+    for written, (text, tokens, score), context in zip(
+        found, best, [context for _, _, context in prompts.rows()], strict=True
+    ):
+        assert written.tokens == tokens
+        assert written.log_probability == pytest.approx(score, abs=1e-4)
+        start = context.index(text)
+        assert written.place == ((start, start + len(text)) if text else None)
+
+
+def test_no_answer_wins_only_where_it_may(trees: list[Tree], rules: Rules) -> None:
+    """What the test above stands on: with this model some answers are empty and some not."""
+    rules = replace(rules, no_answer=True)
+    prompts = prompts_of(TreeRunner(stopping_model("qwen2")), trees, rules)
+    assert len({text == "" for text, _, _ in best_of_all("qwen2", prompts)}) == 2
+
+
+def test_few_spans_are_tried_and_never_too_many_at_once(trees: list[Tree], rules: Rules) -> None:
+    runner = TreeRunner(stopping_model("gpt2"))
+    prompts = prompts_of(runner, trees, rules)
+    widths: list[int] = []
+    runner.model.register_forward_pre_hook(
+        lambda _module, _args, options: widths.append(options["input_ids"].shape[1]),
+        with_kwargs=True,
+    )
+    SpanSearch(at_once=8).write(prompts)
+    prefixes = [
+        len({tuple(ids[:n]) for ids in every_span(c, rules).values() for n in range(1, 12)})
+        for _, _, c in prompts.rows()
+    ]
+    assert max(widths) <= 8
+    assert sum(widths) < sum(prefixes) / 3
+
+
+def test_spans_keep_to_their_window(trees: list[Tree], rules: Rules) -> None:
+    tree = replace(trees[0], window=(30, 60))
+    prompts = prompts_of(TreeRunner(stopping_model("gpt2")), [tree], rules)
+    for (written,) in SpanSearch().write(prompts):
+        assert written.place is not None
+        assert 30 <= written.place[0] < written.place[1] <= 60
+
+
+def test_without_a_span_short_enough_there_is_no_answer(trees: list[Tree], rules: Rules) -> None:
+    rules = replace(rules, max_answer_tokens=1)
+    prompts = prompts_of(TreeRunner(stopping_model("gpt2")), trees, rules)
+    expected = prompts.logits.log_softmax(dim=-1)[:, 0].tolist()
+    for (written,), log_probability in zip(SpanSearch().write(prompts), expected, strict=True):
+        assert (written.tokens, written.place) == ((0,), None)
+        assert written.log_probability == pytest.approx(log_probability, abs=1e-5)
+
+
+@given(st.lists(st.lists(st.integers(0, 3), max_size=4), min_size=1, max_size=12))
+def test_a_trie_has_a_node_for_each_prefix(sequences: list[list[int]]) -> None:
+    trie = Trie.of(sequences)
+    prefixes: dict[int, tuple[int, ...]] = {0: ()}
+    for node in range(len(trie.tokens)):
+        for child in range(trie.children[node], trie.children[node + 1]):
+            prefixes[child] = (*prefixes[node], int(trie.tokens[child]))
+    expected = {tuple(ids[:n]) for ids in sequences for n in range(len(ids) + 1)} | {()}
+    assert sorted(prefixes.values()) == sorted(expected)
+    for node, prefix in prefixes.items():
+        first = sequences.index(list(prefix)) if list(prefix) in sequences else -1
+        assert trie.ending[node] == first
+
+
+class Oracle:
+    """A session whose next token is a fixed, rather sure, function of those before it."""
+
+    def __init__(self, rows: list[tuple[int, ...]]) -> None:
+        self.rows = rows
+
+    def logits(self) -> torch.Tensor:
+        seeds = [sum(5**n * (token + 1) for n, token in enumerate(row)) for row in self.rows]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return torch.stack([6 * torch.rand(5, generator=generator) for generator in generators])
+
+    def advance(self, tokens: torch.Tensor) -> torch.Tensor:
+        self.rows = [(*row, token) for row, token in zip(self.rows, tokens.tolist(), strict=True)]
+        return self.logits()
+
+    def branch_off(self, rows: torch.Tensor) -> "Oracle":
+        return Oracle([self.rows[row] for row in rows.tolist()])
+
+
+SEQUENCES = st.lists(st.lists(st.integers(0, 3), max_size=6), min_size=1, max_size=30)
+
+
+@given(st.lists(SEQUENCES, min_size=1, max_size=3), st.integers(1, 2), st.integers(1, 9))
+def test_finds_the_best_of_any_sequences(
+    choices: list[list[list[int]]], branches: int, rows: int
+) -> None:
+    """Long winners too, for which a model of words would have to be trained."""
+    prompts = [(number,) for number in range(branches * len(choices))]
+    oracle = Oracle(prompts)
+    tries = [Trie.of(sequences) for sequences in choices]
+    search = _Search(_Forest(tries, [branches] * len(choices)), eos=4, rows=rows)
+    search.run(oracle, oracle.logits())
+    for number, prompt in enumerate(prompts):
+        sequences = choices[number // branches]
+        scores = []
+        for ids in sequences:
+            steps = Oracle([(*prompt, *ids[:n]) for n in range(len(ids) + 1)]).logits()
+            log_probs = steps.log_softmax(dim=-1)
+            scores.append(float(log_probs.gather(1, torch.tensor([[*ids, 4]]).T).sum()))
+        assert search.best[number] == pytest.approx(max(scores), abs=1e-4)
+        assert scores[search.winner[number]] == pytest.approx(max(scores), abs=1e-4)

@@ -115,9 +115,9 @@ class BeamSearch:
         worst = finished.scores[:, -1]
         if self.early_stopping is True:
             return (worst == -torch.inf) & (length < limit)
-        longest = self.early_stopping == "never" and self.length_penalty > 0
-        hoped_for = beams.scores[:, 0] / (limit if longest else length) ** self.length_penalty
-        return (hoped_for > worst) & (length < limit)
+        hopeful = self.early_stopping == "never" and self.length_penalty > 0
+        divisor: float = (limit if hopeful else length) ** self.length_penalty
+        return (beams.scores[:, 0] / divisor > worst) & (length < limit)
 
     def _written(self, answers: _Beams) -> list[Written]:
         tokens, scores = answers.tokens[:, 0], answers.scores[:, 0]

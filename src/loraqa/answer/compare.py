@@ -92,4 +92,4 @@ def summarize(
 def entropy(values: Sequence[str]) -> float:
     """Entropy of the values' frequencies, in nats: 0 where they are all equal."""
     total = len(values)
-    return -sum(n / total * log(n / total) for n in Counter(values).values())
+    return sum(n / total * log(total / n) for n in Counter(values).values())

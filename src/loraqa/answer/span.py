@@ -24,16 +24,19 @@ Floats = NDArray[np.float64]
 # A word or a single other mark; a span starts where one starts and ends where one ends. All but
 # 3 in 1,000 of the annotators' answers in SQuAD do.
 _PIECE = re.compile(r"\w+|[^\w\s]")
-# Paths taken a token further at once. More would be quicker with one question, and need memory.
-_ROWS = 256
 
 
 @dataclass(frozen=True)
 class SpanSearch:
-    """The span with the highest probability; "no answer" competes where the rules allow it."""
+    """The span with the highest probability; "no answer" competes where the rules allow it.
+
+    `at_once` bounds how many paths are taken a token further in one step (at least one for each
+    prompt is), and with it the memory; the result does not depend on it.
+    """
 
     name: str = "span"
     draws: bool = False
+    at_once: int = 256
 
     def rows(self, samples: int) -> int:  # noqa: ARG002 - nothing is drawn
         """See `Strategy`. One path in progress, and about as much kept of those to try later."""
@@ -47,7 +50,7 @@ class SpanSearch:
         ]
         tries = [Trie.of([span.tokens for span in choices]) for choices in spans]
         branches = [len(tree.branches) for tree in prompts.trees]
-        search = _Search(_Forest(tries, branches), prompts.rules.tokenizer.eos)
+        search = _Search(_Forest(tries, branches), prompts.rules.tokenizer.eos, self.at_once)
         search.run(prompts.session, prompts.logits)
         eos = (prompts.rules.tokenizer.eos,)
         of_prompt = [choices for choices, n in zip(spans, branches, strict=True) for _ in range(n)]
@@ -191,9 +194,10 @@ class _Search:
         winner: (prompts,) which it is.
     """
 
-    def __init__(self, forest: _Forest, eos: int) -> None:
+    def __init__(self, forest: _Forest, eos: int, rows: int) -> None:
         self._forest = forest
         self._eos = eos
+        self._rows = rows
         self.best = np.full(len(forest.roots), -np.inf)
         self.winner = np.full(len(forest.roots), -1)
 
@@ -208,7 +212,7 @@ class _Search:
             frontier = frontier.only(frontier.scores > self.best[frontier.prompts])
             if not len(frontier):
                 continue
-            now = frontier.most_probable(_ROWS)
+            now = frontier.most_probable(self._rows)
             waiting += [frontier.only(~now), self._step(frontier.only(now), logits.device)]
 
     def _step(self, paths: _Frontier, device: torch.device) -> _Frontier:

@@ -1,0 +1,161 @@
+"""The reader: order, places, windows, and everything that it can be loaded from."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.answer.conftest import LIMIT, PASSAGES, generate, prompts_of, stopping_model
+
+from loraqa.answer.decode import Greedy, Prompts, Rules, Written
+from loraqa.answer.reader import Answered, Reader
+from loraqa.errors import InputError
+from loraqa.model.runner import PaddedRunner, TreeRunner
+from loraqa.prompt.encode import PromptEncoder
+from loraqa.prompt.segments import SegmentTokenizer
+from loraqa.prompt.template import Template
+from loraqa.squad import Passage, Question
+
+LONG = " ".join(f"House {n} was built by mason {n}." for n in range(12))
+LONG_PASSAGE = Passage(LONG, (Question("q", "Who?"),))
+
+
+def reader_of(segments: SegmentTokenizer, path: Any = TreeRunner, **options: Any) -> Reader:
+    values = {"max_length": 250, "stride": 20, "max_answer_tokens": LIMIT} | options
+    return Reader(path(stopping_model("gpt2", "float32")), segments, Template(), **values)
+
+
+def ids(answers: list[list[Answered]]) -> list[str]:
+    return [first.question_id for first, *_ in answers]
+
+
+@pytest.mark.parametrize("tokens_per_batch", [1, 300, 10_000])
+@pytest.mark.parametrize("path", [TreeRunner, PaddedRunner])
+def test_answers_come_in_the_order_of_the_questions_however_batched(
+    tokens_per_batch: int, path: Any, segments: SegmentTokenizer
+) -> None:
+    together = reader_of(segments).read(PASSAGES, Greedy())
+    reader = reader_of(segments, path, tokens_per_batch=tokens_per_batch)
+    answers = reader.read(PASSAGES, Greedy())
+    assert ids(answers) == [question.id for passage in PASSAGES for question in passage.questions]
+    for (ours,), (expected,) in zip(answers, together, strict=True):
+        assert (ours.text, ours.start, ours.end) == (expected.text, expected.start, expected.end)
+        assert ours.log_probability == pytest.approx(expected.log_probability, rel=1e-4)
+
+
+def test_answers_equal_transformers_and_say_how_probable_they_are(
+    segments: SegmentTokenizer, trees: Any, rules: Rules
+) -> None:
+    prompts = prompts_of(TreeRunner(stopping_model("gpt2")), trees, rules)
+    expected = generate(stopping_model("gpt2"), prompts)
+    first = prompts.logits.softmax(dim=-1)[:, 0].tolist()
+    answers = reader_of(segments).read(PASSAGES, Greedy())
+    for (answer,), (tokens, _), none in zip(answers, expected, first, strict=True):
+        kept = [token for token in tokens if token not in rules.stops]
+        assert answer.text == segments.decode(kept)
+        mean = answer.log_probability / len(tokens)
+        assert answer.mean_log_probability == pytest.approx(mean)
+        assert answer.no_answer_probability == pytest.approx(none, rel=1e-4)
+
+
+def test_progress_counts_prompts(segments: SegmentTokenizer) -> None:
+    calls: list[tuple[int, int]] = []
+    reader = reader_of(segments, tokens_per_batch=300)
+    reader.read(PASSAGES, Greedy(), progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(3, 6), (6, 6)]
+
+
+@dataclass(frozen=True)
+class Scripted:
+    """A strategy that says what it is told, by the part of `LONG` that its window starts in."""
+
+    tokenizer: SegmentTokenizer
+    answers: list[tuple[str, float]]
+    name: str = "scripted"
+    draws: bool = False
+
+    def rows(self, samples: int) -> int:
+        return samples
+
+    def write(self, prompts: Prompts) -> list[list[Written]]:
+        written = []
+        for tree, _, _ in prompts.rows():
+            text, log_probability = self.answers[tree.window[0] * len(self.answers) // len(LONG)]
+            tokens = self.tokenizer.encode([f" {text}"])[0].ids if text else []
+            written.append([Written((*tokens, self.tokenizer.eos), log_probability)])
+        return written
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ([("mason 1", -3.0), ("mason 5", -1.0), ("mason 9", -2.0)], "mason 5"),
+        ([("", -0.1), ("mason 5", -9.0), ("", -0.1)], "mason 5"),
+        ([("", -0.1), ("", -0.2), ("", -0.3)], ""),
+    ],
+)
+def test_windows_merge_by_probability(
+    script: list[tuple[str, float]], expected: str, segments: SegmentTokenizer
+) -> None:
+    reader = reader_of(segments, max_length=140)
+    ((answer,),) = reader.read([LONG_PASSAGE], Scripted(segments, script))
+    assert answer.text == expected
+    start = LONG.index(expected) if expected else None
+    assert answer.start == start
+
+
+def test_the_window_surest_of_an_answer_says_how_probable_none_is(
+    segments: SegmentTokenizer,
+) -> None:
+    encoder = PromptEncoder(segments, Template(), 140, 20)
+    trees = encoder.encode_prompts([LONG_PASSAGE], LIMIT).trees
+    logits = TreeRunner(stopping_model("gpt2")).session(trees).prefill()
+    expected = logits.softmax(dim=-1)[:, segments.eos].tolist()
+    assert len(set(expected)) > 2
+    ((answer,),) = reader_of(segments, max_length=140).read([LONG_PASSAGE], Greedy())
+    assert answer.no_answer_probability == pytest.approx(min(expected), rel=1e-4)
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    context=st.text(min_size=1, max_size=400).filter(str.strip),
+    strategy=st.sampled_from(["span", "greedy", "top-k:3"]),
+)
+def test_places_hold_what_they_say(context: str, strategy: str, segments: SegmentTokenizer) -> None:
+    reader = reader_of(segments, max_length=160)
+    for answer in reader.answer(context, ["Who?", "When was it?"], strategy):
+        if strategy == "span" and answer.text:
+            assert context[answer.start : answer.end] == answer.text
+        elif answer.start is None:
+            assert not answer.text or answer.text not in context
+        else:
+            assert context[answer.start : answer.end].strip()
+
+
+@pytest.mark.parametrize(
+    ("context", "question", "reason"),
+    [
+        (" ", "Who?", "context is blank"),
+        ("A king.", "\n", "question is blank"),
+        ("A \ud800king.", "Who?", "lone surrogate"),
+        ("A king.", "W\udfffho?", "lone surrogate"),
+        ("A king. " * 40, "Who? " * 60, "leaves no room"),
+    ],
+)
+def test_texts_that_cannot_be_read(
+    context: str, question: str, reason: str, segments: SegmentTokenizer
+) -> None:
+    with pytest.raises(InputError, match=reason):
+        reader_of(segments).answer(context, [question])
+
+
+def test_an_unknown_strategy_is_refused(segments: SegmentTokenizer) -> None:
+    with pytest.raises(InputError, match="no strategy 'best'"):
+        reader_of(segments).answer("A king.", ["Who?"], "best")
+
+
+def test_no_questions_have_no_answers(segments: SegmentTokenizer) -> None:
+    assert reader_of(segments).answer("A king.", []) == []
