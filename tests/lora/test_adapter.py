@@ -17,6 +17,11 @@ from loraqa.lora.layer import lora_layers
 from loraqa.lora.peft_config import CONFIG
 from loraqa.lora.settings import LoraSettings
 
+# PEFT's own calls into transformers and torch.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*is_gradient_checkpointing:FutureWarning", "ignore:fan_in_fan_out:UserWarning"
+)
+
 GPT2 = ["all-linear", "attention", "mlp", "c_attn", "attn.c_proj", r"h.1.\w+.c_proj"]
 ON_ROWS = ["c_attn[q,v]", "c_attn[k]", ["c_attn[q,v]", "mlp"], ["h.0.attn.c_attn[q,k,v]", "c_fc"]]
 LLAMA = ["all-linear", "attention", "mlp", "q_proj", "[qv]_proj", "layers.1.mlp.(up|down)_proj"]
@@ -98,7 +103,7 @@ def test_we_read_ours_to_the_bit(
             "qwen2",
             {
                 "target_modules": ["q_proj", "up_proj"],
-                "rank_pattern": {r"layers\.\d\.mlp\.up_proj": 2, "proj": 7},
+                "rank_pattern": {r"layers\.\d\.mlp\.up_proj": 2, "up_proj": 7},
                 "alpha_pattern": {"layers.0.self_attn.q_proj": 11, "q_proj": 2.5},
             },
         ),
@@ -206,6 +211,11 @@ def truncate(folder):
     path.write_bytes(path.read_bytes()[:-7])
 
 
+def folder_instead(folder):
+    (folder / TENSORS).unlink()
+    (folder / TENSORS).mkdir()
+
+
 def pickle_only(folder):
     (folder / TENSORS).rename(folder / "adapter_model.bin")
 
@@ -218,6 +228,7 @@ def pickle_only(folder):
         (lambda f: (f / CONFIG).write_text("{"), "not valid JSON"),
         (lambda f: (f / CONFIG).write_text("[]"), "no JSON object"),
         (pickle_only, "adapter_model.bin, a pickle"),
+        (folder_instead, "cannot be read"),
         (truncate, "not a whole safetensors file"),
         (lambda f: edit(f, peft_type="IA3"), "peft_type is 'IA3'"),
         (lambda f: edit(f, use_dora=True), "use_dora is True"),

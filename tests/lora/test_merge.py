@@ -12,6 +12,11 @@ from loraqa.lora.layer import LoraLinear, lora_layers
 from loraqa.lora.merge import merge, merge_and_unload, unload, unmerge
 from loraqa.lora.settings import LoraSettings
 
+# PEFT's own calls into transformers and torch.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*is_gradient_checkpointing:FutureWarning", "ignore:fan_in_fan_out:UserWarning"
+)
+
 FAMILIES = [("gpt2", "all-linear"), ("gpt2", "c_attn[q,v]"), ("llama", "mlp"), ("qwen2", "q_proj")]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 

@@ -10,6 +10,11 @@ from loraqa.lora.layer import Rows
 from loraqa.lora.settings import LoraSettings
 from loraqa.lora.targets import select
 
+# PEFT's own calls into transformers and torch.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*is_gradient_checkpointing:FutureWarning", "ignore:fan_in_fan_out:UserWarning"
+)
+
 GPT2_ATTENTION, GPT2_MLP = ["attn.c_attn", "attn.c_proj"], ["mlp.c_fc", "mlp.c_proj"]
 LLAMA_ATTENTION = [f"self_attn.{part}_proj" for part in "qkvo"]
 LLAMA_MLP = [f"mlp.{part}_proj" for part in ("gate", "up", "down")]

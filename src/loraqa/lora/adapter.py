@@ -135,6 +135,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, _OnRows]]:
         return tensors, _OnRowsByName.validate_json(header.get(_ROWS, "{}"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist.") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error}).") from None
     except SafetensorError as error:
         raise InputError(f"{path} is not a whole safetensors file ({error}).") from None
     except ValidationError:
