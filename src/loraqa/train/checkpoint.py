@@ -81,6 +81,11 @@ def checkpoint_folder(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step-{step:06d}"
 
 
+def step_of(checkpoint: Path | None) -> int:
+    """The step that a checkpoint was made after; 0 where there is none."""
+    return 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-"))
+
+
 def save_checkpoint(
     checkpoints: Path, model: PreTrainedModel, optimizer: Optimizer, state: TrainState
 ) -> Path:
@@ -157,8 +162,8 @@ def remove_superseded(checkpoints: Path, state: TrainState, keep: int) -> None:
 
 def _saved_steps(checkpoints: Path) -> list[int]:
     """The steps that have a checkpoint, whole or not, in order."""
-    names = (path.name for path in checkpoints.glob("step-*"))
-    return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"step-(\d+)", name)))
+    named = (path for path in checkpoints.glob("step-*") if re.fullmatch(r"step-\d+", path.name))
+    return sorted(map(step_of, named))
 
 
 def _trained(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -106,7 +106,7 @@ class EvaluationSettings(_Group):
     every: int = Field(default=500, ge=1)
     """Optimizer steps between two evaluations."""
     questions: int | None = Field(default=500, ge=1)
-    """Whole passages are drawn until they hold so many questions; null takes all."""
+    """How many to score: whole passages are drawn until they hold so many; null takes all."""
     max_answer_tokens: int = Field(default=32, ge=1)
     """The longest answer; all but 1 in 1,000 of SQuAD's fit."""
     metric: Literal["f1", "exact_match"] = "f1"

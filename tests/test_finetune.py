@@ -1,0 +1,265 @@
+"""The recipe, end to end on a tiny model: stopped and killed for real, resumed, refused."""
+
+import json
+import logging
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from loraqa.answer.reader import Reader
+from loraqa.errors import InputError
+from loraqa.finetune import FinetuneResult, finetune
+from loraqa.lora.adapter import load_adapter
+from loraqa.model.load import load_base
+from loraqa.squad import Passage, Question, write_official
+from loraqa.train.run import RunDirectory
+from loraqa.train.settings import RunSettings, load_settings
+from tests.train.conftest import PASSAGES
+
+# Runs the recipe and sends itself a signal right after a step.
+STOPPED_AFTER = """
+import os, sys
+from pathlib import Path
+from loraqa.errors import LoraqaError
+from loraqa.finetune import finetune
+from loraqa.train.run import RunDirectory
+from loraqa.train.settings import load_settings
+
+settings, run, step, number = sys.argv[1:]
+append = RunDirectory.append
+
+def append_and_stop(self, record):
+    append(self, record)
+    if record["step"] == int(step) and record["kind"] == "train":
+        os.kill(os.getpid(), int(number))
+
+RunDirectory.append = append_and_stop
+try:
+    finetune(load_settings([Path(settings)]), Path(run))
+except LoraqaError as error:
+    print(error, file=sys.stderr)
+    sys.exit(error.exit_code)
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train.json and dev.json."""
+    folder = tmp_path_factory.mktemp("data")
+    write_official(folder / "train.json", PASSAGES, "1.1")
+    write_official(folder / "dev.json", PASSAGES[:2], "1.1")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def chosen(tiny_folder: Path, data: Path) -> RunSettings:
+    """Eight steps, two to an epoch, scored every three."""
+    return choose(
+        tiny_folder,
+        data / "train.json",
+        f"data.dev={data / 'dev.json'}",
+        "lora.dropout=0.1",
+        "evaluation.every=3",
+    )
+
+
+def choose(model: Path, train: Path, *overrides: str) -> RunSettings:
+    return load_settings(
+        overrides=[
+            f"model.source={model}",
+            "model.dtype=float32",
+            f"data.train={train}",
+            "lora.rank=4",
+            "optimisation.epochs=4",
+            "optimisation.questions_per_step=4",
+            "optimisation.tokens_per_batch=120",
+            "optimisation.learning_rate=1e-2",
+            "evaluation.max_answer_tokens=12",
+            "checkpoint.every=3",
+            *overrides,
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(
+    chosen: RunSettings, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, FinetuneResult]:
+    """A run that nothing stopped."""
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    return run, finetune(chosen, run, command="loraqa train --out finished")
+
+
+def weights(run: Path) -> bytes:
+    return (run / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_a_run_leaves_what_it_promises(
+    finished: tuple[Path, FinetuneResult], chosen: RunSettings
+) -> None:
+    run, result = finished
+    names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    adapter = {"adapter_config.json", "adapter_model.safetensors", "loraqa.json", "README.md"}
+    expected = {f"adapter/{name}" for name in adapter}
+    expected |= {"settings.yaml", "environment.json", "data.json", "metrics.jsonl"}
+    assert {name for name in names if not name.startswith("checkpoints/")} == expected
+    assert load_settings([run / "settings.yaml"]) == chosen
+    assert result.steps == 8
+    assert result.before is not None
+    assert result.after is not None
+    assert result.before.total == result.after.total == 5
+    assert json.loads(json.dumps(result.to_json()))["after"]["f1"] == result.after.f1
+    assert "loraqa train --out finished" in (run / "adapter" / "README.md").read_text()
+    told = read(run / "data.json")
+    assert (told["train"]["questions"], told["train"]["contexts"]) == (10, 4)
+    assert told["train"]["encoding"]["examples"] == 10
+    assert told["dev"]["questions"] == 5
+
+
+def test_the_adapter_folder_alone_answers_and_is_pefts(
+    finished: tuple[Path, FinetuneResult], tiny_folder: Path
+) -> None:
+    run, _ = finished
+    answers = Reader.load(run / "adapter").answer("The mill is old.", ["What is old?"])
+    assert len(answers) == 1
+    plain = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    adapted = peft.PeftModel.from_pretrained(plain, run / "adapter").eval()
+    ours, _ = load_base(tiny_folder, dtype="float32")
+    load_adapter(ours, run / "adapter")
+    ids = torch.arange(1, 30)[None]
+    torch.testing.assert_close(ours(input_ids=ids).logits, adapted(input_ids=ids).logits)
+    config = read(run / "adapter" / "adapter_config.json")
+    assert config["base_model_name_or_path"] == str(tiny_folder)
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "newest"),
+    [(signal.SIGTERM, 143, "step-000005"), (signal.SIGKILL, -9, "step-000003")],
+)
+def test_stopped_within_an_epoch_and_resumed_it_ends_with_the_same_bits(
+    finished: tuple[Path, FinetuneResult],
+    chosen: RunSettings,
+    tmp_path: Path,
+    number: signal.Signals,
+    status: int,
+    newest: str,
+) -> None:
+    (tmp_path / "settings.yaml").write_text(chosen.to_yaml())
+    run = tmp_path / "run"
+    arguments = [tmp_path / "settings.yaml", run, "5", str(int(number))]
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED_AFTER, *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == status, done.stderr
+    assert ("--resume" in done.stderr) == (number == signal.SIGTERM)
+    assert max(path.name for path in (run / "checkpoints").iterdir()) == newest
+    assert not (run / "adapter").exists()
+    result = finetune(load_settings([run / "settings.yaml"]), run, resume=True)
+    assert weights(run) == weights(finished[0])
+    assert result.after == finished[1].after
+    metrics = RunDirectory(run).metrics()
+    assert [r["step"] for r in metrics if r["kind"] == "train"] == list(range(1, 9))
+
+
+def test_a_finished_run_resumed_stays_as_it_is(
+    finished: tuple[Path, FinetuneResult], chosen: RunSettings, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    assert finetune(chosen, run, resume=True).after == finished[1].after
+    assert weights(run) == weights(finished[0])
+
+
+def test_the_adapter_is_that_of_the_best_step(finished: tuple[Path, FinetuneResult]) -> None:
+    run, result = finished
+    assert result.after is not None
+    scored = [r for r in RunDirectory(run).metrics() if r["kind"] == "evaluation" and r["step"]]
+    best = max(scored, key=lambda record: (record["f1"], record["step"]))
+    assert result.after.step == best["step"]
+    checkpoint = run / "checkpoints" / f"step-{best['step']:06d}" / "adapter"
+    assert weights(run) == (checkpoint / "adapter_model.safetensors").read_bytes()
+
+
+def test_without_dev_data_the_last_weights_stay(
+    tiny_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    result = finetune(choose(tiny_folder, data / "train.json"), tmp_path / "run")
+    assert result.after is None
+    last = tmp_path / "run" / "checkpoints" / "step-000008" / "adapter"
+    assert weights(tmp_path / "run") == (last / "adapter_model.safetensors").read_bytes()
+
+
+def test_an_existing_run_is_not_overwritten(
+    finished: tuple[Path, FinetuneResult], chosen: RunSettings
+) -> None:
+    before = weights(finished[0])
+    with pytest.raises(InputError, match="exists already"):
+        finetune(chosen, finished[0])
+    assert weights(finished[0]) == before
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("prompt.max_length=257", "max_length is 257, but .* takes no more than 256 tokens"),
+        ("lora.target_modules=c_atn", "did you mean"),
+        ("data.train=nowhere.json", r"nowhere\.json"),
+    ],
+)
+def test_what_cannot_be_done_leaves_no_run_behind(
+    tiny_folder: Path, data: Path, tmp_path: Path, override: str, message: str
+) -> None:
+    chosen = choose(tiny_folder, data / "train.json", override)
+    with pytest.raises(InputError, match=message):
+        finetune(chosen, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_windows_and_questions_left_out_are_told(
+    tiny_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    filler = " ".join(["and the old mill by the river"] * 20)
+    passages = [
+        Passage(f"{passage.context} {filler}", passage.questions) for passage in PASSAGES[:1]
+    ]
+    write_official(tmp_path / "long.json", passages, "1.1")
+    chosen = choose(
+        tiny_folder, tmp_path / "long.json", "prompt.max_length=160", "prompt.stride=20"
+    )
+    with caplog.at_level(logging.INFO, logger="loraqa"):
+        finetune(chosen, tmp_path / "run")
+    assert "1 contexts are longer than 160 tokens allow" in caplog.text
+    assert "parameters are trained" in caplog.text
+    told = read(tmp_path / "run" / "data.json")["train"]["encoding"]
+    assert told["windowed"] == 1
+    assert told["left_out"] > 0
+
+
+def test_questions_without_answers_make_a_reader_that_may_say_so(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    passages = [Passage(PASSAGES[0].context, (*PASSAGES[0].questions, Question("none", "Why?")))]
+    write_official(tmp_path / "v2.json", passages, "2.0")
+    finetune(choose(tiny_folder, tmp_path / "v2.json", "optimisation.epochs=1"), tmp_path / "run")
+    assert read(tmp_path / "run" / "adapter" / "loraqa.json")["version"] == "2.0"
+
+
+def test_random_weights_are_told_and_resumed(
+    tiny_folder: Path, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    chosen = choose(tiny_folder, data / "train.json", "model.random_weights=true")
+    finetune(chosen, tmp_path / "run")
+    assert "RANDOM WEIGHTS" in caplog.text
+    assert "random weights" in (tmp_path / "run" / "adapter" / "README.md").read_text()

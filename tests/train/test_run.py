@@ -1,0 +1,113 @@
+"""The folder of a run: never overwritten, resumed only as the same run."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.train.conftest import settings
+
+from loraqa.errors import InputError
+from loraqa.train.checkpoint import Evaluation, TrainState
+from loraqa.train.run import RunDirectory, environment
+
+DATA = {"train": {"source": "train.json", "sha256": "ab"}, "dev": {"source": "d", "sha256": "cd"}}
+
+
+def surroundings(**changed: Any) -> dict[str, Any]:
+    return environment(torch.device("cpu"), torch.float32, "loraqa train") | changed
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> RunDirectory:
+    run = RunDirectory(tmp_path / "run")
+    run.start(settings(), DATA, surroundings())
+    return run
+
+
+def test_settings_come_back(begun: RunDirectory) -> None:
+    assert begun.settings() == settings()
+
+
+def test_a_new_run_needs_a_new_or_an_empty_folder(tmp_path: Path, begun: RunDirectory) -> None:
+    RunDirectory(tmp_path / "nowhere").check_usable(settings(), resume=False)
+    (tmp_path / "empty").mkdir()
+    RunDirectory(tmp_path / "empty").check_usable(settings(), resume=False)
+    with pytest.raises(InputError, match=r"run exists already: go on with it \(--resume\)"):
+        begun.check_usable(settings(), resume=False)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file exists already"):
+        RunDirectory(tmp_path / "file").check_usable(settings(), resume=False)
+
+
+def test_there_must_be_something_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no run to resume"):
+        RunDirectory(tmp_path).check_usable(settings(), resume=True)
+
+
+def test_a_resumed_run_keeps_its_settings(begun: RunDirectory) -> None:
+    begun.check_usable(settings(), resume=True)
+    begun.check_usable(
+        settings("checkpoint.every=9", "data.train=moved", "optimisation.tokens_per_batch=9"),
+        resume=True,
+    )
+    with pytest.raises(InputError, match=r"seed was 0, now 1, .*learning_rate was 0.01, now 0.5"):
+        begun.check_usable(settings("optimisation.learning_rate=0.5", "seed=1"), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        ({**DATA, "train": {"source": "train.json", "sha256": "xx"}}, "train data"),
+        ({"train": DATA["train"]}, "dev data"),
+        ({"train": {"source": "t", "sha256": "xx"}}, "dev and train data"),
+    ],
+)
+def test_a_resumed_run_keeps_its_data(begun: RunDirectory, data: Any, named: str) -> None:
+    begun.resume(
+        settings(), {**DATA, "train": {"source": "elsewhere", "sha256": "ab"}}, surroundings()
+    )
+    with pytest.raises(InputError, match=f"The {named} are not those"):
+        begun.resume(settings(), data, surroundings())
+
+
+def test_other_surroundings_are_told(begun: RunDirectory, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="loraqa"):
+        begun.resume(settings(), DATA, surroundings(command="another"))
+        assert caplog.text == ""
+        begun.resume(settings(), DATA, surroundings(threads=99))
+    assert (
+        f"The run began with threads {torch.get_num_threads()} and goes on with 99" in caplog.text
+    )
+
+
+def test_a_run_stopped_while_it_began_may_begin_again(begun: RunDirectory) -> None:
+    begun.data_file.unlink()
+    begun.environment_file.unlink()
+    begun.check_usable(settings(), resume=True)
+    begun.resume(settings(), DATA, surroundings())
+    assert begun.data_file.exists()
+    assert begun.environment_file.exists()
+
+
+def test_metrics_are_cut_back_to_a_checkpoint(begun: RunDirectory) -> None:
+    for step in range(1, 5):
+        begun.append({"kind": "train", "step": step})
+        if step % 2 == 0:
+            begun.append({"kind": "evaluation", "step": step})
+    state = TrainState(step=4, latest=Evaluation(2, 0.0, 0.0, 1))
+    begun.cut_back(state)
+    told = [(record["kind"], record["step"]) for record in begun.metrics()]
+    assert told == [("train", 1), ("train", 2), ("evaluation", 2), ("train", 3), ("train", 4)]
+    begun.cut_back(TrainState())
+    assert begun.metrics() == []
+
+
+def test_the_environment_names_versions_and_machine() -> None:
+    found = environment(torch.device("cpu"), torch.bfloat16, "loraqa train x")
+    assert found["torch"] == torch.__version__
+    assert found["dtype"] == "bfloat16"
+    assert found["threads"] == torch.get_num_threads()
+    assert found["command"] == "loraqa train x"
+    assert {"python", "loraqa", "transformers", "platform", "processor", "device"} <= found.keys()
