@@ -374,3 +374,7 @@ def _print_json(value: Any) -> None:
 
 def _command() -> str:
     return shlex.join(["loraqa", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""The command line: every command on a tiny model, its exit status and what it prints where."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from loraqa.cli import main
+from loraqa.squad import Answer, Passage, Question, write_official
+
+Call = Callable[..., tuple[int, str, str]]
+
+TEXT = "The old town lies on the river Aune. Its mill was built by Ruth Olen in 1203."
+PASSAGES = [
+    Passage(
+        f"{TEXT} It has {number} gates.",
+        (
+            Question(f"a{number}", "Who built the mill?", (Answer("Ruth Olen", 59),)),
+            Question(f"b{number}", "When?", (Answer("1203", 72),)),
+        ),
+    )
+    for number in range(8)
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "town.json"
+    write_official(path, PASSAGES, "1.1")
+    return path
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["loraqa", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        captured = capsys.readouterr()
+        return int(stopped.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, data: Path) -> Path:
+    """A run of a few steps, made by the command line itself."""
+    out = tmp_path_factory.mktemp("runs") / "town"
+    command = ["-m", "loraqa.cli", "train", "--model", tiny_folder, "--train", data, "--dev", data]
+    settings = [
+        "model.dtype=float32",
+        "optimisation.max_steps=4",
+        "optimisation.questions_per_step=8",
+        "optimisation.learning_rate=1e-2",
+        "prompt.stride=16",
+        "evaluation.max_answer_tokens=8",
+    ]
+    sets = [word for setting in settings for word in ("--set", setting)]
+    done = subprocess.run(
+        [sys.executable, *map(str, command), "--out", str(out), *sets],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    return out
+
+
+def test_training_leaves_a_whole_run(run: Path) -> None:
+    for name in ("settings.yaml", "environment.json", "data.json", "metrics.jsonl"):
+        assert (run / name).is_file()
+    card = (run / "adapter" / "README.md").read_text()
+    assert "loraqa train --model" in card
+
+
+def test_a_run_is_not_overwritten(call: Call, run: Path, tiny_folder: Path, data: Path) -> None:
+    before = (run / "metrics.jsonl").read_bytes()
+    status, _, error = call("train", "--model", tiny_folder, "--train", data, "--out", run)
+    assert status == 2
+    assert "exists already" in error
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_evaluate_writes_predictions_that_score_the_same(
+    call: Call, run: Path, data: Path, tmp_path: Path
+) -> None:
+    predictions = tmp_path / "predictions.json"
+    status, out, _ = call("evaluate", run, "--data", data, "--out", predictions, "--json")
+    evaluated = json.loads(out)
+    assert status == 0
+    assert len(json.loads(predictions.read_text())) == 16
+    _, out, _ = call("score", predictions, "--data", data, "--json")
+    scored = json.loads(out)
+    assert {key: evaluated[key] for key in scored} == scored
+    assert scored["total"] == 16
+
+
+def test_compare_prints_a_table_and_draws_a_plot(
+    call: Call, run: Path, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "comparison"
+    status, printed, _ = call(
+        "compare", run, "--data", data, "--strategies", "greedy,top-k:5,span", "--questions", 4,
+        "--samples", 3, "--out", out,
+    )  # fmt: skip
+    assert status == 0
+    assert all(name in printed for name in ("greedy", "top-k:5", "span"))
+    assert (out / "quality-against-diversity.png").read_bytes().startswith(b"\x89PNG")
+    assert len(json.loads((out / "comparison.json").read_text())) == 3
+
+
+def test_ask_finds_a_span(call: Call, run: Path, tmp_path: Path) -> None:
+    context = tmp_path / "town.txt"
+    context.write_text(TEXT)
+    status, out, _ = call(
+        "ask", run, "--context-file", context, "Who built the mill?", "--strategy", "span", "--json"
+    )
+    (answer,) = json.loads(out)["answers"]
+    assert status == 0
+    assert TEXT[answer["start"] : answer["end"]] == answer["text"] != ""
+    _, printed, _ = call("ask", run, "--context-file", context, "Who?", "--strategy", "span")
+    assert "characters" in printed
+
+
+def test_analyze_lists_every_layer(call: Call, run: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "spectra.png"
+    status, out, _ = call("analyze", run, "--out", picture, "--json")
+    assert status == 0
+    layers = json.loads(out)["layers"]
+    assert len(layers) == 8
+    assert all(layer["norm"] > 0 for layer in layers)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_merged_export_gives_the_same_answers(
+    call: Call, run: Path, data: Path, tmp_path: Path
+) -> None:
+    merged = tmp_path / "merged"
+    assert call("export", run, "--format", "merged", "--out", merged)[0] == 0
+    _, from_run, _ = call("evaluate", run, "--data", data, "--json")
+    _, from_merged, _ = call("evaluate", merged, "--data", data, "--json")
+    timing = {"seconds", "questions_per_second"}
+    first, second = (
+        {k: v for k, v in json.loads(out).items() if k not in timing}
+        for out in (from_run, from_merged)
+    )
+    assert first == second
+
+
+def test_the_peft_export_is_loaded_by_peft(
+    call: Call, run: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    import transformers
+    from peft import PeftModel
+
+    from loraqa.answer.load import load_model
+
+    out = tmp_path / "adapter"
+    assert call("export", run, "--format", "peft", "--out", out)[0] == 0
+    ids = torch.arange(1, 30)[None]
+    base = transformers.AutoModelForCausalLM.from_pretrained(tiny_folder)
+    with torch.no_grad():
+        theirs = PeftModel.from_pretrained(base, out)(ids).logits
+        ours = load_model(run).model(ids).logits
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_inspect_shows_tokens_and_counts(call: Call, tiny_folder: Path, data: Path) -> None:
+    status, out, _ = call("inspect", "--model", tiny_folder, "--data", data, "-n", 1)
+    assert status == 0
+    assert "<|endoftext|>" in out
+    assert "tokens as trees" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["score", "nowhere.json", "--data", "DATA"], "nowhere.json"),
+        (["evaluate", "RUN", "--data", "nowhere.json"], "nowhere.json"),
+        (["evaluate", "RUN", "--data", "DATA", "--strategy", "best"], "top-p"),
+        (["evaluate", "/nowhere", "--data", "DATA"], "/nowhere"),
+        (["ask", "RUN", "--context-file", "nowhere.txt", "Who?"], "nowhere.txt"),
+        (["analyze", "TINY"], "no adapter"),
+        (["export", "RUN", "--out", "RUN"], "exists already"),
+        (["train", "--out", "x", "--set", "lora.rnak=8"], "lora.rank"),
+        (["train", "nowhere.yaml", "--out", "x"], "nowhere.yaml"),
+        (["inspect", "--model", "TINY", "--data", "DATA", "--template", "x"], "template"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(
+    call: Call, run: Path, data: Path, tiny_folder: Path, arguments: list[str], says: str
+) -> None:
+    places = {"RUN": run, "DATA": data, "TINY": tiny_folder}
+    status, out, error = call(*(places.get(word, word) for word in arguments))
+    assert status == 2
+    assert out == ""
+    assert says in error
+    assert "Traceback" not in error
+
+
+def test_a_context_that_is_not_text_is_named(call: Call, run: Path, tmp_path: Path) -> None:
+    context = tmp_path / "town.bin"
+    context.write_bytes(b"\xff\xfe\x00")
+    status, _, error = call("ask", run, "--context-file", context, "Who?")
+    assert status == 2
+    assert "not UTF-8" in error
+
+
+def test_wrong_flags_exit_with_2(call: Call) -> None:
+    assert call("evaluate", "--nonsense")[0] == 2
