@@ -1,10 +1,15 @@
 """Fixtures for all rooms."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Tiny models gain nothing from threads, and lose much where other work keeps the cores busy. Torch
+# reads this when it is first imported; processes that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
