@@ -66,12 +66,21 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
 
 def _keep_mass(logits: Tensor, preference: Tensor, mass: float) -> Tensor:
     """Keep the most preferred tokens until they hold `mass`, and what ties with the last."""
-    probabilities = logits.softmax(dim=-1)
-    vocabulary = logits.shape[-1]
-    for width in (min(_USUALLY_ENOUGH, vocabulary), vocabulary):
-        preferred, tokens = preference.topk(width)
-        held = probabilities.gather(-1, tokens).cumsum(dim=-1)
-        if bool((held[:, -1] >= mass).all()):
-            break
+    least = _least_needed(logits.softmax(dim=-1), preference, mass, _USUALLY_ENOUGH)
+    return logits.masked_fill(preference < least, -torch.inf)
+
+
+def _least_needed(probabilities: Tensor, preference: Tensor, mass: float, width: int) -> Tensor:
+    """The lowest preference, (rows, 1), that is needed to hold `mass`: a look at the best `width`.
+
+    Rows where these do not hold it are looked at again, at many more.
+    """
+    width = min(width, preference.shape[-1])
+    preferred, tokens = preference.topk(width)
+    held = probabilities.gather(-1, tokens).cumsum(dim=-1)
     last = (held < mass).sum(dim=-1, keepdim=True).clamp(max=width - 1)
-    return logits.masked_fill(preference < preferred.gather(-1, last), -torch.inf)
+    least = preferred.gather(-1, last)
+    short = (held[:, -1] < mass).nonzero()[:, 0]
+    if len(short) and width < preference.shape[-1]:
+        least[short] = _least_needed(probabilities[short], preference[short], mass, 8 * width)
+    return least
