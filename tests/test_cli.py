@@ -87,6 +87,16 @@ def test_a_run_is_not_overwritten(call: Call, run: Path, tiny_folder: Path, data
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_run_resumes_with_its_own_settings(call: Call, run: Path) -> None:
+    before = (run / "adapter" / "adapter_model.safetensors").read_bytes()
+    status, _, error = call("train", "--out", run, "--resume")
+    assert status == 0, error
+    assert (run / "adapter" / "adapter_model.safetensors").read_bytes() == before
+    status, _, error = call("train", "--out", run, "--resume", "--set", "lora.rank=3")
+    assert status == 2
+    assert "lora.rank was 16, now 3" in error
+
+
 def test_evaluate_writes_predictions_that_score_the_same(
     call: Call, run: Path, data: Path, tmp_path: Path
 ) -> None:

@@ -110,6 +110,7 @@ def train(
 ) -> None:
     """Fine-tune a model with LoRA. The settings are listed in docs/settings.md."""
     from loraqa.finetune import finetune
+    from loraqa.train.run import SETTINGS
     from loraqa.train.settings import load_settings
 
     flags = {
@@ -120,7 +121,8 @@ def train(
         "model.random_weights": "true" if random_weights else None,
     }
     given = [f"{key}={value}" for key, value in flags.items() if value is not None]
-    chosen = load_settings([config] if config else [], [*given, *(settings or [])])
+    files = [config] if config else [out / SETTINGS] if resume else []
+    chosen = load_settings(files, [*given, *(settings or [])])
     finetune(chosen, out, resume=resume, command=_command())
     _console(stderr=True).print(f"The adapter is in {out / 'adapter'}; its model card says more.")
 

@@ -27,6 +27,9 @@ from loraqa.train.settings import RunSettings, differences, load_settings
 
 logger = logging.getLogger("loraqa")
 
+SETTINGS = "settings.yaml"
+"""The name of the settings in a run directory."""
+
 Record = Mapping[str, Any]
 
 # Settings that bound memory and disk, or say where equal data lies: the result stays the same.
@@ -39,7 +42,7 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.settings_file = path / "settings.yaml"
+        self.settings_file = path / SETTINGS
         self.environment_file = path / "environment.json"
         self.data_file = path / "data.json"
         self.metrics_file = path / "metrics.jsonl"
@@ -65,10 +68,10 @@ class RunDirectory:
         write_json(self.data_file, data)
 
     def resume(self, settings: RunSettings, data: Record, environment: Record) -> None:
-        """Check that a run goes on with the same data; say where its surroundings changed.
+        """Check that a run goes on with the same base and data; say where other things changed.
 
         Raises:
-            InputError: the data are not those that the run began with.
+            InputError: base or data are not what the run began with.
         """
         if not self.data_file.exists():
             # The run was stopped before it had begun.
@@ -77,16 +80,14 @@ class RunDirectory:
         if before != now:
             changed = sorted(name for name in before | now if before.get(name) != now.get(name))
             raise InputError(
-                f"The {' and '.join(changed)} data are not those that {self.path} began with: "
-                "resume with the same, or start a new run."
+                f"{' and '.join(changed).capitalize()} are not what {self.path} began with: resume "
+                "with the same, or start a new run."
             )
         for key, value in read_json(self.environment_file).items():
             if key != "command" and environment[key] != value:
                 logger.warning(
-                    "The run began with %s %s and goes on with %s: its last bits may differ.",
-                    key,
-                    value,
-                    environment[key],
+                    f"The run began with {key} {value} and goes on with {environment[key]}: its "
+                    "last bits may differ."
                 )
 
     def settings(self) -> RunSettings:
@@ -148,8 +149,8 @@ def _check_same_settings(before: RunSettings, after: RunSettings) -> None:
         )
 
 
-def _fingerprints(data: Record) -> dict[str, str]:
-    return {name: part["sha256"] for name, part in data.items()}
+def _fingerprints(data: Record) -> dict[str, tuple[str | None, ...]]:
+    return {name: (part["sha256"], part.get("revision")) for name, part in data.items()}
 
 
 def _processor() -> str:
