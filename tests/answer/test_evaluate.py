@@ -31,10 +31,8 @@ class Scripted:
     tokenizer: SegmentTokenizer
     answers: dict[str, Sequence[str]]
     draws: bool = True
+    rows: int = 1
     name: str = "scripted"
-
-    def rows(self, samples: int) -> int:
-        return samples
 
     def write(self, prompts: Prompts) -> list[list[Written]]:
         return [

@@ -74,9 +74,7 @@ class Scripted:
     answers: list[tuple[str, float]]
     name: str = "scripted"
     draws: bool = False
-
-    def rows(self, samples: int) -> int:
-        return samples
+    rows: int = 1
 
     def write(self, prompts: Prompts) -> list[list[Written]]:
         written = []

@@ -69,7 +69,8 @@ class BeamSearch:
         """See `Strategy`."""
         return f"beam:{self.width}"
 
-    def rows(self, samples: int) -> int:  # noqa: ARG002 - nothing is drawn
+    @property
+    def rows(self) -> int:
         """See `Strategy`."""
         return self.width
 

@@ -109,11 +109,12 @@ class Strategy(Protocol):
 
     @property
     def draws(self) -> bool:
-        """Whether two answers to a question may differ."""
+        """Whether a question can have several answers."""
         ...
 
-    def rows(self, samples: int) -> int:
-        """How many answers to a prompt are in progress at once, when `samples` are wanted."""
+    @property
+    def rows(self) -> int:
+        """How many rows of the computation an answer takes while it is written."""
         ...
 
     def write(self, prompts: Prompts) -> list[list[Written]]:
@@ -127,14 +128,11 @@ class Greedy:
 
     name: str = "greedy"
     draws: bool = False
-
-    def rows(self, samples: int) -> int:  # noqa: ARG002 - nothing is drawn
-        """See `Strategy`."""
-        return 1
+    rows: int = 1
 
     def write(self, prompts: Prompts) -> list[list[Written]]:
         """See `Strategy`."""
-        written = _write(prompts, lambda logits, rows, step: logits.argmax(dim=-1))  # noqa: ARG005
+        written = _write(prompts, lambda logits, _rows, _step: logits.argmax(dim=-1))
         return [[answer] for answer in written]
 
 
@@ -150,10 +148,7 @@ class Sampling:
     name: str
     filters: tuple[tuple[Filter, float], ...]
     draws: bool = True
-
-    def rows(self, samples: int) -> int:
-        """See `Strategy`."""
-        return samples
+    rows: int = 1
 
     def write(self, prompts: Prompts) -> list[list[Written]]:
         """See `Strategy`."""

@@ -153,10 +153,10 @@ class Reader:
                 len(passages),
                 self.max_length,
             )
-        cost = partial(self._cost, rows=strategy.rows(samples))
+        rows = strategy.rows * (samples if strategy.draws else 1)
         windows: dict[tuple[int, str], list[list[Answered]]] = defaultdict(list)
         done = 0
-        for trees in pack(encoded.trees, self.tokens_per_batch, cost):
+        for trees in pack(encoded.trees, self.tokens_per_batch, partial(self._cost, rows=rows)):
             contexts = [passages[tree.passage].context for tree in trees]
             session = self.runner.session(trees)
             logits = session.prefill()
@@ -177,7 +177,7 @@ class Reader:
         return Rules(self.tokenizer, self.template, self.max_answer_tokens, self.no_answer)
 
     def _cost(self, tree: Tree, rows: int) -> int:
-        """Tokens in memory while each question of a tree has `rows` answers in progress."""
+        """Tokens in memory while each question of a tree takes `rows` rows of the computation."""
         forked = replace(tree, branches=tree.branches * rows)
         return self.runner.size(forked) + len(forked.branches) * self.max_answer_tokens
 

@@ -36,11 +36,9 @@ class SpanSearch:
 
     name: str = "span"
     draws: bool = False
+    # One for the path in progress, and about as much for those kept to be tried later.
+    rows: int = 2
     at_once: int = 256
-
-    def rows(self, samples: int) -> int:  # noqa: ARG002 - nothing is drawn
-        """See `Strategy`. One path in progress, and about as much kept of those to try later."""
-        return 2
 
     def write(self, prompts: Prompts) -> list[list[Written]]:
         """See `Strategy`."""
