@@ -29,6 +29,7 @@ from loraqa.prompt.template import Template
 from loraqa.squad import QADataset, Scores, read_passages
 from loraqa.train.adapter_folder import (
     AdapterInfo,
+    BaseInfo,
     describe_base,
     model_card,
     write_adapter_info,
@@ -102,7 +103,8 @@ def finetune(
     encoded = _encode(reader, data["train"])
     checkpoint = newest_whole(run.checkpoints)
     _put_in_adapter(model, settings, checkpoint)
-    facts = _facts(data, encoded.counts)
+    base = describe_base(settings.model, model)
+    facts = {"base": base.model_dump(), **_data_facts(data, encoded.counts)}
     surroundings = environment(model.device, model.dtype, command)
     begin = run.resume if resume else run.start
     begin(settings, facts, surroundings)
@@ -119,7 +121,7 @@ def finetune(
             evaluate=_scorer(settings, reader, data.get("dev")),
             report=report,
         )
-    info = _adapter_info(settings, reader)
+    info = _adapter_info(reader, base)
     card = model_card(info, settings, state, facts, command)
     _write_adapter(run, state, info, card)
     return FinetuneResult(
@@ -166,29 +168,22 @@ def _encode(reader: Reader, data: QADataset) -> Encoded:
     encoded = encoder.encode_training(data.passages)
     counts = encoded.counts
     logger.info(
-        "Training on %d questions on %d contexts of %s: %d tokens as trees, %d as separate "
-        "examples.",
-        counts.questions,
-        counts.passages,
-        data.source,
-        counts.tree_tokens,
-        counts.separate_tokens,
+        f"Training on {counts.questions:,} questions on {counts.passages:,} contexts of "
+        f"{data.source}: {counts.tree_tokens:,} tokens as trees, {counts.separate_tokens:,} as "
+        "separate examples."
     )
     if counts.windowed:
         logger.warning(
-            "%d contexts are longer than %d tokens allow and are read in windows; %d examples "
-            "whose window holds no answer are left out, %d are trained to say so.",
-            counts.windowed,
-            reader.max_length,
-            counts.left_out,
-            counts.not_here,
+            f"{counts.windowed:,} contexts are longer than {reader.max_length} tokens allow and "
+            f"are read in windows: {counts.left_out:,} examples whose window holds no answer are "
+            f"left out, {counts.not_here:,} are trained to say so."
         )
     if counts.skipped:
+        named = ", ".join(counts.skipped[:_NAMED])
+        more = ", ..." if len(counts.skipped) > _NAMED else ""
         logger.warning(
-            "%d questions are skipped, for no window holds their whole answer: %s%s.",
-            len(counts.skipped),
-            ", ".join(counts.skipped[:_NAMED]),
-            ", ..." if len(counts.skipped) > _NAMED else "",
+            f"{len(counts.skipped):,} questions are skipped, for no window holds their whole "
+            f"answer: {named}{more}."
         )
     if not encoded.trees:
         raise InputError(f"{data.source} holds no question to train on.")
@@ -204,8 +199,8 @@ def _put_in_adapter(model: PreTrainedModel, settings: RunSettings, checkpoint: P
     logger.info("%s.", parameter_counts(model))
 
 
-def _facts(data: Mapping[str, QADataset], counts: EncodingCounts) -> dict[str, Any]:
-    """What `data.json` says of each part: source, fingerprint, counts."""
+def _data_facts(data: Mapping[str, QADataset], counts: EncodingCounts) -> dict[str, Any]:
+    """Source, fingerprint and counts of each part."""
     facts = {
         name: {"source": part.source, "version": part.version, "sha256": part.fingerprint}
         | part.counts()
@@ -238,9 +233,9 @@ def _scorer(
     return lambda: evaluate(reader, sample, version).scores
 
 
-def _adapter_info(settings: RunSettings, reader: Reader) -> AdapterInfo:
+def _adapter_info(reader: Reader, base: BaseInfo) -> AdapterInfo:
     return AdapterInfo(
-        base=describe_base(settings.model, reader.runner.model),
+        base=base,
         template=reader.template.text,
         max_length=reader.max_length,
         stride=reader.stride,

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,12 @@ def test_a_second_signal_ends_at_once(trees: list[Tree], run: RunDirectory) -> N
     with pytest.raises(KeyboardInterrupt):
         start(trees, run, settings(), report=at_step(5, twice))
     assert last(run).name == "step-000003"
+
+
+def test_in_another_thread_it_trains_too(trees: list[Tree], run: RunDirectory) -> None:
+    with ThreadPoolExecutor() as pool:
+        state = pool.submit(start, trees, run, settings()).result()
+    assert state.step == STEPS
 
 
 def test_a_signal_while_scoring_saves_at_once_and_the_scoring_comes_again(

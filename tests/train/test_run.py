@@ -12,7 +12,11 @@ from loraqa.errors import InputError
 from loraqa.train.checkpoint import Evaluation, TrainState
 from loraqa.train.run import RunDirectory, environment
 
-DATA = {"train": {"source": "train.json", "sha256": "ab"}, "dev": {"source": "d", "sha256": "cd"}}
+DATA = {
+    "base": {"source": "gpt2", "sha256": None, "revision": "12"},
+    "train": {"source": "train.json", "sha256": "ab"},
+    "dev": {"source": "d", "sha256": "cd"},
+}
 
 
 def surroundings(**changed: Any) -> dict[str, Any]:
@@ -59,16 +63,16 @@ def test_a_resumed_run_keeps_its_settings(begun: RunDirectory) -> None:
 @pytest.mark.parametrize(
     ("data", "named"),
     [
-        ({**DATA, "train": {"source": "train.json", "sha256": "xx"}}, "train data"),
-        ({"train": DATA["train"]}, "dev data"),
-        ({"train": {"source": "t", "sha256": "xx"}}, "dev and train data"),
+        ({**DATA, "train": {"source": "train.json", "sha256": "xx"}}, "Train are"),
+        ({**DATA, "base": {"source": "gpt2", "sha256": None, "revision": "34"}}, "Base are"),
+        ({name: DATA[name] for name in ("base", "train")}, "Dev are"),
     ],
 )
 def test_a_resumed_run_keeps_its_data(begun: RunDirectory, data: Any, named: str) -> None:
     begun.resume(
         settings(), {**DATA, "train": {"source": "elsewhere", "sha256": "ab"}}, surroundings()
     )
-    with pytest.raises(InputError, match=f"The {named} are not those"):
+    with pytest.raises(InputError, match=f"{named} not what .* began with"):
         begun.resume(settings(), data, surroundings())
 
 
@@ -102,6 +106,14 @@ def test_metrics_are_cut_back_to_a_checkpoint(begun: RunDirectory) -> None:
     assert told == [("train", 1), ("train", 2), ("evaluation", 2), ("train", 3), ("train", 4)]
     begun.cut_back(TrainState())
     assert begun.metrics() == []
+
+
+@pytest.mark.parametrize("rest", ['{"kind": "tr', "\0\0\0", "\ufffd\n"])
+def test_a_crash_may_leave_the_end_of_the_metrics_unwritten(begun: RunDirectory, rest: str) -> None:
+    begun.append({"kind": "train", "step": 1})
+    with begun.metrics_file.open("a", encoding="utf-8") as file:
+        file.write(rest)
+    assert begun.metrics() == [{"kind": "train", "step": 1}]
 
 
 def test_the_environment_names_versions_and_machine() -> None:

@@ -111,7 +111,7 @@ def test_a_bad_file_is_refused_with_its_place(tmp_path: Path, text: str, message
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"nowhere.yaml cannot be read"):
+    with pytest.raises(InputError, match=r"nowhere.yaml does not exist"):
         load_settings([tmp_path / "nowhere.yaml"], NEEDED)
 
 

@@ -126,7 +126,7 @@ def newest_whole(checkpoints: Path) -> Path | None:
         try:
             check_whole(checkpoint)
         except InputError as error:
-            logger.warning("%s It is skipped.", error)
+            logger.warning(f"{error} It is skipped.")
         else:
             return checkpoint
     return None

@@ -84,10 +84,11 @@ class RunDirectory:
                 "with the same, or start a new run."
             )
         for key, value in read_json(self.environment_file).items():
-            if key != "command" and environment[key] != value:
+            current = environment.get(key)
+            if key != "command" and current != value:
                 logger.warning(
-                    f"The run began with {key} {value} and goes on with {environment[key]}: its "
-                    "last bits may differ."
+                    f"The run began with {key} {value} and goes on with {current}: its last bits "
+                    "may differ."
                 )
 
     def settings(self) -> RunSettings:
@@ -105,12 +106,16 @@ class RunDirectory:
             os.fsync(file.fileno())
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All whole lines of the metrics."""
+        """The lines of the metrics, up to one that a crash left half written."""
         if not self.metrics_file.exists():
             return []
-        lines = self.metrics_file.read_text(encoding="utf-8").split("\n")
-        # What follows the last newline was cut off while it was written.
-        return [json.loads(line) for line in lines[:-1]]
+        records = []
+        for line in self.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return records
 
     def cut_back(self, state: TrainState) -> None:
         """Forget what the metrics tell beyond a checkpoint: it will happen again."""

@@ -79,7 +79,7 @@ class OptimisationSettings(_Group):
     """AdamW and its schedule. The defaults suit LoRA on GPT-2 and SQuAD."""
 
     epochs: int = Field(default=2, ge=1)
-    """Passes over the data. SQuAD v1.1 has 87,599 questions: 2,737 steps each."""
+    """Passes over the data. With SQuAD v1.1's 87,599 questions each has about 2,550 steps."""
     max_steps: int | None = Field(default=None, ge=1)
     """Stop after so many optimizer steps, if that comes before the last epoch's end."""
     questions_per_step: int = Field(default=32, ge=1)
@@ -108,7 +108,7 @@ class EvaluationSettings(_Group):
     questions: int | None = Field(default=500, ge=1)
     """How many to score: whole passages are drawn until they hold so many; null takes all."""
     max_answer_tokens: int = Field(default=32, ge=1)
-    """The longest answer; all but 1 in 1,000 of SQuAD's fit."""
+    """The longest answer, its end counted in; all but 3 in 1,000 of SQuAD's fit."""
     metric: Literal["f1", "exact_match"] = "f1"
     """What makes weights the best."""
     patience: int | None = Field(default=None, ge=1)
@@ -217,6 +217,8 @@ for _kind, _pattern in {
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
         values = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError:
+        raise InputError(f"The settings file {file} does not exist.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"The settings file {file} cannot be read ({error}).") from None
     except yaml.MarkedYAMLError as error:
