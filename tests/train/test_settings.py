@@ -77,6 +77,8 @@ def test_a_flag_is_read_as_its_setting_needs(text: str, key: str, value: object)
         ("optimisation.epochs=two words", "optimisation.epochs is 'two words' but must be"),
         ("seed=-1", "seed is -1 but must be greater than or equal to 0"),
         ("model=gpt2", "model is 'gpt2' but must be a group (source, revision,"),
+        ("lora.rank=true", "lora.rank is True but must be a valid integer"),
+        ("lora.target_modules=[]", "target_modules is () but must have at least 1 item"),
         ("lora.rank=0", "lora.rank is 0 but must be greater than or equal to 1"),
         ("lora.rank", "'lora.rank' is no setting: write key=value"),
         ("prompt.template={context} {answer}", "must hold {context}, {question} and {answer}"),

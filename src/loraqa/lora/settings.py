@@ -27,7 +27,9 @@ class LoraSettings(BaseModel):
     they would also share one mask over it (see `docs/lora.md`).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True
+    )
 
     rank: int = Field(default=16, ge=1)
     """r, the inner dimension of BA."""
@@ -42,5 +44,7 @@ class LoraSettings(BaseModel):
 
     @field_validator("target_modules", mode="before")
     @classmethod
-    def _one_target_is_a_list_of_one(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+    def _one_target_or_a_list(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return (value,)
+        return tuple(value) if isinstance(value, list) else value

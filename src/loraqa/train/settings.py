@@ -272,7 +272,7 @@ def _explain(error: ErrorDetails) -> str:
     if error["type"] == "model_type":
         names = ", ".join(_GROUPS[key].model_fields)
         return f"The setting {key} is {error['input']!r} but must be a group ({names})."
-    allowed = re.sub(r"^(Input|Value error,) ?(should )?", "must ", error["msg"])
+    allowed = re.sub(r"^(Input|Tuple) should ", "must ", error["msg"])
     return f"The setting {key} is {error['input']!r} but {allowed}."
 
 
