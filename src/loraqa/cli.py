@@ -282,6 +282,31 @@ def ask(
 
 
 @app.command()
+def serve(
+    run: Run,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than this machine's let others in.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes any that is free.", min=0, max=65535)] = 8000,
+    base: Base = None,
+) -> None:
+    """Answer questions on a web page and over HTTP, until Ctrl-C."""
+    try:
+        from loraqa.serve import server
+        from loraqa.serve.app import Served, create_app
+    except ModuleNotFoundError as error:
+        raise LoraqaError(
+            f"`loraqa serve` needs {error.name}; install it with `pip install 'loraqa[serve]'`."
+        ) from None
+
+    with server.listen(host, port) as listener:
+        reader = _reader(run, base, None)
+        app = create_app(reader, Served.describe(run, reader))
+        _console(stderr=True).print(f"Answering at {server.address(listener)} until Ctrl-C.")
+        server.run(app, listener)
+
+
+@app.command()
 def analyze(
     run: Run,
     out: Annotated[

@@ -1,0 +1,46 @@
+"""Listening for requests, and ending on Ctrl-C."""
+
+import contextlib
+import signal
+import socket
+
+import uvicorn
+from fastapi import FastAPI
+
+from loraqa.errors import LoraqaError
+
+# How long requests may take to end once the server is asked to.
+_GRACE_SECONDS = 5
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there; port 0 is any that is free.
+
+    Raises:
+        LoraqaError: something else listens there, or this process may not.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise LoraqaError(
+            f"Cannot listen on {host} port {port} ({error.strerror}); stop what listens there, or "
+            "choose another --host or --port."
+        ) from None
+
+
+def address(listener: socket.socket) -> str:
+    """The URL under which a browser finds the socket."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def run(app: FastAPI, listener: socket.socket) -> None:
+    """Answer requests until Ctrl-C or SIGTERM."""
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, timeout_graceful_shutdown=_GRACE_SECONDS
+    )
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run([listener])
+    # An answer in progress holds up the end of the process; another Ctrl-C does not wait for it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -1,0 +1,79 @@
+"""The command `loraqa serve`: it listens, answers, and ends in words."""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from loraqa.cli import main
+from loraqa.errors import LoraqaError
+from loraqa.serve.server import address, listen
+
+
+def test_a_port_in_use_is_one_sentence() -> None:
+    with listen("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(LoraqaError, match=f"127.0.0.1 port {port} .*--port") as raised:
+            listen("127.0.0.1", port)
+    assert raised.value.exit_code == 1
+
+
+def test_an_address_that_is_not_ours_is_one_sentence() -> None:
+    with pytest.raises(LoraqaError, match="--host"):
+        listen("no such host", 0)
+
+
+def test_the_address_is_one_for_browsers() -> None:
+    with listen("127.0.0.1", 0) as listener:
+        assert re.fullmatch(r"http://127\.0\.0\.1:[1-9]\d*", address(listener))
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
+def test_ipv6_is_written_in_brackets() -> None:
+    try:
+        listener = listen("::1", 0)
+    except LoraqaError:
+        pytest.skip("no IPv6 address here")
+    with listener:
+        assert re.fullmatch(r"http://\[::1\]:\d+", address(listener))
+
+
+@pytest.mark.parametrize("package", ["fastapi", "uvicorn"])
+def test_a_missing_extra_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], package: str
+) -> None:
+    for name in ("loraqa.serve", "loraqa.serve.app", "loraqa.serve.server"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(sys, "argv", ["loraqa", "serve", "anywhere"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 1
+    error = capsys.readouterr().err
+    assert f"needs {package}" in error
+    assert "pip install 'loraqa[serve]'" in error
+
+
+def test_the_command_answers_until_ctrl_c(tiny_folder: Path) -> None:
+    command = [sys.executable, "-m", "loraqa.cli", "serve", str(tiny_folder), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr
+        lines = iter(server.stderr.readline, "")
+        url = next(found[0] for line in lines if (found := re.search(r"http://[\d.:]+", line)))
+        body = json.dumps({"context": "A king.", "questions": ["Who?"], "strategy": "span"})
+        request = urllib.request.Request(
+            f"{url}/api/answer", body.encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request) as reply:
+            (answer,) = json.load(reply)["answers"]
+        server.send_signal(signal.SIGINT)
+        rest = server.stderr.read()
+    assert answer["text"] == "A king."[answer["start"] : answer["end"]] != ""
+    assert server.returncode == 0
+    assert "Traceback" not in rest
