@@ -80,7 +80,11 @@ class FinetuneResult:
 
 
 def finetune(
-    settings: RunSettings, run_dir: Path, *, resume: bool = False, command: str = ""
+    settings: RunSettings,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    command: str = "finetune(settings, run_dir)",
 ) -> FinetuneResult:
     """Fine-tune a model as `settings` say, in the folder `run_dir`.
 
@@ -88,7 +92,7 @@ def finetune(
         settings: of the run; on resuming, those that it began with.
         run_dir: new or empty; on resuming, that of the run.
         resume: go on from the newest whole checkpoint.
-        command: what the user typed, for the model card.
+        command: what made the run, for its model card.
 
     Raises:
         InputError: settings, data, model or folder cannot be used; nothing was trained.

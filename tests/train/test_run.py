@@ -76,6 +76,12 @@ def test_a_resumed_run_keeps_its_data(begun: RunDirectory, data: Any, named: str
         begun.resume(settings(), data, surroundings())
 
 
+def test_what_may_change_is_remembered(begun: RunDirectory) -> None:
+    lower = settings("optimisation.tokens_per_batch=9")
+    begun.resume(lower, DATA, surroundings())
+    assert begun.settings() == lower
+
+
 def test_other_surroundings_are_told(begun: RunDirectory, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="loraqa"):
         begun.resume(settings(), DATA, surroundings(command="another"))

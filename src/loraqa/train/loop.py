@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
+from shlex import quote
 from signal import Signals
 
 import numpy as np
@@ -257,7 +258,7 @@ class _Training:
     def _how_to_resume(self, received: Signals) -> str:
         return (
             f"Stopped by {received.name} after step {self.state.step} of {self.total}; go on with "
-            f"`loraqa train --out {self.run.path} --resume`."
+            f"`loraqa train --out {quote(str(self.run.path))} --resume`."
         )
 
     def _explain_divergence(self, planned: _PlannedStep, loss: float, norm: float) -> str:

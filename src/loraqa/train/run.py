@@ -83,6 +83,7 @@ class RunDirectory:
                 f"{' and '.join(changed).capitalize()} are not what {self.path} began with: resume "
                 "with the same, or start a new run."
             )
+        write_text(self.settings_file, settings.to_yaml())
         for key, value in read_json(self.environment_file).items():
             current = environment.get(key)
             if key != "command" and current != value:
