@@ -2,6 +2,7 @@
 
 - `settings`: what a run may choose (`RunSettings`, `load_settings`; imports no torch)
 - `schedule`: how many steps, and the learning rate of each
+- `loss`: the exact loss of a step made of several micro-batches
 - `loop`: `train`, one optimizer step after another
 - `checkpoint`: whole snapshots of the training, to go on from with the same bits
 - `run`: the folder of a run, its metrics, where it was made
