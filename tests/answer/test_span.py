@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,11 +11,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.answer.conftest import prompts_of, stopping_model
+from transformers import AutoTokenizer
 
 from loraqa.answer.decode import Prompts, Rules
-from loraqa.answer.span import SpanSearch, Trie, _Forest, _Search
+from loraqa.answer.span import SpanSearch, Trie, _Forest, _Search, _spans
 from loraqa.model.runner import PaddedRunner, TreeRunner
+from loraqa.prompt.segments import SegmentTokenizer
+from loraqa.prompt.template import Template
 from loraqa.prompt.tree import Tree
+from loraqa.squad import read_passages
 
 
 def every_span(context: str, rules: Rules) -> dict[str, list[int]]:
@@ -118,6 +123,18 @@ def test_without_a_span_short_enough_there_is_no_answer(trees: list[Tree], rules
     for (written,), log_probability in zip(SpanSearch().write(prompts), expected, strict=True):
         assert (written.tokens, written.place) == ((0,), None)
         assert written.log_probability == pytest.approx(log_probability, abs=1e-5)
+
+
+def test_nearly_all_of_the_annotators_answers_are_spans(shared: Path) -> None:
+    tokenizer = SegmentTokenizer(AutoTokenizer.from_pretrained(shared / "gpt2"))
+    rules = Rules(tokenizer, Template(), max_answer_tokens=32)
+    found = []
+    for passage in read_passages(shared / "data" / "squad1-dev.json").passages[::200]:
+        spans = _spans(passage.context, (0, len(passage.context)), rules)
+        texts = {passage.context[slice(*span.place)] for span in spans if span.place}
+        answers = [answer for question in passage.questions for answer in question.answers]
+        found += [answer.text in texts for answer in answers]
+    assert sum(found) > 0.99 * len(found)
 
 
 @given(st.lists(st.lists(st.integers(0, 3), max_size=4), min_size=1, max_size=12))

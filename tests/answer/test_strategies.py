@@ -1,5 +1,8 @@
 """Names of strategies: what they mean, and what is refused."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from loraqa.answer.beam import BeamSearch
@@ -80,3 +83,12 @@ def test_what_cannot_be_joined(text: str) -> None:
 def test_a_filter_named_twice() -> None:
     with pytest.raises(InputError, match="twice"):
         parse_strategy("top-p:0.9+top-p:0.5")
+
+
+def test_the_guide_names_strategies_as_they_are() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "decoding.md").read_text(encoding="utf-8")
+    known = "|".join(STRATEGIES)
+    examples = re.findall(rf"`((?:{known})(?::[\d.]+)?(?:\+[^`]*)?)`", guide)
+    assert {parse_strategy(example).name for example in examples} > {"span", "beam:4", "top-p:0.9"}
+    for name in STRATEGIES:
+        assert f"`{name}" in guide
