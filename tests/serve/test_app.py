@@ -1,15 +1,19 @@
 """The HTTP API: answers are the reader's own, and whatever is wrong is one sentence of JSON."""
 
+import asyncio
 import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
+from types import SimpleNamespace
 from typing import Any
 
+import httpx2
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from loraqa.answer.reader import Answered, Reader
@@ -33,16 +37,11 @@ def client(reader: Reader, tiny_folder: Path) -> Iterator[TestClient]:
         yield client
 
 
-def client_of(answer: Any) -> TestClient:
+def app_of(answer: Any) -> FastAPI:
     """A server whose reader answers with this function."""
-
-    class Stub:
-        pass
-
-    stub: Any = Stub()
-    stub.answer = answer
+    reader: Any = SimpleNamespace(answer=answer)
     served = Served(base="b", adapter=None, template="t", max_length=1, max_answer_tokens=1)
-    return TestClient(create_app(stub, served), raise_server_exceptions=False)
+    return create_app(reader, served)
 
 
 @pytest.mark.parametrize("strategy", ["greedy", "span", "beam:2", "temperature:5"])
@@ -172,7 +171,8 @@ def test_failures_show_no_traceback(error: Exception, says: str) -> None:
     def fail(*_: Any, **__: Any) -> list[Answered]:
         raise error
 
-    reply = client_of(fail).post("/api/answer", json=GOOD)
+    client = TestClient(app_of(fail), raise_server_exceptions=False)
+    reply = client.post("/api/answer", json=GOOD)
     assert reply.status_code == 500
     assert reply.json() == {"error": says}
 
@@ -188,10 +188,34 @@ def test_requests_at_once_are_answered_one_after_another() -> None:
             at_work.release()
 
     contexts = [f"text {number}" for number in range(16)]
-    with client_of(answer) as client, ThreadPoolExecutor(8) as pool:
+    with TestClient(app_of(answer)) as client, ThreadPoolExecutor(8) as pool:
         bodies = [{"context": context, "questions": ["?"]} for context in contexts]
         replies = list(pool.map(lambda body: client.post("/api/answer", json=body).json(), bodies))
     assert [reply["answers"][0]["text"] for reply in replies] == contexts
+
+
+def test_a_request_that_the_servers_end_cuts_short_is_told_so() -> None:
+    at_work, finish = Event(), Event()
+
+    def answer(*_: Any, **__: Any) -> list[Answered]:
+        at_work.set()
+        finish.wait()
+        return []
+
+    async def cut_short() -> httpx2.Response:
+        transport = httpx2.ASGITransport(app_of(answer))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://here") as client:
+            asking = asyncio.create_task(client.post("/api/answer", json=GOOD))
+            await asyncio.to_thread(at_work.wait)
+            asking.cancel()
+            return await asking
+
+    try:
+        reply = asyncio.run(cut_short())
+    finally:
+        finish.set()
+    assert reply.status_code == 503
+    assert reply.json() == {"error": "The server is stopping; ask again later."}
 
 
 def test_nothing_allows_other_sites(client: TestClient) -> None:

@@ -19,7 +19,7 @@ from loraqa.serve.server import address, listen
 def test_a_port_in_use_is_one_sentence() -> None:
     with listen("127.0.0.1", 0) as first:
         port = first.getsockname()[1]
-        with pytest.raises(LoraqaError, match=f"127.0.0.1 port {port} .*--port") as raised:
+        with pytest.raises(LoraqaError, match=f"127.0.0.1 port {port} .[^(]*; .*--port") as raised:
             listen("127.0.0.1", port)
     assert raised.value.exit_code == 1
 

@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from loraqa import __version__
@@ -94,7 +94,7 @@ def create_app(reader: Reader, served: Served) -> FastAPI:
     # The pages that FastAPI shows its OpenAPI schema on would load scripts from elsewhere.
     app = FastAPI(title="loraqa", version=__version__, docs_url=None, redoc_url=None)
     app.add_middleware(_LimitBody)
-    for kind in (RequestValidationError, StarletteHTTPException, LoraqaError, Exception):
+    for kind in (RequestValidationError, HTTPException, LoraqaError, Exception):
         app.add_exception_handler(kind, _explain)
     # A single thread: the model has all cores for one request at a time, and the others wait.
     worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
@@ -148,18 +148,19 @@ class _LimitBody:
             while message.get("more_body"):
                 message = await receive()
             raise HTTPException(
-                413, f"The request is larger than {MAX_BODY_BYTES} bytes; send a shorter text."
+                413,
+                f"The request is larger than {MAX_BODY_BYTES // 1024} KiB; send a shorter text.",
             )
 
         await self._app(scope, limited, send)
 
 
-def _explain(_: Request, error: Exception) -> JSONResponse:
+async def _explain(_: Request, error: Exception) -> JSONResponse:
     """An error in one sentence; what nobody foresaw goes to the server's log, not to the client."""
     match error:
         case RequestValidationError():
             return _problem(422, _first_problem(error.errors()[0]))
-        case StarletteHTTPException():
+        case HTTPException():
             return _problem(error.status_code, error.detail.rstrip(".") + ".", error.headers)
         case InputError():
             return _problem(422, str(error))

@@ -23,8 +23,10 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family)
     except OSError as error:
+        # `create_server` adds in brackets the address that we name ourselves.
+        reason = str(error.strerror).partition(" (")[0]
         raise LoraqaError(
-            f"Cannot listen on {host} port {port} ({error.strerror}); stop what listens there, or "
+            f"Cannot listen on {host} port {port} ({reason}); stop what listens there, or "
             "choose another --host or --port."
         ) from None
 
