@@ -121,7 +121,7 @@ def train(
         "model.random_weights": "true" if random_weights else None,
     }
     given = [f"{key}={value}" for key, value in flags.items() if value is not None]
-    files = [config] if config else [out / SETTINGS] if resume else []
+    files = [*([out / SETTINGS] if resume else []), *([config] if config else [])]
     chosen = load_settings(files, [*given, *(settings or [])])
     finetune(chosen, out, resume=resume, command=_command())
     _console(stderr=True).print(f"The adapter is in {out / 'adapter'}; its model card says more.")
