@@ -77,6 +77,13 @@ def test_the_model_is_described(client: TestClient, reader: Reader, tiny_folder:
         parse_strategy(strategy)
 
 
+def test_the_adapter_of_a_run_is_named(reader: Reader, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").touch()
+    assert Served.describe(tmp_path, reader).adapter == str(adapter)
+
+
 def test_health_and_schema(client: TestClient) -> None:
     assert client.get("/health").json() == {"status": "ok"}
     schema = client.get("/openapi.json").json()
