@@ -1,6 +1,8 @@
 """Loading a base model and its tokenizer: from a local folder, or from the hub by name."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.activations import NewGELUActivation
+from transformers.utils import logging as transformers_logging
 
 from loraqa.errors import InputError
 from loraqa.prompt.segments import SegmentTokenizer
@@ -118,13 +121,14 @@ class _Source:
     def load(self, kind: Any, **options: Any) -> Any:
         """Call `from_pretrained`, and say in one sentence why it failed."""
         try:
-            return kind.from_pretrained(
-                str(Path(self.name).expanduser()) if self.is_folder else self.name,
-                revision=self.revision or "main",
-                local_files_only=not self._hub_answers,
-                trust_remote_code=False,
-                **options,
-            )
+            with _no_bars():
+                return kind.from_pretrained(
+                    str(Path(self.name).expanduser()) if self.is_folder else self.name,
+                    revision=self.revision or "main",
+                    local_files_only=not self._hub_answers,
+                    trust_remote_code=False,
+                    **options,
+                )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise InputError(self._explain(error)) from error
 
@@ -151,6 +155,18 @@ class _Source:
             "and the connection, or download it where there is one "
             f"(`hf download {self.name} --local-dir FOLDER`) and give the folder."
         )
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without transformers' bars over weights put in place; downloads keep the hub's own."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _looks_like_a_path(name: str) -> bool:
