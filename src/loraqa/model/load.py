@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ class _Source:
     def load(self, kind: Any, **options: Any) -> Any:
         """Call `from_pretrained`, and say in one sentence why it failed."""
         try:
-            with _no_bars():
+            with _no_bars() if self.is_folder else nullcontext():
                 return kind.from_pretrained(
                     str(Path(self.name).expanduser()) if self.is_folder else self.name,
                     revision=self.revision or "main",
@@ -159,7 +159,7 @@ class _Source:
 
 @contextmanager
 def _no_bars() -> Iterator[None]:
-    """Without transformers' bars over weights put in place; downloads keep the hub's own."""
+    """Without bars: a folder is loaded in a moment, unlike a download."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
