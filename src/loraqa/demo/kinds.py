@@ -94,20 +94,32 @@ _GOODS = """
 salt wool timber wine honey barley tea coal cheese silk pepper iron olives paper leather linen
 glass sugar amber wheat butter candles rope tin furs oranges
 """.split()
-_SUBJECTS = """
+_SUBJECTS = (
+    """
 a storm|a wedding|a harvest|the sea|a long journey|a lost child|a winter night|two sisters|an old
 king|a garden|a burning house|a hunt|the plague|a quiet street|a horse race|a market|a broken
 promise|a mountain road|a prisoner|a blind musician
-""".replace("\n", " ").strip().split("|")
-_CAUSES = """
+""".replace("\n", " ")
+    .strip()
+    .split("|")
+)
+_CAUSES = (
+    """
 a quarrel over taxes|a broken dam|a stolen crown|the price of bread|a royal wedding|an old debt|a
 bad harvest|a disputed border|the death of the king|a spark from a forge|heavy rain|a forged
 letter|the new salt law|a comet
-""".replace("\n", " ").strip().split("|")
-_STUDIES = """
+""".replace("\n", " ")
+    .strip()
+    .split("|")
+)
+_STUDIES = (
+    """
 the stars|old maps|medicine|birds|music|ancient coins|the tides|mountain plants|folk songs|law|
 painting|bees|shipbuilding|poetry|mathematics|insects
-""".replace("\n", "").strip().split("|")
+""".replace("\n", "")
+    .strip()
+    .split("|")
+)
 
 
 def _person() -> dict[str, Relation]:

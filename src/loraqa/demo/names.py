@@ -143,7 +143,11 @@ class Source:
         while True:
             words = self.rng.choice(firsts), self.rng.choice(seconds)
             name = form.format(*words)
-            if part_of(name) == self.part and words[0] != words[1] and self._drawn.isdisjoint(words):
+            if (
+                part_of(name) == self.part
+                and words[0] != words[1]
+                and self._drawn.isdisjoint(words)
+            ):
                 # A prefix or a colour may come again; what sets two names apart may not.
                 self._drawn.update(word for word in words if word not in _COMMON)
                 return name

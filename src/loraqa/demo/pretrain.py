@@ -1,6 +1,6 @@
 """Make the embedded base model: its tokenizer, then a small GPT-2 as a plain language model.
 
-    python -m loraqa.demo.pretrain --out DIR [--tokens 16000000] [--seed 0] [--resume]
+    python -m loraqa.demo.pretrain --out DIR [--tokens N] [--seed 0] [--resume]
 
 Rows are packed with whole documents and end where they are full. Matrices are trained by Muon
 (orthogonalised momentum, Jordan et al. 2024), embeddings and norms by AdamW; the learning rate
@@ -23,8 +23,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.multiprocessing.spawn import start_processes
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -181,14 +181,16 @@ def draw_row(
         document = draw_document(rng, progress)
         encoding = tokenizer.encode(document.text)
         row += [*encoding.ids, 0]
-        weights += [1.0 if document.again[end - 1] else NEWS for _, end in encoding.offsets] + [NEWS]
+        weights += [1.0 if document.again[end - 1] else NEWS for _, end in encoding.offsets] + [
+            NEWS
+        ]
     return row[:length], weights[:length]
 
 
 def batches(
     seed: str, tokenizer: Tokenizer, plan: Plan, first_step: int
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Step number, its input ids and their weights (rows, length); rows are half as long in the first tenth."""
+    """Step number, input ids and weights (rows, length); rows are short in the first tenth."""
     for step in range(first_step, plan.steps):
         rng = random.Random(f"{seed} {step}")
         progress = step / plan.steps
@@ -234,7 +236,7 @@ class Probe:
 def draw_probes(tokenizer: Tokenizer, count: int, echo: bool) -> list[Probe]:
     """Probes with names that the corpus never shows; in an `echo` the reply repeats the subject."""
     rng = random.Random("probe")
-    probes = []
+    probes: list[Probe] = []
     while len(probes) < count:
         paragraph = draw_paragraph(rng, "test", rng.randint(3, 4), 2)
         fact, _ = rng.choice(list(paragraph.facts.values()))
@@ -324,13 +326,22 @@ def train(plan: Plan, folder: Path, seed: int, resume: bool, probe_every: int) -
             save(model, tokenizer, folder, step + 1)
 
 
-def work(rank: int, workers: int, meeting_point: str, *arguments: object) -> None:
+def work(
+    rank: int,
+    workers: int,
+    meeting_point: str,
+    plan: Plan,
+    folder: Path,
+    seed: int,
+    resume: bool,
+    probe_every: int,
+) -> None:
     """One process of the group."""
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=workers
     )
-    train(*arguments)
+    train(plan, folder, seed, resume, probe_every)
     dist.destroy_process_group()
 
 
@@ -338,10 +349,10 @@ def main() -> None:
     """Read the arguments and train."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tokens", type=int, default=16_000_000)
-    parser.add_argument("--batch-tokens", type=int, default=6144)
-    parser.add_argument("--muon-lr", type=float, default=0.02)
-    parser.add_argument("--adam-lr", type=float, default=3e-3)
+    parser.add_argument("--tokens", type=int, default=14_500_000)
+    parser.add_argument("--batch-tokens", type=int, default=Plan.batch_tokens)
+    parser.add_argument("--muon-lr", type=float, default=Plan.muon_lr)
+    parser.add_argument("--adam-lr", type=float, default=Plan.adam_lr)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--probe-every", type=int, default=200)
@@ -350,7 +361,9 @@ def main() -> None:
     plan = Plan(options.tokens, options.batch_tokens, options.muon_lr, options.adam_lr)
     with tempfile.TemporaryDirectory() as folder:
         arguments = (options.workers, f"{folder}/meeting", plan, options.out, options.seed)
-        mp.spawn(work, (*arguments, options.resume, options.probe_every), nprocs=options.workers)
+        start_processes(
+            work, (*arguments, options.resume, options.probe_every), nprocs=options.workers
+        )
 
 
 if __name__ == "__main__":

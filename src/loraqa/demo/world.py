@@ -25,7 +25,7 @@ def _passages(part: Part, seed: int, count: int) -> list[Passage]:
 
 def _passage(rng: random.Random, part: Part, name: str) -> Passage:
     """A paragraph with up to six questions; each has a rival for its answer in the text."""
-    paragraph = draw_paragraph(rng, part, rng.randint(3, 5), rng.randint(2, 3))
+    paragraph = draw_paragraph(rng, part, rng.randint(3, 4), rng.randint(2, 3))
     facts = _with_rivals(paragraph)
     chosen = rng.sample(facts, min(len(facts), rng.randint(4, 6)))
     questions = tuple(

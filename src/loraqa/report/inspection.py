@@ -42,9 +42,12 @@ def counts_table(counts: EncodingCounts) -> Table:
         ("questions skipped, answer in no window", len(counts.skipped)),
         ("tokens as trees", counts.tree_tokens),
         ("tokens as separate examples", counts.separate_tokens),
-        ("tokens saved by sharing (times)", counts.separate_tokens / max(counts.tree_tokens, 1)),
+        (
+            "times as many as trees",
+            round(counts.separate_tokens / max(counts.tree_tokens, 1), 2),
+        ),
     )
-    return Table("Encoded data", (Column("what"), Column("how many", ",.6g")), rows)
+    return Table("Encoded data", (Column("what"), Column("how many", ",.10g")), rows)
 
 
 def _legend() -> Text:

@@ -96,14 +96,17 @@ def printable(text: str) -> str:
 
 
 def strategies_table(comparisons: Iterable["Comparison"]) -> Table:
-    """Decoding strategies side by side. Where nothing was drawn, no spread is shown."""
+    """Decoding strategies side by side. Where nothing was drawn, no spread is shown.
+
+    Per question: distinct answers, and the entropy of its answers in nats.
+    """
     columns = (
         Column("strategy"),
         Column("EM", ".1f"),
         Column("F1", ".1f"),
-        Column("found in context", ".1%"),
-        Column("distinct answers", ".2f"),
-        Column("entropy (nats)", ".2f"),
+        Column("in context", ".0%"),
+        Column("distinct", ".2f"),
+        Column("entropy", ".2f"),
         Column("oracle F1", ".1f"),
         Column("seconds", ".1f"),
     )

@@ -1,0 +1,239 @@
+"""The demo, from nothing to a report: make data, train, score, compare, ask, show.
+
+OUT/
+    data/train.json, dev.json, test.json   the small world as SQuAD data
+    run/                                   the run, as `loraqa train` leaves it
+    comparison/                            decoding strategies, as `loraqa compare` leaves them
+    report.html                            all of it on a page
+"""
+
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from loraqa.answer.compare import Comparison, compare
+from loraqa.answer.decode import Greedy
+from loraqa.answer.evaluate import Evaluated, evaluate, sample_questions
+from loraqa.answer.reader import Reader
+from loraqa.answer.strategies import parse_strategy
+from loraqa.demo.world import test_passages, train_passages
+from loraqa.errors import InputError
+from loraqa.finetune import FinetuneResult, finetune
+from loraqa.report import (
+    Example,
+    Examples,
+    Highlights,
+    Plot,
+    Report,
+    before_after_table,
+    settings_table,
+    strategies_table,
+    training_table,
+)
+from loraqa.report.answering import answering_progress
+from loraqa.report.answers import answer_lines
+from loraqa.report.comparison import save_comparison
+from loraqa.report.plots import before_after, quality_against_diversity, training_curves
+from loraqa.squad import Passage, write_official
+from loraqa.train.run import RunDirectory
+from loraqa.train.settings import RunSettings, parse_settings
+
+logger = logging.getLogger("loraqa")
+
+BASE = Path(__file__).parent / "base"
+"""The embedded base model."""
+
+STRATEGIES = ("greedy", "temperature:1", "top-k:40", "top-p:0.9", "min-p:0.05", "beam:4", "span")
+
+_CONTEXTS = {"train": 4000, "dev": 40, "test": 100}
+_COMPARED_QUESTIONS = 100
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo showed.
+
+    Attributes:
+        before, after: answers to the test questions without and with the adapter.
+        trained: what the run ended with.
+        compared: decoding strategies on some of the test questions.
+        report: the page.
+    """
+
+    before: Evaluated
+    after: Evaluated
+    trained: FinetuneResult
+    compared: list[Comparison]
+    report: Path
+
+    def to_json(self) -> dict[str, Any]:
+        """Scores, seconds and the comparison as plain JSON values."""
+        return {
+            "before": self.before.to_json(),
+            "after": self.after.to_json(),
+            "train_seconds": self.trained.training_seconds,
+            "strategies": [asdict(row) for row in self.compared],
+            "report": str(self.report),
+        }
+
+
+def run_demo(out: Path, console: Console) -> DemoResult:
+    """Do everything in the folder `out`, telling `console`; a demo made there before is replaced.
+
+    Raises:
+        InputError: `out` holds something else.
+    """
+    _make_room(out)
+    test = _write_data(out / "data")
+    settings = _settings(out / "data")
+    console.print(
+        f"A small world, told in {_CONTEXTS['train']:,} paragraphs with questions. No name in the "
+        f"{_CONTEXTS['test']:,} test paragraphs occurs in training.\n"
+    )
+
+    console.print("Before: the base model, which has never seen a question answered.")
+    with answering_progress() as progress:
+        before = evaluate(Reader.load(BASE), test, "1.1", progress=progress)
+    console.print(_scores(before))
+
+    console.print("\nTraining a LoRA adapter.")
+    trained = finetune(settings, out / "run", command=f"loraqa demo --out {out}")
+    reader = Reader.load(out / "run")
+    with answering_progress() as progress:
+        after = evaluate(reader, test, "1.1", progress=progress)
+        sample = sample_questions(test, _COMPARED_QUESTIONS, settings.seed)
+        strategies = map(parse_strategy, STRATEGIES)
+        compared = compare(reader, sample, "1.1", strategies, progress=progress)
+    save_comparison(compared, out / "comparison")
+    console.print(f"\nAfter {trained.training_seconds:.0f} seconds of training: {_scores(after)}\n")
+    console.print(strategies_table(compared).to_rich())
+
+    passage = test[0]
+    console.print(passage.context, style="dim")
+    questions = [question.text for question in passage.questions[:_SHOWN]]
+    answers = reader.answer(passage.context, questions, Greedy())
+    for line in answer_lines(passage.context, questions, answers):
+        console.print(line)
+
+    report = out / "report.html"
+    result = DemoResult(before, after, trained, compared, report)
+    _report(result, test, settings, RunDirectory(out / "run")).save(report)
+    console.print(f"\nThe report is {report}. To go on:\n{_next_steps(out)}", soft_wrap=True)
+    return result
+
+
+def _make_room(out: Path) -> None:
+    """Remove an earlier demo, and nothing else."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / "data" / "train.json").is_file():
+        raise InputError(f"{out} exists and is no earlier demo; name another folder with --out.")
+    shutil.rmtree(out)
+
+
+def _write_data(folder: Path) -> list[Passage]:
+    """Write the three parts and return the test passages."""
+    test = test_passages(seed=2, count=_CONTEXTS["test"])
+    parts = {
+        "train": train_passages(seed=0, count=_CONTEXTS["train"]),
+        "dev": test_passages(seed=1, count=_CONTEXTS["dev"]),
+        "test": test,
+    }
+    for name, passages in parts.items():
+        write_official(folder / f"{name}.json", passages, "1.1")
+    return test
+
+
+def _settings(data: Path) -> RunSettings:
+    return parse_settings(
+        {
+            "model": {"source": str(BASE), "dtype": "float32"},
+            "data": {"train": str(data / "train.json"), "dev": str(data / "dev.json")},
+            "lora": {"rank": 16, "alpha": 32.0},
+            "optimisation": {
+                "epochs": 1,
+                "questions_per_step": 64,
+                "learning_rate": 3e-3,
+            },
+            "evaluation": {"every": 50, "questions": 100, "max_answer_tokens": 24},
+            "checkpoint": {"every": 50},
+        }
+    )
+
+
+def _scores(evaluated: Evaluated) -> str:
+    scores = evaluated.scores
+    return (
+        f"exact match {scores.exact_match:.1f}, F1 {scores.f1:.1f} "
+        f"on {scores.total:,} questions ({evaluated.questions_per_second:.0f} a second)"
+    )
+
+
+def _report(
+    result: DemoResult, test: Sequence[Passage], settings: RunSettings, run: RunDirectory
+) -> Report:
+    before, after = result.before.to_json(), result.after.to_json()
+    metrics = run.metrics()
+    return Report(
+        "loraqa demo",
+        "A small language model learns to answer questions about texts it has never seen.",
+        [
+            Highlights(
+                [
+                    ("exact match", f"{before['exact_match']:.1f} → {after['exact_match']:.1f}"),
+                    ("F1", f"{before['f1']:.1f} → {after['f1']:.1f}"),
+                    ("training", f"{result.trained.training_seconds:.0f} s"),
+                    ("answers a second", f"{result.after.questions_per_second:.0f}"),
+                ]
+            ),
+            before_after_table(before, after),
+            Plot(before_after(before, after), "Scores on test questions about unseen names"),
+            training_table(metrics),
+            Plot(training_curves(metrics), "Loss, scores and learning rate while training"),
+            strategies_table(result.compared),
+            Plot(
+                quality_against_diversity(result.compared),
+                "F1 of each decoding strategy against how much its answers vary",
+            ),
+            Examples("Test questions and answers", list(_examples(result.after, test))),
+            settings_table("Settings", settings.model_dump(mode="json")),
+        ],
+    )
+
+
+def _examples(evaluated: Evaluated, test: Sequence[Passage]) -> list[Example]:
+    """The first question of some test passages, with the answer that it got."""
+    answers = {answer.question_id: answer for answer in evaluated.answers}
+    examples = []
+    for passage in test[:_SHOWN]:
+        question = passage.questions[0]
+        answer = answers[question.id]
+        exact = answer.start is not None and passage.context.startswith(answer.text, answer.start)
+        examples.append(
+            Example(
+                context=passage.context,
+                question=question.text,
+                answer=answer.text,
+                start=answer.start if exact else None,
+                right=[gold.text for gold in question.answers],
+            )
+        )
+    return examples
+
+
+def _next_steps(out: Path) -> str:
+    return "\n".join(
+        f"  loraqa {command}"
+        for command in (
+            f"inspect --model {BASE} --data {out}/data/test.json -n 1",
+            f"evaluate {out}/run --data {out}/data/test.json --strategy span",
+            f"analyze {out}/run",
+            f"export {out}/run --format merged --out {out}/merged",
+        )
+    )
