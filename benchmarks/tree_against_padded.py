@@ -25,6 +25,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.optim import AdamW
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
+from loraqa.demo.run import BASE
+from loraqa.demo.world import train_passages
 from loraqa.files import write_json
 from loraqa.lora.adapt import adapt
 from loraqa.lora.settings import LoraSettings
@@ -47,6 +49,7 @@ LEARNING_RATE = 1e-4
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
 
 ROOT = Path(__file__).resolve().parents[1]
+# Real text, where it lies beside the checkout.
 SHARED = ROOT.parent / "shared"
 RESULT = ROOT / "benchmarks" / "results" / "tree_against_padded.json"
 
@@ -57,7 +60,7 @@ OptimizerStep = Callable[[], float]
 def main() -> None:
     with TemporaryDirectory() as name:
         folder = Path(name)
-        passages, tokenizer = text()
+        source, passages, tokenizer = text()
         tokenizer.save_pretrained(folder)
         GPT2Config().save_pretrained(folder)
         encoder = PromptEncoder(
@@ -70,6 +73,7 @@ def main() -> None:
     result = {
         "ratios": {f"trees over padded PEFT, {d}": m["ratio"] for d, m in measured.items()},
         "questions_per_second": {d: m["questions_per_second"] for d, m in measured.items()},
+        "text": source,
         "questions": sum(len(tree.branches) for tree in trees),
         "tokens_as_trees": sum(map(len, trees)),
         "tokens_separate": sum(tree.separate_length for tree in trees),
@@ -80,14 +84,19 @@ def main() -> None:
     print(json.dumps(result, indent=2))
 
 
-def text() -> tuple[list[Passage], Any]:
-    """Some passages, drawn with a fixed seed, and a tokenizer for them."""
-    passages = list(read_passages(SHARED / "data" / "squad1-train.json").passages)
+def text() -> tuple[str, list[Passage], Any]:
+    """Where the text is from, some passages of it, drawn with a fixed seed, and a tokenizer."""
+    if SHARED.is_dir():
+        source, folder = "SQuAD v1.1", SHARED / "gpt2"
+        passages = list(read_passages(SHARED / "data" / "squad1-train.json").passages)
+    else:
+        source, folder = "the demo's world", BASE
+        passages = train_passages(seed=0, count=QUESTIONS)
     random.Random(0).shuffle(passages)
     chosen: list[Passage] = []
     while sum(len(passage.questions) for passage in chosen) < QUESTIONS:
         chosen.append(passages.pop())
-    return chosen, AutoTokenizer.from_pretrained(SHARED / "gpt2")
+    return source, chosen, AutoTokenizer.from_pretrained(folder)
 
 
 def dtypes() -> list[str]:
