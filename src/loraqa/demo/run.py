@@ -50,7 +50,7 @@ BASE = Path(__file__).parent / "base"
 
 STRATEGIES = ("greedy", "temperature:1", "top-k:40", "top-p:0.9", "min-p:0.05", "beam:4", "span")
 
-_CONTEXTS = {"train": 4000, "dev": 40, "test": 100}
+_CONTEXTS = {"train": 3000, "dev": 40, "test": 100}
 _COMPARED_QUESTIONS = 100
 _SHOWN = 5
 
@@ -159,10 +159,10 @@ def _settings(data: Path) -> RunSettings:
             "optimisation": {
                 "epochs": 1,
                 "questions_per_step": 64,
-                "learning_rate": 3e-3,
+                "learning_rate": 2e-3,
             },
-            "evaluation": {"every": 50, "questions": 100, "max_answer_tokens": 24},
-            "checkpoint": {"every": 50},
+            "evaluation": {"every": 75, "questions": 100, "max_answer_tokens": 24},
+            "checkpoint": {"every": 75},
         }
     )
 
