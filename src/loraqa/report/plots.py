@@ -205,10 +205,15 @@ def _figure(height: float) -> "Figure":
 
 
 def _draw_loss(axes: "Axes", steps: Sequence[Mapping[str, Any]]) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     x, loss = _values(steps, "step"), _values(steps, "loss")
     axes.plot(x, loss, color=BLUE, alpha=0.3, linewidth=1, label="each step")
     axes.plot(x, _smoothed(loss), color=BLUE, label="running mean")
-    axes.set(title="Training loss", ylabel="nats an answer token", ylim=(0, None))
+    axes.set(title="Training loss", ylabel="nats an answer token", yscale="log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.legend()
 
 
