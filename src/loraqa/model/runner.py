@@ -116,7 +116,7 @@ def choose_runner(model: PreTrainedModel, max_length: int) -> Runner:
 
 
 def _why_no_trees(model: PreTrainedModel, max_length: int) -> str | None:
-    config = model.config
+    config = model.config.get_text_config()
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
     window = getattr(config, "sliding_window", None)
     if "sliding_attention" in layer_types or (window and not hasattr(config, "layer_types")):
