@@ -23,6 +23,16 @@ def test_no_segment_ends_in_a_space() -> None:
     assert segments == ("c", "\n\nQ: q\nA:", "  a")
 
 
+def test_a_line_break_before_the_answer_is_read_not_written() -> None:
+    template = Template("{context}\n{question}\nA:\n\n {answer}")
+    assert template.question("Who?") == "\nWho?\nA:\n\n"
+    assert template.answer("he") == " he"
+
+
+def test_an_answer_is_one_line() -> None:
+    assert Template().answer("a \r\n\n b\tc") == " a b\tc"
+
+
 def test_an_empty_answer_has_no_text() -> None:
     assert Template().answer("  ") == ""
 

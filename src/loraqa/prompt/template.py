@@ -16,14 +16,15 @@ class Template:
     The context comes first, so that all questions on it share its computation; the answer comes
     last, so that it is what the model goes on with. Blanks between two segments belong to the
     later one: no segment ends in a space, which most tokenizers would encode unlike a space
-    inside a text.
+    inside a text. A line break before the answer belongs to the question, because a line break
+    in what the model writes ends its answer.
 
     Raises:
         InputError: a field is missing, repeated or out of order, or text follows the answer.
     """
 
     text: str = DEFAULT_TEMPLATE
-    _literals: tuple[str, str, str] = field(init=False, repr=False, compare=False)
+    _literals: tuple[str, str, str, str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         pieces = re.split(r"\{(\w+)\}", self.text)
@@ -37,7 +38,8 @@ class Template:
                 f"The template {self.text!r} needs some text between {{question}} and {{answer}}, "
                 "which tells the model to answer."
             )
-        object.__setattr__(self, "_literals", (pieces[0], pieces[2], pieces[4]))
+        cue, blank = _split_before_blank(pieces[4])
+        object.__setattr__(self, "_literals", (pieces[0], pieces[2], cue, blank))
 
     @property
     def context_lead(self) -> str:
@@ -50,10 +52,15 @@ class Template:
 
     def question(self, question: str) -> str:
         """The second segment, up to where the answer starts."""
-        between, cue = self._literals[1], self._literals[2].rstrip()
-        return between + question.strip() + cue
+        return self._literals[1] + question.strip() + self._literals[2]
 
     def answer(self, answer: str) -> str:
-        """The last segment; empty for an empty answer, which is told by the end token alone."""
-        cue = self._literals[2]
-        return cue[len(cue.rstrip()) :] + answer.strip() if answer.strip() else ""
+        """The last segment, on one line; empty for an empty answer, told by the end token alone."""
+        line = re.sub(r"\s*[\r\n]\s*", " ", answer.strip())
+        return self._literals[3] + line if line else ""
+
+
+def _split_before_blank(cue: str) -> tuple[str, str]:
+    """Cut off the blanks at the end, up to the last line break."""
+    end = max(len(cue.rstrip()), cue.rfind("\n") + 1)
+    return cue[:end], cue[end:]
