@@ -141,6 +141,12 @@ def test_with_unanswerable_questions_such_a_window_says_not_here(
         assert list(tree.branches[1].answer) == [tokenizer.eos]
 
 
+def test_blanks_after_the_last_answer_are_none_of_a_window(tokenizer: SegmentTokenizer) -> None:
+    context = " ".join(f"word{n}" for n in range(100)) + " \n"
+    encoded = encoder(tokenizer, 150).encode_training([passage(context, "word99 \n")])
+    assert encoded.counts.skipped == []
+
+
 def test_an_answer_that_no_window_holds_is_named(tokenizer: SegmentTokenizer) -> None:
     context = " ".join(f"word{n}" for n in range(100))
     long_answer = " ".join(f"word{n}" for n in range(20, 28))

@@ -64,6 +64,20 @@ def test_a_sentencepiece_tokenizer_gets_no_second_space() -> None:
     assert tokenizer.decode(ids) == "Context: ab Question: c"
 
 
+def test_offsets_count_the_space_that_is_not_encoded() -> None:
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=_word_pieces(), bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    tokenizer = SegmentTokenizer(wrapped)
+    for segment in (" ab cab", "ab cab"):
+        (encoding,) = tokenizer.encode([segment])
+        offsets = tokenizer.offsets(segment, encoding)
+        pieces = [segment[start:end] for start, end in offsets]
+        letters = [i for i, token in enumerate(encoding.tokens) if token != "▁"]
+        assert [pieces[i] for i in letters] == [encoding.tokens[i] for i in letters]
+        assert "".join(pieces[i] for i in letters) == "abcab"
+
+
 def test_a_tokenizer_that_loses_text_is_refused() -> None:
     backend = _word_pieces()
     backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), backend.normalizer])

@@ -163,8 +163,8 @@ class PromptEncoder:
                 yield index, self._context(passage.context, encoding), branches
 
     def _context(self, text: str, encoding: Encoding) -> _Context:
-        lead_length = len(self.template.context_lead)
-        offsets = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2) - lead_length
+        offsets = self.tokenizer.offsets(self.template.context(text), encoding)
+        offsets -= len(self.template.context_lead)
         lead = int(np.searchsorted(offsets[:, 1], 0, side="right"))
         ids = np.array(encoding.ids, dtype=np.int32)
         start = np.array(self.tokenizer.start, dtype=np.int32)
@@ -239,7 +239,9 @@ def _holds_answer(characters: tuple[int, int], question: Question) -> bool:
     if not question.answers:
         return True
     answer = question.answers[0]
-    return characters[0] <= answer.start and answer.end <= characters[1]
+    # Blanks at the end are no part of what is to be said, and none of the last window.
+    end = answer.start + len(answer.text.rstrip())
+    return characters[0] <= answer.start and end <= characters[1]
 
 
 def _tree(

@@ -5,9 +5,17 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from loraqa.errors import InputError
+from loraqa.prompt.tree import TokenIds
+
+# What a tokenizer has to give back.
+_PROMPTS = (
+    ("Context: In 1066, a b.", " Question: Who? Answer:", " William"),
+    ("(He) said - it's $3.50!", " Q: What's it cost? A:", " $3.50"),
+)
 
 
 class SegmentTokenizer:
@@ -49,15 +57,13 @@ class SegmentTokenizer:
         self._check_stable()
 
     def encode(self, segments: Sequence[str]) -> list[Encoding]:
-        """Encode segments, each to ids and character offsets.
+        """Encode segments.
 
         Raises:
             InputError: a text would become a control token.
         """
-        if self._adds_space:
-            segments = [segment.removeprefix(" ") for segment in segments]
         encodings: list[Encoding] = self._plain.encode_batch(
-            list(segments), add_special_tokens=False
+            list(map(self._without_space, segments)), add_special_tokens=False
         )
         for segment, encoding in zip(segments, encodings, strict=True):
             if not self._control.isdisjoint(encoding.ids):
@@ -66,6 +72,11 @@ class SegmentTokenizer:
                     f"{segment[:60]!r}; use another tokenizer or take the text out."
                 )
         return encodings
+
+    def offsets(self, segment: str, encoding: Encoding) -> TokenIds:
+        """Where each token stands in its segment, as characters (tokens, 2): start and end."""
+        offsets = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
+        return offsets + (len(segment) - len(self._without_space(segment)))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of an answer's token ids, without control tokens and outer blanks."""
@@ -85,21 +96,25 @@ class SegmentTokenizer:
         added = [i for i, name in self._names.items() if "\n" in name]
         return [i for i, text in zip(ids, texts, strict=True) if "\n" in text] + added
 
+    def _without_space(self, segment: str) -> str:
+        """The segment without the space that the tokenizer itself puts before it."""
+        return segment.removeprefix(" ") if self._adds_space else segment
+
     def _decode(self, segments: Sequence[str]) -> str:
         encodings = self._plain.encode_batch(list(segments), add_special_tokens=False)
         text: str = self._plain.decode([i for encoding in encodings for i in encoding.ids])
         return text
 
     def _check_stable(self) -> None:
-        segments = ["Context: In 1066, a b.", " Question: Who? Answer:", " William"]
-        ids = [i for encoding in self.encode(segments) for i in encoding.ids]
-        text = self._plain.decode(ids, skip_special_tokens=False)
-        if text.split() != "".join(segments).split():
-            raise InputError(
-                f"The tokenizer {self.name} does not encode a prompt stably in segments: "
-                f"{''.join(segments)!r} came back as {text!r}; use a byte-level or "
-                "sentencepiece tokenizer."
-            )
+        for segments in _PROMPTS:
+            ids = [i for encoding in self.encode(segments) for i in encoding.ids]
+            text = self._plain.decode(ids, skip_special_tokens=False)
+            if text.split() != "".join(segments).split():
+                raise InputError(
+                    f"The tokenizer {self.name} does not encode a prompt stably in segments: "
+                    f"{''.join(segments)!r} came back as {text!r}; use a byte-level or "
+                    "sentencepiece tokenizer."
+                )
 
 
 def _without_added_tokens(backend: Tokenizer) -> Tokenizer:
