@@ -100,6 +100,15 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
+def test_a_name_in_a_folder_that_exists_is_never_asked_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="runs/nope does not exist"):
+        load_base("runs/nope")
+
+
 @pytest.mark.usefixtures("no_hub")
 def test_a_hub_out_of_reach_names_the_local_alternative() -> None:
     with pytest.raises(InputError, match=r"example/model .*hf download example/model"):

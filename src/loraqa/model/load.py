@@ -170,7 +170,8 @@ def _no_bars() -> Iterator[None]:
 
 
 def _looks_like_a_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/")
+    in_a_folder = "/" in name and Path(Path(name).parts[0]).is_dir()
+    return in_a_folder or name.startswith((".", "~")) or name.count("/") > 1 or name.endswith("/")
 
 
 def _random_model(config: Any, dtype: torch.dtype) -> PreTrainedModel:
