@@ -375,3 +375,18 @@ def test_where_the_best_checkpoint_broke_another_takes_its_place(
     assert state.best is not None
     assert state.best.step == 6
     check_whole(run.checkpoints / "step-000006")
+
+
+def test_a_best_checkpoint_cut_short_is_not_the_best_any_more(
+    trees: list[Tree], run: RunDirectory, caplog: pytest.LogCaptureFixture
+) -> None:
+    chosen = settings("evaluation.every=3", "checkpoint.every=1")
+    with pytest.raises(KeyError, match="crash"):
+        start(trees, run, chosen, report=at_step(5, crash), evaluate=in_turn(0, 90))
+    adapter = run.checkpoints / "step-000003" / "adapter" / "adapter_model.safetensors"
+    adapter.write_bytes(adapter.read_bytes()[:-1])
+    with caplog.at_level(logging.WARNING, logger="loraqa"):
+        state = go_on(trees, run, chosen, evaluate=in_turn(20, 10))
+    assert "step-000003 is broken" in caplog.text
+    assert state.best is not None
+    assert (state.best.step, state.best.f1) == (6, 20)

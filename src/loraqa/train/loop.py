@@ -1,5 +1,6 @@
 """The loop: one optimizer step after another, with evaluations and checkpoints between them."""
 
+import logging
 import math
 import resource
 import sys
@@ -18,7 +19,7 @@ from torch.nn import Parameter
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 
-from loraqa.errors import LoraqaError
+from loraqa.errors import InputError, LoraqaError
 from loraqa.lora.layer import lora_layers
 from loraqa.model.runner import Runner
 from loraqa.prompt.plan import BatchPlan, Step
@@ -26,6 +27,7 @@ from loraqa.squad import Scores
 from loraqa.train.checkpoint import (
     Evaluation,
     TrainState,
+    check_whole,
     checkpoint_folder,
     remove_superseded,
     restore,
@@ -36,6 +38,8 @@ from loraqa.train.run import Record, RunDirectory
 from loraqa.train.schedule import learning_rate, total_steps
 from loraqa.train.settings import OptimisationSettings, RunSettings
 from loraqa.train.stopping import StoppedError, StopRequest
+
+logger = logging.getLogger("loraqa")
 
 # How many questions a message names.
 _NAMED = 5
@@ -119,9 +123,12 @@ class _Training:
         self.state = restore(checkpoint, self.model, self.optimizer)
         self.saved_step = self.state.step
         best = self.state.best
-        if best and not checkpoint_folder(self.run.checkpoints, best.step).exists():
-            # A later one had taken its place, and broke since: it will be made again.
-            self.state.best = None
+        if best:
+            try:
+                check_whole(checkpoint_folder(self.run.checkpoints, best.step))
+            except InputError as error:
+                logger.warning("%s The best of the steps to come takes its place.", error)
+                self.state.best = None
 
     def fit(self, stop: StopRequest) -> None:
         """Train to the end, or until a request to stop."""
