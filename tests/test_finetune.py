@@ -213,7 +213,7 @@ def test_an_existing_run_is_not_overwritten(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("prompt.max_length=257", "max_length is 257, but .* takes no more than 256 tokens"),
+        ("prompt.max_length=257", "257 tokens is wanted, but the model takes no more than 256"),
         ("lora.target_modules=c_atn", "did you mean"),
         ("data.train=nowhere.json", r"nowhere\.json"),
     ],

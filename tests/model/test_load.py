@@ -12,7 +12,14 @@ import torch
 import transformers
 
 from loraqa.errors import InputError
-from loraqa.model.load import choose_device, choose_dtype, load_base, load_tokenizer, position_limit
+from loraqa.model.load import (
+    choose_device,
+    choose_dtype,
+    choose_max_length,
+    load_base,
+    load_tokenizer,
+    position_limit,
+)
 
 
 @pytest.fixture
@@ -129,8 +136,11 @@ def test_a_hub_out_of_reach_leaves_what_was_downloaded(
 
 
 def test_a_tokenizer_comes_with_the_models_limit(tiny_folder: Path) -> None:
-    tokenizer, limit = load_tokenizer(tiny_folder)
-    assert limit == 256
+    tokenizer, config = load_tokenizer(tiny_folder)
+    assert choose_max_length(None, config) == 256
+    assert choose_max_length(200, config) == 200
+    with pytest.raises(InputError, match="takes no more than 256"):
+        choose_max_length(257, config)
     assert tokenizer.decode(tokenizer.encode(["a town"])[0].ids) == "a town"
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from loraqa.prompt.encode import PromptEncoder
+from loraqa.prompt.encode import Encoded, EncodingCounts, PromptEncoder
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
 from loraqa.report.inspection import SUPERVISED, counts_table, inspection
@@ -33,6 +33,22 @@ def test_all_tokens_ids_and_positions_are_shown(tiny_tokenizer: Any) -> None:
     assert " ".join(map(str, tree.trunk)) in shown
     first, last = len(tree.trunk), len(tree.trunk) + len(branch.prompt) + len(branch.answer) - 1
     assert f"positions {first} to {last}, ids {' '.join(map(str, branch.prompt))}" in shown
+
+
+def test_the_mask_shows_a_branch_blind_to_its_siblings(tiny_tokenizer: Any) -> None:
+    tokenizer = SegmentTokenizer(tiny_tokenizer)
+    two = Passage("A b.", tuple(Question(name, "W?", (Answer("b", 2),)) for name in "pq"))
+    encoded = PromptEncoder(tokenizer, Template("{context} Q{question} A{answer}"), 99, 20)
+    (tree,) = encoded.encode_training([two]).trees
+    lines = [str(piece) for piece in inspection(Encoded([tree], EncodingCounts()), tokenizer, 1)]
+    mask = [line[2:] for line in lines if set(line) <= set(" █▒·")]
+    sees = [[line[2 * i] == "█" for i in range(len(tree))] for line in mask]
+    first = len(tree.trunk) + len(tree.branches[0])
+    expected = [
+        [j <= i and (j < len(tree.trunk) or (i < first) == (j < first)) for j in range(len(tree))]
+        for i in range(len(tree))
+    ]
+    assert sees == expected
 
 
 def test_what_is_supervised_has_its_own_colour(tiny_tokenizer: Any) -> None:

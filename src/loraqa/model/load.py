@@ -61,21 +61,35 @@ def load_base(
     return model.to(torch_device).eval(), tokenizer
 
 
-def load_tokenizer(source: str | Path, revision: str | None = None) -> tuple[SegmentTokenizer, int]:
-    """Load a base model's tokenizer, wrapped for prompts, and the model's length limit in tokens.
+def load_tokenizer(source: str | Path, revision: str | None = None) -> tuple[SegmentTokenizer, Any]:
+    """Load a base model's tokenizer, wrapped for prompts, and the model's configuration.
 
     Raises:
         InputError: as `load_base`, or the tokenizer cannot encode prompts.
     """
     where = _Source(source, revision)
-    config = where.load(AutoConfig)
-    return SegmentTokenizer(where.load(AutoTokenizer)), position_limit(config)
+    return SegmentTokenizer(where.load(AutoTokenizer)), where.load(AutoConfig)
 
 
 def position_limit(config: Any) -> int:
     """The longest input a model of this configuration takes, in tokens."""
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     return int(limit) if limit else _NO_LIMIT
+
+
+def choose_max_length(wanted: int | None, config: Any) -> int:
+    """How long a path of a tree may be, in tokens: as wanted, else as long as the model takes.
+
+    Raises:
+        InputError: the model takes no such length.
+    """
+    limit = position_limit(config)
+    if wanted and wanted > limit:
+        raise InputError(
+            f"A length of {wanted} tokens is wanted, but the model takes no more than {limit}; "
+            "lower max_length."
+        )
+    return wanted or limit
 
 
 def choose_device(device: str) -> torch.device:

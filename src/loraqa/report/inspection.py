@@ -1,10 +1,15 @@
-"""What the model is given: the tokens of some trees in colour, counts, and lengths."""
+"""What the model is given: the tokens and masks of some trees in colour, counts, lengths."""
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
 from rich.text import Text
 
+from loraqa.model.attention import branch_mask
+from loraqa.prompt.batch import collate_trees
 from loraqa.prompt.encode import Encoded, EncodingCounts
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.tree import TokenIds, Tree
@@ -16,6 +21,7 @@ if TYPE_CHECKING:
 TRUNK, QUESTION, SUPERVISED, NOTE = "cyan", "yellow", "bold green", "dim"
 _BAR = 40
 _BINS = 12
+_CELLS = 32
 
 
 def inspection(
@@ -74,6 +80,8 @@ def _tree(tree: Tree, tokenizer: SegmentTokenizer) -> Iterator[Text]:
             + _tokens(branch.answer, tokenizer, SUPERVISED)
         )
         yield Text("  ") + _places([*branch.prompt, *branch.answer], len(tree.trunk))
+    yield Text(f"\n  mask of {len(tree)} tokens: what each row sees of the columns", "bold")
+    yield from _mask(tree)
 
 
 def _tokens(ids: TokenIds, tokenizer: SegmentTokenizer, style: str) -> Text:
@@ -83,6 +91,18 @@ def _tokens(ids: TokenIds, tokenizer: SegmentTokenizer, style: str) -> Text:
 def _places(ids: TokenIds | Sequence[int], first: int) -> Text:
     listed = " ".join(str(int(i)) for i in ids)
     return Text(f"positions {first} to {first + len(ids) - 1}, ids {listed}", NOTE)
+
+
+def _mask(tree: Tree) -> Iterator[Text]:
+    """Who sees whom, made smaller: a cell is all, partly or not seen."""
+    (span,) = collate_trees([tree]).spans
+    trunk = torch.ones(span.trunk, len(tree), dtype=torch.bool).tril()
+    seen = torch.cat([trunk, branch_mask(span, trunk.device)])
+    edges = np.linspace(0, len(tree), min(len(tree), _CELLS) + 1).astype(int)
+    for top, bottom in pairwise(edges):
+        parts = [seen[top:bottom, left:right] for left, right in pairwise(edges)]
+        cells = ("██" if part.all() else "▒▒" if part.any() else "· " for part in parts)
+        yield Text("  " + "".join(cells), TRUNK if bottom <= span.trunk else QUESTION)
 
 
 def _histogram(lengths: Sequence[int]) -> Text:
