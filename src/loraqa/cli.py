@@ -143,7 +143,7 @@ def evaluate(
     from loraqa.answer.evaluate import evaluate as evaluate_reader
     from loraqa.answer.strategies import parse_strategy
     from loraqa.files import write_json
-    from loraqa.report.answering import answering_progress
+    from loraqa.report.progress import answering_progress
     from loraqa.report.tables import scores_table
     from loraqa.squad import read_passages
 
@@ -222,8 +222,8 @@ def compare(
     from loraqa.answer.compare import compare as compare_strategies
     from loraqa.answer.evaluate import sample_questions
     from loraqa.answer.strategies import parse_strategy
-    from loraqa.report.answering import answering_progress
     from loraqa.report.comparison import save_comparison
+    from loraqa.report.progress import answering_progress
     from loraqa.report.tables import strategies_table
     from loraqa.squad import read_passages
 

@@ -26,6 +26,7 @@ from loraqa.prompt.encode import Encoded, EncodingCounts, PromptEncoder
 from loraqa.prompt.plan import BatchPlan
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
+from loraqa.report.progress import training_progress
 from loraqa.squad import QADataset, Scores, read_passages
 from loraqa.train.adapter_folder import (
     AdapterInfo,
@@ -44,7 +45,6 @@ from loraqa.train.checkpoint import (
     step_of,
 )
 from loraqa.train.loop import train
-from loraqa.train.progress import show_progress
 from loraqa.train.run import RunDirectory, environment
 from loraqa.train.schedule import total_steps
 from loraqa.train.settings import DataSettings, RunSettings
@@ -115,7 +115,7 @@ def finetune(
 
     plan = _plan(settings, encoded, reader)
     total = total_steps(plan, settings.optimisation)
-    with show_progress(total, done=step_of(checkpoint)) as report:
+    with training_progress(total, done=step_of(checkpoint)) as report:
         state = train(
             reader.runner,
             plan,

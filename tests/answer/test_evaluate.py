@@ -133,13 +133,25 @@ def test_comparison_equals_computation_by_hand(reader: Reader) -> None:
 
 def test_strategies_that_draw_nothing_have_one_answer(reader: Reader) -> None:
     names = ["greedy", "beam:2", "span", "temperature:3"]
-    rows = compare(reader, PASSAGES, "1.1", map(parse_strategy, names), samples=3)
+    rows = compare(reader, PASSAGES, "1.1", [parse_strategy(name) for name in names], samples=3)
     assert [row.strategy for row in rows] == names
     assert [row.samples for row in rows] == [1, 1, 1, 3]
     for row in rows[:3]:
         assert (row.distinct, row.entropy, row.oracle_f1) == (1, 0, row.f1)
     assert rows[2].found == 1
     assert rows[3].distinct > 1
+
+
+def test_progress_counts_the_prompts_of_all_strategies(reader: Reader) -> None:
+    told: list[tuple[int, int, str]] = []
+    strategies = [parse_strategy("greedy"), parse_strategy("top-k:3")]
+    one_by_one = replace(reader, tokens_per_batch=1)
+    compare(one_by_one, PASSAGES, "1.1", strategies, progress=lambda *news: told.append(news))
+    greedy, top_k = "strategy 1 of 2: greedy", "strategy 2 of 2: top-k:3"
+    assert told == [
+        *((done, 12, greedy) for done in range(1, 7)),
+        *((done, 12, top_k) for done in range(7, 13)),
+    ]
 
 
 def test_nothing_found_where_nothing_is_said(reader: Reader) -> None:

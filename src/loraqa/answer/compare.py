@@ -2,14 +2,19 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import log
 from statistics import fmean
 
 from loraqa.answer.decode import Strategy
-from loraqa.answer.reader import Answered, Progress, Reader
+from loraqa.answer.reader import Answered, Reader
 from loraqa.squad import Passage, Version, normalize_answer, score_question
+
+Progress = Callable[[int, int, str], None]
+"""Called with the number of prompts answered so far by all strategies, of all, and the present
+strategy's place and name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,7 @@ def compare(
     reader: Reader,
     passages: Sequence[Passage],
     version: Version,
-    strategies: Iterable[Strategy],
+    strategies: Sequence[Strategy],
     *,
     samples: int = 5,
     seed: int = 0,
@@ -55,12 +60,22 @@ def compare(
         InputError: a question of v1.1 has no answer, or one leaves no room for a context.
     """
     compared = []
-    for strategy in strategies:
+    for index, strategy in enumerate(strategies):
+        show = partial(_show, progress, strategies, index) if progress else None
         start = time.perf_counter()
-        answers = reader.read(passages, strategy, samples=samples, seed=seed, progress=progress)
+        answers = reader.read(passages, strategy, samples=samples, seed=seed, progress=show)
         seconds = time.perf_counter() - start
         compared.append(summarize(strategy.name, passages, version, answers, seconds))
     return compared
+
+
+def _show(
+    progress: Progress, strategies: Sequence[Strategy], index: int, done: int, total: int
+) -> None:
+    """Count all strategies together: each has the same prompts to answer."""
+    count = len(strategies)
+    part = f"strategy {index + 1} of {count}: {strategies[index].name}"
+    progress(index * total + done, count * total, part)
 
 
 def summarize(

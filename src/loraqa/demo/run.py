@@ -35,10 +35,10 @@ from loraqa.report import (
     strategies_table,
     training_table,
 )
-from loraqa.report.answering import answering_progress
 from loraqa.report.answers import answer_lines
 from loraqa.report.comparison import save_comparison
 from loraqa.report.plots import before_after, quality_against_diversity, training_curves
+from loraqa.report.progress import answering_progress
 from loraqa.squad import Passage, write_official
 from loraqa.train.run import RunDirectory
 from loraqa.train.settings import RunSettings, parse_settings
@@ -107,8 +107,9 @@ def run_demo(out: Path, console: Console) -> DemoResult:
     reader = Reader.load(out / "run")
     with answering_progress() as progress:
         after = evaluate(reader, test, "1.1", progress=progress)
-        sample = sample_questions(test, _COMPARED_QUESTIONS, settings.seed)
-        strategies = map(parse_strategy, STRATEGIES)
+    sample = sample_questions(test, _COMPARED_QUESTIONS, settings.seed)
+    strategies = [parse_strategy(name) for name in STRATEGIES]
+    with answering_progress() as progress:
         compared = compare(reader, sample, "1.1", strategies, progress=progress)
     save_comparison(compared, out / "comparison")
     console.print(f"\nAfter {trained.training_seconds:.0f} seconds of training: {_scores(after)}\n")

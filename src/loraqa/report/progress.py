@@ -1,0 +1,146 @@
+"""How far the work is, on standard error: a bar on a terminal, else a line now and then."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import rich.progress
+from rich.console import Console
+
+from loraqa.train.run import Record
+
+# Between two plain lines, in seconds.
+_INTERVAL = 10.0
+
+
+class ShowAnswered(Protocol):
+    """What is told how many prompts are answered, a `loraqa.answer.compare.Progress`."""
+
+    def __call__(self, done: int, total: int, part: str = "") -> None:
+        """So many of so many, at that part of the work."""
+
+
+@contextmanager
+def training_progress(total: int, done: int = 0) -> Iterator[Callable[[Record], None]]:
+    """Yield what is to be told every record of a training of `total` steps, `done` before."""
+    if sys.stderr.isatty():
+        with _training_bar(total, done) as show:
+            yield show
+    else:
+        yield _training_lines(total, done)
+
+
+@contextmanager
+def answering_progress() -> Iterator[ShowAnswered]:
+    """Yield what is to be told how many prompts of how many are answered."""
+    if sys.stderr.isatty():
+        with _answering_bar() as show:
+            yield show
+    else:
+        yield _answering_lines()
+
+
+class _Pace:
+    """When the next plain line is due, and how long the rest of the work will take."""
+
+    def __init__(self) -> None:
+        self._start = self._last_line = time.monotonic()
+
+    def is_due(self, *, at_once: bool) -> bool:
+        """Whether to write a line now; the next is due an interval later."""
+        now = time.monotonic()
+        due = at_once or now - self._last_line >= _INTERVAL
+        if due:
+            self._last_line = now
+        return due
+
+    def left(self, done: int, remaining: int) -> str:
+        """How long what remains takes at the pace of what was done since the start."""
+        minutes, seconds = divmod(round((time.monotonic() - self._start) / done * remaining), 60)
+        hours, minutes = divmod(minutes, 60)
+        clock = f"{hours}:{minutes:02}" if hours else f"{minutes}"
+        return f"{clock}:{seconds:02} left"
+
+
+def _training_lines(total: int, done: int) -> Callable[[Record], None]:
+    """Lines for every scoring, for the first and the last step, and for some between."""
+    pace = _Pace()
+
+    def show(record: Record) -> None:
+        step = record["step"]
+        scored = record["kind"] == "evaluation"
+        if not pace.is_due(at_once=scored or step in (done + 1, total)):
+            return
+        if scored:
+            news = f"{_scores(record)} of {record['total']} dev questions"
+        else:
+            news = f"{_speed(record)}, {pace.left(step - done, total - step)}"
+        _write(f"step {step}/{total}  {news}")
+
+    return show
+
+
+def _answering_lines() -> ShowAnswered:
+    pace = _Pace()
+
+    def show(done: int, total: int, part: str = "") -> None:
+        if pace.is_due(at_once=False):
+            where = f" ({part})" if part else ""
+            left = pace.left(done, total - done)
+            _write(f"answered {done:,} of {total:,} prompts{where}, {left}")
+
+    return show
+
+
+@contextmanager
+def _training_bar(total: int, done: int) -> Iterator[Callable[[Record], None]]:
+    news = rich.progress.TextColumn("{task.fields[speed]}  {task.fields[scores]}")
+    with _bar(news) as bar:
+        task = bar.add_task("Training", total=total, completed=done, speed="", scores="")
+
+        def show(record: Record) -> None:
+            if record["kind"] == "evaluation":
+                bar.update(task, scores=_scores(record))
+            else:
+                bar.update(task, completed=record["step"], speed=_speed(record))
+
+        yield show
+
+
+@contextmanager
+def _answering_bar() -> Iterator[ShowAnswered]:
+    with _bar(rich.progress.TextColumn("{task.fields[part]}"), transient=True) as bar:
+        task = bar.add_task("Answering", total=None, part="")
+
+        def show(done: int, total: int, part: str = "") -> None:
+            bar.update(task, completed=done, total=total, part=part)
+
+        yield show
+
+
+def _bar(news: rich.progress.ProgressColumn, *, transient: bool = False) -> rich.progress.Progress:
+    return rich.progress.Progress(
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        news,
+        rich.progress.TimeElapsedColumn(),
+        rich.progress.TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=transient,
+    )
+
+
+def _write(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def _speed(record: Record) -> str:
+    return f"loss {record['loss']:.3f}  {record['questions_per_second']:.1f} questions/s"
+
+
+def _scores(record: Record) -> str:
+    return f"EM {record['exact_match']:.1f}  F1 {record['f1']:.1f}"

@@ -1,0 +1,111 @@
+"""What the user sees: on a terminal a bar, else lines, both on standard error."""
+
+import io
+import re
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+
+from loraqa.report.progress import answering_progress, training_progress
+
+STEP = {"kind": "train", "loss": 2.3456, "questions_per_second": 12.34}
+SCORED = {"kind": "evaluation", "step": 2, "exact_match": 40.0, "f1": 51.26, "total": 500}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Put a terminal in the place of standard error."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm")
+    return terminal
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Sets the clock."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return lambda seconds: now.__setitem__(0, seconds)
+
+
+def test_lines_tell_the_first_and_last_step_and_every_scoring(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with training_progress(total=4) as show:
+        for step in range(1, 5):
+            show({**STEP, "step": step})
+            if step == 2:
+                show(SCORED)
+    out, err = capsys.readouterr()
+    first, scored, last = err.splitlines()
+    assert out == ""
+    assert first.startswith("step 1/4  loss 2.346  12.3 questions/s")
+    assert scored == "step 2/4  EM 40.0  F1 51.3 of 500 dev questions"
+    assert last.startswith("step 4/4")
+    assert last.endswith("0:00 left")
+
+
+def test_lines_of_a_resumed_training_count_its_own_steps(
+    capsys: pytest.CaptureFixture[str], clock: Callable[[float], None]
+) -> None:
+    with training_progress(total=1000, done=900) as show:
+        for step in range(901, 912):
+            clock(6.0 * (step - 900))
+            show({**STEP, "step": step})
+    told = [line.split(", ") for line in capsys.readouterr().err.splitlines()]
+    steps = [int(re.match(r"step (\d+)/1000", line)[1]) for line, _ in told]
+    assert steps == [901, 903, 905, 907, 909, 911]
+    assert [left for _, left in told][:2] == ["9:54 left", "9:42 left"]
+
+
+def test_long_waits_are_in_hours(
+    capsys: pytest.CaptureFixture[str], clock: Callable[[float], None]
+) -> None:
+    with training_progress(total=3) as show:
+        clock(3723)
+        show({**STEP, "step": 1})
+    assert capsys.readouterr().err.endswith("2:04:06 left\n")
+
+
+def test_lines_on_answering_foresee_the_end_of_all_parts(
+    capsys: pytest.CaptureFixture[str], clock: Callable[[float], None]
+) -> None:
+    with answering_progress() as show:
+        for done, seconds in ((1, 4), (10, 40), (11, 44), (30, 120)):
+            clock(seconds)
+            show(done, 40, "strategy 1 of 2: greedy")
+        clock(130)
+        show(40, 40)
+    assert capsys.readouterr().err.splitlines() == [
+        "answered 10 of 40 prompts (strategy 1 of 2: greedy), 2:00 left",
+        "answered 30 of 40 prompts (strategy 1 of 2: greedy), 0:40 left",
+        "answered 40 of 40 prompts, 0:00 left",
+    ]
+
+
+def test_on_a_terminal_training_has_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = on_terminal(monkeypatch)
+    with training_progress(4) as show:
+        show({**STEP, "step": 2})
+        show(SCORED)
+    seen = terminal.getvalue()
+    assert "2/4" in seen
+    assert "loss 2.346  12.3 questions/s" in seen
+    assert "EM 40.0  F1 51.3" in seen
+
+
+def test_on_a_terminal_answering_has_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = on_terminal(monkeypatch)
+    with answering_progress() as show:
+        show(3, 8, "strategy 1 of 2: span")
+    seen = terminal.getvalue()
+    assert "3/8" in seen
+    assert "strategy 1 of 2: span" in seen
