@@ -20,8 +20,9 @@ from loraqa.errors import InputError
 from loraqa.files import replacing_folder, write_text
 from loraqa.lora.adapt import adapt, parameter_counts
 from loraqa.lora.adapter import load_adapter
-from loraqa.model.load import load_base, position_limit
-from loraqa.model.runner import choose_runner
+from loraqa.model.choose import choose_runner
+from loraqa.model.load import choose_max_length, load_base
+from loraqa.prompt.cache import encode_training_once
 from loraqa.prompt.encode import Encoded, EncodingCounts, PromptEncoder
 from loraqa.prompt.plan import BatchPlan
 from loraqa.prompt.segments import SegmentTokenizer
@@ -53,6 +54,9 @@ logger = logging.getLogger("loraqa")
 
 # How many questions a message names.
 _NAMED = 5
+# How many times the tokens of a training batch are computed at once for scoring, where of what a
+# layer computes no more than keys and values is kept.
+_WITHOUT_GRADIENTS = 4
 
 
 @dataclass(frozen=True)
@@ -149,13 +153,7 @@ def _reader(
     settings: RunSettings, model: PreTrainedModel, tokenizer: SegmentTokenizer, data: QADataset
 ) -> Reader:
     """The model, and how questions are put to it, in training as in answering."""
-    limit = position_limit(model.config)
-    max_length = settings.prompt.max_length or limit
-    if max_length > limit:
-        raise InputError(
-            f"The setting prompt.max_length is {max_length}, but {settings.model.source} takes no "
-            f"more than {limit} tokens."
-        )
+    max_length = choose_max_length(settings.prompt.max_length, model.config)
     return Reader(
         choose_runner(model, max_length),
         tokenizer,
@@ -164,12 +162,13 @@ def _reader(
         settings.prompt.stride,
         settings.evaluation.max_answer_tokens,
         no_answer=not all(question.answerable for question in data.questions),
+        tokens_per_batch=_WITHOUT_GRADIENTS * settings.optimisation.tokens_per_batch,
     )
 
 
 def _encode(reader: Reader, data: QADataset) -> Encoded:
     encoder = PromptEncoder(reader.tokenizer, reader.template, reader.max_length, reader.stride)
-    encoded = encoder.encode_training(data.passages)
+    encoded = encode_training_once(encoder, data)
     counts = encoded.counts
     logger.info(
         f"Training on {counts.questions:,} questions on {counts.passages:,} contexts of "

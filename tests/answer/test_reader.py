@@ -4,17 +4,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.answer.conftest import LIMIT, PASSAGES, generate, prompts_of, stopping_model
 
 from loraqa.answer.decode import Greedy, Prompts, Rules, Written
 from loraqa.answer.reader import Answered, Reader
-from loraqa.errors import InputError
+from loraqa.errors import InputError, LoraqaError
 from loraqa.model.runner import PaddedRunner, TreeRunner
 from loraqa.prompt.encode import PromptEncoder
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
+from loraqa.prompt.tree import Tree
 from loraqa.squad import Passage, Question
 
 LONG = " ".join(f"House {n} was built by mason {n}." for n in range(12))
@@ -64,6 +66,36 @@ def test_progress_counts_prompts(segments: SegmentTokenizer) -> None:
     reader = reader_of(segments, tokens_per_batch=300)
     reader.read(PASSAGES, Greedy(), progress=lambda done, total: calls.append((done, total)))
     assert calls == [(3, 6), (6, 6)]
+
+
+def test_lack_of_memory_is_one_sentence(
+    segments: SegmentTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(TreeRunner, "session", out_of_memory)
+    with pytest.raises(LoraqaError, match="while answering .* set Reader.tokens_per_batch lower"):
+        reader_of(segments).read(PASSAGES, Greedy())
+
+
+@pytest.mark.parametrize("path", [TreeRunner, PaddedRunner])
+def test_no_batch_takes_more_tokens_than_it_may(
+    path: Any, segments: SegmentTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = reader_of(segments, path, tokens_per_batch=400)
+    sizes: list[tuple[int, int]] = []
+    session = path.session
+
+    def watched(runner: Any, trees: list[Tree]) -> Any:
+        questions = sum(len(tree.branches) for tree in trees)
+        sizes.append((questions, runner.size(trees) + questions * LIMIT))
+        return session(runner, trees)
+
+    monkeypatch.setattr(path, "session", watched)
+    reader.read([*PASSAGES, LONG_PASSAGE], Greedy())
+    assert any(questions > 1 for questions, _ in sizes)
+    assert all(size <= 400 for questions, size in sizes if questions > 1)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.conftest import tiny_model
 
-from loraqa.model.runner import PaddedRunner, Runner, TreeRunner
+from loraqa.model.runner import PaddedRunner, RecomputingRunner, Runner, TreeRunner
 from loraqa.prompt.tree import Tree
 
 TOKEN = st.integers(1, 299)
@@ -32,7 +32,7 @@ def runner_of(kind: str, path: type[Any]) -> Runner:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3"])
-@pytest.mark.parametrize("path", [TreeRunner, PaddedRunner])
+@pytest.mark.parametrize("path", [TreeRunner, PaddedRunner, RecomputingRunner])
 @settings(
     max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -1,18 +1,16 @@
 """A tree equals its examples: logits, loss and gradients, against transformers' own padded rows."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import transformers
 from tests.conftest import tiny_model
 from torch.nn.functional import cross_entropy
 
-from loraqa.model.attention import branch_mask
+from loraqa.model.attention import PackedTrees, attend_trees, branch_mask
 from loraqa.model.load import load_base
-from loraqa.model.runner import PaddedRunner, Runner, TreeRunner, choose_runner
+from loraqa.model.runner import PaddedRunner, RecomputingRunner, Runner, TreeRunner
 from loraqa.prompt.batch import TreeSpan
 from loraqa.prompt.tree import Branch, Tree
 
@@ -48,7 +46,7 @@ def relative_error(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> 
 
 
 @pytest.mark.parametrize("kind", ["gpt2", *ROTARY_KINDS])
-@pytest.mark.parametrize("runner", [TreeRunner, PaddedRunner])
+@pytest.mark.parametrize("runner", [TreeRunner, PaddedRunner, RecomputingRunner])
 def test_gradients_are_those_of_separate_examples(
     kind: str, runner: type[Any], trees: list[Tree]
 ) -> None:
@@ -99,31 +97,24 @@ def test_branch_mask_is_drawn_right() -> None:
     assert mask.int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 1]]
 
 
-@pytest.mark.parametrize("kind", ["gpt2", *ROTARY_KINDS])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_known_models_take_trees(kind: str, dtype: str) -> None:
-    assert isinstance(choose_runner(tiny_model(kind, dtype), 200), TreeRunner)
+@pytest.mark.parametrize("kind", [TreeRunner, PaddedRunner, RecomputingRunner])
+def test_size_is_what_is_computed(kind: type[Any], trees: list[Tree]) -> None:
+    model = tiny_model("gpt2")
+    computed: list[int] = []
+    model.transformer.wte.register_forward_hook(lambda _, ids, __: computed.append(ids[0].numel()))
+    runner = kind(model)
+    runner.answer_logits(trees)
+    assert computed == [runner.size(trees)]
 
 
-def test_a_short_sliding_window_takes_the_padded_path(caplog: pytest.LogCaptureFixture) -> None:
-    model = tiny_model("mistral")
-    model.config.sliding_window = 100
-    with caplog.at_level(logging.WARNING, "loraqa"):
-        assert isinstance(choose_runner(model, 200), PaddedRunner)
-    assert "sliding window of 100 tokens is shorter than 200" in caplog.text
-    assert isinstance(choose_runner(model, 100), TreeRunner)
-
-
-def test_a_model_whose_attention_ignores_the_tree_takes_the_padded_path(
-    caplog: pytest.LogCaptureFixture, trees: list[Tree]
-) -> None:
-    config = transformers.BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=300)
-    model = transformers.BloomForCausalLM(config).eval()
-    with caplog.at_level(logging.WARNING, "loraqa"):
-        runner = choose_runner(model, 200)
-    assert isinstance(runner, PaddedRunner)
-    assert "cannot compute trees" in caplog.text
-    expected, gradients = transformers_gradients(model, trees)
-    loss, ours = our_gradients(runner, trees)
-    assert loss == pytest.approx(expected, rel=1e-5)
-    assert relative_error(ours, gradients) < 1e-4
+@pytest.mark.parametrize(
+    "option", [{"softcap": 50.0}, {"s_aux": torch.zeros(2)}, {"position_bias": torch.zeros(1)}]
+)
+def test_attention_refuses_what_it_does_not_do(option: dict[str, Any]) -> None:
+    model = tiny_model("gpt2")
+    states = torch.zeros(1, 2, 4, 8)
+    attention = model.transformer.h[0].attn
+    trees = PackedTrees([TreeSpan(0, 2, (2,))], states.device)
+    attend_trees(attention, states, states, states, None, trees=trees, dropout=0.0, softcap=None)
+    with pytest.raises(ValueError, match=f"has no {next(iter(option))}"):
+        attend_trees(attention, states, states, states, None, trees=trees, **option)

@@ -1,12 +1,16 @@
 """Every question is trained once an epoch, in an order that (seed, epoch) determine."""
 
 from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraqa.prompt.plan import BatchPlan, pack
+from loraqa.prompt.batch import collate_padded, collate_trees
+from loraqa.prompt.plan import BatchPlan, Size, pack, padded_tokens, tree_tokens
 from loraqa.prompt.tree import Branch, Tree
 
 
@@ -37,7 +41,7 @@ def ids(trees: list[Tree]) -> list[str]:
 def test_an_epoch_holds_every_question_once(
     trees: list[Tree], questions: int, tokens: int, epoch: int
 ) -> None:
-    plan = BatchPlan(trees, questions, tokens, seed=1, size=len)
+    plan = BatchPlan(trees, questions, tokens, seed=1)
     steps = list(plan.epoch(epoch))
     seen = [i for step in steps for batch in step for i in ids(batch)]
     assert Counter(seen) == Counter(ids(trees))
@@ -65,10 +69,33 @@ def test_epochs_and_seeds_differ() -> None:
     assert len(orders) == 4
 
 
-@given(FORESTS, st.integers(1, 150))
-def test_batches_keep_to_their_budget(trees: list[Tree], tokens: int) -> None:
-    for size in (len, lambda tree: tree.padded_length):
-        for batch in pack(trees, tokens, size):
-            assert sum(map(size, batch)) <= tokens or (
-                len(batch) == 1 and len(batch[0].branches) == 1
-            )
+@pytest.mark.parametrize("size", [tree_tokens, padded_tokens])
+@given(trees=FORESTS, tokens=st.integers(1, 400))
+def test_batches_keep_to_their_budget(size: Size, trees: list[Tree], tokens: int) -> None:
+    batches = pack(trees, tokens, size)
+    assert Counter(i for batch in batches for i in ids(batch)) == Counter(ids(trees))
+    for batch in batches:
+        assert size(batch) <= tokens or len(ids(batch)) == 1
+    for batch, after in pairwise(batches):
+        assert size([*batch, after[0]]) > tokens
+
+
+@given(FORESTS)
+def test_sizes_are_those_of_the_tensors(trees: list[Tree]) -> None:
+    assert tree_tokens(trees) == collate_trees(trees).input_ids.numel()
+    assert padded_tokens(trees) == collate_padded(trees, pad_id=0).input_ids.numel()
+
+
+def test_many_trees_are_measured_a_few_times_each() -> None:
+    measured = 0
+
+    def size(trees: Sequence[Tree]) -> int:
+        nonlocal measured
+        measured += len(trees)
+        return tree_tokens(trees)
+
+    trees = [tree(n, 5, [3]) for n in range(2000)]
+    for tokens in (1, 100, 10**9):
+        measured = 0
+        pack(trees, tokens, size)
+        assert measured < 10 * len(trees)

@@ -278,26 +278,19 @@ def test_weights_that_are_no_number_reach_no_checkpoint(
     assert newest_whole(run.checkpoints) is None
 
 
-@pytest.mark.parametrize(
-    "error",
-    [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("x: can't allocate memory: 9")],
-)
-def test_lack_of_memory_is_explained(
-    trees: list[Tree], run: RunDirectory, error: RuntimeError
-) -> None:
-    def loss(runner: Any, batch: list[Tree]) -> Tensor:  # noqa: ARG001
-        raise error
+def out_of_memory(*_: Any) -> Any:
+    raise torch.OutOfMemoryError("CUDA out of memory.")
 
+
+def test_lack_of_memory_is_explained(trees: list[Tree], run: RunDirectory) -> None:
     with pytest.raises(LoraqaError, match=r"Memory is out in step 1 .*tokens_per_batch from 120"):
-        start(trees, run, settings(), loss=loss)
+        start(trees, run, settings(), loss=out_of_memory)
 
 
-def test_another_error_stays_what_it_is(trees: list[Tree], run: RunDirectory) -> None:
-    def loss(runner: Any, batch: list[Tree]) -> Tensor:  # noqa: ARG001
-        raise RuntimeError("shapes differ")
-
-    with pytest.raises(RuntimeError, match="shapes differ"):
-        start(trees, run, settings(), loss=loss)
+def test_lack_of_memory_while_scoring_is_explained(trees: list[Tree], run: RunDirectory) -> None:
+    chosen = settings("evaluation.every=3")
+    with pytest.raises(LoraqaError, match=r"while scoring step 0 .*tokens_per_batch from 120"):
+        start(trees, run, chosen, evaluate=out_of_memory)
 
 
 def in_turn(*f1: float) -> Callable[[], Scores]:

@@ -8,6 +8,7 @@ for answer in reader.answer("Salt came from the hills.", ["Where did salt come f
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,8 +18,10 @@ from loraqa.answer.load import load_model
 from loraqa.answer.locate import locate
 from loraqa.answer.strategies import parse_strategy
 from loraqa.errors import InputError
+from loraqa.model.choose import choose_runner
 from loraqa.model.load import position_limit
-from loraqa.model.runner import Runner, choose_runner
+from loraqa.model.memory import explaining_lack_of_memory
+from loraqa.model.runner import Runner
 from loraqa.prompt.encode import PromptEncoder
 from loraqa.prompt.plan import pack
 from loraqa.prompt.segments import SegmentTokenizer
@@ -143,6 +146,7 @@ class Reader:
 
         Raises:
             InputError: a question leaves no room for a context.
+            LoraqaError: memory is out.
         """
         encoder = PromptEncoder(self.tokenizer, self.template, self.max_length, self.stride)
         encoded = encoder.encode_prompts(passages, self.max_answer_tokens)
@@ -158,11 +162,12 @@ class Reader:
         done = 0
         for trees in pack(encoded.trees, self.tokens_per_batch, partial(self._cost, rows=rows)):
             contexts = [passages[tree.passage].context for tree in trees]
-            session = self.runner.session(trees)
-            logits = session.prefill()
-            prompts = Prompts(trees, contexts, session, logits, self._rules, samples, seed)
-            for tree, branch, answers in _write(prompts, strategy):
-                windows[tree.passage, branch.question_id].append(answers)
+            with self._explaining_lack_of_memory():
+                session = self.runner.session(trees)
+                logits = session.prefill()
+                prompts = Prompts(trees, contexts, session, logits, self._rules, samples, seed)
+                for tree, branch, answers in _write(prompts, strategy):
+                    windows[tree.passage, branch.question_id].append(answers)
             done += len(logits)
             if progress:
                 progress(done, encoded.counts.examples)
@@ -176,10 +181,18 @@ class Reader:
     def _rules(self) -> Rules:
         return Rules(self.tokenizer, self.template, self.max_answer_tokens, self.no_answer)
 
-    def _cost(self, tree: Tree, rows: int) -> int:
-        """Tokens in memory while each question of a tree takes `rows` rows of the computation."""
-        forked = replace(tree, branches=tree.branches * rows)
-        return self.runner.size(forked) + len(forked.branches) * self.max_answer_tokens
+    def _cost(self, trees: Sequence[Tree], rows: int) -> int:
+        """Tokens in memory while each question takes `rows` rows of the computation."""
+        forked = [replace(tree, branches=tree.branches * rows) for tree in trees]
+        answers = sum(len(tree.branches) for tree in forked)
+        return self.runner.size(forked) + answers * self.max_answer_tokens
+
+    def _explaining_lack_of_memory(self) -> AbstractContextManager[None]:
+        return explaining_lack_of_memory(
+            "while answering",
+            f"set Reader.tokens_per_batch lower than {self.tokens_per_batch}, ask for fewer "
+            "samples or beams, or give shorter contexts",
+        )
 
 
 def _write(prompts: Prompts, strategy: Strategy) -> Iterator[tuple[Tree, Branch, list[Answered]]]:

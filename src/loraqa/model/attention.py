@@ -17,6 +17,12 @@ from loraqa.prompt.batch import TreeSpan
 
 TREE_ATTENTION = "loraqa_trees"
 
+# What models pass along that changes nothing here: positions are in queries and keys already, who
+# chooses trees has looked at the window, and the model is in eval mode.
+_HARMLESS = frozenset(
+    ["dropout", "is_causal", "output_router_logits", "position_ids", "sliding_window", "use_cache"]
+)
+
 
 class Trees(Protocol):
     """What is in the row of tokens that the model computes."""
@@ -43,16 +49,32 @@ def attend_trees(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,  # noqa: ARG001 - trees know who sees whom
+    attention_mask: Tensor | None,
     scaling: float | None = None,
     *,
     trees: Trees,
-    **_: Any,
+    **options: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in every layer. Returns (1, T, heads, head size), and no weights."""
+    """What transformers calls in every layer. Returns (1, T, heads, head size), and no weights.
+
+    Raises:
+        ValueError: the model asks for more than softmax(scaling · QKᵀ)V, such as a cap on the
+            products or a sink.
+    """
+    _check_plain(attention_mask=attention_mask, **options)
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
     attended = trees.attend(module.layer_idx, query, key, value, factor)  # type: ignore[arg-type]
     return attended.transpose(1, 2), None
+
+
+def _check_plain(**options: Any) -> None:
+    unknown = [
+        name
+        for name, value in options.items()
+        if name not in _HARMLESS and value is not None and value is not False
+    ]
+    if unknown:
+        raise ValueError(f"attention over trees has no {', '.join(unknown)}")
 
 
 AttentionInterface.register(TREE_ATTENTION, attend_trees)

@@ -146,6 +146,44 @@ class PaddedSession:
         return logits
 
 
+class RecomputingSession:
+    """Decoding that keeps nothing but ids, and computes whole rows at every step.
+
+    Rows are padded on the right, where a causal model does not look from the row's own last token;
+    so this is exact for any, whatever it would keep of a row.
+    """
+
+    def __init__(self, model: PreTrainedModel, trees: Sequence[Tree]) -> None:
+        self._model = model
+        batch = collate_padded(trees, pad_id=0, side="right")
+        self._input_ids = batch.input_ids.to(model.device)
+        self._lengths = batch.attention_mask.sum(dim=1).to(model.device)
+
+    @torch.no_grad()
+    def prefill(self) -> Tensor:
+        """See `DecodingSession`."""
+        logits: Tensor = self._model(input_ids=self._input_ids, use_cache=False).logits
+        rows = torch.arange(len(logits), device=logits.device)
+        return logits[rows, self._lengths - 1]
+
+    def advance(self, tokens: Tensor) -> Tensor:
+        """See `DecodingSession`."""
+        longer = pad(self._input_ids, (0, 1))
+        self._input_ids = longer.scatter(1, self._lengths[:, None], tokens[:, None])
+        self._lengths = self._lengths + 1
+        return self.prefill()
+
+    def select(self, rows: Tensor) -> None:
+        """See `DecodingSession`."""
+        self._input_ids, self._lengths = self._input_ids[rows], self._lengths[rows]
+
+    def branch_off(self, rows: Tensor) -> "RecomputingSession":
+        """See `DecodingSession`."""
+        other = copy(self)
+        other.select(rows)
+        return other
+
+
 class _RecordedTrees(PackedTrees):
     """Packed trees that remember every layer's keys and values."""
 
@@ -208,7 +246,8 @@ class _GrowingRows:
         queries = query[0].transpose(0, 1).reshape(rows, key.shape[1], -1, size)
         on_trunk = self._with_trunks(queries, trunk_key.transpose(2, 3))
         on_own = queries @ own_key.transpose(2, 3)
-        scores = torch.cat([on_trunk, on_own], dim=-1).float() * scaling
+        scores = torch.cat([on_trunk, on_own], dim=-1)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * scaling
         scores.masked_fill_(~self._seen[:, None, None], -torch.inf)
         weights = scores.softmax(dim=-1).to(query.dtype)
         longest = trunk_key.shape[2]

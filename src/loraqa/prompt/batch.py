@@ -8,6 +8,7 @@ trees.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import Literal
 
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ class TreeBatch:
 
 @dataclass(frozen=True)
 class PaddedBatch:
-    """One row of at most L tokens for each of N questions, padded on the left.
+    """One row of at most L tokens for each of N questions, padded on one side.
 
     Attributes:
         input_ids, attention_mask, position_ids: (N, L). Padding is known by its place alone.
@@ -101,8 +102,10 @@ def collate_trees(trees: Sequence[Tree]) -> TreeBatch:
     )
 
 
-def collate_padded(trees: Sequence[Tree], pad_id: int) -> PaddedBatch:
-    """One row per question, padded on the left to the longest of them."""
+def collate_padded(
+    trees: Sequence[Tree], pad_id: int, side: Literal["left", "right"] = "left"
+) -> PaddedBatch:
+    """One row per question, padded to the longest of them."""
     rows = [
         (np.concatenate([tree.trunk, branch.inputs]), branch)
         for tree in trees
@@ -114,11 +117,11 @@ def collate_padded(trees: Sequence[Tree], pad_id: int) -> PaddedBatch:
     position_ids = torch.zeros(shape, dtype=torch.long)
     labels = torch.full(shape, -100)
     for row, (ids, branch) in enumerate(rows):
-        input_ids[row, -len(ids) :] = torch.from_numpy(ids)
-        attention_mask[row, -len(ids) :] = 1
-        position_ids[row, -len(ids) :] = torch.arange(len(ids))
-        if len(branch.answer):
-            labels[row, -len(branch.answer) :] = torch.from_numpy(branch.answer)
+        end = shape[1] if side == "left" else len(ids)
+        input_ids[row, end - len(ids) : end] = torch.from_numpy(ids)
+        attention_mask[row, end - len(ids) : end] = 1
+        position_ids[row, end - len(ids) : end] = torch.arange(len(ids))
+        labels[row, end - len(branch.answer) : end] = torch.from_numpy(branch.answer)
     return PaddedBatch(input_ids, attention_mask, position_ids, labels)
 
 

@@ -63,11 +63,6 @@ class Tree:
         return len(self) + (len(self.branches) - 1) * len(self.trunk)
 
     @property
-    def padded_length(self) -> int:
-        """How many tokens they need when these are padded to the longest."""
-        return len(self.branches) * self.longest_path
-
-    @property
     def longest_path(self) -> int:
         """Tokens from the start of the trunk to the end of the longest branch."""
         return len(self.trunk) + max(map(len, self.branches))

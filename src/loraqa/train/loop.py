@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
@@ -21,6 +21,7 @@ from torch.optim import AdamW
 
 from loraqa.errors import InputError, LoraqaError
 from loraqa.lora.layer import lora_layers
+from loraqa.model.memory import explaining_lack_of_memory
 from loraqa.model.runner import Runner
 from loraqa.prompt.plan import BatchPlan, Step
 from loraqa.squad import Scores
@@ -144,7 +145,7 @@ class _Training:
                 break
             if stop.received:
                 raise StoppedError(self._how_to_resume(stop.received), stop.received)
-            with self._explaining_lack_of_memory():
+            with self._explaining_lack_of_memory(f"in step {self.state.step + 1}"):
                 self._train(next(steps))
         self._set_mode(training=False)
 
@@ -185,7 +186,7 @@ class _Training:
         """Since the last step: with the time that checkpoints took, without that of evaluations."""
         seconds = self._lap()
         self.state.training_seconds += seconds
-        tokens = sum(self.runner.size(tree) for trees in planned.micro_batches for tree in trees)
+        tokens = sum(map(self.runner.size, planned.micro_batches))
         return {
             "questions_per_second": len(planned.question_ids) / seconds,
             "tokens_per_second": tokens / seconds,
@@ -201,7 +202,8 @@ class _Training:
         """Score the model as it stands; nothing happens where a request to stop comes meanwhile."""
         self.state.training_seconds += self._lap()
         self._set_mode(training=False)
-        scores = stop.unless_stopped(evaluate)
+        with self._explaining_lack_of_memory(f"while scoring step {self.state.step}"):
+            scores = stop.unless_stopped(evaluate)
         self._set_mode(training=True)
         seconds = self._lap()
         if scores is None:
@@ -279,19 +281,12 @@ class _Training:
             f"{rate}{more_precise}."
         )
 
-    @contextmanager
-    def _explaining_lack_of_memory(self) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:
-            # On the CPU, torch has no type of its own for this.
-            if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate" in str(error)):
-                raise
-            raise LoraqaError(
-                f"Memory is out in step {self.state.step + 1} ({str(error).splitlines()[0]}): "
-                f"lower optimisation.tokens_per_batch from "
-                f"{self.settings.optimisation.tokens_per_batch} and go on with --resume."
-            ) from error
+    def _explaining_lack_of_memory(self, where: str) -> AbstractContextManager[None]:
+        return explaining_lack_of_memory(
+            where,
+            "lower optimisation.tokens_per_batch from "
+            f"{self.settings.optimisation.tokens_per_batch} and go on with --resume",
+        )
 
 
 def _adamw(parameters: list[Parameter], options: OptimisationSettings) -> AdamW:

@@ -1,0 +1,148 @@
+"""Choosing the runner for a model: the fastest that computes what the model itself computes.
+
+A configuration does not tell all that a model does, so small trees are computed in the model, and
+their logits are compared with those of every row alone.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from loraqa.errors import InputError
+from loraqa.model.runner import PaddedRunner, RecomputingRunner, Runner, TreeRunner
+from loraqa.prompt.tree import Branch, TokenIds, Tree
+
+logger = logging.getLogger("loraqa")
+
+# How far rounding alone may drive two ways to compute the same logits apart, relative. In bf16
+# GPT-2 reaches 0.009, models of 48 layers 0.01 to 0.025; in fp32 and fp64 all stay far below.
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 0.03}
+
+_Kind = Callable[[PreTrainedModel], Runner]
+
+
+def choose_runner(model: PreTrainedModel, max_length: int) -> Runner:
+    """Trees if the model can take them, else one row per question, with a line that says so.
+
+    Args:
+        model: any causal language model.
+        max_length: the longest path that it will compute, in tokens.
+
+    Raises:
+        InputError: the model is not causal.
+    """
+    reason = _why_no_trees(model, max_length)
+    if reason is None:
+        return TreeRunner(model)
+    kind, slowness = _by_rows(model)
+    logger.warning(
+        "%s cannot compute trees (%s): every question is computed with its own copy of the "
+        "context, %s.",
+        model.config.model_type,
+        reason,
+        slowness,
+    )
+    return kind(model)
+
+
+def _by_rows(model: PreTrainedModel) -> tuple[_Kind, str]:
+    """How to compute one row per question, and how slow that is."""
+    if _is_exact(PaddedRunner, model):
+        return PaddedRunner, "which is slower"
+    if _is_exact(RecomputingRunner, model):
+        return RecomputingRunner, "and anew for each token of an answer, which is slow"
+    raise InputError(
+        f"A {model.config.model_type} model cannot be used: what it says of a token depends on "
+        "those that follow; choose a causal language model, such as GPT-2."
+    )
+
+
+def _why_no_trees(model: PreTrainedModel, max_length: int) -> str | None:
+    config = model.config.get_text_config()
+    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None)
+    if "sliding_attention" in layer_types or (window and not hasattr(config, "layer_types")):
+        if window is None or window < max_length:
+            return f"its sliding window of {window} tokens is shorter than {max_length}"
+        layer_types.discard("sliding_attention")
+    if layer_types - {"full_attention"}:
+        return f"it has layers of type {', '.join(sorted(layer_types - {'full_attention'}))}"
+    return None if _is_exact(TreeRunner, model) else "its attention does not follow the tree"
+
+
+@torch.no_grad()
+def _is_exact(kind: _Kind, model: PreTrainedModel) -> bool:
+    """Whether a runner gives the logits of every row alone, in training and in decoding."""
+    trees = _small_trees(model.config.get_text_config().vocab_size)
+    expected = _alone(model, trees)
+    implementation = model.config._attn_implementation
+    try:
+        error = _relative_error(kind(model), trees, expected)
+    except torch.OutOfMemoryError:
+        raise
+    # Whatever a model makes of arguments that it does not know.
+    except Exception:
+        return False
+    finally:
+        model.set_attn_implementation(implementation)
+    return error < _TOLERANCE[model.dtype]
+
+
+def _small_trees(vocabulary: int) -> list[Tree]:
+    """Three branches on two trunks, of unlike lengths, with answers of three tokens each."""
+    ids = iter(np.random.default_rng(0).integers(vocabulary, size=50, dtype=np.int32))
+
+    def take(length: int) -> TokenIds:
+        return np.fromiter(ids, np.int32, length)
+
+    def tree(trunk: int, *prompts: int) -> Tree:
+        branches = tuple(Branch("", take(prompt), take(3)) for prompt in prompts)
+        return Tree(take(trunk), branches, passage=0, window=(0, 0))
+
+    return [tree(20, 4, 7), tree(3, 2)]
+
+
+def _alone(model: PreTrainedModel, trees: Sequence[Tree]) -> Tensor:
+    """Logits that predict the answers, each row computed alone: (rows, places, vocabulary)."""
+    logits = []
+    for tree in trees:
+        for branch in tree.branches:
+            row = torch.from_numpy(np.concatenate([tree.trunk, branch.inputs])).long()
+            output = model(input_ids=row[None].to(model.device), use_cache=False)
+            logits.append(output.logits[0, -len(branch.answer) :])
+    return torch.stack(logits)
+
+
+def _relative_error(runner: Runner, trees: Sequence[Tree], expected: Tensor) -> float:
+    """How far a runner's logits are from (rows, places, vocabulary), in both kinds of computation.
+
+    Decoding goes through all that a session can do: prompts, forks, an order of rows, and going on
+    where another has branched off.
+    """
+    device = expected.device
+    answers = torch.stack(
+        [torch.from_numpy(branch.answer).long() for tree in trees for branch in tree.branches]
+    ).to(device)
+    session = runner.session([_without_answers(tree) for tree in trees])
+    forks, kept = torch.tensor([2, 0, 2], device=device), torch.tensor([1, 0], device=device)
+    pairs = [
+        (runner.answer_logits(trees)[0], expected.flatten(0, 1)),
+        (session.prefill(), expected[:, 0]),
+    ]
+    other = session.branch_off(forks)
+    pairs.append((other.advance(answers[forks, 0]), expected[forks, 1]))
+    other.select(kept)
+    pairs.append((other.advance(answers[forks[kept], 1]), expected[forks[kept], 2]))
+    pairs.append((session.advance(answers[:, 0]), expected[:, 1]))
+    actual, wanted = (torch.cat(logits).double() for logits in zip(*pairs, strict=True))
+    return float((actual - wanted).norm() / wanted.norm())
+
+
+def _without_answers(tree: Tree) -> Tree:
+    branches = (replace(branch, answer=branch.answer[:0]) for branch in tree.branches)
+    return replace(tree, branches=tuple(branches))
