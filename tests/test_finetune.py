@@ -182,6 +182,24 @@ def test_a_finished_run_resumed_stays_as_it_is(
     assert weights(run) == weights(finished[0])
 
 
+def test_a_run_made_with_relative_paths_goes_on_and_answers_elsewhere(
+    tiny_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "there").mkdir()
+    shutil.copytree(tiny_folder, tmp_path / "base")
+    shutil.copy(data / "train.json", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run"
+    chosen = choose(Path("base"), Path("train.json"), "optimisation.max_steps=1")
+    finetune(chosen, run)
+    finetune(chosen, run, resume=True)
+    monkeypatch.chdir(tmp_path / "there")
+    finetune(load_settings([run / "settings.yaml"]), run, resume=True)
+    assert len(Reader.load(run).answer("The mill is old.", ["What is old?"])) == 1
+    config = read(run / "adapter" / "adapter_config.json")
+    assert config["base_model_name_or_path"] == str(tmp_path / "base")
+
+
 def test_the_adapter_is_that_of_the_best_step(finished: tuple[Path, FinetuneResult]) -> None:
     run, result = finished
     assert result.after is not None

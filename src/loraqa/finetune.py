@@ -103,6 +103,7 @@ def finetune(
         StoppedError: Ctrl-C or SIGTERM; a checkpoint of where it stood is written.
         LoraqaError: the training failed; its checkpoints are whole.
     """
+    settings = settings.with_full_paths()
     run = RunDirectory(run_dir)
     run.check_usable(settings, resume)
     data = _read_data(settings.data)

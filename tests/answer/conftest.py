@@ -1,6 +1,7 @@
-"""Passages, prompts and models that stop for the answer room."""
+"""Passages, prompts, models that stop, and a run, for the answer room."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,12 +9,19 @@ import torch
 from tests.conftest import tiny_model
 
 from loraqa.answer.decode import Prompts, Rules
+from loraqa.lora.adapt import adapt
+from loraqa.lora.adapter import save_adapter
+from loraqa.lora.layer import lora_layers
+from loraqa.lora.settings import LoraSettings
+from loraqa.model.load import load_base
 from loraqa.model.runner import Runner
 from loraqa.prompt.encode import PromptEncoder
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
 from loraqa.prompt.tree import Tree
 from loraqa.squad import Answer, Passage, Question
+from loraqa.train.adapter_folder import AdapterInfo, describe_base, write_adapter_info
+from loraqa.train.settings import ModelSettings
 
 PASSAGES = [
     Passage(
@@ -60,6 +68,37 @@ def rules(segments: SegmentTokenizer) -> Rules:
 @pytest.fixture(scope="session")
 def trees(segments: SegmentTokenizer) -> list[Tree]:
     return PromptEncoder(segments, Template(), 250, 20).encode_prompts(PASSAGES, LIMIT).trees
+
+
+@pytest.fixture(scope="module")
+def adapted(tiny_folder: Path) -> Any:
+    """A tiny model with an adapter that changes its answers."""
+    model, _ = load_base(tiny_folder, dtype="float32", device="cpu")
+    adapt(model, LoraSettings(rank=4))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for layer in lora_layers(model).values():
+            torch.nn.init.normal_(layer.lora_B, std=0.3)
+    return model
+
+
+@pytest.fixture
+def info(tiny_folder: Path, adapted: Any) -> AdapterInfo:
+    return AdapterInfo(
+        base=describe_base(ModelSettings(source=str(tiny_folder)), adapted),
+        template="{context} Q: {question} A: {answer}",
+        max_length=200,
+        stride=30,
+        max_answer_tokens=9,
+        version="2.0",
+    )
+
+
+@pytest.fixture
+def run(tmp_path: Path, adapted: Any, info: AdapterInfo) -> Path:
+    save_adapter(adapted, tmp_path / "run" / "adapter")
+    write_adapter_info(tmp_path / "run" / "adapter", info)
+    return tmp_path / "run"
 
 
 def prompts_of(

@@ -1,57 +1,27 @@
 """What a reader can be loaded from: a run, an adapter, a merged or a plain model."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from tests.answer.conftest import PASSAGES
 from tests.conftest import tiny_model
+from transformers import AutoModelForCausalLM
 
+from loraqa.answer.load import load_adapted, load_model
 from loraqa.answer.reader import Reader
 from loraqa.errors import InputError
-from loraqa.lora.adapt import adapt
-from loraqa.lora.adapter import load_adapter, save_adapter
-from loraqa.lora.layer import lora_layers
+from loraqa.lora.adapter import load_adapter
 from loraqa.lora.merge import merge_and_unload
-from loraqa.lora.settings import LoraSettings
 from loraqa.model.load import load_base
 from loraqa.model.runner import TreeRunner
 from loraqa.prompt.segments import SegmentTokenizer
-from loraqa.prompt.template import Template
-from loraqa.train.adapter_folder import AdapterInfo, describe_base, write_adapter_info
-from loraqa.train.settings import ModelSettings
-
-
-@pytest.fixture(scope="module")
-def adapted(tiny_folder: Path) -> Any:
-    """A tiny model with an adapter that changes its answers."""
-    model, _ = load_base(tiny_folder, dtype="float32", device="cpu")
-    adapt(model, LoraSettings(rank=4))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        for layer in lora_layers(model).values():
-            torch.nn.init.normal_(layer.lora_B, std=0.3)
-    return model
-
-
-@pytest.fixture
-def info(tiny_folder: Path, adapted: Any) -> AdapterInfo:
-    return AdapterInfo(
-        base=describe_base(ModelSettings(source=str(tiny_folder)), adapted),
-        template="{context} Q: {question} A: {answer}",
-        max_length=200,
-        stride=30,
-        max_answer_tokens=9,
-        version="2.0",
-    )
-
-
-@pytest.fixture
-def run(tmp_path: Path, adapted: Any, info: AdapterInfo) -> Path:
-    save_adapter(adapted, tmp_path / "run" / "adapter")
-    write_adapter_info(tmp_path / "run" / "adapter", info)
-    return tmp_path / "run"
+from loraqa.prompt.template import DEFAULT_TEMPLATE, Template
+from loraqa.train.adapter_folder import AdapterInfo, write_adapter_info
 
 
 def test_loads_a_run_an_adapter_and_a_merged_model(
@@ -109,5 +79,71 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 def test_a_base_that_is_gone_is_named(run: Path, info: AdapterInfo) -> None:
     base = info.base.model_copy(update={"source": "/nowhere/base"})
     write_adapter_info(run / "adapter", info.model_copy(update={"base": base}))
-    with pytest.raises(InputError, match="/nowhere/base does not exist"):
+    with pytest.raises(InputError, match=f"of {run}/adapter, /nowhere/base, .* with --base"):
         Reader.load(run)
+
+
+def test_what_only_one_side_knows_of_the_base_is_no_difference(
+    run: Path, info: AdapterInfo, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Trained on a model of the hub, before its weights were hashed; loaded from a folder."""
+    base = info.base.model_copy(update={"source": "gpt2", "revision": "12", "sha256": None})
+    write_adapter_info(run / "adapter", info.model_copy(update={"base": base}))
+    Reader.load(run, base=info.base.source, device="cpu")
+    assert not caplog.records
+
+
+def test_a_base_that_has_moved_is_known_by_its_new_place(
+    run: Path, info: AdapterInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(info.base.source, tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    _, _, loaded = load_adapted(run, base="moved", device="cpu")
+    base = info.base.model_copy(update={"source": str(tmp_path / "moved")})
+    assert loaded == info.model_copy(update={"base": base})
+
+
+@pytest.fixture
+def from_peft(tmp_path: Path, tiny_folder: Path) -> tuple[Path, Any]:
+    """A folder with an adapter that PEFT saved, and PEFT's model."""
+    base = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=["c_attn"], fan_in_fan_out=True)
+    model = peft.get_peft_model(base, config).eval()
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(tmp_path / "peft")
+    return tmp_path / "peft", model
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_an_adapter_of_pefts_answers_as_peft_does(
+    from_peft: tuple[Path, Any],
+    tiny_folder: Path,
+    caplog: pytest.LogCaptureFixture,
+    named: bool,
+) -> None:
+    folder, theirs = from_peft
+    base = tiny_folder if named else None
+    reader = Reader.load(folder, base=base, dtype="float32", device="cpu")
+    assert caplog.messages == [
+        f"{folder} has no loraqa.json to say how its prompts were written; they are assumed to be "
+        f"{DEFAULT_TEMPLATE!r}."
+    ]
+    assert (reader.template, reader.max_length) == (Template(), 256)
+    assert len(reader.answer("A king.", ["Who?"])) == 1
+    loaded = load_model(folder, base=base, dtype="float32", device="cpu")
+    ids = torch.arange(1, 30)[None]
+    with torch.no_grad():
+        ours = loaded.model(input_ids=ids).logits
+        torch.testing.assert_close(ours, theirs(input_ids=ids).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_an_adapter_that_names_no_base_asks_for_it(from_peft: tuple[Path, Any]) -> None:
+    folder, _ = from_peft
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = None
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="does not name its base model; .*--base"):
+        Reader.load(folder)

@@ -1,6 +1,8 @@
 """What stands beside an adapter: enough to answer with it, and a card for people."""
 
 import hashlib
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -60,20 +62,58 @@ def test_a_base_in_a_folder_is_known_by_its_weights(tiny_folder: Path) -> None:
 
 
 def test_several_files_of_weights_have_one_hash(tmp_path: Path) -> None:
+    index = {"weight_map": {"x": "a.safetensors", "y": "b.safetensors", "z": "a.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     for name, contents in [("a", b"1"), ("b", b"2")]:
         (tmp_path / f"{name}.safetensors").write_bytes(contents)
     model = adapted(settings()).model
-    first = describe_base(ModelSettings(source=str(tmp_path)), model).sha256
+
+    def hashed() -> str | None:
+        return describe_base(ModelSettings(source=str(tmp_path)), model).sha256
+
+    first = hashed()
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"of no weights of the base")
+    assert first == hashed() is not None
     (tmp_path / "b.safetensors").write_bytes(b"3")
-    assert first != describe_base(ModelSettings(source=str(tmp_path)), model).sha256
+    assert first != hashed()
 
 
-def test_a_base_from_the_hub_is_known_by_its_commit() -> None:
-    model = adapted(settings()).model
-    model.config._commit_hash = "0123abcd"
-    base = describe_base(ModelSettings(source="openai-community/gpt2"), model)
-    assert (base.source, base.revision, base.sha256) == ("openai-community/gpt2", "0123abcd", None)
-    assert "commit 0123abcd" in str(base)
+def test_a_downloaded_base_is_known_by_commit_and_weights(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "c0ffee" * 6 + "abcd"
+    snapshot = tmp_path / "models--example--model" / "snapshots" / commit
+    shutil.copytree(tiny_folder, snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    model, _ = load_base("example/model", dtype="float32", device="cpu")
+    base = describe_base(ModelSettings(source="example/model"), model)
+    weights = (tiny_folder / "model.safetensors").read_bytes()
+    assert (base.source, base.revision) == ("example/model", commit)
+    assert base.sha256 == hashlib.sha256(weights).hexdigest()
+    assert str(base) == f"example/model (commit {commit}, sha256 {base.sha256})"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "differ"),
+    [
+        ({"sha256": "ab"}, {"sha256": "ab"}, False),
+        ({"sha256": "ab"}, {"sha256": "cd"}, True),
+        ({"sha256": "ab"}, {"revision": "12"}, False),
+        ({"revision": "12"}, {"revision": "34"}, True),
+        ({"revision": "12"}, {"revision": "12"}, False),
+        ({"revision": "12", "sha256": "ab"}, {"revision": "34", "sha256": "ab"}, False),
+        ({}, {"sha256": "ab", "revision": "12"}, False),
+    ],
+)
+def test_bases_differ_in_what_is_known_of_both(
+    one: dict[str, str], other: dict[str, str], differ: bool
+) -> None:
+    unknown = INFO.base.model_copy(update={"sha256": None})
+    first, second = (unknown.model_copy(update=known) for known in (one, other))
+    assert first.differs_from(second) == second.differs_from(first) == differ
 
 
 def test_random_weights_say_so(tiny_folder: Path) -> None:

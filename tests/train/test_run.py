@@ -60,6 +60,13 @@ def test_a_resumed_run_keeps_its_settings(begun: RunDirectory) -> None:
         begun.check_usable(settings("optimisation.learning_rate=0.5", "seed=1"), resume=True)
 
 
+def test_a_resumed_run_may_find_its_base_elsewhere(begun: RunDirectory) -> None:
+    moved = settings("model.source=elsewhere", "model.revision=main")
+    begun.check_usable(moved, resume=True)
+    begun.resume(moved, {**DATA, "base": {**DATA["base"], "source": "elsewhere"}}, surroundings())
+    assert begun.settings() == moved
+
+
 @pytest.mark.parametrize(
     ("data", "named"),
     [

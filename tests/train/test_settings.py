@@ -149,6 +149,22 @@ def test_written_back_whole_they_read_the_same(
     assert load_settings([path]) == chosen
 
 
+def test_paths_hold_in_any_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "gpt2").write_text("no folder, so no model")
+    write(tmp_path / "train.json", "{}")
+    monkeypatch.chdir(tmp_path)
+    here = load("model.source=base", "data.train=./train.json", "data.dev=rajpurkar/squad")
+    full = here.with_full_paths()
+    assert full.model.source == str(tmp_path / "base")
+    assert full.data.train == str(tmp_path / "train.json")
+    assert full.data.dev == "rajpurkar/squad"
+    assert full.with_full_paths() == full
+    assert load().with_full_paths().model.source == "gpt2"
+
+
 def test_every_setting_is_written() -> None:
     written = yaml.safe_load(load().to_yaml())
     assert written["evaluation"]["patience"] is None

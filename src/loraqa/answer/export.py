@@ -5,13 +5,15 @@ from pathlib import Path
 
 import torch
 
-from loraqa.answer.load import find_adapter, load_adapted
+from loraqa.answer.load import adapter_of, load_adapted
 from loraqa.errors import InputError
-from loraqa.files import replacing_folder
+from loraqa.files import replacing_folder, write_text
 from loraqa.lora.adapter import save_adapter
 from loraqa.lora.merge import merge_and_unload
-from loraqa.train.adapter_folder import write_adapter_info
+from loraqa.train.adapter_folder import CARD, merged_card, write_adapter_info
 
+# The adapter's model card, beside that of the model it is merged into.
+_ADAPTER_CARD = "adapter.md"
 # Any tokens will do to compare the logits before and after merging.
 _CHECKED_TOKENS = 64
 
@@ -25,9 +27,9 @@ def export_adapter(run: Path, out: Path, *, base: str | None = None) -> None:
     _check_new(out)
     model, _, info = load_adapted(run, base=base)
     with replacing_folder(out) as folder:
-        save_adapter(model, folder, base_name=base or info.base.source, revision=info.base.revision)
+        save_adapter(model, folder, base_name=info.base.source, revision=info.base.revision)
         write_adapter_info(folder, info)
-        _copy_card(run, folder)
+        _copy_card(run, folder / CARD)
 
 
 def export_merged(run: Path, out: Path, *, base: str | None = None) -> float:
@@ -48,12 +50,12 @@ def export_merged(run: Path, out: Path, *, base: str | None = None) -> float:
     shape = (1, min(_CHECKED_TOKENS, info.max_length))
     generator = torch.Generator().manual_seed(0)
     change = merge_and_unload(model, torch.randint(vocabulary, shape, generator=generator))
-    in_float32 = info.base.model_copy(update={"dtype": "float32"})
     with replacing_folder(out) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        write_adapter_info(folder, info.model_copy(update={"base": in_float32}))
-        _copy_card(run, folder)
+        write_adapter_info(folder, info)
+        write_text(folder / CARD, merged_card(info))
+        _copy_card(run, folder / _ADAPTER_CARD)
     return change
 
 
@@ -62,7 +64,7 @@ def _check_new(out: Path) -> None:
         raise InputError(f"{out} exists already; name a new folder to export to.")
 
 
-def _copy_card(run: Path, folder: Path) -> None:
-    card = (find_adapter(run) or run) / "README.md"
+def _copy_card(run: Path, to: Path) -> None:
+    card = adapter_of(run) / CARD
     if card.is_file():
-        shutil.copyfile(card, folder / "README.md")
+        shutil.copyfile(card, to)

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 from loraqa.errors import InputError
 from loraqa.lora.adapter import load_adapter
 from loraqa.lora.peft_config import CONFIG as ADAPTER_CONFIG
-from loraqa.model.load import load_base
+from loraqa.lora.peft_config import PeftConfig
+from loraqa.model.load import load_base, position_limit
 from loraqa.train.adapter_folder import (
     INFO,
     AdapterInfo,
@@ -18,7 +19,7 @@ from loraqa.train.adapter_folder import (
     describe_base,
     read_adapter_info,
 )
-from loraqa.train.settings import ModelSettings
+from loraqa.train.settings import EvaluationSettings, ModelSettings, PromptSettings
 
 logger = logging.getLogger("loraqa")
 
@@ -78,14 +79,22 @@ def load_adapted(
     Raises:
         InputError: as `load_model`, or there is no adapter.
     """
-    folder = Path(source).expanduser()
-    adapter = find_adapter(folder)
+    return _load_adapted(adapter_of(source), base, dtype, device)
+
+
+def adapter_of(source: str | Path) -> Path:
+    """`find_adapter`, where there must be one.
+
+    Raises:
+        InputError: there is none.
+    """
+    adapter = find_adapter(Path(source).expanduser())
     if adapter is None:
         raise InputError(
             f"{source} holds no adapter: neither adapter/{ADAPTER_CONFIG} nor {ADAPTER_CONFIG}; "
             "give a finished run or an adapter folder."
         )
-    return _load_adapted(adapter, base, dtype, device)
+    return adapter
 
 
 def find_adapter(folder: Path) -> Path | None:
@@ -97,27 +106,64 @@ def find_adapter(folder: Path) -> Path | None:
 def _load_adapted(
     folder: Path, base: str | Path | None, dtype: str | None, device: str
 ) -> tuple[PreTrainedModel, Any, AdapterInfo]:
-    info = read_adapter_info(folder)
-    source = base or info.base.source
+    info = read_adapter_info(folder) if (folder / INFO).exists() else None
+    settings = _base_settings(folder, info, base)
     model, tokenizer = load_base(
-        source,
-        dtype=dtype or info.base.dtype,
+        settings.source,
+        dtype=dtype or (info.base.dtype if info else "auto"),
         device=device,
-        revision=None if base else info.base.revision,
-        random_weights=info.base.random_weights,
+        revision=settings.revision,
+        random_weights=settings.random_weights,
     )
-    _check_base(str(source), model, info.base)
-    load_adapter(model, folder)
-    return model, tokenizer, info
-
-
-def _check_base(source: str, model: PreTrainedModel, trained_on: BaseInfo) -> None:
-    settings = ModelSettings(source=source, random_weights=trained_on.random_weights)
     found = describe_base(settings, model)
-    if found.sha256 != trained_on.sha256:
+    if info is None:
+        info = _assumed_info(folder, found, model)
+    elif found.differs_from(info.base):
         logger.warning(
             "The base model %s is not the one that the adapter was trained on, %s: its answers "
             "may be worse.",
             found,
-            trained_on,
+            info.base,
         )
+    load_adapter(model, folder)
+    return model, tokenizer, info.model_copy(update={"base": found})
+
+
+def _base_settings(
+    folder: Path, info: AdapterInfo | None, base: str | Path | None
+) -> ModelSettings:
+    """Which base model to load: the one that is given, or that the adapter's files name."""
+    random_weights = info.base.random_weights if info else False
+    if base is not None:
+        return ModelSettings(source=str(base), random_weights=random_weights)
+    if info:
+        source, revision = info.base.source, info.base.revision
+    else:
+        config = PeftConfig.read(folder)
+        source, revision = config.base_model_name_or_path or "", config.revision
+    if not source:
+        raise InputError(f"{folder} does not name its base model; name it with --base.")
+    if Path(source).is_absolute() and not Path(source).is_dir():
+        raise InputError(
+            f"The base model of {folder}, {source}, does not exist; say where it is with --base."
+        )
+    return ModelSettings(source=source, revision=revision, random_weights=random_weights)
+
+
+def _assumed_info(folder: Path, base: BaseInfo, model: PreTrainedModel) -> AdapterInfo:
+    """What to take for granted of an adapter that loraqa did not train: the defaults."""
+    prompt = PromptSettings()
+    logger.warning(
+        "%s has no %s to say how its prompts were written; they are assumed to be %r.",
+        folder,
+        INFO,
+        prompt.template,
+    )
+    return AdapterInfo(
+        base=base,
+        template=prompt.template,
+        max_length=position_limit(model.config),
+        stride=prompt.stride,
+        max_answer_tokens=EvaluationSettings().max_answer_tokens,
+        version="1.1",
+    )

@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
 from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers import PreTrainedModel
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from loraqa.errors import InputError
 from loraqa.files import read_json, sha256, write_json
@@ -21,12 +23,18 @@ from loraqa.train.checkpoint import TrainState
 from loraqa.train.settings import ModelSettings, RunSettings
 
 INFO = "loraqa.json"
+CARD = "README.md"
 
 
 class BaseInfo(BaseModel):
     """The base model that an adapter belongs to.
 
-    `revision` is the commit of a model from the hub; `sha256` is that of the weights in a folder.
+    Attributes:
+        source: its folder, as a full path, or its name on the hub.
+        revision: the commit, of a model from the hub.
+        dtype: that it was computed in.
+        random_weights: as in `ModelSettings`.
+        sha256: of the weights' file; of the hashes of its shards where it has several.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -40,8 +48,14 @@ class BaseInfo(BaseModel):
     def __str__(self) -> str:
         if self.random_weights:
             return f"{self.source} (random weights)"
-        mark = f"sha256 {self.sha256}" if self.sha256 else f"commit {self.revision}"
-        return f"{self.source} ({mark})"
+        marks = {"commit": self.revision, "sha256": self.sha256}
+        return f"{self.source} ({', '.join(f'{k} {v}' for k, v in marks.items() if v)})"
+
+    def differs_from(self, other: "BaseInfo") -> bool:
+        """Whether what is known of both tells them apart: the weights, or else the commit."""
+        if self.sha256 and other.sha256:
+            return self.sha256 != other.sha256
+        return bool(self.revision and other.revision) and self.revision != other.revision
 
 
 class AdapterInfo(BaseModel):
@@ -65,15 +79,18 @@ class AdapterInfo(BaseModel):
 
 
 def describe_base(settings: ModelSettings, model: PreTrainedModel) -> BaseInfo:
-    """Say which base model this is: a folder by the hash of its weights, a hub name by commit."""
-    folder = Path(settings.source).expanduser()
-    local = folder.is_dir()
+    """Say which base model this is: a name of the hub by its commit, any by its weights' hash."""
+    given = Path(settings.source).expanduser()
+    local = given.is_dir()
+    folder = given if local else _downloaded(settings)
+    # A download's folder is named after its commit.
+    revision = folder.name if folder else settings.revision
     return BaseInfo(
-        source=str(folder.resolve()) if local else settings.source,
-        revision=None if local else getattr(model.config, "_commit_hash", settings.revision),
+        source=str(given.resolve()) if local else settings.source,
+        revision=None if local else revision,
         dtype=str(model.dtype).removeprefix("torch."),
         random_weights=settings.random_weights,
-        sha256=_weights_hash(folder) if local and not settings.random_weights else None,
+        sha256=_weights_hash(folder) if folder and not settings.random_weights else None,
     )
 
 
@@ -100,7 +117,7 @@ def model_card(
     data: Mapping[str, Any],
     command: str,
 ) -> str:
-    """The text of `README.md`: scores, base, data, command and settings."""
+    """The model card of an adapter: scores, base, data, command and settings."""
     return _CARD.format(
         base=info.base,
         base_name=info.base.source,
@@ -112,6 +129,16 @@ def model_card(
         sha256=data["train"]["sha256"],
         command=command,
         settings=settings.to_yaml().rstrip(),
+    )
+
+
+def merged_card(info: AdapterInfo) -> str:
+    """The model card of a model with an adapter merged into it."""
+    return _MERGED_CARD.format(
+        base=info.base,
+        base_name=info.base.source,
+        dtype=info.base.dtype,
+        template=info.template.replace("\n", "\n    "),
     )
 
 
@@ -147,6 +174,30 @@ with these settings:
 """
 
 
+_MERGED_CARD = """\
+---
+library_name: transformers
+base_model: {base_name}
+pipeline_tag: question-answering
+tags: [lora, loraqa, question-answering]
+---
+
+# A model that answers questions about a text
+
+Base model: {base}. A LoRA adapter is merged into its weights, so transformers loads it alone:
+`AutoModelForCausalLM.from_pretrained(FOLDER)`.
+
+The weights are in {dtype}, whatever dtype the adapter was trained over: bfloat16 would round parts
+of the update away. Where half the size matters more than the last bit, load them with
+`dtype="bfloat16"`. The adapter's own card, with its scores and settings, is `adapter.md`.
+
+Ask it with loraqa (`loraqa ask`, or `Reader.load` from Python); `loraqa.json` says how its prompts
+are written:
+
+    {template}
+"""
+
+
 def _scores(state: TrainState) -> str:
     best = state.best
     if best is None:
@@ -163,7 +214,19 @@ def _scores(state: TrainState) -> str:
     )
 
 
-def _weights_hash(folder: Path) -> str:
-    """SHA-256 of the weights' file; of the hashes of its shards where it has several."""
-    hashes = [sha256(path) for path in sorted(folder.glob("*.safetensors"))]
-    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+def _downloaded(settings: ModelSettings) -> Path | None:
+    """The folder in the hub's cache that a model was loaded from."""
+    config = try_to_load_from_cache(settings.source, CONFIG_NAME, revision=settings.revision)
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def _weights_hash(folder: Path) -> str | None:
+    """See `BaseInfo.sha256`; None where the weights have other names than transformers'."""
+    whole, index = folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
+    if whole.exists():
+        return sha256(whole)
+    if not index.exists():
+        return None
+    shards = sorted(set(read_json(index)["weight_map"].values()))
+    hashes = "".join(sha256(folder / name) for name in shards)
+    return hashlib.sha256(hashes.encode()).hexdigest()

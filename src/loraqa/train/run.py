@@ -32,8 +32,15 @@ SETTINGS = "settings.yaml"
 
 Record = Mapping[str, Any]
 
-# Settings that bound memory and disk, or say where equal data lies: the result stays the same.
-_FREE_ON_RESUME = ("optimisation.tokens_per_batch", "checkpoint.", "data.")
+# Settings that bound memory and disk, or say where an equal base and equal data lie: the result
+# stays the same.
+_FREE_ON_RESUME = (
+    "optimisation.tokens_per_batch",
+    "checkpoint.",
+    "data.",
+    "model.source",
+    "model.revision",
+)
 _PACKAGES = ("loraqa", "torch", "transformers", "tokenizers", "safetensors", "numpy")
 
 
@@ -155,8 +162,11 @@ def _check_same_settings(before: RunSettings, after: RunSettings) -> None:
         )
 
 
-def _fingerprints(data: Record) -> dict[str, tuple[str | None, ...]]:
-    return {name: (part["sha256"], part.get("revision")) for name, part in data.items()}
+def _fingerprints(data: Record) -> dict[str, str]:
+    return {
+        name: part["sha256"] or part.get("revision") or part["source"]
+        for name, part in data.items()
+    }
 
 
 def _processor() -> str:

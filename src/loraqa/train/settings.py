@@ -11,7 +11,7 @@ The same from the command line: `--set optimisation.learning_rate=3e-4 --set lor
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -137,6 +137,20 @@ class RunSettings(_Group):
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
 
+    def with_full_paths(self) -> "RunSettings":
+        """The same, with paths that hold in any working directory."""
+        model = {"source": _full_path(self.model.source, Path.is_dir)}
+        data = {
+            "train": _full_path(self.data.train, Path.exists),
+            "dev": self.data.dev and _full_path(self.data.dev, Path.exists),
+        }
+        return self.model_copy(
+            update={
+                "model": self.model.model_copy(update=model),
+                "data": self.data.model_copy(update=data),
+            }
+        )
+
     def to_yaml(self) -> str:
         """All settings, those left at their default too."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -173,6 +187,12 @@ def differences(before: RunSettings, after: RunSettings) -> dict[str, tuple[Any,
     """The dotted keys in which two settings differ, with both values."""
     old, new = (dict(_leaves(settings.model_dump(mode="json"))) for settings in (before, after))
     return {key: (old[key], new[key]) for key in old if old[key] != new[key]}
+
+
+def _full_path(source: str, is_local: Callable[[Path], bool]) -> str:
+    """A name on the hub is left as it is."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if is_local(path) else source
 
 
 _GROUPS = {

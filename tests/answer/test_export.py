@@ -1,0 +1,105 @@
+"""What is taken elsewhere stands alone: an adapter for PEFT, a model for transformers."""
+
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from tests.answer.conftest import PASSAGES
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from loraqa.answer.export import export_adapter, export_merged
+from loraqa.answer.load import load_model
+from loraqa.answer.reader import Reader
+from loraqa.errors import InputError
+from loraqa.prompt.segments import SegmentTokenizer
+from loraqa.prompt.template import Template
+from loraqa.train.adapter_folder import AdapterInfo, read_adapter_info, write_adapter_info
+
+QUESTIONS = ["Who?", "When?"]
+
+
+@pytest.fixture
+def bfloat16_run(run: Path, info: AdapterInfo) -> Path:
+    """A run over a base in bfloat16."""
+    base = info.base.model_copy(update={"dtype": "bfloat16"})
+    write_adapter_info(run / "adapter", info.model_copy(update={"base": base}))
+    (run / "adapter" / "README.md").write_text("# Scores")
+    return run
+
+
+def written_by_transformers(folder: Path, template: Template, question: str, most: int) -> str:
+    """A greedy answer about the first passage, by transformers alone."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = SegmentTokenizer(AutoTokenizer.from_pretrained(folder))
+    segments = [template.context(PASSAGES[0].context), template.question(question)]
+    prompt = [i for encoding in tokenizer.encode(segments) for i in encoding.ids]
+    ids = torch.tensor([[*tokenizer.start, *prompt]])
+    stops = [tokenizer.eos, *tokenizer.line_breaks]
+    output = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=most,
+        do_sample=False,
+        eos_token_id=stops,
+        pad_token_id=tokenizer.eos,
+    )
+    return tokenizer.decode([i for i in output[0, ids.shape[1] :].tolist() if i not in stops])
+
+
+def test_a_merged_model_is_in_float32_and_answers_by_transformers_alone(
+    bfloat16_run: Path, info: AdapterInfo, tmp_path: Path
+) -> None:
+    change = export_merged(bfloat16_run, tmp_path / "merged")
+    assert change < 1e-4
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").dtype == torch.float32
+    exact = Reader.load(bfloat16_run, dtype="float32", device="cpu")
+    expected = [answer.text for answer in exact.answer(PASSAGES[0].context, QUESTIONS)]
+    merged = Reader.load(tmp_path / "merged", device="cpu")
+    assert [a.text for a in merged.answer(PASSAGES[0].context, QUESTIONS)] == expected
+    template = Template(info.template)
+    for question, text in zip(QUESTIONS, expected, strict=True):
+        by_transformers = written_by_transformers(
+            tmp_path / "merged", template, question, info.max_answer_tokens
+        )
+        assert by_transformers == text
+
+
+def test_a_merged_model_has_its_own_card_beside_the_adapters(
+    bfloat16_run: Path, info: AdapterInfo, tmp_path: Path
+) -> None:
+    export_merged(bfloat16_run, tmp_path / "merged")
+    card = (tmp_path / "merged" / "README.md").read_text()
+    assert "library_name: transformers" in card
+    assert "in float32" in card
+    assert f"    {info.template}" in card
+    assert (tmp_path / "merged" / "adapter.md").read_text() == "# Scores"
+
+
+def test_an_exported_adapter_names_its_base_where_it_is_now(
+    bfloat16_run: Path,
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "link").symlink_to(tiny_folder)
+    monkeypatch.chdir(tmp_path)
+    export_adapter(bfloat16_run, Path("adapter"), base="link")
+    monkeypatch.chdir("/")
+    assert read_adapter_info(tmp_path / "adapter").base.source == str(tiny_folder.resolve())
+    assert (tmp_path / "adapter" / "README.md").read_text() == "# Scores"
+    ours = load_model(bfloat16_run, dtype="float32", device="cpu").model
+    theirs = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter", dtype="float32")
+    ids = torch.arange(1, 30)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(
+            theirs.eval()(input_ids=ids).logits,
+            ours(input_ids=ids).logits,
+            rtol=1e-4,
+            atol=1e-5,
+        )
+
+
+def test_nothing_is_overwritten(run: Path) -> None:
+    with pytest.raises(InputError, match="exists already"):
+        export_adapter(run, run)
