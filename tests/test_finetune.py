@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from loraqa.answer.evaluate import evaluate
 from loraqa.answer.reader import Reader
 from loraqa.errors import InputError
 from loraqa.finetune import FinetuneResult, finetune
@@ -142,6 +143,20 @@ def test_the_adapter_folder_alone_answers_and_is_pefts(
     torch.testing.assert_close(ours(input_ids=ids).logits, adapted(input_ids=ids).logits)
     config = read(run / "adapter" / "adapter_config.json")
     assert config["base_model_name_or_path"] == str(tiny_folder)
+
+
+def test_scoring_keeps_to_a_multiple_of_the_tokens_of_a_batch(
+    chosen: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budgets: set[int] = set()
+
+    def watched(reader: Reader, *rest: Any) -> Any:
+        budgets.add(reader.tokens_per_batch)
+        return evaluate(reader, *rest)
+
+    monkeypatch.setattr("loraqa.finetune.evaluate", watched)
+    finetune(chosen, tmp_path / "run")
+    assert budgets == {4 * 120}
 
 
 @pytest.mark.parametrize(

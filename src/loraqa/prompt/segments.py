@@ -1,5 +1,6 @@
 """From text to token ids, segment by segment, with no way for text to become a control token."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from functools import cached_property
@@ -87,6 +88,12 @@ class SegmentTokenizer:
     def show(self, token: int) -> str:
         """A token's own text, control tokens by their names, for people to look at."""
         return self._names.get(token) or self._plain.decode([token], skip_special_tokens=False)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of all that decides which ids a segment gets."""
+        parts = [self._plain.to_str(), self.start, self.eos, self._adds_space]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @cached_property
     def line_breaks(self) -> list[int]:

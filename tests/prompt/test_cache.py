@@ -1,0 +1,110 @@
+"""What comes out of the cache is what encoding gives, and only for the same input."""
+
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from loraqa.prompt.cache import cache_folder, encode_training_once
+from loraqa.prompt.encode import Encoded, PromptEncoder
+from loraqa.prompt.segments import SegmentTokenizer
+from loraqa.prompt.template import Template
+from loraqa.squad import Answer, Passage, QADataset, Question
+
+CONTEXT = " ".join(f"word{n}" for n in range(60))
+DATA = QADataset(
+    source="here",
+    version="2.0",
+    passages=(
+        Passage(
+            CONTEXT,
+            (
+                Question("a", "Which?", (Answer("word3", CONTEXT.index("word3")),)),
+                Question("é", "None?"),
+            ),
+        ),
+        Passage("A mill.", (Question("c", "What?", (Answer("mill", 2),)),)),
+    ),
+    order=("a", "é", "c"),
+    repaired=0,
+    skipped={},
+)
+
+
+@pytest.fixture
+def encoder(tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PromptEncoder:
+    monkeypatch.setenv("LORAQA_CACHE", str(tmp_path / "cache"))
+    return PromptEncoder(SegmentTokenizer(tiny_tokenizer), Template(), 150, 20)
+
+
+def same(left: Encoded, right: Encoded) -> bool:
+    return left.counts == right.counts and repr(left.trees) == repr(right.trees)
+
+
+@pytest.fixture(autouse=True)
+def whole_arrays() -> Any:
+    with np.printoptions(threshold=1_000_000):
+        yield
+
+
+def refuse(*_: object) -> Encoded:
+    raise AssertionError("encoded again")
+
+
+def test_the_second_time_nothing_is_encoded(
+    encoder: PromptEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = encoder.encode_training(DATA.passages)
+    assert len(expected.trees) > len(DATA.passages)
+    assert same(encode_training_once(encoder, DATA), expected)
+    monkeypatch.setattr(PromptEncoder, "encode_training", refuse)
+    assert same(encode_training_once(encoder, DATA), expected)
+
+
+@pytest.mark.parametrize("changed", ["data", "template", "max_length", "stride", "tokenizer"])
+def test_whatever_changes_is_encoded_anew(
+    encoder: PromptEncoder, monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any, changed: str
+) -> None:
+    encode_training_once(encoder, DATA)
+    data = DATA
+    if changed == "data":
+        data = replace(DATA, passages=DATA.passages[:1])
+    elif changed == "tokenizer":
+        other_tokenizer = deepcopy(tiny_tokenizer)
+        other_tokenizer.add_tokens(["<more>"], special_tokens=True)
+        other_tokenizer.eos_token = "<more>"
+        encoder.tokenizer = SegmentTokenizer(other_tokenizer)
+    else:
+        other = {"template": Template("{context} Q {question} A {answer}")}
+        setattr(encoder, changed, other.get(changed, 149 if changed == "max_length" else 19))
+    monkeypatch.setattr(PromptEncoder, "encode_training", refuse)
+    with pytest.raises(AssertionError, match="encoded again"):
+        encode_training_once(encoder, data)
+
+
+@pytest.mark.parametrize("cut", [0, 10, -1])
+def test_a_damaged_file_is_made_again(encoder: PromptEncoder, cut: int) -> None:
+    expected = encode_training_once(encoder, DATA)
+    (path,) = cache_folder().glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:cut])
+    assert same(encode_training_once(encoder, DATA), expected)
+
+
+def test_a_changed_byte_is_found_out(encoder: PromptEncoder) -> None:
+    expected = encode_training_once(encoder, DATA)
+    (path,) = cache_folder().glob("*.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert same(encode_training_once(encoder, DATA), expected)
+
+
+def test_a_folder_that_cannot_be_made_stops_nothing(
+    encoder: PromptEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LORAQA_CACHE", str(tmp_path / "file" / "cache"))
+    assert same(encode_training_once(encoder, DATA), encoder.encode_training(DATA.passages))
