@@ -1,6 +1,7 @@
 """The command line: every command on a tiny model, its exit status and what it prints where."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -123,6 +124,30 @@ def test_compare_prints_a_table_and_draws_a_plot(
     assert all(name in printed for name in ("greedy", "top-k:5", "span"))
     assert (out / "quality-against-diversity.png").read_bytes().startswith(b"\x89PNG")
     assert len(json.loads((out / "comparison.json").read_text())) == 3
+
+
+@pytest.mark.parametrize("kind", ["run", "adapter", "model"])
+def test_only_a_run_is_written_into(
+    call: Call,
+    run: Path,
+    data: Path,
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    """Also where a model is named by a path below the working directory, as a hub name might be."""
+    monkeypatch.chdir(tmp_path)
+    source = Path("org") / kind
+    shutil.copytree({"run": run, "adapter": run / "adapter", "model": tiny_folder}[kind], source)
+    before = set(tmp_path.rglob("*"))
+    options = ("--data", data, "--strategies", "greedy", "--questions", 1)
+    assert call("compare", source, *options)[0] == 0
+    assert call("analyze", source)[0] == (2 if kind == "model" else 0)
+    place = source if kind == "run" else Path()
+    made = {place / "comparison", *(() if kind == "model" else (place / "spectra.png",))}
+    tops = {path for path in set(tmp_path.rglob("*")) - before if path.parent.name != "comparison"}
+    assert tops == {tmp_path / path for path in made}
 
 
 def test_ask_finds_a_span(call: Call, run: Path, tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from loraqa.errors import LoraqaError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from loraqa.answer.reader import Reader
+
 app = typer.Typer(
     name="loraqa",
     help="Teach a language model to answer questions about your own texts.",
@@ -28,7 +30,7 @@ Run = Annotated[
     Path, typer.Argument(help="A run, an adapter folder, a merged model, or a base model.")
 ]
 Base = Annotated[
-    str | None, typer.Option(help="The base model, where it is no longer where it was.")
+    str | None, typer.Option(help="The base model, if not where it was or if none is named.")
 ]
 Data = Annotated[
     str, typer.Option(help="SQuAD JSON, JSONL, CSV or Parquet file, or a dataset on the hub.")
@@ -210,7 +212,11 @@ def compare(
         int | None, typer.Option(help="Take whole contexts up to so many questions.", min=1)
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for table and plot; by default RUN/comparison.")
+        Path | None,
+        typer.Option(
+            help="Folder for table and plot; by default RUN/comparison, or ./comparison where RUN "
+            "is no run but a model or an adapter."
+        ),
     ] = None,
     max_answer_tokens: MaxAnswer = None,
     base: Base = None,
@@ -243,7 +249,7 @@ def compare(
             seed=seed,
             progress=progress,
         )
-    folder = out or run / "comparison"
+    folder = out or _place_for(run, "comparison")
     save_comparison(compared, folder)
     if as_json:
         _print_json({"strategies": [asdict(row) for row in compared]})
@@ -310,7 +316,11 @@ def serve(
 def analyze(
     run: Run,
     out: Annotated[
-        Path | None, typer.Option(help="File for the plot; by default RUN/spectra.png.")
+        Path | None,
+        typer.Option(
+            help="File for the plot; by default RUN/spectra.png, or ./spectra.png where RUN is no "
+            "run but an adapter."
+        ),
     ] = None,
     base: Base = None,
     as_json: Json = False,
@@ -323,7 +333,7 @@ def analyze(
 
     model, _, _ = load_adapted(run, base=base)
     updates = spectra(model)
-    picture = out or run / "spectra.png"
+    picture = out or _place_for(run, "spectra.png")
     save_png(singular_values({each.name: each.singular_values for each in updates}), picture)
     if as_json:
         _print_json({"layers": [asdict(update) for update in updates]})
@@ -338,7 +348,7 @@ def export(
     out: Annotated[Path, typer.Option(help="New folder.")],
     format: Annotated[
         Literal["peft", "merged"],
-        typer.Option(help="The adapter alone, or a plain transformers model."),
+        typer.Option(help="The adapter alone, or a plain transformers model in float32."),
     ] = "peft",
     base: Base = None,
 ) -> None:
@@ -351,7 +361,10 @@ def export(
         console.print(f"The adapter is in {out}; PEFT loads it as it is.")
     else:
         change = export_merged(run, out, base=base)
-        console.print(f"The merged model is in {out}; no logit moved by more than {change:.2g}.")
+        console.print(
+            f"The merged model is in {out}, in float32: bfloat16 would round parts of the update "
+            f"away. No logit moved by more than {change:.2g}."
+        )
 
 
 def main() -> NoReturn:
@@ -382,7 +395,15 @@ def _fail(message: str, status: int) -> NoReturn:
     raise SystemExit(status)
 
 
-def _reader(run: Path, base: str | None, max_answer_tokens: int | None) -> Any:
+def _place_for(source: Path, name: str) -> Path:
+    """Inside a run what is made of it; a model's or an adapter's folder is left as it is."""
+    from loraqa.answer.load import find_adapter
+
+    is_run = find_adapter(source) == source / "adapter"
+    return (source if is_run else Path()) / name
+
+
+def _reader(run: Path, base: str | None, max_answer_tokens: int | None) -> "Reader":
     from loraqa.answer.reader import Reader
 
     reader = Reader.load(run, base=base)
