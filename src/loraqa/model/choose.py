@@ -139,7 +139,7 @@ def _relative_error(runner: Runner, trees: Sequence[Tree], expected: Tensor) -> 
     other.select(kept)
     pairs.append((other.advance(answers[forks[kept], 1]), expected[forks[kept], 2]))
     pairs.append((session.advance(answers[:, 0]), expected[:, 1]))
-    actual, wanted = (torch.cat(logits).double() for logits in zip(*pairs, strict=True))
+    actual, wanted = (torch.cat(logits).cpu().double() for logits in zip(*pairs, strict=True))
     return float((actual - wanted).norm() / wanted.norm())
 
 

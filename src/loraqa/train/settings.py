@@ -85,7 +85,7 @@ class OptimisationSettings(_Group):
     questions_per_step: int = Field(default=32, ge=1)
     """Whole passages are taken until they hold so many questions."""
     tokens_per_batch: int = Field(default=4096, ge=1)
-    """The most tokens computed at once. It bounds memory and changes nothing but rounding."""
+    """The most tokens computed at once, four times as many while scoring. Bounds memory alone."""
     learning_rate: float = Field(default=5e-4, gt=0)
     """The peak. LoRA wants about ten times what full fine-tuning does (5e-5 for GPT-2)."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
