@@ -1,5 +1,8 @@
 """The errors a user can meet. Their message is one sentence: what, where, and what to do."""
 
+from collections.abc import Collection
+from itertools import islice
+
 
 class LoraqaError(Exception):
     """The work failed. The command line exits with status 1."""
@@ -11,3 +14,9 @@ class InputError(LoraqaError):
     """The arguments or the input are wrong. The command line exits with status 2."""
 
     exit_code = 2
+
+
+def some_of(names: Collection[str], most: int = 5) -> str:
+    """The first of some names, and how many more there are, for a message."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(islice(names, most)) + more

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from loraqa.answer.evaluate import evaluate, sample_questions
 from loraqa.answer.reader import Reader
-from loraqa.errors import InputError
+from loraqa.errors import InputError, some_of
 from loraqa.files import replacing_folder, write_text
 from loraqa.lora.adapt import adapt, parameter_counts
 from loraqa.lora.adapter import load_adapter
@@ -52,8 +52,6 @@ from loraqa.train.settings import DataSettings, RunSettings
 
 logger = logging.getLogger("loraqa")
 
-# How many questions a message names.
-_NAMED = 5
 # How many times the tokens of a training batch are computed at once for scoring, where of what a
 # layer computes no more than keys and values is kept.
 _WITHOUT_GRADIENTS = 4
@@ -183,11 +181,9 @@ def _encode(reader: Reader, data: QADataset) -> Encoded:
             f"left out, {counts.not_here:,} are trained to say so."
         )
     if counts.skipped:
-        named = ", ".join(counts.skipped[:_NAMED])
-        more = ", ..." if len(counts.skipped) > _NAMED else ""
         logger.warning(
             f"{len(counts.skipped):,} questions are skipped, for no window holds their whole "
-            f"answer: {named}{more}."
+            f"answer: {some_of(counts.skipped)}."
         )
     if not encoded.trees:
         raise InputError(f"{data.source} holds no question to train on.")

@@ -1,5 +1,6 @@
 """The reader: order, places, windows, and everything that it can be loaded from."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,6 +164,27 @@ def test_places_hold_what_they_say(context: str, strategy: str, segments: Segmen
             assert not answer.text or answer.text not in context
         else:
             assert context[answer.start : answer.end].strip()
+
+
+def test_windows_are_told_once_of_the_same_data(
+    segments: SegmentTokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    reader = reader_of(segments, max_length=140)
+    with caplog.at_level(logging.INFO, logger="loraqa"):
+        for passages in ([LONG_PASSAGE], [LONG_PASSAGE], [LONG_PASSAGE, PASSAGES[1]]):
+            reader.read(passages, Greedy())
+    assert [message[:20] for message in caplog.messages] == [
+        "1 of 1 contexts are ",
+        "1 of 2 contexts are ",
+    ]
+
+
+def test_too_long_an_answer_is_not_blamed_on_the_question(segments: SegmentTokenizer) -> None:
+    reader = reader_of(segments, max_length=140, max_answer_tokens=110)
+    with pytest.raises(
+        InputError, match="^Answers of up to 110 of 140 tokens .*lower max_answer_tokens"
+    ):
+        reader.read([LONG_PASSAGE], Greedy())
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.answer.conftest import prompts_of, stopping_model
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from loraqa.answer.decode import Prompts, Rules
 from loraqa.answer.span import SpanSearch, Trie, _Forest, _Search, _spans
@@ -135,6 +137,45 @@ def test_nearly_all_of_the_annotators_answers_are_spans(shared: Path) -> None:
         answers = [answer for question in passage.questions for answer in question.answers]
         found += [answer.text in texts for answer in answers]
     assert sum(found) > 0.99 * len(found)
+
+
+CAPITAL = "北京是中国的首都（人口2100万人）。 서울에서 GPU..."
+
+
+@pytest.fixture(scope="module")
+def merging_tokenizer() -> SegmentTokenizer:
+    """A tokenizer that makes few tokens of all of `CAPITAL`, many characters and marks in one."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    texts = ["Context: In 1066, a b. Question: Who? Answer: William", f" {CAPITAL}"]
+    tokenizer.train_from_iterator(
+        texts * 9, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet)
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+    return SegmentTokenizer(fast)
+
+
+@pytest.mark.parametrize("most", [2, 3, 12, 40])
+def test_spans_start_and_end_at_any_character_where_blanks_end_no_words(
+    most: int, segments: SegmentTokenizer, merging_tokenizer: SegmentTokenizer
+) -> None:
+    inside_words = {
+        CAPITAL.index(word) + n for word in ("2100", "GPU") for n in range(1, len(word))
+    }
+    cuts = [n for n in range(len(CAPITAL) + 1) if n not in inside_words]
+    texts = {CAPITAL[i:j] for i, j in combinations(cuts, 2)}
+    for tokenizer in (segments, merging_tokenizer):
+        rules = Rules(tokenizer, Template(), most)
+        expected = {
+            text
+            for text in texts
+            if text == text.strip() and 0 < len(tokenizer.encode([f" {text}"])[0].ids) < most
+        }
+        spans = _spans(f"A. {CAPITAL} B.", (3, 3 + len(CAPITAL)), rules)
+        assert {f"A. {CAPITAL} B."[slice(*span.place)] for span in spans if span.place} == expected
+    assert CAPITAL in expected or most < 12
 
 
 @given(st.lists(st.lists(st.integers(0, 3), max_size=4), min_size=1, max_size=12))

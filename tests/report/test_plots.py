@@ -42,7 +42,6 @@ def every_figure() -> dict[str, Figure]:
             {"exact_match": 1.0, "f1": 2.0}, {"exact_match": 90.0, "f1": 95.0}
         ),
         "quality": plots.quality_against_diversity(STRATEGIES),
-        "lengths": plots.length_histograms({"trunks": [100, 200], "answers": [1, 2, 2]}),
         "spectra": plots.singular_values(SPECTRA),
     }
 
@@ -83,15 +82,6 @@ def test_strategies_are_named_at_their_points() -> None:
     named = {label.get_text(): label.xy for label in axes.texts}
     assert named == {"temperature": (2.5, 80), "$top_p$ 0.9": (1.5, 88), "greedy": (1, 91)}
     assert [tuple(line.get_xydata()[0]) for line in axes.lines] == list(named.values())
-
-
-def test_histograms_count_every_length() -> None:
-    lengths = {"trunks": [0, 99, 100, 1000], "answers": [1, 2, 2], "none": []}
-    panels = plots.length_histograms(lengths).axes
-    counts = [sum(bar.get_height() for bar in axes.patches) for axes in panels]
-    assert counts == [4, 3, 0]
-    heights = {bar.get_x(): bar.get_height() for bar in panels[1].patches if bar.get_height()}
-    assert heights == {1: 1, 2: 2}
 
 
 def test_spectra_are_sorted_by_layer_number_in_a_panel_for_each_kind() -> None:

@@ -25,7 +25,14 @@ BAD_PREDICTIONS = {
     "n-best list": ('{"7": [{"text": "a"}]}', "id '7': is a list, must be text"),
     "object": ('{"7": {"text": "a"}}', "id '7': is an object, must be text"),
     "twice": ('{"7": "a", "8": "b", "7": "a"}', "id '7': comes 2 times"),
-    "a list": ('["a"]', "must hold one JSON object"),
+    "a list": (
+        '["a"]',
+        "holds no object at its top; it must be a single JSON object",
+    ),
+    "JSON Lines": (
+        '{"7": "a"}\n{"8": "b"}\n',
+        "line 2, column 1: bad JSON: Extra data; it must be a single JSON object",
+    ),
     "cut off": ('{\n"7": "a', "line 2, column 6: bad JSON"),
     "empty": ("", "is empty"),
     "byte order mark": ('\ufeff{"7": "a"}', "byte order mark"),

@@ -22,7 +22,7 @@ from loraqa.model.choose import choose_runner
 from loraqa.model.load import position_limit
 from loraqa.model.memory import explaining_lack_of_memory
 from loraqa.model.runner import Runner
-from loraqa.prompt.encode import PromptEncoder
+from loraqa.prompt.encode import EncodingCounts, PromptEncoder
 from loraqa.prompt.plan import pack
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
@@ -150,13 +150,7 @@ class Reader:
         """
         encoder = PromptEncoder(self.tokenizer, self.template, self.max_length, self.stride)
         encoded = encoder.encode_prompts(passages, self.max_answer_tokens)
-        if encoded.counts.windowed:
-            logger.info(
-                "%d of %d contexts are longer than %d tokens allow and are read in windows.",
-                encoded.counts.windowed,
-                len(passages),
-                self.max_length,
-            )
+        self._note_windows(encoded.counts)
         rows = strategy.rows * (samples if strategy.draws else 1)
         windows: dict[tuple[int, str], list[list[Answered]]] = defaultdict(list)
         done = 0
@@ -176,6 +170,20 @@ class Reader:
             for index, passage in enumerate(passages)
             for question in passage.questions
         ]
+
+    def _note_windows(self, counts: EncodingCounts) -> None:
+        """Say it once of the same data, which are read again and again while training."""
+        note = (
+            f"{counts.windowed:,} of {counts.passages:,} contexts are longer than "
+            f"{self.max_length:,} tokens allow and are read in windows."
+        )
+        if counts.windowed and note not in self._noted:
+            self._noted.add(note)
+            logger.info(note)
+
+    @cached_property
+    def _noted(self) -> set[str]:
+        return set()
 
     @cached_property
     def _rules(self) -> Rules:

@@ -186,12 +186,22 @@ class PromptEncoder:
         if len(context.ids) <= size:
             return [(0, len(context.ids))]
         if size < max(_SMALLEST_WINDOW, self.stride + 1):
-            raise InputError(
-                f"Question {longest.question_id} takes {len(longest) + room} of {self.max_length} "
-                f"tokens with its answer and leaves no room for windows with a stride of "
-                f"{self.stride}; raise max_length, lower stride, or shorten the question."
-            )
+            raise InputError(self._explain_no_room(longest, room))
         return list(_stride_windows(_word_starts(context), len(context.ids), size, self.stride))
+
+    def _explain_no_room(self, longest: Branch, room: int) -> str:
+        """Blame what takes more: the room for answers, or a question."""
+        windows = f"no room for windows with a stride of {self.stride}"
+        if room > len(longest):
+            return (
+                f"Answers of up to {room} of {self.max_length} tokens leave {windows}; lower "
+                "max_answer_tokens, raise max_length, or lower stride."
+            )
+        return (
+            f"Question {longest.question_id} takes {len(longest) + room} of {self.max_length} "
+            f"tokens with its answer and leaves {windows}; raise max_length, lower stride, or "
+            "shorten the question."
+        )
 
     def _not_here(self, branch: Branch) -> Branch:
         eos = np.array([self.tokenizer.eos], dtype=np.int32)

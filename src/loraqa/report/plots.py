@@ -136,20 +136,6 @@ def quality_against_diversity(comparisons: Iterable["Comparison"]) -> "Figure":
 
 
 @_styled
-def length_histograms(lengths: Mapping[str, Sequence[int]], unit: str = "tokens") -> "Figure":
-    """A histogram for each named list of lengths, for example of trunks, questions and answers."""
-    figure = _figure(0.4 + 1.8 * len(lengths))
-    panels = figure.subplots(len(lengths), 1, squeeze=False)[:, 0]
-    for axes, (name, values) in zip(panels, lengths.items(), strict=True):
-        longest = max(values, default=0)
-        width = longest // 50 + 1
-        axes.hist(values, bins=range(0, longest + 2 * width, width), color=BLUE)
-        axes.set(title=f"{name} ({len(values):,}, longest {longest:,})", xlim=(0, None))
-    panels[-1].set(xlabel=unit)
-    return figure
-
-
-@_styled
 def singular_values(spectra: Mapping[str, Sequence[float]]) -> "Figure":
     """A heat map for each kind of adapted module: singular values by layer.
 

@@ -10,6 +10,8 @@ from loraqa.errors import InputError
 from loraqa.squad.checks import Checks, Place
 from loraqa.squad.text import BYTE_ORDER_MARK, decode, explain_json_error, read_bytes
 
+_EXPECTED = 'it must be a single JSON object with question ids as its keys, as in {"id1": "Oslo"}'
+
 
 def read_predictions(path: str | Path) -> dict[str, str]:
     """Question id to predicted text; raise `InputError` where the file holds anything else."""
@@ -51,9 +53,9 @@ def _read_object(path: Path, checks: Checks) -> dict[str, Any]:
         document = json.loads(text, object_pairs_hook=unique, parse_int=float)
     except (ValueError, RecursionError) as error:
         where, reason = explain_json_error(error)
-        raise InputError(f"{path}, {where}: {reason}.") from None
+        raise InputError(f"{path}, {where}: {reason}; {_EXPECTED}.") from None
     if not isinstance(document, dict):
-        raise InputError(f"{path} must hold one JSON object with a prediction for each id.")
+        raise InputError(f"{path} holds no object at its top; {_EXPECTED}.")
     return document
 
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loraqa.errors import InputError
+from loraqa.errors import InputError, some_of
 from loraqa.squad.passage import Passage, Question, Version
 
 logger = logging.getLogger("loraqa")
@@ -20,6 +20,7 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 # The default of evaluate-v2.0: an answer whose no-answer probability is higher is taken back.
 _TAKEN_BACK_ABOVE = 1.0
+# How many questions a warning names.
 _NAMED = 20
 
 
@@ -270,6 +271,4 @@ def _best(
 
 def _warn(ids: Collection[str], what: str) -> None:
     if ids:
-        named = ", ".join(list(ids)[:_NAMED])
-        more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
-        logger.warning("%s: %d (%s%s).", what, len(ids), named, more)
+        logger.warning("%s: %d (%s).", what, len(ids), some_of(ids, _NAMED))

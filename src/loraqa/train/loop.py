@@ -19,7 +19,7 @@ from torch.nn import Parameter
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 
-from loraqa.errors import InputError, LoraqaError
+from loraqa.errors import InputError, LoraqaError, some_of
 from loraqa.lora.layer import lora_layers
 from loraqa.model.memory import explaining_lack_of_memory
 from loraqa.model.runner import Runner
@@ -41,9 +41,6 @@ from loraqa.train.settings import OptimisationSettings, RunSettings
 from loraqa.train.stopping import StoppedError, StopRequest
 
 logger = logging.getLogger("loraqa")
-
-# How many questions a message names.
-_NAMED = 5
 
 
 def train(
@@ -276,7 +273,7 @@ class _Training:
         more_precise = "" if self.model.dtype.itemsize > 2 else ", or model.dtype=float32"
         return (
             f"The loss is {loss} and the gradient's norm {norm} in step {self.state.step + 1} "
-            f"(questions {', '.join(ids[:_NAMED])}, {len(ids)} in all): the run is stopped and "
+            f"(questions {some_of(ids)}): the run is stopped and "
             f"nothing of this step kept; start again with an optimisation.learning_rate lower than "
             f"{rate}{more_precise}."
         )
