@@ -50,7 +50,7 @@ BASE = Path(__file__).parent / "base"
 
 STRATEGIES = ("greedy", "temperature:1", "top-k:40", "top-p:0.9", "min-p:0.05", "beam:4", "span")
 
-_CONTEXTS = {"train": 3000, "dev": 40, "test": 100}
+_CONTEXTS = {"train": 2000, "dev": 40, "test": 100}
 _COMPARED_QUESTIONS = 100
 _SHOWN = 5
 
