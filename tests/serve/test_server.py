@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,50 @@ def test_a_missing_extra_says_what_to_install(
     error = capsys.readouterr().err
     assert f"needs {package}" in error
     assert "pip install 'loraqa[serve]'" in error
+
+
+# A server whose answers take forever, and say when they begin.
+ENDLESS = """
+import logging, sys, threading
+from types import SimpleNamespace
+from loraqa.serve import server
+from loraqa.serve.app import Served, create_app
+
+def answer(*_, **__):
+    print("busy", file=sys.stderr, flush=True)
+    threading.Event().wait()
+
+logging.basicConfig(level=logging.INFO)
+served = Served(base="b", adapter=None, template="t", max_length=1, max_answer_tokens=1)
+with server.listen("127.0.0.1", 0) as listener:
+    print("at", server.address(listener), file=sys.stderr, flush=True)
+    server.run(create_app(SimpleNamespace(answer=answer), served), listener)
+print("over", file=sys.stderr, flush=True)
+"""
+
+
+@pytest.mark.parametrize("second_after", ["Waiting for connections", "over"])
+def test_a_second_ctrl_c_does_not_wait_for_an_answer(second_after: str) -> None:
+    with (
+        subprocess.Popen([sys.executable, "-c", ENDLESS], stderr=subprocess.PIPE, text=True) as it,
+        ThreadPoolExecutor() as client,
+    ):
+        assert it.stderr
+        lines = iter(it.stderr.readline, "")
+        url = next(line.split()[1] for line in lines if line.startswith("at "))
+        body = json.dumps({"context": "A king.", "questions": ["Who?"]}).encode()
+        request = urllib.request.Request(
+            f"{url}/api/answer", body, {"Content-Type": "application/json"}
+        )
+        reply = client.submit(urllib.request.urlopen, request)
+        assert next(line for line in lines if line == "busy\n")
+        it.send_signal(signal.SIGINT)
+        assert next(line for line in lines if second_after in line)
+        it.send_signal(signal.SIGINT)
+        rest = it.stderr.read()
+        assert it.wait() == -signal.SIGINT
+        assert reply.exception()
+    assert "Traceback" not in rest
 
 
 def test_the_command_answers_until_ctrl_c(tiny_folder: Path) -> None:

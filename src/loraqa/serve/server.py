@@ -38,11 +38,18 @@ def address(listener: socket.socket) -> str:
 
 
 def run(app: FastAPI, listener: socket.socket) -> None:
-    """Answer requests until Ctrl-C or SIGTERM."""
+    """Answer requests until Ctrl-C or SIGTERM; a second Ctrl-C does not wait for the last ones."""
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, timeout_graceful_shutdown=_GRACE_SECONDS
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=_GRACE_SECONDS,
     )
+    server = uvicorn.Server(config)
     with contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run([listener])
-    # An answer in progress holds up the end of the process; another Ctrl-C does not wait for it.
+        server.run([listener])
+    # The thread of an answer in progress holds up the end of the process, but not of this signal's.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if server.force_exit:
+        signal.raise_signal(signal.SIGINT)
