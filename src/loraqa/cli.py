@@ -27,7 +27,8 @@ app = typer.Typer(
 )
 
 Run = Annotated[
-    Path, typer.Argument(help="A run, an adapter folder, a merged model, or a base model.")
+    Path,
+    typer.Argument(help="A run, an adapter (also of PEFT's), a merged model, or a base model."),
 ]
 Base = Annotated[
     str | None, typer.Option(help="The base model, if not where it was or if none is named.")

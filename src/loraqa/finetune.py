@@ -30,6 +30,7 @@ from loraqa.prompt.template import Template
 from loraqa.report.progress import training_progress
 from loraqa.squad import QADataset, Scores, read_passages
 from loraqa.train.adapter_folder import (
+    CARD,
     AdapterInfo,
     BaseInfo,
     describe_base,
@@ -251,4 +252,4 @@ def _write_adapter(run: RunDirectory, state: TrainState, info: AdapterInfo, card
     with replacing_folder(run.adapter) as folder:
         shutil.copytree(checkpoint / ADAPTER, folder, dirs_exist_ok=True)
         write_adapter_info(folder, info)
-        write_text(folder / "README.md", card)
+        write_text(folder / CARD, card)

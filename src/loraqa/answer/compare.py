@@ -89,15 +89,15 @@ def summarize(
     questions = [question for passage in passages for question in passage.questions]
     pairs = list(zip(questions, answers, strict=True))
     scores = [[score_question(a.text, q, version) for a in given] for q, given in pairs]
-    given = [answer for of_question in answers for answer in of_question if answer.text]
-    normalized = [[normalize_answer(a.text) for a in of_question] for of_question in answers]
+    normalized = [[normalize_answer(a.text) for a in given] for given in answers]
+    not_empty = [answer for given in answers for answer in given if answer.text]
     return Comparison(
         strategy=strategy,
         samples=len(answers[0]),
         exact_match=100 * fmean(fmean(s.exact_match for s in each) for each in scores),
         f1=100 * fmean(fmean(s.f1 for s in each) for each in scores),
         oracle_f1=100 * fmean(max(s.f1 for s in each) for each in scores),
-        found=fmean(answer.start is not None for answer in given) if given else None,
+        found=fmean(a.start is not None for a in not_empty) if not_empty else None,
         distinct=fmean(len(set(texts)) for texts in normalized),
         entropy=fmean(map(entropy, normalized)),
         seconds=seconds,
