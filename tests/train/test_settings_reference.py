@@ -21,7 +21,7 @@ A run is chosen by a YAML file, by flags, or by both; flags win, and the last `-
 
 A file holds the groups below; what it leaves out has its default. An unknown key is refused, with
 the nearest one that exists. The run directory keeps the whole of it in `settings.yaml`, which is
-itself a settings file. Paths in it are full, so that a run goes on from any working directory; where
+itself a settings file. Its paths are full, so that a run goes on from any working directory; where
 the base or the data have moved, `--model`, `--train` and `--dev` say so on resuming.
 
 `seed` (default 0) stands outside the groups: it draws the adapter, the order of the data and the
