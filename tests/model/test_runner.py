@@ -93,7 +93,7 @@ def test_siblings_do_not_see_each_other(kind: str, trees: list[Tree]) -> None:
 
 
 def test_branch_mask_is_drawn_right() -> None:
-    mask = branch_mask(TreeSpan(start=7, trunk=2, branches=(2, 1)), torch.device("cpu"))
+    mask = branch_mask(TreeSpan(start=7, trunk=2, branches=(2, 1)))
     assert mask.int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 1]]
 
 
@@ -114,7 +114,7 @@ def test_attention_refuses_what_it_does_not_do(option: dict[str, Any]) -> None:
     model = tiny_model("gpt2")
     states = torch.zeros(1, 2, 4, 8)
     attention = model.transformer.h[0].attn
-    trees = PackedTrees([TreeSpan(0, 2, (2,))], states.device)
+    trees = PackedTrees([TreeSpan(0, 2, (2,))], torch.tensor([3]), states.device)
     attend_trees(attention, states, states, states, None, trees=trees, dropout=0.0, softcap=None)
     with pytest.raises(ValueError, match=f"has no {next(iter(option))}"):
         attend_trees(attention, states, states, states, None, trees=trees, **option)

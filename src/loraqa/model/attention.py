@@ -6,13 +6,14 @@ model's `forward` as `trees`: `PackedTrees` here, for training, and the ones of 
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from loraqa.model.blocks import Block, attend_blocks
 from loraqa.prompt.batch import TreeSpan
 
 TREE_ATTENTION = "loraqa_trees"
@@ -84,58 +85,45 @@ class PackedTrees:
     """Trees in one row: each trunk is causal, each branch sees its trunk and itself.
 
     Attention goes tree by tree, so nothing is computed between trees that never meet.
+
+    Args:
+        spans: where the trees lie.
+        wanted: (S,) the tokens that are computed in the last layer, in order.
+        device: of the model.
     """
 
-    def __init__(self, spans: Sequence[TreeSpan], device: torch.device) -> None:
+    def __init__(self, spans: Sequence[TreeSpan], wanted: Tensor, device: torch.device) -> None:
         self.spans = spans
-        self._masks = [branch_mask(span, device) for span in spans]
+        self._blocks: list[Block] = []
+        self._wanted_blocks: list[Block] = []
+        edges = torch.tensor([0, *(span.end for span in spans)])
+        places = torch.searchsorted(wanted, edges).tolist()
+        for span, (first, end) in zip(spans, pairwise(places), strict=True):
+            trunk = slice(span.start, span.branches_start)
+            branches, tree = slice(span.branches_start, span.end), slice(span.start, span.end)
+            seen = branch_mask(span)
+            seen_by_wanted = seen[wanted[first:end] - span.branches_start]
+            self._blocks.append(Block.causal(trunk, device))
+            self._blocks.append(Block(branches, tree, ~seen.to(device)))
+            self._wanted_blocks.append(Block(slice(first, end), tree, ~seen_by_wanted.to(device)))
 
     def attend(
-        self,
-        layer: int,  # noqa: ARG002 - every layer attends alike
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scaling: float,
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
         """See `Trees.attend`."""
-        groups = query.shape[1] // key.shape[1]
-        key, value = repeat_heads(key, groups), repeat_heads(value, groups)
-        pieces = []
-        for span, mask in zip(self.spans, self._masks, strict=True):
-            trunk = slice(span.start, span.branches_start)
-            branches = slice(span.branches_start, span.end)
-            tree = slice(span.start, span.end)
-            pieces.append(
-                scaled_dot_product_attention(
-                    query[:, :, trunk],
-                    key[:, :, trunk],
-                    value[:, :, trunk],
-                    is_causal=True,
-                    scale=scaling,
-                )
-            )
-            pieces.append(
-                scaled_dot_product_attention(
-                    query[:, :, branches],
-                    key[:, :, tree],
-                    value[:, :, tree],
-                    attn_mask=mask,
-                    scale=scaling,
-                )
-            )
-        return torch.cat(pieces, dim=2)
+        return attend_blocks(query, key, value, self._blocks, scaling)
+
+    def attend_from_wanted(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> Tensor:
+        """Attention of the wanted tokens, (1, heads, S, head size), to all keys and values."""
+        return attend_blocks(query, key, value, self._wanted_blocks, scaling)
 
 
-def branch_mask(span: TreeSpan, device: torch.device) -> Tensor:
+def branch_mask(span: TreeSpan) -> Tensor:
     """What the branches of a tree see: (branch tokens, trunk + branch tokens), true where seen."""
-    lengths = torch.tensor(span.branches, device=device)
-    branch = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths)
+    lengths = torch.tensor(span.branches)
+    branch = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
     siblings_apart = (branch[:, None] == branch[None, :]).tril()
     trunk = siblings_apart.new_ones(len(branch), span.trunk)
     return torch.cat([trunk, siblings_apart], dim=1)
-
-
-def repeat_heads(states: Tensor, groups: int) -> Tensor:
-    """Give every query head its key head: (.., key heads, T, d) to (.., heads, T, d)."""
-    return states if groups == 1 else states.repeat_interleave(groups, dim=1)

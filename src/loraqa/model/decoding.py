@@ -14,8 +14,9 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, PreTrainedModel
 
-from loraqa.model.attention import PackedTrees, Trees
-from loraqa.prompt.batch import collate_padded, collate_trees
+from loraqa.model.attention import PackedTrees
+from loraqa.model.last_layer import wanted_logits
+from loraqa.prompt.batch import TreeSpan, collate_padded, collate_trees
 from loraqa.prompt.tree import Tree
 
 
@@ -53,14 +54,8 @@ class TreeSession:
     @torch.no_grad()
     def prefill(self) -> Tensor:
         """See `DecodingSession`."""
-        device = self._model.device
-        prompts = _RecordedTrees(self._batch.spans, device)
-        logits = self._forward(
-            self._batch.input_ids.to(device),
-            self._batch.position_ids.to(device),
-            prompts,
-            self._batch.supervised.to(device),
-        )
+        prompts = _RecordedTrees(self._batch.spans, self._batch.supervised, self._model.device)
+        logits = wanted_logits(self._model, self._batch, prompts)
         self._rows = _GrowingRows(prompts)
         return logits
 
@@ -68,10 +63,14 @@ class TreeSession:
     def advance(self, tokens: Tensor) -> Tensor:
         """See `DecodingSession`."""
         self._rows.make_room()
-        everywhere = torch.arange(len(tokens), device=tokens.device)
-        logits = self._forward(tokens[None], self._positions[None], self._rows, everywhere)
+        logits: Tensor = self._model(
+            input_ids=tokens[None],
+            position_ids=self._positions[None],
+            trees=self._rows,
+            use_cache=False,
+        ).logits
         self._positions = self._positions + 1
-        return logits
+        return logits[0]
 
     def select(self, rows: Tensor) -> None:
         """See `DecodingSession`."""
@@ -84,16 +83,6 @@ class TreeSession:
         other._rows = self._rows.copy()
         other.select(rows)
         return other
-
-    def _forward(self, ids: Tensor, positions: Tensor, trees: Trees, keep: Tensor) -> Tensor:
-        logits: Tensor = self._model(
-            input_ids=ids,
-            position_ids=positions,
-            trees=trees,
-            logits_to_keep=keep,
-            use_cache=False,
-        ).logits
-        return logits[0]
 
 
 class PaddedSession:
@@ -187,8 +176,8 @@ class RecomputingSession:
 class _RecordedTrees(PackedTrees):
     """Packed trees that remember every layer's keys and values."""
 
-    def __init__(self, spans: Any, device: torch.device) -> None:
-        super().__init__(spans, device)
+    def __init__(self, spans: Sequence[TreeSpan], wanted: Tensor, device: torch.device) -> None:
+        super().__init__(spans, wanted, device)
         self.states: dict[int, tuple[Tensor, Tensor]] = {}
 
     def attend(
@@ -196,6 +185,12 @@ class _RecordedTrees(PackedTrees):
     ) -> Tensor:
         self.states[layer] = key[0], value[0]
         return super().attend(layer, query, key, value, scaling)
+
+    def attend_from_wanted(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> Tensor:
+        self.states[layer] = key[0], value[0]
+        return super().attend_from_wanted(layer, query, key, value, scaling)
 
 
 class _GrowingRows:

@@ -17,6 +17,7 @@ from loraqa.model.decoding import (
     RecomputingSession,
     TreeSession,
 )
+from loraqa.model.last_layer import wanted_logits
 from loraqa.prompt.batch import collate_padded, collate_trees
 from loraqa.prompt.plan import padded_tokens, tree_tokens
 from loraqa.prompt.tree import Tree
@@ -53,16 +54,9 @@ class TreeRunner:
 
     def answer_logits(self, trees: Sequence[Tree]) -> tuple[Tensor, Tensor]:
         """See `Runner`. The output head runs on the supervised positions alone."""
-        device = self.model.device
         batch = collate_trees(trees)
-        logits: Tensor = self.model(
-            input_ids=batch.input_ids.to(device),
-            position_ids=batch.position_ids.to(device),
-            trees=PackedTrees(batch.spans, device),
-            logits_to_keep=batch.supervised.to(device),
-            use_cache=False,
-        ).logits
-        return logits[0], batch.targets.to(device)
+        packed = PackedTrees(batch.spans, batch.supervised, self.model.device)
+        return wanted_logits(self.model, batch, packed), batch.targets.to(self.model.device)
 
     def session(self, trees: Sequence[Tree]) -> DecodingSession:
         """See `Runner`."""

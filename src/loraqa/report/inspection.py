@@ -97,7 +97,7 @@ def _mask(tree: Tree) -> Iterator[Text]:
     """Who sees whom, made smaller: a cell is all, partly or not seen."""
     (span,) = collate_trees([tree]).spans
     trunk = torch.ones(span.trunk, len(tree), dtype=torch.bool).tril()
-    seen = torch.cat([trunk, branch_mask(span, trunk.device)])
+    seen = torch.cat([trunk, branch_mask(span)])
     edges = np.linspace(0, len(tree), min(len(tree), _CELLS) + 1).astype(int)
     for top, bottom in pairwise(edges):
         parts = [seen[top:bottom, left:right] for left, right in pairwise(edges)]

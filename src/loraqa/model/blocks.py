@@ -1,0 +1,122 @@
+"""Attention block by block: some queries of a row of tokens, and the keys that they see."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import scaled_dot_product_attention
+
+
+@dataclass(frozen=True)
+class Block:
+    """These queries see only these keys.
+
+    Attributes:
+        queries, keys: where they lie in their rows.
+        hidden: (queries, keys) true where a query does not see a key.
+        is_causal: each query sees the keys up to its own, and so says `hidden`.
+    """
+
+    queries: slice
+    keys: slice
+    hidden: Tensor
+    is_causal: bool = False
+
+    @classmethod
+    def causal(cls, tokens: slice, device: torch.device) -> "Block":
+        """Tokens that each see themselves and those before."""
+        length = tokens.stop - tokens.start
+        hidden = torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
+        return cls(tokens, tokens, hidden, is_causal=True)
+
+
+def attend_blocks(
+    query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], scaling: float
+) -> Tensor:
+    """softmax(scaling · QKᵀ) V within each block.
+
+    Args:
+        query: (1, heads, Q, head size); the blocks take them in order, each once.
+        key, value: (1, key heads, K, head size); heads is a multiple of key heads.
+        blocks: who sees whom.
+        scaling: factor on the products.
+
+    Returns:
+        (1, heads, Q, head size).
+    """
+    groups = query.shape[1] // key.shape[1]
+    key, value = repeat_heads(key, groups), repeat_heads(value, groups)
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+        # PyTorch's fused attention takes two to three times as long there, most of it backward.
+        attended: Tensor = ByProducts.apply(  # type: ignore[no-untyped-call]
+            query[0], key[0], value[0], tuple(blocks), scaling
+        )
+        return attended[None]
+    pieces = [
+        scaled_dot_product_attention(
+            query[:, :, block.queries],
+            key[:, :, block.keys],
+            value[:, :, block.keys],
+            attn_mask=None if block.is_causal else ~block.hidden,
+            is_causal=block.is_causal,
+            scale=scaling,
+        )
+        for block in blocks
+    ]
+    return torch.cat(pieces, dim=2)
+
+
+def repeat_heads(states: Tensor, groups: int) -> Tensor:
+    """Give every query head its key head: (.., key heads, T, d) to (.., heads, T, d)."""
+    return states if groups == 1 else states.repeat_interleave(groups, dim=1)
+
+
+class ByProducts(torch.autograd.Function):
+    """Two matrix products and a softmax for each block; the weights are kept for the gradient.
+
+    Query, key and value are (heads, tokens, head size).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        blocks: tuple[Block, ...],
+        scaling: float,
+    ) -> Tensor:
+        scaled = query * scaling
+        attended = torch.empty_like(query)
+        kept = []
+        for block in blocks:
+            queries, keys = block.queries, block.keys
+            scores = scaled[:, queries] @ key[:, keys].transpose(1, 2)
+            weights = scores.masked_fill_(block.hidden, -torch.inf).softmax(dim=-1)
+            torch.matmul(weights, value[:, keys], out=attended[:, queries])
+            kept.append(weights)
+        ctx.save_for_backward(scaled, key, value, attended, *kept)
+        ctx.blocks, ctx.scaling = blocks, scaling
+        return attended
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (d_attended,) = grads
+        scaled, key, value, attended, *kept = ctx.saved_tensors
+        # The part of each score's gradient that all keys of a query share (FlashAttention's D).
+        shared = (d_attended * attended).sum(dim=-1, keepdim=True)
+        d_query = torch.empty_like(scaled)
+        d_key, d_value = torch.zeros_like(key), torch.zeros_like(value)
+        for block, weights in zip(ctx.blocks, kept, strict=True):
+            queries, keys = block.queries, block.keys
+            d_block = d_attended[:, queries]
+            d_value[:, keys] += weights.transpose(1, 2) @ d_block
+            d_scores = d_block @ value[:, keys].transpose(1, 2)
+            d_scores.sub_(shared[:, queries]).mul_(weights)
+            d_query[:, queries] = d_scores @ key[:, keys]
+            d_key[:, keys] += d_scores.transpose(1, 2) @ scaled[:, queries]
+        return d_query.mul_(ctx.scaling), d_key, d_value, None, None

@@ -1,0 +1,75 @@
+"""Attention block by block is the attention that one mask over everything gives."""
+
+from itertools import accumulate, pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from loraqa.model.blocks import Block, ByProducts, attend_blocks
+
+SCALING = 0.3
+
+
+def blocks_and_mask(lengths: list[int], generator: torch.Generator) -> tuple[list[Block], Tensor]:
+    """Causal blocks and blocks with a mask in turn, these looking back at all keys before."""
+    edges = list(accumulate(lengths, initial=0))
+    seen = torch.zeros(edges[-1], edges[-1], dtype=torch.bool)
+    blocks = []
+    for number, (start, end) in enumerate(pairwise(edges)):
+        tokens = slice(start, end)
+        if number % 2 == 0:
+            blocks.append(Block.causal(tokens, torch.device("cpu")))
+            seen[tokens, tokens] = torch.ones(end - start, end - start, dtype=torch.bool).tril()
+        else:
+            mask = torch.rand(end - start, end, generator=generator) < 0.5
+            mask[:, 0] = True
+            blocks.append(Block(tokens, slice(0, end), ~mask))
+            seen[tokens, :end] = mask
+    return blocks, seen
+
+
+def states(length: int, heads: int, generator: torch.Generator) -> Tensor:
+    drawn = torch.randn(1, heads, length, 4, generator=generator, dtype=torch.float64)
+    return drawn.requires_grad_()
+
+
+@given(lengths=st.lists(st.integers(1, 7), min_size=1, max_size=5), seed=st.integers(0, 99))
+def test_both_ways_are_attention_with_one_mask(lengths: list[int], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    blocks, seen = blocks_and_mask(lengths, generator)
+    inputs = query, key, value = [states(sum(lengths), 2, generator) for _ in range(3)]
+    outputs = [
+        scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=SCALING),
+        attend_blocks(query, key, value, blocks, SCALING),
+        ByProducts.apply(query[0], key[0], value[0], tuple(blocks), SCALING)[None],
+    ]
+    weights = torch.randn(outputs[0].shape, generator=generator, dtype=torch.float64)
+    gradients = [torch.autograd.grad((output * weights).sum(), inputs) for output in outputs]
+    for output, gradient in zip(outputs[1:], gradients[1:], strict=True):
+        torch.testing.assert_close(output, outputs[0])
+        torch.testing.assert_close(gradient, gradients[0])
+
+
+def test_key_heads_are_shared_by_query_heads() -> None:
+    generator = torch.Generator().manual_seed(0)
+    blocks, seen = blocks_and_mask([4, 3], generator)
+    query, key, value = (states(7, heads, generator) for heads in (6, 2, 2))
+    expected = scaled_dot_product_attention(
+        query, key, value, attn_mask=seen, scale=SCALING, enable_gqa=True
+    )
+    torch.testing.assert_close(attend_blocks(query, key, value, blocks, SCALING), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rounding_is_that_of_the_dtype(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    blocks, seen = blocks_and_mask([40, 30], generator)
+    exact = [states(70, 2, generator) for _ in range(3)]
+    expected = scaled_dot_product_attention(*exact, attn_mask=seen, scale=SCALING)
+    rounded = attend_blocks(*(each.to(dtype) for each in exact), blocks, SCALING)
+    error = (rounded - expected).norm() / expected.norm()
+    assert error < 2 * torch.finfo(dtype).eps
