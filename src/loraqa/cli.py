@@ -71,13 +71,14 @@ def inspect(
     examples: Annotated[int, typer.Option("-n", help="How many trees to show.", min=0)] = 3,
     template: Annotated[str | None, typer.Option(help="The prompt, if not the default.")] = None,
     max_length: Annotated[
-        int | None, typer.Option(help="Longest path in tokens; by default the model's limit.")
+        int | None,
+        typer.Option(help="Longest path in tokens; by default the model's limit.", min=1),
     ] = None,
     stride: Annotated[int, typer.Option(help="Tokens that two windows share.", min=0)] = 128,
     on_bad: OnBad = "stop",
 ) -> None:
     """Show the tokens, the mask and the tree of some contexts; count and measure them all."""
-    from loraqa.model.load import load_tokenizer
+    from loraqa.model.load import choose_max_length, load_tokenizer
     from loraqa.prompt.encode import PromptEncoder
     from loraqa.prompt.template import DEFAULT_TEMPLATE, Template
     from loraqa.report.inspection import inspection
@@ -85,8 +86,8 @@ def inspect(
 
     prompt = Template(template or DEFAULT_TEMPLATE)
     dataset = read_passages(data, on_bad=on_bad)
-    tokenizer, limit = load_tokenizer(model)
-    encoder = PromptEncoder(tokenizer, prompt, max_length or limit, stride)
+    tokenizer, config = load_tokenizer(model)
+    encoder = PromptEncoder(tokenizer, prompt, choose_max_length(max_length, config), stride)
     console = _console()
     for piece in inspection(encoder.encode_training(dataset.passages), tokenizer, examples):
         console.print(piece)
