@@ -2,19 +2,14 @@
 
 A model that looks its attention up there (`model.set_attn_implementation(TREE_ATTENTION)`) calls
 `attend_trees` in every layer, which hands queries, keys and values to the object passed to the
-model's `forward` as `trees`: `PackedTrees` here, for training, and the ones of `decoding.py`.
+model's `forward` as `trees`: those of `packed.py`, for training and for prompts, and the growing
+rows of `decoding.py`.
 """
 
-from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
-
-from loraqa.model.blocks import Block, attend_blocks
-from loraqa.prompt.batch import TreeSpan
 
 TREE_ATTENTION = "loraqa_trees"
 
@@ -42,6 +37,16 @@ class Trees(Protocol):
         Returns:
             (1, heads, T, head size).
         """
+        ...
+
+
+class PackedTrees(Trees, Protocol):
+    """Trees in one row: each trunk is causal, each branch sees its trunk and itself."""
+
+    def attend_from_wanted(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> Tensor:
+        """As `attend`, of the S wanted tokens alone: query and result are (1, heads, S, d)."""
         ...
 
 
@@ -79,51 +84,3 @@ def _check_plain(**options: Any) -> None:
 
 
 AttentionInterface.register(TREE_ATTENTION, attend_trees)
-
-
-class PackedTrees:
-    """Trees in one row: each trunk is causal, each branch sees its trunk and itself.
-
-    Attention goes tree by tree, so nothing is computed between trees that never meet.
-
-    Args:
-        spans: where the trees lie.
-        wanted: (S,) the tokens that are computed in the last layer, in order.
-        device: of the model.
-    """
-
-    def __init__(self, spans: Sequence[TreeSpan], wanted: Tensor, device: torch.device) -> None:
-        self.spans = spans
-        self._blocks: list[Block] = []
-        self._wanted_blocks: list[Block] = []
-        edges = torch.tensor([0, *(span.end for span in spans)])
-        places = torch.searchsorted(wanted, edges).tolist()
-        for span, (first, end) in zip(spans, pairwise(places), strict=True):
-            trunk = slice(span.start, span.branches_start)
-            branches, tree = slice(span.branches_start, span.end), slice(span.start, span.end)
-            seen = branch_mask(span)
-            seen_by_wanted = seen[wanted[first:end] - span.branches_start]
-            self._blocks.append(Block.causal(trunk, device))
-            self._blocks.append(Block(branches, tree, ~seen.to(device)))
-            self._wanted_blocks.append(Block(slice(first, end), tree, ~seen_by_wanted.to(device)))
-
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
-    ) -> Tensor:
-        """See `Trees.attend`."""
-        return attend_blocks(query, key, value, self._blocks, scaling)
-
-    def attend_from_wanted(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
-    ) -> Tensor:
-        """Attention of the wanted tokens, (1, heads, S, head size), to all keys and values."""
-        return attend_blocks(query, key, value, self._wanted_blocks, scaling)
-
-
-def branch_mask(span: TreeSpan) -> Tensor:
-    """What the branches of a tree see: (branch tokens, trunk + branch tokens), true where seen."""
-    lengths = torch.tensor(span.branches)
-    branch = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-    siblings_apart = (branch[:, None] == branch[None, :]).tril()
-    trunk = siblings_apart.new_ones(len(branch), span.trunk)
-    return torch.cat([trunk, siblings_apart], dim=1)

@@ -1,13 +1,16 @@
-"""Attention block by block: some queries of a row of tokens, and the keys that they see."""
+"""Attention over trees block by block: some tokens of a row, and the keys that they see."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
+
+from loraqa.prompt.batch import TreeSpan
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,51 @@ class Block:
         length = tokens.stop - tokens.start
         hidden = torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
         return cls(tokens, tokens, hidden, is_causal=True)
+
+
+class BlockTrees:
+    """`PackedTrees`, tree by tree: nothing is computed between trees that never meet.
+
+    Args:
+        spans: where the trees lie.
+        wanted: (S,) the tokens that are computed in the last layer, in order.
+        device: of the model.
+    """
+
+    def __init__(self, spans: Sequence[TreeSpan], wanted: Tensor, device: torch.device) -> None:
+        self._blocks: list[Block] = []
+        self._wanted_blocks: list[Block] = []
+        edges = torch.tensor([0, *(span.end for span in spans)])
+        places = torch.searchsorted(wanted, edges).tolist()
+        for span, (first, end) in zip(spans, pairwise(places), strict=True):
+            trunk = slice(span.start, span.branches_start)
+            branches, tree = slice(span.branches_start, span.end), slice(span.start, span.end)
+            seen = branch_mask(span)
+            seen_by_wanted = seen[wanted[first:end] - span.branches_start]
+            self._blocks.append(Block.causal(trunk, device))
+            self._blocks.append(Block(branches, tree, ~seen.to(device)))
+            self._wanted_blocks.append(Block(slice(first, end), tree, ~seen_by_wanted.to(device)))
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> Tensor:
+        """See `Trees.attend`."""
+        return attend_blocks(query, key, value, self._blocks, scaling)
+
+    def attend_from_wanted(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> Tensor:
+        """See `PackedTrees.attend_from_wanted`."""
+        return attend_blocks(query, key, value, self._wanted_blocks, scaling)
+
+
+def branch_mask(span: TreeSpan) -> Tensor:
+    """What the branches of a tree see: (branch tokens, trunk + branch tokens), true where seen."""
+    lengths = torch.tensor(span.branches)
+    branch = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+    siblings_apart = (branch[:, None] == branch[None, :]).tril()
+    trunk = siblings_apart.new_ones(len(branch), span.trunk)
+    return torch.cat([trunk, siblings_apart], dim=1)
 
 
 def attend_blocks(

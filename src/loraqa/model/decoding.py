@@ -4,8 +4,9 @@ A row is one answer being written. All rows of a tree share the keys and values 
 which are computed once and never copied, however many answers are tried.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy, deepcopy
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +17,7 @@ from transformers import Cache, PreTrainedModel
 
 from loraqa.model.attention import PackedTrees
 from loraqa.model.last_layer import wanted_logits
+from loraqa.model.packed import pack_trees
 from loraqa.prompt.batch import TreeSpan, collate_padded, collate_trees
 from loraqa.prompt.tree import Tree
 
@@ -54,9 +56,9 @@ class TreeSession:
     @torch.no_grad()
     def prefill(self) -> Tensor:
         """See `DecodingSession`."""
-        prompts = _RecordedTrees(self._batch.spans, self._batch.supervised, self._model.device)
+        prompts = _RecordedTrees(pack_trees(self._batch, self._model.device))
         logits = wanted_logits(self._model, self._batch, prompts)
-        self._rows = _GrowingRows(prompts)
+        self._rows = _GrowingRows(self._batch.spans, prompts.states)
         return logits
 
     @torch.no_grad()
@@ -173,24 +175,24 @@ class RecomputingSession:
         return other
 
 
-class _RecordedTrees(PackedTrees):
-    """Packed trees that remember every layer's keys and values."""
+@dataclass
+class _RecordedTrees:
+    """Packed trees of which every layer's keys and values are remembered."""
 
-    def __init__(self, spans: Sequence[TreeSpan], wanted: Tensor, device: torch.device) -> None:
-        super().__init__(spans, wanted, device)
-        self.states: dict[int, tuple[Tensor, Tensor]] = {}
+    trees: PackedTrees
+    states: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
         self.states[layer] = key[0], value[0]
-        return super().attend(layer, query, key, value, scaling)
+        return self.trees.attend(layer, query, key, value, scaling)
 
     def attend_from_wanted(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
         self.states[layer] = key[0], value[0]
-        return super().attend_from_wanted(layer, query, key, value, scaling)
+        return self.trees.attend_from_wanted(layer, query, key, value, scaling)
 
 
 class _GrowingRows:
@@ -201,18 +203,19 @@ class _GrowingRows:
     at the same place.
     """
 
-    def __init__(self, prompts: _RecordedTrees) -> None:
-        spans = prompts.spans
-        device = next(iter(prompts.states.values()))[0].device
+    def __init__(
+        self, spans: Sequence[TreeSpan], prompts: Mapping[int, tuple[Tensor, Tensor]]
+    ) -> None:
+        device = prompts[0][0].device
         trunks = [slice(span.start, span.branches_start) for span in spans]
         branches = [piece for span in spans for piece in span.branch_slices()]
         self._trunk = {
             layer: tuple(_padded(states, trunks, "right") for states in pair)
-            for layer, pair in prompts.states.items()
+            for layer, pair in prompts.items()
         }
         self._own = {
             layer: tuple(_padded(states, branches, "left") for states in pair)
-            for layer, pair in prompts.states.items()
+            for layer, pair in prompts.items()
         }
         self._trunk_seen = _lengths_mask([span.trunk for span in spans], device)
         own_lengths = [length for span in spans for length in span.branches]

@@ -10,7 +10,7 @@ from typing import Protocol
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from loraqa.model.attention import TREE_ATTENTION, PackedTrees
+from loraqa.model.attention import TREE_ATTENTION
 from loraqa.model.decoding import (
     DecodingSession,
     PaddedSession,
@@ -18,6 +18,7 @@ from loraqa.model.decoding import (
     TreeSession,
 )
 from loraqa.model.last_layer import wanted_logits
+from loraqa.model.packed import pack_trees
 from loraqa.prompt.batch import collate_padded, collate_trees
 from loraqa.prompt.plan import padded_tokens, tree_tokens
 from loraqa.prompt.tree import Tree
@@ -55,7 +56,7 @@ class TreeRunner:
     def answer_logits(self, trees: Sequence[Tree]) -> tuple[Tensor, Tensor]:
         """See `Runner`. The output head runs on the supervised positions alone."""
         batch = collate_trees(trees)
-        packed = PackedTrees(batch.spans, batch.supervised, self.model.device)
+        packed = pack_trees(batch, self.model.device)
         return wanted_logits(self.model, batch, packed), batch.targets.to(self.model.device)
 
     def session(self, trees: Sequence[Tree]) -> DecodingSession:
