@@ -1,0 +1,115 @@
+"""The models and the adapters that all contenders share, written to a folder once.
+
+FOLDER/
+    model/         random weights in fp32, tokenizer; every dropout is 0
+    c_attn/        an adapter in PEFT's format, B not 0, so that A has a gradient too
+    all-linear/    another
+    *.json         passages
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from benchmarks.text import TOKENIZER
+from loraqa.lora.adapt import adapt
+from loraqa.lora.adapter import save_adapter
+from loraqa.lora.layer import lora_layers
+from loraqa.lora.settings import LoraSettings
+from loraqa.model.load import load_base
+from loraqa.prompt.encode import PromptEncoder
+from loraqa.prompt.segments import SegmentTokenizer
+from loraqa.prompt.template import DEFAULT_TEMPLATE, Template
+from loraqa.prompt.tree import Tree
+from loraqa.squad import Passage, read_passages
+from loraqa.train.adapter_folder import AdapterInfo, describe_base, write_adapter_info
+from loraqa.train.settings import ModelSettings
+
+ADAPTERS = {
+    "c_attn": LoraSettings(rank=8, alpha=16.0, target_modules=("c_attn",)),
+    "all-linear": LoraSettings(rank=16, alpha=32.0, target_modules=("all-linear",)),
+}
+MAX_LENGTH = 1024
+STRIDE = 128
+MAX_ANSWER_TOKENS = 32
+# Of the entries of B: large enough for A's gradient to count, small enough to change little.
+_B_SCALE = 0.01
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every contender in training is given.
+
+    Attributes:
+        folder: see above.
+        adapter: a key of `ADAPTERS`.
+        data: the passages' file, in the folder; every optimizer step takes all its questions.
+        steps: how many steps to time, after one that warms up.
+        precision: "float32" or "bfloat16".
+        reference: see `clock.measure`.
+    """
+
+    folder: str
+    adapter: str
+    data: str
+    steps: int
+    precision: str
+    reference: str | None = None
+
+    @property
+    def model_path(self) -> Path:
+        """The base model."""
+        return Path(self.folder) / "model"
+
+    @property
+    def adapter_path(self) -> Path:
+        """The adapter to go on training."""
+        return Path(self.folder) / self.adapter
+
+    def passages(self) -> list[Passage]:
+        """What to learn from."""
+        return list(read_passages(Path(self.folder) / self.data).passages)
+
+    def encoder(self) -> PromptEncoder:
+        """Makes the tokens, the same for everybody."""
+        tokenizer = SegmentTokenizer(AutoTokenizer.from_pretrained(self.model_path))
+        return PromptEncoder(tokenizer, Template(DEFAULT_TEMPLATE), MAX_LENGTH, STRIDE)
+
+    def trees(self) -> list[Tree]:
+        """The questions of a step."""
+        return self.encoder().encode_training(self.passages()).trees
+
+
+def prepare(folder: str, layers: int, width: int, heads: int) -> dict[str, Any]:
+    """Write a GPT-2 of this shape and its adapters."""
+    path = Path(folder)
+    torch.manual_seed(0)
+    config = GPT2Config(
+        n_layer=layers, n_embd=width, n_head=heads, embd_pdrop=0, attn_pdrop=0, resid_pdrop=0
+    )
+    GPT2LMHeadModel(config).save_pretrained(path / "model")
+    AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(path / "model")
+    for name, settings in ADAPTERS.items():
+        _write_adapter(path / name, path / "model", settings)
+    return {"layers": layers, "width": width, "heads": heads}
+
+
+def _write_adapter(folder: Path, source: Path, settings: LoraSettings) -> None:
+    model, _ = load_base(source, dtype="float32", device="cpu")
+    adapt(model, settings)
+    generator = torch.Generator().manual_seed(0)
+    for layer in lora_layers(model).values():
+        torch.nn.init.normal_(layer.lora_B, std=_B_SCALE, generator=generator)
+    save_adapter(model, folder)
+    info = AdapterInfo(
+        base=describe_base(ModelSettings(source=str(source), dtype="float32"), model),
+        template=DEFAULT_TEMPLATE,
+        max_length=MAX_LENGTH,
+        stride=STRIDE,
+        max_answer_tokens=MAX_ANSWER_TOKENS,
+        version="1.1",
+    )
+    write_adapter_info(folder, info)

@@ -1,0 +1,141 @@
+"""Time, memory, tokens and the first gradient of whatever trains a model with a torch optimizer.
+
+Every contender is measured by the same means: hooks that torch calls around each optimizer step.
+The first step warms up; its gradient must be that of the first contender, or nothing is timed.
+"""
+
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+from transformers import PreTrainedModel
+
+# How far rounding may drive a gradient from that of the first contender, relative.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
+
+
+def measure(
+    model: nn.Module, train: Callable[[], float], reference: str | None, precision: str
+) -> dict[str, Any]:
+    """Run `train`, which returns the loss of its first step, and say what it took.
+
+    Args:
+        model: holds the adapter that is trained.
+        train: does optimizer steps on the same questions over and over.
+        reference: file of the gradient to compare with, written where it does not exist.
+        precision: a key of `TOLERANCE`.
+
+    Returns:
+        `seconds` of each step but the first, `tokens` computed in a step, padding included,
+        `loss`, `gradient_norm` and `gradient_error` of the first step, and memory in MiB:
+        `peak_mib` of the process, `growth_mib` over what it had before the first step.
+    """
+    clock = _Clock(model, Path(reference) if reference else None, TOLERANCE[precision])
+    before = resident_mib()
+    loss = train()
+    return {
+        "seconds": clock.laps,
+        "tokens": clock.tokens // len(clock.ends),
+        "loss": loss,
+        **clock.gradient,
+        "peak_mib": peak_mib(),
+        "growth_mib": peak_mib() - before,
+    }
+
+
+class _Clock:
+    """Looks at every optimizer step from when it is made."""
+
+    def __init__(self, model: nn.Module, reference: Path | None, tolerance: float) -> None:
+        self.model = model
+        self.reference = reference
+        self.tolerance = tolerance
+        self.ends: list[float] = []
+        self.tokens = 0
+        self.gradient: dict[str, float] = {}
+        register_optimizer_step_pre_hook(self._before_step)
+        register_optimizer_step_post_hook(self._after_step)
+        _transformer(model).get_input_embeddings().register_forward_hook(self._count)
+
+    @property
+    def laps(self) -> list[float]:
+        """Seconds from the end of each step to that of the next."""
+        return [end - start for start, end in zip(self.ends, self.ends[1:], strict=False)]
+
+    def _before_step(self, *_: Any) -> None:
+        if self.ends:
+            return
+        gradient = adapter_gradient(self.model)
+        self.gradient["gradient_norm"] = _norm(gradient)
+        if self.reference is None:
+            return
+        if not self.reference.exists():
+            save_file(gradient, self.reference)
+        error = relative_error(gradient, load_file(self.reference))
+        self.gradient["gradient_error"] = error
+        if error > self.tolerance:
+            raise RuntimeError(
+                f"the gradient is not that of the first contender: relative error {error:.2g}"
+            )
+
+    def _after_step(self, *_: Any) -> None:
+        self.ends.append(time.perf_counter())
+
+    def _count(self, _module: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
+        self.tokens += inputs[0].numel()
+
+
+def adapter_gradient(model: nn.Module) -> dict[str, Tensor]:
+    """The gradient of every A and B in fp32, under names that are the same here and in PEFT."""
+    return {
+        _plain_name(name): parameter.grad.detach().float().clone()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
+
+
+def relative_error(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """Of all matrices together."""
+    if actual.keys() != expected.keys():
+        raise RuntimeError("the adapters do not have the same matrices")
+    return _norm({name: actual[name] - expected[name] for name in expected}) / _norm(expected)
+
+
+def peak_mib() -> float:
+    """The most memory that this process has had."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def resident_mib() -> float:
+    """The memory that this process has now; where it is not told, the most that it has had."""
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        return peak_mib()
+    return int(statm.read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
+def _norm(matrices: dict[str, Tensor]) -> float:
+    return float(torch.stack([matrix.double().norm() for matrix in matrices.values()]).norm())
+
+
+def _plain_name(name: str) -> str:
+    """`base_model.model.L.lora_A.default.weight` and `L.lora_A` alike as `L.lora_A`."""
+    return re.sub(r"^base_model\.model\.|\.default\.weight$", "", name)
+
+
+def _transformer(model: Any) -> PreTrainedModel:
+    """The model itself, without PEFT around it."""
+    inner: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return inner

@@ -1,0 +1,56 @@
+"""`loraqa train` and `loraqa score` as a user starts them, timed from outside."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from loraqa.squad import read_passages
+
+_POLL_SECONDS = 0.02
+
+
+def start(folder: str, train: str, cache: str) -> dict[str, Any]:
+    """Seconds from the command to the end of the first optimizer step, and that step's own.
+
+    Args:
+        folder: see `benchmarks.base`.
+        train: the file to learn from.
+        cache: where a cache may lie; empty before the first start.
+    """
+    with tempfile.TemporaryDirectory() as out:
+        metrics = Path(out) / "run" / "metrics.jsonl"
+        command = [
+            *(sys.executable, "-m", "loraqa.cli", "train"),
+            *("--model", f"{folder}/model", "--train", train, "--out", f"{out}/run"),
+            *("--set", "optimisation.max_steps=1"),
+        ]
+        begin = time.perf_counter()
+        with subprocess.Popen(command, env=os.environ | {"XDG_CACHE_HOME": cache}) as process:
+            while process.poll() is None and not _has_line(metrics):
+                time.sleep(_POLL_SECONDS)
+            seconds = time.perf_counter() - begin
+        record = json.loads(metrics.read_text().splitlines()[0])
+    return {"seconds": [seconds], "questions_per_second": record["questions_per_second"]}
+
+
+def score(folder: str, data: str) -> dict[str, Any]:
+    """Seconds of the whole process that scores a predictions file."""
+    file = Path(folder) / data
+    passages = read_passages(file).passages
+    answers = {q.id: q.answers[0].text for p in passages for q in p.questions}
+    predictions = Path(folder) / "predictions.json"
+    predictions.write_text(json.dumps(answers))
+    command = [sys.executable, "-m", "loraqa.cli", "score", str(predictions), "--data", str(file)]
+    begin = time.perf_counter()
+    done = subprocess.run([*command, "--json"], check=True, capture_output=True, text=True)
+    seconds = time.perf_counter() - begin
+    return {"seconds": [seconds], "questions": json.loads(done.stdout)["total"]}
+
+
+def _has_line(file: Path) -> bool:
+    return file.exists() and "\n" in file.read_text()

@@ -1,0 +1,117 @@
+"""The floating-point operations that an optimizer step of LoRA on GPT-2 needs, by the formula.
+
+A multiplication and an addition are two operations. With T tokens, S of them supervised, width d,
+vocabulary V, and P the number of (query, key) pairs that attention has to see:
+
+- A matrix (in, out) of a block takes 2·T·in·out forward, and backward as much again for the
+  gradient of its input; frozen, it needs none of its own.
+- Attention takes 4·d·P forward (QKᵀ and AV), and twice that backward.
+- LoRA of rank r on a matrix takes 2·T·r·(in + out) forward and twice that backward: A and B need
+  a gradient each, and so do their inputs.
+- The head takes 2·S·d·V forward and as much backward.
+- Nothing trainable lies below the first adapter, in the first block's `c_attn`: its input needs
+  no gradient.
+- Behind the keys and values of the last block only supervised positions matter: its attention
+  has the S queries alone, and `attn.c_proj` and the MLP have S rows.
+
+Embeddings, norms, GELU, softmax and the optimizer are left out, as is whatever a program computes
+beyond this: padding, contexts repeated, masked pairs, scores recomputed in backward.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loraqa.prompt.tree import Tree
+
+Matrices = Mapping[str, tuple[int, int]]
+"""The matrices of a block: name to (in, out)."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much an optimizer step has to look at.
+
+    Attributes:
+        tokens, supervised: T and S.
+        pairs: P over all queries.
+        supervised_pairs: P of the supervised queries alone.
+    """
+
+    tokens: int
+    supervised: int
+    pairs: int
+    supervised_pairs: int
+
+
+def tree_work(trees: Sequence[Tree]) -> Work:
+    """The work of trees, each trunk computed once."""
+    return Work(
+        tokens=sum(map(len, trees)),
+        supervised=sum(len(branch.answer) for tree in trees for branch in tree.branches),
+        pairs=sum(map(_pairs, trees)),
+        supervised_pairs=sum(map(_supervised_pairs, trees)),
+    )
+
+
+def matrices(config: Any) -> Matrices:
+    """The matrices of a block of GPT-2."""
+    width = config.n_embd
+    inner = config.n_inner or 4 * width
+    return {
+        "attn.c_attn": (width, 3 * width),
+        "attn.c_proj": (width, width),
+        "mlp.c_fc": (width, inner),
+        "mlp.c_proj": (inner, width),
+    }
+
+
+def training_flops(config: Any, rank: int, adapted: Sequence[str], work: Work) -> int:
+    """Operations of forward and backward.
+
+    Args:
+        config: GPT-2's.
+        rank: r of every adapter.
+        adapted: names out of `matrices`, with `attn.c_attn` among them.
+        work: what the step looks at.
+    """
+    blocks = sum(
+        _block(config, rank, adapted, work, first=block == 0, last=block == config.n_layer - 1)
+        for block in range(config.n_layer)
+    )
+    return blocks + 2 * 2 * work.supervised * config.n_embd * config.vocab_size
+
+
+def _block(
+    config: Any, rank: int, adapted: Sequence[str], work: Work, *, first: bool, last: bool
+) -> int:
+    flops = 3 * 4 * config.n_embd * (work.supervised_pairs if last else work.pairs)
+    for name, (width, height) in matrices(config).items():
+        below_all = first and name == "attn.c_attn"
+        rows = work.supervised if last and name != "attn.c_attn" else work.tokens
+        flops += 2 * rows * width * height * (1 if below_all else 2)
+        if name in adapted:
+            flops += 3 * 2 * rows * rank * (width + height)
+            flops -= 2 * rows * rank * width if below_all else 0
+    return flops
+
+
+def _pairs(tree: Tree) -> int:
+    """Every token with those before it on its path, and itself."""
+    trunk = len(tree.trunk)
+    branches = sum(trunk * len(b) + _triangle(len(b)) for b in tree.branches)
+    return _triangle(trunk) + branches
+
+
+def _supervised_pairs(tree: Tree) -> int:
+    """The last tokens of each branch, as many as its answer has, predict it."""
+    ends = [len(tree.trunk) + len(branch) for branch in tree.branches]
+    answers = [len(branch.answer) for branch in tree.branches]
+    return sum(
+        _triangle(end) - _triangle(end - answer)
+        for end, answer in zip(ends, answers, strict=True)
+    )
+
+
+def _triangle(side: int) -> int:
+    return side * (side + 1) // 2

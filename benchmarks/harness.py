@@ -1,0 +1,179 @@
+"""Jobs in fresh processes, one at a time: contenders take turns, so a slow minute slows them all.
+
+A group is one side of the comparison, with the settings that it may try: all of them run in the
+first round, the fastest of them in the later ones.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+Outcome = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A call of a function of this package, such as "ours.trees", in a process of its own."""
+
+    name: str
+    function: str
+    options: Mapping[str, Any]
+
+
+@dataclass
+class Contender:
+    """A job and what came out of it, once for each time that it ran."""
+
+    job: Job
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    @property
+    def error(self) -> str | None:
+        """Why it failed, if it did."""
+        return next((o["error"] for o in self.outcomes if "error" in o), None)
+
+    @property
+    def seconds(self) -> list[float]:
+        """Of every time that it was measured."""
+        return [seconds for o in self.outcomes for seconds in o.get("seconds", [])]
+
+    @property
+    def speed(self) -> float:
+        """Questions a second: the median; 0 where it failed."""
+        return self.questions / median(self.seconds) if self.seconds and not self.error else 0.0
+
+    @property
+    def speeds(self) -> list[float]:
+        """Questions a second, every time, in ascending order."""
+        return sorted(self.questions / seconds for seconds in self.seconds)
+
+    @property
+    def questions(self) -> int:
+        """How many questions are answered or learned from each time."""
+        return int(self.outcomes[0].get("questions", 1))
+
+    def median(self, key: str) -> float:
+        """Of a number that its outcomes hold; 0 where it failed."""
+        return 0.0 if self.error else median(float(o[key]) for o in self.outcomes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Settings, and everything measured but the texts of answers."""
+        return {
+            "name": self.job.name,
+            "options": dict(self.job.options),
+            "outcomes": [
+                {key: value for key, value in outcome.items() if key != "answers"}
+                for outcome in self.outcomes
+            ],
+        }
+
+
+Groups = dict[str, list[Contender]]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A comparison.
+
+    Attributes:
+        name: that of its file of results.
+        preparations: jobs that write what the others need.
+        groups: the sides, each with what it may try.
+        rounds: how often the sides take turns.
+        conclude: makes the conclusion out of what came out.
+    """
+
+    name: str
+    preparations: Sequence[Job]
+    groups: Mapping[str, Sequence[Job]]
+    rounds: int
+    conclude: Callable[[Groups], "Conclusion"]
+
+    @property
+    def runs(self) -> int:
+        """How many processes it takes."""
+        first = sum(map(len, self.groups.values()))
+        return len(self.preparations) + first + (self.rounds - 1) * len(self.groups)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is to be reached, and what was."""
+
+    name: str
+    wanted: str
+    reached: str
+    met: bool
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What a suite found: ratios by name, targets, and notes for the reader."""
+
+    ratios: dict[str, float]
+    targets: Sequence[Target] = ()
+    notes: Sequence[str] = ()
+
+
+class Progress:
+    """A line before each job: how many are done, how long that took, how long the rest may take."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.done = 0
+        self.start = time.perf_counter()
+
+    def tell(self, name: str) -> None:
+        """Announce the next job."""
+        gone = time.perf_counter() - self.start
+        left = f", {_clock(gone / self.done * (self.total - self.done))} to go" if self.done else ""
+        sys.stderr.write(f"[{self.done + 1}/{self.total}] {_clock(gone)}{left}: {name}\n")
+        self.done += 1
+
+
+def compete(suite: Suite, progress: Progress) -> Groups:
+    """Run a suite."""
+    for job in suite.preparations:
+        progress.tell(job.name)
+        prepared = run(job)
+        if "error" in prepared:
+            raise SystemExit(f"{job.name} failed: {prepared['error']}")
+    groups = {name: [Contender(job) for job in jobs] for name, jobs in suite.groups.items()}
+    for turn in range(suite.rounds):
+        for name, group in groups.items():
+            for contender in group if turn == 0 else [best(group)]:
+                progress.tell(f"{suite.name}, {name}: {contender.job.name}")
+                contender.outcomes.append(run(contender.job))
+    return groups
+
+
+def best(group: Sequence[Contender]) -> Contender:
+    """The fastest."""
+    return max(group, key=lambda contender: contender.speed)
+
+
+def run(job: Job) -> Outcome:
+    """What the job's function returned, or {"error": the last line of its complaint}."""
+    command = [sys.executable, "-m", "benchmarks.worker", job.function, json.dumps(job.options)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        return {"error": lines[-1] if lines else f"exit status {done.returncode}"}
+    outcome: Outcome = json.loads(done.stdout)
+    return outcome
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02}"

@@ -1,0 +1,43 @@
+"""The rate at which this machine multiplies matrices of the shapes that training uses."""
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.base import Task
+from benchmarks.flops import matrices
+from loraqa.model.load import load_tokenizer
+
+_REPETITIONS = 10
+
+
+def matrix_rate(folder: str, precision: str, tokens: int) -> dict[str, Any]:
+    """GFLOP/s of (tokens, in) @ (in, out) for the matrices of a block, and of all together.
+
+    A weight lies as GPT-2 has it, (in, out), or as everybody else, (out, in): the faster counts.
+    """
+    _, config = load_tokenizer(Task(folder, "", "", 0, precision).model_path)
+    dtype = getattr(torch, precision)
+    flops, seconds, rates = 0.0, 0.0, {}
+    for width, height in matrices(config).values():
+        x = torch.randn(tokens, width).to(dtype)
+        there, back = torch.randn(width, height).to(dtype), torch.randn(height, width).to(dtype).t()
+        fastest = min(_seconds(x, there), _seconds(x, back))
+        product = 2 * tokens * width * height
+        rates[f"{tokens} x {width} @ {width} x {height}"] = product / fastest / 1e9
+        flops += product
+        seconds += fastest
+    return {"gflops": flops / seconds / 1e9, "by_shape": rates}
+
+
+def _seconds(x: Tensor, weight: Tensor) -> float:
+    times = [_timed(x, weight) for _ in range(1 + _REPETITIONS)]
+    return sorted(times[1:])[_REPETITIONS // 2]
+
+
+def _timed(x: Tensor, weight: Tensor) -> float:
+    start = time.perf_counter()
+    x @ weight
+    return time.perf_counter() - start

@@ -1,0 +1,157 @@
+"""loraqa itself: training by its own loop, answering by its `Reader`."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from benchmarks.base import ADAPTERS, MAX_LENGTH, Task
+from benchmarks.clock import measure, peak_mib
+from benchmarks.flops import matrices, training_flops, tree_work
+from loraqa.answer.decode import Greedy
+from loraqa.answer.reader import Reader
+from loraqa.lora.adapter import load_adapter
+from loraqa.model.choose import choose_runner
+from loraqa.model.load import load_base
+from loraqa.model.runner import PaddedRunner, Runner
+from loraqa.prompt.plan import BatchPlan
+from loraqa.prompt.tree import Tree
+from loraqa.train import loop
+from loraqa.train.run import RunDirectory
+from loraqa.train.settings import RunSettings, parse_settings
+
+
+def trees(task: dict[str, Any], tokens_per_batch: int | None = None) -> dict[str, Any]:
+    """What `loraqa train` does: every context computed once."""
+    return _train(Task(**task), lambda model: choose_runner(model, MAX_LENGTH), tokens_per_batch)
+
+
+def padded(task: dict[str, Any]) -> dict[str, Any]:
+    """Our reference path: one row per question, for models that cannot take trees."""
+    return _train(Task(**task), PaddedRunner, None)
+
+
+def overhead(task: dict[str, Any], checkpoint_every: int) -> dict[str, Any]:
+    """How much of a run is not forward and backward: data, optimizer, logging, checkpoints.
+
+    The loop's own calls of `accumulate`, forward and backward, are timed within it. The one
+    checkpoint, at the end, is counted as a share: one in `checkpoint_every` steps.
+    """
+    the = Task(**task)
+    inside: list[float] = []
+    ends: list[float] = []
+    accumulate = loop.accumulate
+
+    def timed(*arguments: Any) -> Tensor:
+        start = time.perf_counter()
+        loss = accumulate(*arguments)
+        inside.append(time.perf_counter() - start)
+        return loss
+
+    runner = _runner(the, lambda model: choose_runner(model, MAX_LENGTH))
+    with patch.object(loop, "accumulate", timed):
+        _fit(the, runner, the.trees(), None, lambda _: ends.append(time.perf_counter()))
+    checkpoint = time.perf_counter() - ends[-1]
+    steps = [end - start for start, end in zip(ends, ends[1:], strict=False)]
+    total = sum(steps) + checkpoint * len(steps) / checkpoint_every
+    return {
+        "seconds": steps,
+        "checkpoint_seconds": checkpoint,
+        "overhead": 1 - sum(inside[1:]) / total,
+    }
+
+
+def read(
+    folder: str, adapter: str, data: str, precision: str, answer_tokens: int
+) -> dict[str, Any]:
+    """Greedy answers by `Reader`, as `loraqa evaluate` writes them."""
+    the = Task(folder, adapter, data, steps=0, precision=precision)
+    reader = Reader.load(the.adapter_path, dtype=precision, device="cpu")
+    reader = replace(reader, max_answer_tokens=answer_tokens)
+    passages = the.passages()
+    start = time.perf_counter()
+    answers = reader.read(passages, Greedy())
+    seconds = time.perf_counter() - start
+    return {
+        "seconds": [seconds],
+        "answers": {answer.question_id: answer.text for answer, *_ in answers},
+        "peak_mib": peak_mib(),
+    }
+
+
+def _train(
+    the: Task, choose: Callable[[PreTrainedModel], Runner], tokens_per_batch: int | None
+) -> dict[str, Any]:
+    runner = _runner(the, choose)
+    learned = the.trees()
+
+    def train() -> float:
+        losses: list[float] = []
+        _fit(the, runner, learned, tokens_per_batch, lambda record: losses.append(record["loss"]))
+        return losses[0]
+
+    result = measure(runner.model, train, the.reference, the.precision)
+    return {
+        **result,
+        "questions": sum(len(tree.branches) for tree in learned),
+        "flops": _flops(the, runner.model, learned),
+        "flops_separate": _flops(the, runner.model, _apart(learned)),
+        "tokens_separate": sum(tree.separate_length for tree in learned),
+    }
+
+
+def _runner(the: Task, choose: Callable[[PreTrainedModel], Runner]) -> Runner:
+    model, _ = load_base(the.model_path, dtype=the.precision, device="cpu")
+    load_adapter(model, the.adapter_path)
+    return choose(model)
+
+
+def _fit(
+    the: Task,
+    runner: Runner,
+    learned: list[Tree],
+    tokens_per_batch: int | None,
+    report: Callable[[Any], None],
+) -> None:
+    """Run the loop; an epoch is one optimizer step on all trees."""
+    settings = _settings(the, sum(len(tree.branches) for tree in learned))
+    budget = tokens_per_batch or settings.optimisation.tokens_per_batch
+    plan = BatchPlan(
+        learned, settings.optimisation.questions_per_step, budget, settings.seed, runner.size
+    )
+    with tempfile.TemporaryDirectory() as run:
+        loop.train(runner, plan, settings, RunDirectory(Path(run)), report=report)
+
+
+def _settings(the: Task, questions: int) -> RunSettings:
+    """The defaults, but for those that hold for everybody."""
+    steps = 1 + the.steps
+    return parse_settings(
+        {
+            "model": {"source": str(the.model_path), "dtype": the.precision},
+            "data": {"train": the.data},
+            "optimisation": {
+                "questions_per_step": questions,
+                "epochs": steps,
+                "learning_rate": 1e-4,
+                "clip_norm": None,
+            },
+        }
+    )
+
+
+def _flops(the: Task, model: PreTrainedModel, learned: list[Tree]) -> int:
+    lora = ADAPTERS[the.adapter]
+    adapted = matrices(model.config) if the.adapter == "all-linear" else ["attn.c_attn"]
+    return training_flops(model.config, lora.rank, list(adapted), tree_work(learned))
+
+
+def _apart(learned: list[Tree]) -> list[Tree]:
+    """Every question with a context of its own."""
+    return [replace(tree, branches=(branch,)) for tree in learned for branch in tree.branches]

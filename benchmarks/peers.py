@@ -1,0 +1,230 @@
+"""Training with transformers' Trainer and TRL's SFTTrainer on PEFT; answering with `generate`.
+
+They get the tokens that we get, and settings under which they compute the same gradient: labels
+on the answer and its end alone, a loss weighed by tokens, no clipping. Logging is on, as with us.
+"""
+
+import math
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    Trainer,
+    TrainingArguments,
+)
+
+from benchmarks.base import Task
+from benchmarks.clock import measure, peak_mib
+from loraqa.answer.decode import Rules
+from loraqa.prompt.segments import SegmentTokenizer
+
+# What the weights are and whether autocast is on; bf16 both ways, of which the faster counts.
+PRECISIONS: dict[str, tuple[torch.dtype, bool]] = {
+    "float32": (torch.float32, False),
+    "autocast": (torch.float32, True),
+    "bfloat16": (torch.bfloat16, False),
+    "bfloat16 and autocast": (torch.bfloat16, True),
+}
+
+
+def trainer(task: dict[str, Any], kind: str, batch: int, sampling: str) -> dict[str, Any]:
+    """PEFT and transformers' Trainer on batches padded to their longest row.
+
+    Args:
+        task: a `Task`.
+        kind: a key of `PRECISIONS`.
+        batch: rows in a batch.
+        sampling: Trainer's `train_sampling_strategy`: "random" or "group_by_length".
+    """
+    the = Task(**task)
+    rows = _rows(the)
+    model = _adapted(the, kind)
+    tokenizer = _tokenizer(the)
+    with tempfile.TemporaryDirectory() as out:
+        made = Trainer(
+            model,
+            TrainingArguments(**_arguments(the, kind, batch, len(rows), out, sampling)),
+            data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+        )
+        return _measured(the, made, rows)
+
+
+def sft(
+    task: dict[str, Any], kind: str, batch: int, sampling: str, layout: str
+) -> dict[str, Any]:
+    """TRL's SFTTrainer, with the loss on the completion only.
+
+    Args:
+        task, kind, batch, sampling: as for `trainer`.
+        layout: "padded"; "padding-free": a batch's rows one after another in a single one; or
+            "packed": rows of `MAX_LENGTH` tokens filled with examples before training.
+    """
+    from trl import SFTConfig, SFTTrainer
+
+    the = Task(**task)
+    rows = _rows(the)
+    data = Dataset.from_list(
+        [
+            {
+                "input_ids": row["input_ids"],
+                "completion_mask": [int(label != -100) for label in row["labels"]],
+            }
+            for row in rows
+        ]
+    )
+    packed = layout == "packed"
+    length = 1024
+    count = _packed_rows(data, length) if packed else len(rows)
+    with tempfile.TemporaryDirectory() as out:
+        made = SFTTrainer(
+            _adapted(the, kind),
+            SFTConfig(
+                **_arguments(the, kind, batch, count, out, sampling),
+                # On by default, to save memory; it computes every forward pass twice.
+                gradient_checkpointing=False,
+                completion_only_loss=True,
+                packing=packed,
+                padding_free=layout == "padding-free",
+                max_length=length if packed else None,
+            ),
+            train_dataset=data,
+            processing_class=_tokenizer(the),
+        )
+        return _measured(the, made, rows)
+
+
+def generate(
+    folder: str, adapter: str, data: str, precision: str, batch: int, answer_tokens: int
+) -> dict[str, Any]:
+    """Greedy answers by transformers' `generate` on merged weights.
+
+    Prompts are padded on the left, longest first so that a batch's are of like length, and stop
+    where ours do: at eos or at a token that holds a line break.
+    """
+    the = Task(folder, adapter, data, steps=0, precision=precision)
+    model = _merged(the)
+    encoder = the.encoder()
+    stops = sorted(Rules(encoder.tokenizer, encoder.template, answer_tokens).stops)
+    start = time.perf_counter()
+    prompts = _prompts(the, answer_tokens)
+    answers: dict[str, str] = {}
+    for chosen in _batches(prompts, batch):
+        ids = [prompt for _, prompt in chosen]
+        padded = pad_sequence(ids, batch_first=True, padding_side="left")
+        ones = [torch.ones_like(prompt) for prompt in ids]
+        written = model.generate(
+            input_ids=padded,
+            attention_mask=pad_sequence(ones, batch_first=True, padding_side="left"),
+            do_sample=False,
+            max_new_tokens=answer_tokens,
+            eos_token_id=stops,
+            pad_token_id=encoder.tokenizer.eos,
+        )
+        for (question_id, _), row in zip(chosen, written[:, padded.shape[1] :], strict=True):
+            answers[question_id] = _text(encoder.tokenizer, row.tolist(), stops)
+    seconds = time.perf_counter() - start
+    return {"seconds": [seconds], "answers": answers, "peak_mib": peak_mib()}
+
+
+def _rows(the: Task) -> list[dict[str, list[int]]]:
+    """One example per question; the loss looks at the answer and eos alone."""
+    return [
+        {
+            "input_ids": [*tree.trunk.tolist(), *branch.prompt.tolist(), *branch.answer.tolist()],
+            "labels": [
+                *[-100] * (len(tree.trunk) + len(branch.prompt)),
+                *branch.answer.tolist(),
+            ],
+        }
+        for tree in the.trees()
+        for branch in tree.branches
+    ]
+
+
+def _arguments(
+    the: Task, kind: str, batch: int, rows: int, out: str, sampling: str
+) -> dict[str, Any]:
+    """An epoch is one optimizer step on all rows."""
+    return {
+        "output_dir": out,
+        "max_steps": 1 + the.steps,
+        "per_device_train_batch_size": batch,
+        "gradient_accumulation_steps": math.ceil(rows / batch),
+        "train_sampling_strategy": sampling,
+        "bf16": PRECISIONS[kind][1],
+        "use_cpu": True,
+        "learning_rate": 1e-4,
+        "max_grad_norm": 0,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+
+
+def _measured(the: Task, made: Trainer, rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
+    def train() -> float:
+        made.train()
+        return float(made.state.log_history[0]["loss"])
+
+    result = measure(made.model, train, the.reference, the.precision)
+    real = sum(len(row["input_ids"]) for row in rows)
+    return {**result, "questions": len(rows), "tokens_without_padding": real}
+
+
+def _packed_rows(data: Dataset, length: int) -> int:
+    from trl.data_utils import pack_dataset
+
+    return len(pack_dataset(data, length, strategy="bfd"))
+
+
+def _adapted(the: Task, kind: str) -> PeftModel:
+    base = AutoModelForCausalLM.from_pretrained(the.model_path, dtype=PRECISIONS[kind][0])
+    return PeftModel.from_pretrained(base, the.adapter_path, is_trainable=True)
+
+
+def _merged(the: Task) -> Any:
+    base = AutoModelForCausalLM.from_pretrained(the.model_path, dtype=torch.float32)
+    merged = PeftModel.from_pretrained(base, the.adapter_path).merge_and_unload()
+    return merged.to(getattr(torch, the.precision)).eval()
+
+
+def _tokenizer(the: Task) -> Any:
+    """GPT-2 has no padding token; attention masks, not ids, say what is padding."""
+    tokenizer = AutoTokenizer.from_pretrained(the.model_path)
+    tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _prompts(the: Task, answer_tokens: int) -> list[tuple[str, torch.Tensor]]:
+    """Question id and token ids of every prompt, longest first."""
+    trees = the.encoder().encode_prompts(the.passages(), answer_tokens).trees
+    prompts = [
+        (branch.question_id, torch.tensor([*tree.trunk.tolist(), *branch.prompt.tolist()]))
+        for tree in trees
+        for branch in tree.branches
+    ]
+    return sorted(prompts, key=lambda prompt: len(prompt[1]), reverse=True)
+
+
+def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _text(tokenizer: SegmentTokenizer, row: Sequence[int], stops: Sequence[int]) -> str:
+    """The text up to where the answer stops."""
+    end = next((place for place, token in enumerate(row) if token in stops), len(row))
+    return tokenizer.decode(row[:end])

@@ -1,0 +1,92 @@
+"""The passages that all contenders share, drawn with a fixed seed and written as SQuAD files.
+
+Real SQuAD where it lies beside the checkout, else the demo's invented world.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+from loraqa.answer.evaluate import sample_questions
+from loraqa.demo.run import BASE
+from loraqa.demo.world import test_passages, train_passages
+from loraqa.squad import Answer, Passage, Question, read_passages, write_official
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+TOKENIZER = SHARED / "gpt2" if SHARED.is_dir() else BASE
+SOURCE = "SQuAD v1.1" if SHARED.is_dir() else "the demo's world"
+
+_WORLD_PASSAGES = 1000
+# Longer questions would push the longest contexts over the model's limit.
+_SHORT_QUESTION = 60
+
+
+def write_sample(file: str, split: str, questions: int) -> dict[str, Any]:
+    """Whole passages of a split, "train" or "dev", until they hold so many questions."""
+    return _write(file, sample_questions(_passages(split), questions, seed=0))
+
+
+def write_single(file: str, questions: int) -> dict[str, Any]:
+    """As many passages of the train split, each with its first question alone."""
+    passages = [replace(p, questions=p.questions[:1]) for p in _passages("train") if p.questions]
+    return _write(file, sample_questions(passages, questions, seed=0))
+
+
+def write_repeated(file: str, questions: int) -> dict[str, Any]:
+    """The dev split over and over, each time under new ids, until it holds so many questions."""
+    copies = (_renamed(p, i) for i, p in enumerate(cycle(_passages("dev"))))
+    chosen = list(islice(copies, questions))
+    return _write(file, sample_questions(chosen, questions, seed=0))
+
+
+def write_regular(file: str, contexts: int, tokens: int, questions: int) -> dict[str, Any]:
+    """Contexts of a given length in tokens, each with so many questions."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+    passages = _passages("train")
+    random.Random(0).shuffle(passages)
+    asked = cycle(q for p in passages for q in p.questions if len(q.text) <= _SHORT_QUESTION)
+    texts = islice(_cut(passages, tokenizer, tokens), contexts)
+    regular = [
+        Passage(text, tuple(_about(text, f"{i}-{j}", next(asked)) for j in range(questions)))
+        for i, text in enumerate(texts)
+    ]
+    return _write(file, regular)
+
+
+def _passages(split: str) -> list[Passage]:
+    if SHARED.is_dir():
+        return list(read_passages(SHARED / "data" / f"squad1-{split}.json").passages)
+    draw = {"train": train_passages, "dev": test_passages}[split]
+    return draw(seed=0, count=_WORLD_PASSAGES)
+
+
+def _write(file: str, passages: Sequence[Passage]) -> dict[str, Any]:
+    write_official(Path(file), passages, "1.1")
+    return {"passages": len(passages), "questions": sum(len(p.questions) for p in passages)}
+
+
+def _renamed(passage: Passage, number: int) -> Passage:
+    renamed = (replace(q, id=f"{number}-{q.id}") for q in passage.questions)
+    return replace(passage, questions=tuple(renamed))
+
+
+def _cut(passages: Sequence[Passage], tokenizer: Any, tokens: int) -> Iterator[str]:
+    """Texts of `tokens` tokens, of one context or of several in a row."""
+    text = ""
+    for passage in cycle(passages):
+        text = f"{text} {passage.context}".strip()
+        ends = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+        if len(ends) >= tokens:
+            yield text[: ends[tokens - 1][1]]
+            text = ""
+
+
+def _about(text: str, question_id: str, question: Question) -> Question:
+    """The question with an answer that is in the text, so that the file is valid."""
+    answer = " ".join(text.split(" ")[:2])
+    return Question(question_id, question.text, (Answer(answer, 0),))
