@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import torch
@@ -125,7 +125,8 @@ def repeat_heads(states: Tensor, groups: int) -> Tensor:
 class ByProducts(torch.autograd.Function):
     """Two matrix products and a softmax for each block; the weights are kept for the gradient.
 
-    Query, key and value are (heads, tokens, head size).
+    Query, key and value are (heads, tokens, head size). Each block's part of them is laid out once
+    for all its products, which would else copy it every time.
     """
 
     @staticmethod
@@ -137,34 +138,33 @@ class ByProducts(torch.autograd.Function):
         blocks: tuple[Block, ...],
         scaling: float,
     ) -> Tensor:
-        scaled = query * scaling
         attended = torch.empty_like(query)
-        kept = []
+        kept: list[Tensor] = []
         for block in blocks:
-            queries, keys = block.queries, block.keys
-            scores = scaled[:, queries] @ key[:, keys].transpose(1, 2)
+            queries = query[:, block.queries] * scaling
+            keys, values = key[:, block.keys].contiguous(), value[:, block.keys].contiguous()
+            scores = queries @ keys.transpose(1, 2)
             weights = scores.masked_fill_(block.hidden, -torch.inf).softmax(dim=-1)
-            torch.matmul(weights, value[:, keys], out=attended[:, queries])
-            kept.append(weights)
-        ctx.save_for_backward(scaled, key, value, attended, *kept)
-        ctx.blocks, ctx.scaling = blocks, scaling
+            attended[:, block.queries] = weights @ values
+            kept += queries, keys, values, weights
+        ctx.save_for_backward(*kept)
+        ctx.blocks, ctx.scaling, ctx.shapes = blocks, scaling, (query.shape, key.shape)
         return attended
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (d_attended,) = grads
-        scaled, key, value, attended, *kept = ctx.saved_tensors
-        # The part of each score's gradient that all keys of a query share (FlashAttention's D).
-        shared = (d_attended * attended).sum(dim=-1, keepdim=True)
-        d_query = torch.empty_like(scaled)
-        d_key, d_value = torch.zeros_like(key), torch.zeros_like(value)
-        for block, weights in zip(ctx.blocks, kept, strict=True):
-            queries, keys = block.queries, block.keys
-            d_block = d_attended[:, queries]
-            d_value[:, keys] += weights.transpose(1, 2) @ d_block
-            d_scores = d_block @ value[:, keys].transpose(1, 2)
-            d_scores.sub_(shared[:, queries]).mul_(weights)
-            d_query[:, queries] = d_scores @ key[:, keys]
-            d_key[:, keys] += d_scores.transpose(1, 2) @ scaled[:, queries]
+        query_shape, key_shape = ctx.shapes
+        d_query = d_attended.new_empty(query_shape)
+        d_key, d_value = d_attended.new_zeros(key_shape), d_attended.new_zeros(key_shape)
+        kept = iter(ctx.saved_tensors)
+        for block in ctx.blocks:
+            queries, keys, values, weights = islice(kept, 4)
+            d_block = d_attended[:, block.queries].contiguous()
+            d_value[:, block.keys] += weights.transpose(1, 2) @ d_block
+            d_weights = d_block @ values.transpose(1, 2)
+            d_scores = torch.ops.aten._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+            d_query[:, block.queries] = d_scores @ keys
+            d_key[:, block.keys] += d_scores.transpose(1, 2) @ queries
         return d_query.mul_(ctx.scaling), d_key, d_value, None, None
