@@ -31,8 +31,9 @@ lint: setup ## check style, format and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: setup ## run the benchmarks; they write benchmarks/results/
-	@set -e; for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python "$$script"; done
+bench: setup ## measure us and our peers (QUICK=1 for 5 minutes; ONLY="training ..." for some)
+	@$(BIN)/python -c 'import trl' 2>/dev/null || $(BIN)/pip install -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
 clean: ## remove caches and build output; .venv and runs stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

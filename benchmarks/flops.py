@@ -75,17 +75,18 @@ def training_flops(config: Any, rank: int, adapted: Sequence[str], work: Work) -
         adapted: names out of `matrices`, with `attn.c_attn` among them.
         work: what the step looks at.
     """
+    head = 2 * 2 * work.supervised * config.n_embd * config.vocab_size
     blocks = sum(
         _block(config, rank, adapted, work, first=block == 0, last=block == config.n_layer - 1)
         for block in range(config.n_layer)
     )
-    return blocks + 2 * 2 * work.supervised * config.n_embd * config.vocab_size
+    return int(head) + blocks
 
 
 def _block(
     config: Any, rank: int, adapted: Sequence[str], work: Work, *, first: bool, last: bool
 ) -> int:
-    flops = 3 * 4 * config.n_embd * (work.supervised_pairs if last else work.pairs)
+    flops = 3 * 4 * int(config.n_embd) * (work.supervised_pairs if last else work.pairs)
     for name, (width, height) in matrices(config).items():
         below_all = first and name == "attn.c_attn"
         rows = work.supervised if last and name != "attn.c_attn" else work.tokens
@@ -108,8 +109,7 @@ def _supervised_pairs(tree: Tree) -> int:
     ends = [len(tree.trunk) + len(branch) for branch in tree.branches]
     answers = [len(branch.answer) for branch in tree.branches]
     return sum(
-        _triangle(end) - _triangle(end - answer)
-        for end, answer in zip(ends, answers, strict=True)
+        _triangle(end) - _triangle(end - answer) for end, answer in zip(ends, answers, strict=True)
     )
 
 

@@ -5,6 +5,7 @@ first round, the fastest of them in the later ones.
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -47,23 +48,23 @@ class Contender:
         return [seconds for o in self.outcomes for seconds in o.get("seconds", [])]
 
     @property
-    def speed(self) -> float:
-        """Questions a second: the median; 0 where it failed."""
-        return self.questions / median(self.seconds) if self.seconds and not self.error else 0.0
-
-    @property
-    def speeds(self) -> list[float]:
-        """Questions a second, every time, in ascending order."""
-        return sorted(self.questions / seconds for seconds in self.seconds)
+    def median_seconds(self) -> float:
+        """Not a number where it failed, as whatever is computed from it."""
+        return math.nan if self.error or not self.seconds else median(self.seconds)
 
     @property
     def questions(self) -> int:
-        """How many questions are answered or learned from each time."""
+        """How many questions are learned from, or answered, each time."""
         return int(self.outcomes[0].get("questions", 1))
 
+    @property
+    def speed(self) -> float:
+        """Questions a second; 0 where it failed."""
+        return 0.0 if math.isnan(self.median_seconds) else self.questions / self.median_seconds
+
     def median(self, key: str) -> float:
-        """Of a number that its outcomes hold; 0 where it failed."""
-        return 0.0 if self.error else median(float(o[key]) for o in self.outcomes)
+        """Of a number in its outcomes; not a number where it failed."""
+        return math.nan if self.error else median(float(o[key]) for o in self.outcomes)
 
     def to_json(self) -> dict[str, Any]:
         """Settings, and everything measured but the texts of answers."""
@@ -115,13 +116,22 @@ class Target:
     met: bool
 
 
+def at_least(name: str, bound: float, reached: float, unit: str = "") -> Target:
+    """A target from below; what is not a number fails it."""
+    return Target(name, f"at least {bound:g}{unit}", f"{reached:.3g}{unit}", reached >= bound)
+
+
+def at_most(name: str, bound: float, reached: float, unit: str = "") -> Target:
+    """A target from above; what is not a number fails it."""
+    return Target(name, f"at most {bound:g}{unit}", f"{reached:.3g}{unit}", reached <= bound)
+
+
 @dataclass(frozen=True)
 class Conclusion:
-    """What a suite found: ratios by name, targets, and notes for the reader."""
+    """What a suite found: ratios by name, and targets."""
 
     ratios: dict[str, float]
     targets: Sequence[Target] = ()
-    notes: Sequence[str] = ()
 
 
 class Progress:
@@ -140,13 +150,18 @@ class Progress:
         self.done += 1
 
 
+def prepare(jobs: Sequence[Job], progress: Progress) -> None:
+    """Run what others need; where it fails, all ends."""
+    for job in jobs:
+        progress.tell(job.name)
+        outcome = run(job)
+        if "error" in outcome:
+            raise SystemExit(f"{job.name} failed: {outcome['error']}")
+
+
 def compete(suite: Suite, progress: Progress) -> Groups:
     """Run a suite."""
-    for job in suite.preparations:
-        progress.tell(job.name)
-        prepared = run(job)
-        if "error" in prepared:
-            raise SystemExit(f"{job.name} failed: {prepared['error']}")
+    prepare(suite.preparations, progress)
     groups = {name: [Contender(job) for job in jobs] for name, jobs in suite.groups.items()}
     for turn in range(suite.rounds):
         for name, group in groups.items():
@@ -165,7 +180,12 @@ def run(job: Job) -> Outcome:
     """What the job's function returned, or {"error": the last line of its complaint}."""
     command = [sys.executable, "-m", "benchmarks.worker", job.function, json.dumps(job.options)]
     done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True
+        command,
+        cwd=ROOT,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         lines = done.stderr.strip().splitlines()

@@ -4,6 +4,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -22,7 +23,8 @@ from loraqa.model.load import load_base
 from loraqa.model.runner import PaddedRunner, Runner
 from loraqa.prompt.plan import BatchPlan
 from loraqa.prompt.tree import Tree
-from loraqa.train import loop
+from loraqa.train.loop import train
+from loraqa.train.loss import accumulate
 from loraqa.train.run import RunDirectory
 from loraqa.train.settings import RunSettings, parse_settings
 
@@ -46,7 +48,6 @@ def overhead(task: dict[str, Any], checkpoint_every: int) -> dict[str, Any]:
     the = Task(**task)
     inside: list[float] = []
     ends: list[float] = []
-    accumulate = loop.accumulate
 
     def timed(*arguments: Any) -> Tensor:
         start = time.perf_counter()
@@ -55,10 +56,10 @@ def overhead(task: dict[str, Any], checkpoint_every: int) -> dict[str, Any]:
         return loss
 
     runner = _runner(the, lambda model: choose_runner(model, MAX_LENGTH))
-    with patch.object(loop, "accumulate", timed):
+    with patch("loraqa.train.loop.accumulate", timed):
         _fit(the, runner, the.trees(), None, lambda _: ends.append(time.perf_counter()))
     checkpoint = time.perf_counter() - ends[-1]
-    steps = [end - start for start, end in zip(ends, ends[1:], strict=False)]
+    steps = [end - start for start, end in pairwise(ends)]
     total = sum(steps) + checkpoint * len(steps) / checkpoint_every
     return {
         "seconds": steps,
@@ -80,6 +81,7 @@ def read(
     seconds = time.perf_counter() - start
     return {
         "seconds": [seconds],
+        "questions": len(answers),
         "answers": {answer.question_id: answer.text for answer, *_ in answers},
         "peak_mib": peak_mib(),
     }
@@ -91,12 +93,12 @@ def _train(
     runner = _runner(the, choose)
     learned = the.trees()
 
-    def train() -> float:
+    def fit() -> float:
         losses: list[float] = []
         _fit(the, runner, learned, tokens_per_batch, lambda record: losses.append(record["loss"]))
         return losses[0]
 
-    result = measure(runner.model, train, the.reference, the.precision)
+    result = measure(runner.model, fit, the.reference, the.precision)
     return {
         **result,
         "questions": sum(len(tree.branches) for tree in learned),
@@ -126,7 +128,7 @@ def _fit(
         learned, settings.optimisation.questions_per_step, budget, settings.seed, runner.size
     )
     with tempfile.TemporaryDirectory() as run:
-        loop.train(runner, plan, settings, RunDirectory(Path(run)), report=report)
+        train(runner, plan, settings, RunDirectory(Path(run)), report=report)
 
 
 def _settings(the: Task, questions: int) -> RunSettings:

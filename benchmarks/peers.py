@@ -8,7 +8,6 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,9 +60,7 @@ def trainer(task: dict[str, Any], kind: str, batch: int, sampling: str) -> dict[
         return _measured(the, made, rows)
 
 
-def sft(
-    task: dict[str, Any], kind: str, batch: int, sampling: str, layout: str
-) -> dict[str, Any]:
+def sft(task: dict[str, Any], kind: str, batch: int, sampling: str, layout: str) -> dict[str, Any]:
     """TRL's SFTTrainer, with the loss on the completion only.
 
     Args:
@@ -135,7 +132,12 @@ def generate(
         for (question_id, _), row in zip(chosen, written[:, padded.shape[1] :], strict=True):
             answers[question_id] = _text(encoder.tokenizer, row.tolist(), stops)
     seconds = time.perf_counter() - start
-    return {"seconds": [seconds], "answers": answers, "peak_mib": peak_mib()}
+    return {
+        "seconds": [seconds],
+        "questions": len(answers),
+        "answers": answers,
+        "peak_mib": peak_mib(),
+    }
 
 
 def _rows(the: Task) -> list[dict[str, list[int]]]:

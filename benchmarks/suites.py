@@ -1,12 +1,30 @@
 """Who runs against whom, how often, and what is to be reached."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
 
 from benchmarks.base import MAX_ANSWER_TOKENS, Task
-from benchmarks.harness import Conclusion, Contender, Groups, Job, Suite, Target, best
+from benchmarks.harness import (
+    Conclusion,
+    Contender,
+    Groups,
+    Job,
+    Suite,
+    at_least,
+    at_most,
+    best,
+)
+
+P1, P2, P3 = "P1: Trainer, fp32", "P2: Trainer, bf16", "P3: Trainer, bf16, by length"
+P4, P5 = "P4: SFTTrainer, bf16", "P5: our padded path, bf16"
+OURS_FP32, OURS_BF16 = "ours, fp32", "ours, bf16"
+RATE_FP32, RATE_BF16 = "matrix products, fp32", "matrix products, bf16"
+GENERATE_FP32, GENERATE_BF16 = "generate, fp32", "generate, bf16"
+
+_PEER_ROWS = 8
+_SCORED = 10_570
+_CHECKPOINT_EVERY = 200
 
 
 @dataclass(frozen=True)
@@ -17,13 +35,13 @@ class Scale:
         questions: of an optimizer step.
         rounds: how often the contenders take turns.
         adapters: which adapters are trained.
-        batches: rows in a batch that P3 tries.
-        kinds: how P3 and P4 try to compute in bf16.
+        batches: how many rows in a batch P3 and P4 try.
+        kinds: how P3 and P4 try to compute in bf16, see `peers.PRECISIONS`.
         layouts: what P4 tries, see `peers.sft`.
         answered: questions of the dev set to answer.
-        answer_batches: rows in a batch that `generate` tries.
-        answer_tokens: how long answers are.
-        loop_steps: optimizer steps in which the loop's overhead is measured.
+        answer_batches: how many rows in a batch `generate` tries.
+        answer_tokens: how long answers are, one suite for each.
+        loop_steps: optimizer steps over which the loop's overhead is measured.
     """
 
     questions: int
@@ -54,61 +72,33 @@ FULL = Scale(
     questions=64,
     rounds=3,
     adapters=["all-linear", "c_attn"],
-    batches=[4, 8, 16, 32],
+    batches=[4, 8, 16],
     kinds=["autocast", "bfloat16"],
-    layouts=["padded", "padding-free", "packed"],
+    layouts=["padded", "padding-free"],
     answered=256,
     answer_batches=[16, 64, 128],
     answer_tokens=[MAX_ANSWER_TOKENS, 6],
     loop_steps=10,
 )
 
-PADDED_ROWS = 8
-P1, P2, P3 = "P1 Trainer fp32", "P2 Trainer bf16", "P3 Trainer bf16, by length"
-P4, P5 = "P4 SFTTrainer bf16", "P5 our padded path"
-OURS_FP32, OURS_BF16 = "ours fp32", "ours bf16"
-RATE_FP32, RATE_BF16 = "matrix products fp32", "matrix products bf16"
-
-# Tokens of one of our batches, at which the machine's rate is measured.
-_BATCH_TOKENS = 4096
-_SCORED = 10_570
-_CHECKPOINT_EVERY = 200
-
-
-def all_suites(folder: Path, scale: Scale, *, full: bool) -> list[Suite]:
-    """Everything, in the order in which it runs; `folder` holds `base.prepare`'s models."""
-    gpt2 = str(folder / "gpt2")
-    return [
-        *(training(gpt2, adapter, scale) for adapter in scale.adapters),
-        single(gpt2, scale),
-        *(evaluation(gpt2, tokens, scale) for tokens in scale.answer_tokens),
-        running(gpt2, scale),
-        starting(gpt2),
-        scoring(gpt2),
-        *([scaling(folder)] if full else []),
-    ]
-
 
 def training(folder: str, adapter: str, scale: Scale) -> Suite:
-    """Optimizer steps on the same questions, everybody's."""
+    """Optimizer steps on the same questions for everybody, and the machine's rate beside them."""
     name = f"training-{adapter}"
-    fp32 = Task(folder, adapter, "train.json", 1, "float32", f"{folder}/{name}.safetensors")
-    bf16 = Task(folder, adapter, "train.json", 1, "bfloat16", fp32.reference)
+    reference = f"{folder}/{name}.safetensors"
+    fp32 = Task(folder, adapter, "train.json", 1, "float32", reference)
+    bf16 = Task(folder, adapter, "train.json", 1, "bfloat16", reference)
     return Suite(
         name,
-        [_write("train.json", folder, "write_sample", split="train", questions=scale.questions)],
+        [write(folder, "train.json", "write_sample", split="train", questions=scale.questions)],
         {
-            P1: [_trainer(fp32, "float32", PADDED_ROWS, "random")],
-            P2: [
-                _trainer(bf16, kind, PADDED_ROWS, "random")
-                for kind in ("autocast", "bfloat16", "bfloat16 and autocast")
-                if kind in scale.kinds or kind != "bfloat16 and autocast"
-            ],
+            P1: [trainer(fp32, "float32", _PEER_ROWS, "random")],
+            P2: [trainer(bf16, kind, _PEER_ROWS, "random") for kind in ("autocast", "bfloat16")],
             P3: _by_length(bf16, scale),
-            P4: [_sft(bf16, layout) for layout in scale.layouts],
-            P5: [Job("bf16", "ours.padded", {"task": asdict(bf16)})],
-            OURS_FP32: [Job("trees", "ours.trees", {"task": asdict(fp32)})],
-            OURS_BF16: [Job("trees", "ours.trees", {"task": asdict(bf16)})],
+            P4: _sft(bf16, scale),
+            P5: [Job("rows by length", "ours.padded", {"task": asdict(bf16)})],
+            OURS_FP32: [trees(fp32)],
+            OURS_BF16: [trees(bf16)],
             RATE_FP32: [_rate(fp32)],
             RATE_BF16: [_rate(bf16)],
         },
@@ -119,17 +109,263 @@ def training(folder: str, adapter: str, scale: Scale) -> Suite:
 
 def single(folder: str, scale: Scale) -> Suite:
     """One question per context: nothing to share."""
-    name = "one-question"
-    task = Task(
-        folder, "all-linear", "single.json", 1, "bfloat16", f"{folder}/{name}.safetensors"
-    )
+    name = "training-one-question"
+    reference = f"{folder}/{name}.safetensors"
+    task = Task(folder, "all-linear", "single.json", 1, "bfloat16", reference)
     return Suite(
         name,
-        [_write("single.json", folder, "write_single", questions=scale.questions)],
-        {
-            P3: _by_length(task, scale),
-            OURS_BF16: [Job("trees", "ours.trees", {"task": asdict(task)})],
-        },
+        [write(folder, "single.json", "write_single", questions=scale.questions)],
+        {P3: _by_length(task, scale), OURS_BF16: [trees(task)]},
         scale.rounds,
         _conclude_single,
     )
+
+
+def evaluation(folder: str, answer_tokens: int, scale: Scale) -> Suite:
+    """Greedy answers to dev questions; with random weights every answer runs to its limit."""
+
+    def options(precision: str) -> dict[str, str | int]:
+        return {
+            "folder": folder,
+            "adapter": "all-linear",
+            "data": "dev.json",
+            "precision": precision,
+            "answer_tokens": answer_tokens,
+        }
+
+    def generate(precision: str) -> list[Job]:
+        return [
+            Job(f"batches of {size}", "peers.generate", {**options(precision), "batch": size})
+            for size in scale.answer_batches
+        ]
+
+    return Suite(
+        f"evaluation-{answer_tokens}-tokens",
+        [write(folder, "dev.json", "write_sample", split="dev", questions=scale.answered)],
+        {
+            GENERATE_FP32: generate("float32"),
+            GENERATE_BF16: generate("bfloat16"),
+            OURS_FP32: [Job("Reader", "ours.read", options("float32"))],
+            OURS_BF16: [Job("Reader", "ours.read", options("bfloat16"))],
+        },
+        scale.rounds,
+        _conclude_evaluation,
+    )
+
+
+def whole(folder: str, scale: Scale) -> Suite:
+    """What a run costs besides forward and backward, and whole commands."""
+    task = Task(folder, "all-linear", "loop.json", scale.loop_steps, "bfloat16")
+    start = Job(
+        "loraqa train, to the first step",
+        "commands.start",
+        {"folder": folder, "train": f"{folder}/whole.json", "cache": f"{folder}/cache"},
+    )
+    score = Job("loraqa score", "commands.score", {"folder": folder, "data": "scored.json"})
+    return Suite(
+        "whole",
+        [
+            write(folder, "loop.json", "write_sample", split="train", questions=32),
+            write(folder, "whole.json", "write_sample", split="train", questions=10**6),
+            write(folder, "scored.json", "write_repeated", questions=_SCORED),
+        ],
+        {
+            "loop": [
+                Job(
+                    "the loop of loraqa train",
+                    "ours.overhead",
+                    {"task": asdict(task), "checkpoint_every": _CHECKPOINT_EVERY},
+                )
+            ],
+            "first start": [start],
+            "second start": [start],
+            "score": [score],
+        },
+        1,
+        _conclude_whole,
+    )
+
+
+def trainer(task: Task, kind: str, batch: int, sampling: str) -> Job:
+    """PEFT in transformers' Trainer."""
+    return Job(
+        f"{kind}, batches of {batch}",
+        "peers.trainer",
+        {"task": asdict(task), "kind": kind, "batch": batch, "sampling": sampling},
+    )
+
+
+def trees(task: Task, tokens_per_batch: int | None = None) -> Job:
+    """loraqa."""
+    options = {"task": asdict(task), "tokens_per_batch": tokens_per_batch}
+    return Job("trees", "ours.trees", options)
+
+
+def _by_length(task: Task, scale: Scale) -> list[Job]:
+    return [
+        trainer(task, kind, batch, "group_by_length")
+        for kind in scale.kinds
+        for batch in scale.batches
+    ]
+
+
+def _sft(task: Task, scale: Scale) -> list[Job]:
+    """Batches padded or in one row each, grouped by length; or rows packed full."""
+    grouped = [
+        (layout, batch, "group_by_length") for layout in scale.layouts for batch in scale.batches
+    ]
+    return [
+        Job(
+            f"{kind}, {layout}, batches of {batch}",
+            "peers.sft",
+            {
+                "task": asdict(task),
+                "kind": kind,
+                "batch": batch,
+                "sampling": sampling,
+                "layout": layout,
+            },
+        )
+        for kind in scale.kinds
+        for layout, batch, sampling in [*grouped, ("packed", 1, "random")]
+    ]
+
+
+def _rate(task: Task) -> Job:
+    return Job(
+        "the matrices of a block",
+        "machine.matrix_rate",
+        {"folder": task.folder, "precision": task.precision, "tokens": 4096},
+    )
+
+
+def write(folder: str, file: str, function: str, **options: str | int) -> Job:
+    """Passages that others need, written by a function of `text`."""
+    return Job(f"write {file}", f"text.{function}", {"file": f"{folder}/{file}", **options})
+
+
+def _conclude_training(groups: Groups) -> Conclusion:
+    chosen = _fastest(groups)
+    ours, ours_fp32 = chosen[OURS_BF16], chosen[OURS_FP32]
+    ratios = {
+        "ours bf16 / P1": _faster(ours, chosen[P1]),
+        "ours bf16 / P2": _faster(ours, chosen[P2]),
+        "ours bf16 / best of P3, P4": _faster(ours, best([chosen[P3], chosen[P4]])),
+        "ours fp32 / P1": _faster(ours_fp32, chosen[P1]),
+        "ours bf16 / P5": _faster(ours, chosen[P5]),
+        "peak memory, ours bf16 / P1": _share(ours, chosen[P1], "peak_mib"),
+        "growth of memory in a step, ours bf16 / P1": _share(ours, chosen[P1], "growth_mib"),
+    }
+    rates = _rates(chosen)
+    return Conclusion(
+        ratios | rates,
+        [
+            at_least("training, ours bf16 against P1", 15, ratios["ours bf16 / P1"]),
+            at_least("against P2", 10, ratios["ours bf16 / P2"]),
+            at_least("against the best of P3 and P4", 6, ratios["ours bf16 / best of P3, P4"]),
+            at_least("ours fp32 against P1", 9, ratios["ours fp32 / P1"]),
+            at_least(
+                "share of the measured bf16 matrix rate",
+                65,
+                100 * rates[f"share of the machine's rate, {OURS_BF16}"],
+                "%",
+            ),
+            at_most(
+                "peak memory of a step, over that before it, against P1",
+                0.5,
+                ratios["growth of memory in a step, ours bf16 / P1"],
+            ),
+            at_most(
+                "peak memory of the process against P1", 0.5, ratios["peak memory, ours bf16 / P1"]
+            ),
+        ],
+    )
+
+
+def _rates(chosen: Mapping[str, Contender]) -> dict[str, float]:
+    """FLOPs needed a second over those of matrix products; peers need them for every example."""
+    ours = chosen[OURS_BF16]
+    shares = {}
+    for name, rate, flops in [
+        (P1, RATE_FP32, "flops_separate"),
+        (P2, RATE_BF16, "flops_separate"),
+        (P3, RATE_BF16, "flops_separate"),
+        (P4, RATE_BF16, "flops_separate"),
+        (P5, RATE_BF16, "flops_separate"),
+        (OURS_FP32, RATE_FP32, "flops"),
+        (OURS_BF16, RATE_BF16, "flops"),
+    ]:
+        a_second = ours.median(flops) / ours.questions * chosen[name].speed
+        machine = chosen[rate].median("gflops") * 1e9
+        shares[f"share of the machine's rate, {name}"] = a_second / machine
+    return shares
+
+
+def _conclude_single(groups: Groups) -> Conclusion:
+    chosen = _fastest(groups)
+    ratio = _faster(chosen[OURS_BF16], chosen[P3])
+    return Conclusion(
+        {"one question per context, ours bf16 / P3": ratio},
+        [at_least("one question per context: ours against P3", 2, ratio)],
+    )
+
+
+def _conclude_evaluation(groups: Groups) -> Conclusion:
+    chosen = _fastest(groups)
+    bf16 = _faster(chosen[OURS_BF16], chosen[GENERATE_BF16])
+    ratios = {
+        "answering, ours bf16 / generate": bf16,
+        "answering, ours fp32 / generate": _faster(chosen[OURS_FP32], chosen[GENERATE_FP32]),
+        "answers that differ, fp32": _differing(chosen[OURS_FP32], chosen[GENERATE_FP32]),
+        "answers that differ, bf16": _differing(chosen[OURS_BF16], chosen[GENERATE_BF16]),
+    }
+    return Conclusion(
+        ratios,
+        [
+            at_least("evaluation against generate at its best", 5, bf16),
+            at_most(
+                "answers that differ from generate's, fp32", 0, ratios["answers that differ, fp32"]
+            ),
+        ],
+    )
+
+
+def _conclude_whole(groups: Groups) -> Conclusion:
+    chosen = _fastest(groups)
+    overhead = chosen["loop"].median("overhead")
+    first, second, score = (
+        chosen[name].median_seconds for name in ("first start", "second start", "score")
+    )
+    return Conclusion(
+        {
+            "overhead of the loop, share of a step": overhead,
+            "second start / first start": second / first,
+        },
+        [
+            at_most("overhead of the loop", 3, 100 * overhead, "%"),
+            at_most("first start of training, to the end of the first step", 15, first, " s"),
+            at_most("second start of training", 15, second, " s"),
+            at_most("loraqa score on 10,570 questions", 1.5, score, " s"),
+        ],
+    )
+
+
+def _fastest(groups: Groups) -> dict[str, Contender]:
+    return {name: best(group) for name, group in groups.items()}
+
+
+def _faster(one: Contender, other: Contender) -> float:
+    """How many times as many questions a second."""
+    return other.median_seconds / other.questions * one.questions / one.median_seconds
+
+
+def _share(one: Contender, other: Contender, key: str) -> float:
+    return one.median(key) / other.median(key)
+
+
+def _differing(one: Contender, other: Contender) -> float:
+    """How many answers differ; not a number where either failed."""
+    if one.error or other.error:
+        return math.nan
+    ours, theirs = one.outcomes[0]["answers"], other.outcomes[0]["answers"]
+    return len([question for question in theirs if ours[question] != theirs[question]])

@@ -1,0 +1,131 @@
+"""`python -m benchmarks [--quick] [--only SUITE ...]`: us and our peers side by side.
+
+Prints a table for each suite and one of the targets; writes benchmarks/results/SUITE.json (with
+--quick: SUITE-quick.json). The full run also draws docs/scaling.png. Nothing else should run on
+the machine meanwhile.
+"""
+
+import argparse
+import math
+import os
+import sys
+import tempfile
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from benchmarks.harness import (
+    ROOT,
+    Conclusion,
+    Groups,
+    Job,
+    Progress,
+    Suite,
+    Target,
+    compete,
+    prepare,
+)
+from benchmarks.report import contenders_table, scaling_plot, targets_table
+from benchmarks.scaling import SHAPES, scaling
+from benchmarks.suites import FULL, QUICK, Scale, evaluation, single, training, whole
+from loraqa.files import write_json
+from loraqa.report.plots import save_png
+from loraqa.train.run import environment
+
+_PEERS = ("transformers", "peft", "trl", "accelerate", "datasets")
+_TINY = (2, 64, 2)
+# More than this, and the figures say more about the other work.
+_BUSY = 0.5
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    options = _parser().parse_args()
+    scale = QUICK if options.quick else FULL
+    load = os.getloadavg()[0]
+    if load > _BUSY:
+        sys.stderr.write(f"The machine is busy (load {load:.1f}): the figures will be too low.\n")
+    console = Console()
+    targets: list[Target] = []
+    with tempfile.TemporaryDirectory() as name:
+        suites = [
+            suite
+            for suite in _suites(Path(name), scale)
+            if not options.only or any(suite.name.startswith(wanted) for wanted in options.only)
+        ]
+        shapes = SHAPES if any(suite.name == "scaling" for suite in suites) else ["gpt2"]
+        progress = Progress(len(shapes) + sum(suite.runs for suite in suites))
+        prepare([_model(Path(name), shape, options.tiny) for shape in shapes], progress)
+        for suite in suites:
+            groups = compete(suite, progress)
+            conclusion = suite.conclude(groups)
+            targets += conclusion.targets
+            console.print(contenders_table(suite.name, groups))
+            if not options.tiny:
+                _save(suite, groups, conclusion, scale, load)
+    console.print(targets_table(targets))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("benchmarks", description="Us and our peers side by side.")
+    parser.add_argument("--quick", action="store_true", help="less of everything, in 5 minutes")
+    parser.add_argument(
+        "--only", nargs="+", metavar="SUITE", help="suites whose names begin like this"
+    )
+    parser.add_argument(
+        "--tiny", action="store_true", help="a model of two layers, to try the benchmark itself"
+    )
+    return parser
+
+
+def _model(folder: Path, shape: str, tiny: bool) -> Job:
+    layers, width, heads = _TINY if tiny else SHAPES[shape]
+    return Job(
+        f"write {shape}",
+        "base.prepare",
+        {"folder": str(folder / shape), "layers": layers, "width": width, "heads": heads},
+    )
+
+
+def _suites(folder: Path, scale: Scale) -> list[Suite]:
+    gpt2 = str(folder / "gpt2")
+    return [
+        *(training(gpt2, adapter, scale) for adapter in scale.adapters),
+        single(gpt2, scale),
+        *(evaluation(gpt2, tokens, scale) for tokens in scale.answer_tokens),
+        whole(gpt2, scale),
+        *([] if scale is QUICK else [scaling(folder)]),
+    ]
+
+
+def _save(suite: Suite, groups: Groups, conclusion: Conclusion, scale: Scale, load: float) -> None:
+    name = suite.name + ("-quick" if scale is QUICK else "")
+    write_json(
+        ROOT / "benchmarks" / "results" / f"{name}.json",
+        {
+            "ratios": {k: v for k, v in conclusion.ratios.items() if not math.isnan(v)},
+            "targets": [asdict(target) for target in conclusion.targets],
+            "machine": _machine(load),
+            "scale": asdict(scale),
+            "contenders": {
+                side: [contender.to_json() for contender in group] for side, group in groups.items()
+            },
+        },
+    )
+    if suite.name == "scaling":
+        save_png(scaling_plot(groups), ROOT / "docs" / "scaling.png")
+
+
+def _machine(load: float) -> dict[str, Any]:
+    """Where this runs, and with what."""
+    known = environment(torch.device("cpu"), torch.float32, "python -m benchmarks")
+    del known["dtype"]
+    return {**known, **{peer: version(peer) for peer in _PEERS}, "load_before": load}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""How time and memory of an optimizer step grow: trees in bf16 against padded batches in bf16.
+
+Contexts here are real text cut to a length in tokens, all with as many questions.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.base import Task
+from benchmarks.harness import Conclusion, Groups, Suite, best
+from benchmarks.suites import trainer, trees, write
+
+OURS, PADDED = "trees", "padded, by length"
+SHAPES = {"distilgpt2": (6, 768, 12), "gpt2": (12, 768, 12), "gpt2-medium": (24, 1024, 16)}
+"""Layers, width and heads."""
+
+_KIND = "bfloat16"
+# A question with its answer, for the axis of tokens in a padded batch.
+_BRANCH_TOKENS = 25
+
+
+@dataclass(frozen=True)
+class Point:
+    """A step on `contexts` contexts of `tokens` tokens with `questions` questions each.
+
+    Attributes:
+        axis, value: what grows, and how far.
+        budget: tokens in a batch of trees; None is our default.
+        rows: in a padded batch.
+        model: a key of `SHAPES`.
+    """
+
+    axis: str
+    value: float
+    contexts: int = 4
+    tokens: int = 150
+    questions: int = 5
+    budget: int | None = None
+    rows: int = 8
+    model: str = "gpt2"
+
+    @property
+    def file(self) -> str:
+        """Its passages."""
+        return f"{self.contexts}-{self.tokens}-{self.questions}.json"
+
+    def name(self, side: str) -> str:
+        """Of a group."""
+        return f"{self.axis} {self.value:g}, {side}"
+
+
+def points() -> Iterator[Point]:
+    """Every axis in turn; the other sizes stay as they are."""
+    for questions in (1, 2, 5, 10, 20):
+        yield Point("questions per context", questions, 20 // questions, questions=questions)
+    for tokens in (64, 128, 256, 512, 960):
+        yield Point("tokens of a context", tokens, contexts=2, tokens=tokens)
+    for rows in (1, 2, 4, 8, 16):
+        size = rows * (150 + _BRANCH_TOKENS)
+        yield Point("tokens of a batch", size, contexts=8, budget=size, rows=rows)
+    for model, (layers, width, _) in SHAPES.items():
+        yield Point("parameters of the blocks", 12 * layers * width**2, model=model)
+
+
+def scaling(folder: Path) -> Suite:
+    """Every point for both sides; `folder` holds a folder of `base.prepare` for each shape."""
+    groups = {}
+    for point in points():
+        task = Task(
+            str(folder / point.model), "all-linear", str(folder / point.file), 1, "bfloat16"
+        )
+        groups[point.name(OURS)] = [trees(task, point.budget)]
+        groups[point.name(PADDED)] = [trainer(task, _KIND, point.rows, "group_by_length")]
+    files = {point.file: point for point in points()}
+    preparations = [
+        write(
+            str(folder),
+            file,
+            "write_regular",
+            contexts=point.contexts,
+            tokens=point.tokens,
+            questions=point.questions,
+        )
+        for file, point in files.items()
+    ]
+    return Suite("scaling", preparations, groups, 1, _conclude)
+
+
+def _conclude(groups: Groups) -> Conclusion:
+    def seconds(point: Point, side: str) -> float:
+        return best(groups[point.name(side)]).median_seconds
+
+    return Conclusion(
+        {
+            f"{point.axis} {point.value:g}: padded / trees": seconds(point, PADDED)
+            / seconds(point, OURS)
+            for point in points()
+        }
+    )
