@@ -9,7 +9,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint bench clean
+.PHONY: help setup demo test lint bench clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name text; \
@@ -20,11 +20,8 @@ setup: $(INSTALLED) ## install everything into .venv (PYTHON=..., TORCH_INDEX=..
 demo: setup ## train, evaluate and compare on the embedded example, offline
 	$(BIN)/loraqa demo
 
-test: setup ## run the quick tests
-	$(BIN)/pytest -m "not slow"
-
-test-slow: setup ## run the tests that take minutes
-	$(BIN)/pytest -m slow
+test: setup ## run the tests, a few minutes
+	$(BIN)/pytest
 
 lint: setup ## check style, format and types
 	$(BIN)/ruff check
