@@ -148,9 +148,7 @@ def test_the_window_surest_of_an_answer_says_how_probable_none_is(
     assert answer.no_answer_probability == pytest.approx(min(expected), rel=1e-4)
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     context=st.text(min_size=1, max_size=400).filter(str.strip),
     strategy=st.sampled_from(["span", "greedy", "top-k:3"]),

@@ -55,7 +55,7 @@ def test_eos_is_one_token_and_the_limit_is_the_models(tokenizer: PreTrainedToken
     assert tokenizer.model_max_length == POSITIONS
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.text())
 def test_the_tokenizer_gives_every_text_back(text: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(BASE, local_files_only=True)

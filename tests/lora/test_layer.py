@@ -78,7 +78,7 @@ def layers(draw: st.DrawFn) -> LoraLinear:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(layers(), st.lists(st.integers(0, 4), max_size=3))
 def test_answers_and_gradients_are_those_of_the_dense_matrix(
     layer: LoraLinear, shape: list[int]

@@ -14,7 +14,7 @@ from loraqa.lora.settings import LoraSettings
 from loraqa.lora.spectra import low_rank_singular_values, spectra
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 15), st.integers(0, 99))
 def test_singular_values_are_those_of_the_dense_product(height, width, rank, seed):
     generator = torch.Generator().manual_seed(seed)

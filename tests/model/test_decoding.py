@@ -33,9 +33,7 @@ def runner_of(kind: str, path: type[Any]) -> Runner:
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3"])
 @pytest.mark.parametrize("path", [TreeRunner, PaddedRunner, RecomputingRunner])
-@settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_steps_equal_a_fresh_computation(
     kind: str, path: type[Any], prompts: list[Tree], data: st.DataObject

@@ -63,7 +63,7 @@ def test_an_unanswerable_question_is_answered_by_eos_alone(tokenizer: SegmentTok
     assert list(encoded.trees[0].branches[1].answer) == [tokenizer.eos]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     words=st.lists(st.text("abcé中 \n", min_size=1, max_size=30), min_size=1, max_size=40),
     max_length=st.integers(70, 200),

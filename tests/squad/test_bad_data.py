@@ -372,7 +372,6 @@ def places(node: Any) -> list[tuple[Any, Any]]:
 
 
 @settings(
-    deadline=None,
     max_examples=300,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

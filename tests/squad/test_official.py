@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loraqa.errors import InputError
@@ -124,7 +124,6 @@ def data_sets(draw: st.DrawFn) -> tuple[list[Passage], str]:
     return passages, version
 
 
-@settings(deadline=None)
 @given(data_sets())
 def test_what_is_written_is_read_again(tmp_path_factory: Any, data: Any) -> None:
     passages, version = data

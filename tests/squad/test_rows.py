@@ -229,7 +229,6 @@ def test_broken_tables_are_refused(tmp_path: Path) -> None:
 cells = st.text(st.sampled_from("ab'\"\\\n,{}[]()é🙂\u2028"), min_size=1, max_size=20)
 
 
-@settings(deadline=None)
 @given(context=cells.filter(str.strip), question=cells.filter(str.strip))
 def test_quotes_and_newlines_survive_every_format(
     tmp_path_factory: pytest.TempPathFactory, context: str, question: str
@@ -246,7 +245,6 @@ def test_quotes_and_newlines_survive_every_format(
 
 
 @settings(
-    deadline=None,
     max_examples=200,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

@@ -186,7 +186,7 @@ def scored_data(draw: st.DrawFn) -> tuple[list[Question], dict[str, str], dict[s
     return questions, {id: draw(answers) for id in ids}, {id: draw(none) for id in ids}
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(scored_data())
 def test_v2_scores_are_those_of_its_rules(data: Any) -> None:
     questions, texts, none = data

@@ -122,7 +122,7 @@ def test_a_group_of_comments_alone_is_the_defaults(tmp_path: Path) -> None:
     assert load_settings([path], NEEDED) == load()
 
 
-@examples(max_examples=30, deadline=None)
+@examples(max_examples=30)
 @given(
     learning_rate=st.floats(1e-12, 1.0),
     alpha=st.floats(1e-6, 1e6),
