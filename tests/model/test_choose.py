@@ -10,7 +10,10 @@ from tests.conftest import tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from loraqa.errors import InputError
+from loraqa.model import choose
+from loraqa.model.attention import PackedTrees
 from loraqa.model.choose import choose_runner
+from loraqa.model.packed import pack_blocks
 from loraqa.model.runner import PaddedRunner, RecomputingRunner, TreeRunner
 from loraqa.prompt.tree import Tree
 
@@ -197,3 +200,21 @@ class TestModelsWithoutTrees:
         other.select(kept)
         other_rows = extended([other_rows[row] for row in kept], others[kept])
         check(other.advance(others[kept]), other_rows)
+
+
+def test_a_kernel_that_fails_gives_way_to_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> PackedTrees:
+        raise RuntimeError("no compiler\nand much more")
+
+    monkeypatch.setitem(choose._PACKS, "cpu", (broken, pack_blocks))
+    runner = choose_runner(tiny_model("gpt2"), 200)
+    assert isinstance(runner, TreeRunner)
+    assert runner._pack is pack_blocks
+
+
+def test_a_model_of_few_positions_is_refused_in_words() -> None:
+    model = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(n_embd=8, n_head=2, n_layer=1, vocab_size=300, n_positions=24)
+    )
+    with pytest.raises(InputError, match="no more than 24 tokens"):
+        choose_runner(model, 24)

@@ -27,6 +27,7 @@ def test_the_mask_is_that_of_every_tree_and_nothing_between_trees() -> None:
     assert torch.equal(at_wanted[0, 0], expected[WANTED])
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("key_heads", [2, 4])
 def test_it_attends_as_blocks_do(key_heads: int) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -7,6 +7,7 @@ their logits are compared with those of every row alone.
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from loraqa.errors import InputError
+from loraqa.model.load import position_limit
+from loraqa.model.packed import Pack, pack_blocks, pack_flex
 from loraqa.model.runner import PaddedRunner, RecomputingRunner, Runner, TreeRunner
 from loraqa.prompt.tree import Branch, TokenIds, Tree
 
@@ -22,6 +25,11 @@ logger = logging.getLogger("loraqa")
 # How far rounding alone may drive two ways to compute the same logits apart, relative. In bf16
 # GPT-2 reaches 0.009, models of 48 layers 0.01 to 0.025; in fp32 and fp64 all stay far below.
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 0.03}
+
+# From the fastest on.
+_PACKS: dict[str, tuple[Pack, ...]] = {"cuda": (pack_flex, pack_blocks)}
+# Tokens of the longest path of `_small_trees`.
+_LONGEST_PATH = 29
 
 _Kind = Callable[[PreTrainedModel], Runner]
 
@@ -36,9 +44,18 @@ def choose_runner(model: PreTrainedModel, max_length: int) -> Runner:
     Raises:
         InputError: the model is not causal.
     """
-    reason = _why_no_trees(model, max_length)
+    if position_limit(model.config) < _LONGEST_PATH:
+        raise InputError(
+            f"A model that takes no more than {position_limit(model.config)} tokens cannot read a "
+            "context, a question and an answer; choose one that takes more."
+        )
+    reason = _why_no_full_attention(model, max_length)
     if reason is None:
-        return TreeRunner(model)
+        for pack in _PACKS.get(model.device.type, (pack_blocks,)):
+            reason = _why_wrong(partial(TreeRunner, pack=pack), model)
+            if reason is None:
+                return TreeRunner(model, pack)
+            logger.info("Attention over trees by %s: %s.", pack.__name__, reason)
     kind, slowness = _by_rows(model)
     logger.warning(
         "%s cannot compute trees (%s): every question is computed with its own copy of the "
@@ -52,17 +69,19 @@ def choose_runner(model: PreTrainedModel, max_length: int) -> Runner:
 
 def _by_rows(model: PreTrainedModel) -> tuple[_Kind, str]:
     """How to compute one row per question, and how slow that is."""
-    if _is_exact(PaddedRunner, model):
+    if _why_wrong(PaddedRunner, model) is None:
         return PaddedRunner, "which is slower"
-    if _is_exact(RecomputingRunner, model):
+    reason = _why_wrong(RecomputingRunner, model)
+    if reason is None:
         return RecomputingRunner, "and anew for each token of an answer, which is slow"
     raise InputError(
-        f"A {model.config.model_type} model cannot be used: what it says of a token depends on "
-        "those that follow; choose a causal language model, such as GPT-2."
+        f"A {model.config.model_type} model cannot be used ({reason} of a row alone, as if what it "
+        "says of a token depended on those that follow); choose a causal language model, such as "
+        "GPT-2."
     )
 
 
-def _why_no_trees(model: PreTrainedModel, max_length: int) -> str | None:
+def _why_no_full_attention(model: PreTrainedModel, max_length: int) -> str | None:
     config = model.config.get_text_config()
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
     window = getattr(config, "sliding_window", None)
@@ -72,12 +91,12 @@ def _why_no_trees(model: PreTrainedModel, max_length: int) -> str | None:
         layer_types.discard("sliding_attention")
     if layer_types - {"full_attention"}:
         return f"it has layers of type {', '.join(sorted(layer_types - {'full_attention'}))}"
-    return None if _is_exact(TreeRunner, model) else "its attention does not follow the tree"
+    return None
 
 
 @torch.no_grad()
-def _is_exact(kind: _Kind, model: PreTrainedModel) -> bool:
-    """Whether a runner gives the logits of every row alone, in training and in decoding."""
+def _why_wrong(kind: _Kind, model: PreTrainedModel) -> str | None:
+    """Why a runner does not give the logits of every row alone, in training and in decoding."""
     trees = _small_trees(model.config.get_text_config().vocab_size)
     expected = _alone(model, trees)
     implementation = model.config._attn_implementation
@@ -85,12 +104,12 @@ def _is_exact(kind: _Kind, model: PreTrainedModel) -> bool:
         error = _relative_error(kind(model), trees, expected)
     except torch.OutOfMemoryError:
         raise
-    # Whatever a model makes of arguments that it does not know.
-    except Exception:
-        return False
+    # Whatever a model makes of arguments that it does not know, or a compiler of a kernel.
+    except Exception as problem:
+        return (str(problem) or type(problem).__name__).splitlines()[0].rstrip(".")
     finally:
         model.set_attn_implementation(implementation)
-    return error < _TOLERANCE[model.dtype]
+    return None if error < _TOLERANCE[model.dtype] else f"its logits are {error:.1g} off those"
 
 
 def _small_trees(vocabulary: int) -> list[Tree]:

@@ -17,7 +17,7 @@ from transformers import Cache, PreTrainedModel
 
 from loraqa.model.attention import PackedTrees
 from loraqa.model.last_layer import wanted_logits
-from loraqa.model.packed import pack_trees
+from loraqa.model.packed import Pack
 from loraqa.prompt.batch import TreeSpan, collate_padded, collate_trees
 from loraqa.prompt.tree import Tree
 
@@ -47,16 +47,17 @@ class TreeSession:
 
     _rows: "_GrowingRows"
 
-    def __init__(self, model: PreTrainedModel, trees: Sequence[Tree]) -> None:
+    def __init__(self, model: PreTrainedModel, trees: Sequence[Tree], pack: Pack) -> None:
         self._model = model
         self._batch = collate_trees(trees)
+        self._pack = pack
         lengths = [len(t.trunk) + len(b) for t in trees for b in t.branches]
         self._positions = torch.tensor(lengths, device=model.device)
 
     @torch.no_grad()
     def prefill(self) -> Tensor:
         """See `DecodingSession`."""
-        prompts = _RecordedTrees(pack_trees(self._batch, self._model.device))
+        prompts = _RecordedTrees(self._pack(self._batch, self._model.device))
         logits = wanted_logits(self._model, self._batch, prompts)
         self._rows = _GrowingRows(self._batch.spans, prompts.states)
         return logits

@@ -43,10 +43,16 @@ def _last_layer_only_at(wanted: Tensor, model: PreTrainedModel) -> Iterator[None
 
 
 def last_layer(model: PreTrainedModel) -> nn.Module:
-    """The last of the layers that the model is made of."""
+    """The last of the layers that the model is made of.
+
+    Raises:
+        ValueError: they are in no list.
+    """
     count = model.config.get_text_config().num_hidden_layers
-    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
-    return next(layers[-1] for layers in lists if len(layers) == count)
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module[-1]
+    raise ValueError(f"it has no list of its {count} layers")
 
 
 def _forward_wanted(

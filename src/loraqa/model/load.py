@@ -16,6 +16,7 @@ from transformers.activations import NewGELUActivation
 from transformers.utils import logging as transformers_logging
 
 from loraqa.errors import InputError
+from loraqa.model.memory import keep_freed_memory
 from loraqa.prompt.segments import SegmentTokenizer
 
 logger = logging.getLogger("loraqa")
@@ -58,6 +59,7 @@ def load_base(
     else:
         model = where.load(AutoModelForCausalLM, dtype=torch_dtype, use_safetensors=True)
     _fuse_gelu(model)
+    keep_freed_memory()
     return model.to(torch_device).eval(), tokenizer
 
 

@@ -1,4 +1,6 @@
-"""Attention over packed trees by the means that suit the device."""
+"""The ways to compute attention over packed trees."""
+
+from collections.abc import Callable
 
 import torch
 
@@ -6,12 +8,18 @@ from loraqa.model.attention import PackedTrees
 from loraqa.model.blocks import BlockTrees
 from loraqa.prompt.batch import TreeBatch
 
+Pack = Callable[[TreeBatch, torch.device], PackedTrees]
+"""From a batch, whose supervised tokens are the wanted ones, to its trees on a device."""
 
-def pack_trees(batch: TreeBatch, device: torch.device) -> PackedTrees:
-    """The trees of a batch, of which the supervised tokens are wanted in the last layer."""
-    if device.type == "cuda":
-        # Takes long to import, and compiles.
-        from loraqa.model.flex import FlexTrees
 
-        return FlexTrees(batch.spans, batch.supervised, device)
+def pack_blocks(batch: TreeBatch, device: torch.device) -> PackedTrees:
+    """Tree by tree, on any device."""
     return BlockTrees(batch.spans, batch.supervised, device)
+
+
+def pack_flex(batch: TreeBatch, device: torch.device) -> PackedTrees:
+    """All trees by one compiled kernel."""
+    # Its import takes long.
+    from loraqa.model.flex import FlexTrees
+
+    return FlexTrees(batch.spans, batch.supervised, device)

@@ -18,7 +18,7 @@ from loraqa.model.decoding import (
     TreeSession,
 )
 from loraqa.model.last_layer import wanted_logits
-from loraqa.model.packed import pack_trees
+from loraqa.model.packed import Pack, pack_blocks
 from loraqa.prompt.batch import collate_padded, collate_trees
 from loraqa.prompt.plan import padded_tokens, tree_tokens
 from loraqa.prompt.tree import Tree
@@ -43,11 +43,17 @@ class Runner(Protocol):
 
 
 class TreeRunner:
-    """Computes every trunk once."""
+    """Computes every trunk once.
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    Args:
+        model: one that can take trees (see `choose_runner`).
+        pack: how attention over trees is computed.
+    """
+
+    def __init__(self, model: PreTrainedModel, pack: Pack = pack_blocks) -> None:
         model.set_attn_implementation(TREE_ATTENTION)
         self.model = model
+        self._pack = pack
 
     def size(self, trees: Sequence[Tree]) -> int:
         """See `Runner`."""
@@ -56,12 +62,12 @@ class TreeRunner:
     def answer_logits(self, trees: Sequence[Tree]) -> tuple[Tensor, Tensor]:
         """See `Runner`. The output head runs on the supervised positions alone."""
         batch = collate_trees(trees)
-        packed = pack_trees(batch, self.model.device)
+        packed = self._pack(batch, self.model.device)
         return wanted_logits(self.model, batch, packed), batch.targets.to(self.model.device)
 
     def session(self, trees: Sequence[Tree]) -> DecodingSession:
         """See `Runner`."""
-        return TreeSession(self.model, trees)
+        return TreeSession(self.model, trees, self._pack)
 
 
 class PaddedRunner:

@@ -1,7 +1,7 @@
 """Encoded training data kept on disk: a data set is tokenized once.
 
-A file is named after all that its content depends on (data, tokenizer, template, lengths, version
-of loraqa), so nothing in it can be out of date; a damaged one is made again.
+A file is named after all that its content depends on: data, tokenizer, template, lengths, and the
+code that encodes. So nothing in it can be out of date; a damaged one is made again.
 """
 
 import contextlib
@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from importlib.metadata import version
+from functools import cache
 from itertools import accumulate, chain, islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ def load_encoded(path: Path) -> Encoded:
 
 def _key(encoder: PromptEncoder, data: QADataset) -> str:
     parts: list[Any] = [
-        version("loraqa"),
+        _code_fingerprint(),
         data.fingerprint,
         encoder.tokenizer.fingerprint,
         encoder.template.text,
@@ -88,6 +88,15 @@ def _key(encoder: PromptEncoder, data: QADataset) -> str:
         encoder.stride,
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+@cache
+def _code_fingerprint() -> str:
+    """SHA-256 (hex) of the modules beside this one, in which all encoding is done."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _flatten(trees: Sequence[Tree]) -> Arrays:
