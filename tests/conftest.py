@@ -27,9 +27,9 @@ def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real data beside the checkout; tests that need it skip where it is absent."""
+    """The folder of real data that CONTRIBUTING.md describes; without it a test skips."""
     if not SHARED.is_dir():
-        pytest.skip(f"real SQuAD data and GPT-2's tokenizer are not at {SHARED}")
+        pytest.skip(f"no real data at {SHARED} (see CONTRIBUTING.md)")
     return SHARED
 
 

@@ -304,7 +304,7 @@ def serve(
         from loraqa.serve.app import Served, create_app
     except ModuleNotFoundError as error:
         raise LoraqaError(
-            f"`loraqa serve` needs {error.name}; install it with `pip install 'loraqa[serve]'`."
+            f"`loraqa serve` needs {error.name}; install it with `pip install -e '.[serve]'`."
         ) from None
 
     with server.listen(host, port) as listener:

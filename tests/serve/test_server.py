@@ -58,7 +58,7 @@ def test_a_missing_extra_says_what_to_install(
     assert stopped.value.code == 1
     error = capsys.readouterr().err
     assert f"needs {package}" in error
-    assert "pip install 'loraqa[serve]'" in error
+    assert "pip install -e '.[serve]'" in error
 
 
 # A server whose answers take forever, and say when they begin.
