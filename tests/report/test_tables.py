@@ -138,11 +138,34 @@ def test_strategies_show_spread_only_where_something_was_drawn() -> None:
     ]
 
 
+@pytest.mark.parametrize("parameter", ["temperature:0.7", "min-p:0.05"])
+def test_names_of_strategies_and_their_figures_stay_whole_in_80_columns(parameter: str) -> None:
+    drawn = comparison(parameter, samples=5, f1=95.62, oracle_f1=100, entropy=0.5, seconds=12.3)
+    (row,) = [
+        line
+        for line in on_terminal(strategies_table([drawn]), width=80).splitlines()
+        if parameter in line
+    ]
+    assert row.split() == [parameter, "50.0", "95.6", "90%", "1.00", "0.50", "100.0", "12.3"]
+
+
+def spectrum(name: str) -> Spectrum:
+    return Spectrum(name, 2, (3.0, 4.0), norm=5, base_norm=50, stable_rank=2, effective_rank=1.5)
+
+
+def test_layers_stay_whole_in_80_columns() -> None:
+    names = ["transformer.h.0.attn.c_attn", "transformer.h.11.mlp.c_fc"]
+    shown = on_terminal(spectra_table(map(spectrum, names)), width=80)
+    assert shown.splitlines()[0].strip() == "What the adapter learned in transformer.h"
+    for name in ("0.attn.c_attn", "11.mlp.c_fc"):
+        (row,) = [line for line in shown.splitlines() if name in line]
+        assert row.split() == [name, "2", "5.000", "10.00%", "2.00", "1.50", "50%"]
+
+
 def test_spectra_are_read_from_the_adapter() -> None:
-    learned = Spectrum(
-        "h.0.q", 2, (3.0, 4.0), norm=5, base_norm=50, stable_rank=2, effective_rank=1.5
-    )
-    assert Cells(spectra_table([learned]).to_html()).rows[1] == [
+    table = spectra_table([spectrum("h.0.q"), spectrum("wte")])
+    assert table.title == "What the adapter learned"
+    assert Cells(table.to_html()).rows[1] == [
         "h.0.q",
         "2",
         "5.000",
@@ -188,12 +211,20 @@ def test_training_table_says_what_the_run_amounts_to() -> None:
     assert dict(row for row in training_table(records).rows) == {
         "steps": "3",
         "epochs": "0.75",
-        "loss, first and last step": "1.000 → 0.333",
+        "loss, first step and mean of the last ten": "1.000 → 0.611",
         "questions a second (median)": "80.0",
         "tokens a second (median)": "12,345",
         "memory (MiB, highest)": "2,000",
         "best F1 on dev": "45.0 (step 1)",
     }
+
+
+def test_a_last_step_of_a_few_questions_does_not_stand_for_all() -> None:
+    losses = [9.0, *[2.0] * 10, 0.0]
+    records = [training_record(step, loss=loss) for step, loss in enumerate(losses, start=1)]
+    assert ("loss, first step and mean of the last ten", "9.000 → 1.800") in (
+        training_table(records).rows
+    )
 
 
 def test_training_table_without_a_step_is_refused() -> None:

@@ -4,7 +4,8 @@ import html
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from itertools import takewhile
+from statistics import fmean, median
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
@@ -54,11 +55,17 @@ class Table:
         from rich.text import Text
 
         table = rich.table.Table(
-            title=Text(self.title), title_justify="left", box=rich.box.SIMPLE_HEAD
+            title=Text(self.title),
+            title_justify="left",
+            box=rich.box.SIMPLE_HEAD,
+            collapse_padding=True,
+            pad_edge=False,
         )
         for column, numeric in zip(self.columns, self._numeric(), strict=True):
             justify: Literal["left", "right"] = "right" if numeric else "left"
             table.add_column(Text(column.name), justify=justify, overflow="fold")
+        # Where space is short, the names of the rows stay whole: headings wrap instead.
+        table.columns[0].no_wrap = True
         for row in self._texts():
             table.add_row(*map(Text, row))
         return table
@@ -157,7 +164,7 @@ def training_table(records: Iterable[Mapping[str, Any]]) -> Table:
     rows = [
         ("steps", f"{steps[-1]['step']:,}"),
         ("epochs", f"{steps[-1]['epoch']:.2f}"),
-        ("loss, first and last step", f"{steps[0]['loss']:.3f} → {steps[-1]['loss']:.3f}"),
+        ("loss, first step and mean of the last ten", _loss(steps)),
         ("questions a second (median)", _median(steps, "questions_per_second")),
         ("tokens a second (median)", _median(steps, "tokens_per_second")),
         ("memory (MiB, highest)", f"{max(record['memory_mib'] for record in steps):,.0f}"),
@@ -169,7 +176,9 @@ def training_table(records: Iterable[Mapping[str, Any]]) -> Table:
 
 
 def spectra_table(spectra: Iterable["Spectrum"]) -> Table:
-    """What the adapter learned, layer by layer."""
+    """What the adapter learned, layer by layer. What all names start with stands in the title."""
+    spectra = list(spectra)
+    module = _common_module(each.name for each in spectra)
     columns = (
         Column("layer"),
         Column("rank"),
@@ -181,7 +190,7 @@ def spectra_table(spectra: Iterable["Spectrum"]) -> Table:
     )
     rows = tuple(
         (
-            each.name,
+            each.name.removeprefix(f"{module}."),
             each.rank,
             each.norm,
             each.relative_norm,
@@ -191,7 +200,8 @@ def spectra_table(spectra: Iterable["Spectrum"]) -> Table:
         )
         for each in spectra
     )
-    return Table("What the adapter learned", columns, rows)
+    title = "What the adapter learned" + (f" in {module}" if module else "")
+    return Table(title, columns, rows)
 
 
 def settings_table(title: str, settings: Mapping[str, Any]) -> Table:
@@ -200,10 +210,22 @@ def settings_table(title: str, settings: Mapping[str, Any]) -> Table:
     return Table(title, (Column("setting"), Column("value")), rows)
 
 
+def _common_module(names: Iterable[str]) -> str:
+    """The innermost module that holds all layers of these names; empty if that is the model."""
+    outer = (name.split(".")[:-1] for name in names)
+    shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*outer, strict=False))
+    return ".".join(parts[0] for parts in shared)
+
+
 def _spread(comparison: "Comparison") -> tuple[Cell, Cell, Cell]:
     if comparison.samples == 1:
         return None, None, None
     return comparison.distinct, comparison.entropy, comparison.oracle_f1
+
+
+def _loss(steps: Sequence[Mapping[str, Any]]) -> str:
+    """From where to where it went; the last step alone may hold a few questions only."""
+    return f"{steps[0]['loss']:.3f} → {fmean(step['loss'] for step in steps[-10:]):.3f}"
 
 
 def _median(records: Sequence[Mapping[str, Any]], key: str) -> str:
