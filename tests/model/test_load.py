@@ -70,13 +70,29 @@ def test_gpt2_has_its_known_size(shared: Path) -> None:
 
 
 def test_a_missing_folder_is_named() -> None:
-    with pytest.raises(InputError, match=r"\./no/such/folder does not exist"):
+    with pytest.raises(InputError, match=r"no folder \./no/such/folder; give"):
         load_base("./no/such/folder")
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=str(tmp_path)):
+    with pytest.raises(InputError, match=f"{tmp_path} has no config.json; give"):
         load_base(tmp_path)
+
+
+def test_a_folder_without_weights_says_what_to_give(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "no-weights"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=f"{folder} cannot be loaded .*; give a folder with"):
+        load_base(folder)
+
+
+def test_an_empty_name_is_not_the_working_directory(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_folder)
+    with pytest.raises(InputError, match="name is empty"):
+        load_base("")
 
 
 def test_pickled_weights_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
@@ -112,13 +128,13 @@ def test_a_name_in_a_folder_that_exists_is_never_asked_of_the_hub(
 ) -> None:
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="runs/nope does not exist"):
+    with pytest.raises(InputError, match="no folder runs/nope; give"):
         load_base("runs/nope")
 
 
 @pytest.mark.usefixtures("no_hub")
 def test_a_hub_out_of_reach_names_the_local_alternative() -> None:
-    with pytest.raises(InputError, match=r"example/model .*hf download example/model"):
+    with pytest.raises(InputError, match=r"no folder example/model.*hf download example/model"):
         load_base("example/model")
 
 

@@ -25,6 +25,9 @@ logger = logging.getLogger("loraqa")
 _NO_LIMIT = 1024
 # Seconds that the hub has to answer.
 _HUB_TIMEOUT = 10.0
+_CHOICE = (
+    "a folder with config.json, model.safetensors and the tokenizer, or a model's name on the hub"
+)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -127,12 +130,14 @@ class _Source:
     def __init__(self, source: str | Path, revision: str | None) -> None:
         self.name = str(source)
         self.revision = revision
-        self.is_folder = Path(source).expanduser().is_dir()
+        folder = Path(source).expanduser()
+        self.is_folder = folder.is_dir()
+        if not self.name:
+            raise InputError(f"The model's name is empty; give {_CHOICE}.")
+        if self.is_folder and not (folder / "config.json").exists():
+            raise InputError(f"The folder {self.name} has no config.json; give {_CHOICE}.")
         if not self.is_folder and _looks_like_a_path(self.name):
-            raise InputError(
-                f"The model folder {self.name} does not exist; give the path of a folder with "
-                "config.json, or a model's name on the hub."
-            )
+            raise InputError(f"There is no folder {self.name}; give {_CHOICE}.")
 
     def load(self, kind: Any, **options: Any) -> Any:
         """Call `from_pretrained`, and say in one sentence why it failed."""
@@ -165,10 +170,10 @@ class _Source:
     def _explain(self, error: Exception) -> str:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         if self.is_folder:
-            return f"The model folder {self.name} cannot be loaded: {reason}."
+            return f"The model folder {self.name} cannot be loaded ({reason}); give {_CHOICE}."
         return (
-            f"The model {self.name} could not be loaded from the hub ({reason}); check its name "
-            "and the connection, or download it where there is one "
+            f"There is no folder {self.name}, nor could a model of this name be loaded from the "
+            f"hub ({reason}); check the name and the connection, or download it where there is one "
             f"(`hf download {self.name} --local-dir FOLDER`) and give the folder."
         )
 
