@@ -54,12 +54,14 @@ def test_unknown_names_list_those_that_exist(text: str) -> None:
         "top-p:0",
         "top-p:1",
         "top-p:many",
+        "top-p:",
         "min-p:0",
         "min-p:1.1",
         "typical:1",
         "beam:0",
         "beam:1000",
         "beam:x",
+        "beam:",
     ],
 )
 def test_numbers_out_of_range_are_refused(text: str) -> None:
@@ -68,7 +70,7 @@ def test_numbers_out_of_range_are_refused(text: str) -> None:
         parse_strategy(text)
 
 
-@pytest.mark.parametrize("text", ["greedy:1", "span:2"])
+@pytest.mark.parametrize("text", ["greedy:1", "span:2", "span:"])
 def test_numbers_that_say_nothing_are_refused(text: str) -> None:
     with pytest.raises(InputError, match="takes no number"):
         parse_strategy(text)

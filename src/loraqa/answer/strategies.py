@@ -19,10 +19,10 @@ class _Setting:
     allowed: str
     allows: Callable[[float], bool]
 
-    def parse(self, name: str, text: str) -> float:
-        """The number that `text` gives, or the default where it is empty."""
+    def parse(self, name: str, text: str | None) -> float:
+        """The number that `text` gives, or the default where there is none."""
         try:
-            value = float(text) if text else self.default
+            value = self.default if text is None else float(text)
         except ValueError:
             value = math.nan
         if not self.allows(value):
@@ -70,9 +70,9 @@ def parse_strategy(text: str) -> Strategy:
     Raises:
         InputError: no such name, a number out of range, or names that cannot be joined.
     """
-    settings: dict[str, str] = {}
+    settings: dict[str, str | None] = {}
     for part in text.split("+"):
-        name, _, value = part.strip().partition(":")
+        name, colon, number = part.strip().partition(":")
         if name not in STRATEGIES:
             raise InputError(
                 f"There is no strategy {name!r}; there are {', '.join(STRATEGIES)}, some with a "
@@ -80,17 +80,17 @@ def parse_strategy(text: str) -> Strategy:
             )
         if name in settings:
             raise InputError(f"The strategy {text!r} has {name} twice; name it once.")
-        settings[name] = value
+        settings[name] = number if colon else None
     if settings.keys() <= _FILTERS.keys():
         return _sampling(settings)
     if len(settings) > 1:
         raise InputError(
             f"The strategy {text!r} joins what cannot be joined; only {', '.join(_FILTERS)} can."
         )
-    return _alone(name, value)
+    return _alone(name, settings[name])
 
 
-def _sampling(settings: dict[str, str]) -> Sampling:
+def _sampling(settings: dict[str, str | None]) -> Sampling:
     names, steps = [], []
     for name, (apply, setting) in _FILTERS.items():
         if name in settings:
@@ -101,9 +101,9 @@ def _sampling(settings: dict[str, str]) -> Sampling:
     return Sampling("+".join(names), tuple(steps))
 
 
-def _alone(name: str, value: str) -> Strategy:
+def _alone(name: str, value: str | None) -> Strategy:
     if name == "beam":
         return BeamSearch(int(_WIDTH.parse(name, value)))
-    if value:
+    if value is not None:
         raise InputError(f"The strategy {name} takes no number; write {name} alone.")
     return Greedy() if name == "greedy" else SpanSearch()
