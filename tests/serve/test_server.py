@@ -13,20 +13,19 @@ from pathlib import Path
 import pytest
 
 from loraqa.cli import main
-from loraqa.errors import LoraqaError
+from loraqa.errors import InputError
 from loraqa.serve.server import address, listen
 
 
 def test_a_port_in_use_is_one_sentence() -> None:
     with listen("127.0.0.1", 0) as first:
         port = first.getsockname()[1]
-        with pytest.raises(LoraqaError, match=f"127.0.0.1 port {port} .[^(]*; .*--port") as raised:
+        with pytest.raises(InputError, match=f"port {port} .[^(]*; stop what .* --port"):
             listen("127.0.0.1", port)
-    assert raised.value.exit_code == 1
 
 
 def test_an_address_that_is_not_ours_is_one_sentence() -> None:
-    with pytest.raises(LoraqaError, match="--host"):
+    with pytest.raises(InputError, match=r"\(.*\); choose another --host"):
         listen("no such host", 0)
 
 
@@ -39,7 +38,7 @@ def test_the_address_is_one_for_browsers() -> None:
 def test_ipv6_is_written_in_brackets() -> None:
     try:
         listener = listen("::1", 0)
-    except LoraqaError:
+    except InputError:
         pytest.skip("no IPv6 address here")
     with listener:
         assert re.fullmatch(r"http://\[::1\]:\d+", address(listener))

@@ -1,13 +1,14 @@
 """Listening for requests, and ending on Ctrl-C."""
 
 import contextlib
+import errno
 import signal
 import socket
 
 import uvicorn
 from fastapi import FastAPI
 
-from loraqa.errors import LoraqaError
+from loraqa.errors import InputError
 
 # How long requests may take to end once the server is asked to.
 _GRACE_SECONDS = 5
@@ -17,7 +18,7 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket that listens there; port 0 is any that is free.
 
     Raises:
-        LoraqaError: something else listens there, or this process may not.
+        InputError: there is no such address, something else listens there, or this process may not.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -25,9 +26,10 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         # `create_server` adds in brackets the address that we name ourselves.
         reason = str(error.strerror).partition(" (")[0]
-        raise LoraqaError(
-            f"Cannot listen on {host} port {port} ({reason}); stop what listens there, or "
-            "choose another --host or --port."
+        taken = error.errno == errno.EADDRINUSE
+        remedy = "stop what listens there, or choose" if taken else "choose"
+        raise InputError(
+            f"Cannot listen on {host} port {port} ({reason}); {remedy} another --host or --port."
         ) from None
 
 
