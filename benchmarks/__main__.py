@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +30,7 @@ from benchmarks.harness import (
     compete,
     prepare,
 )
-from benchmarks.report import contenders_table, scaling_plot, targets_table
+from benchmarks.report import contenders_table, ratios_table, scaling_plot, targets_table
 from benchmarks.scaling import SHAPES, scaling
 from benchmarks.suites import FULL, QUICK, Scale, evaluation, single, training, whole
 from loraqa.files import write_json
@@ -38,6 +39,7 @@ from loraqa.train.run import environment
 
 _PEERS = ("transformers", "peft", "trl", "accelerate", "datasets")
 _TINY = (2, 64, 2)
+_WIDTH = 132
 # More than this, and the figures say more about the other work.
 _BUSY = 0.5
 
@@ -49,22 +51,19 @@ def main() -> None:
     load = os.getloadavg()[0]
     if load > _BUSY:
         sys.stderr.write(f"The machine is busy (load {load:.1f}): the figures will be too low.\n")
-    console = Console()
+    console = Console(width=_WIDTH)
     targets: list[Target] = []
     with tempfile.TemporaryDirectory() as name:
-        suites = [
-            suite
-            for suite in _suites(Path(name), scale)
-            if not options.only or any(suite.name.startswith(wanted) for wanted in options.only)
-        ]
-        shapes = SHAPES if any(suite.name == "scaling" for suite in suites) else ["gpt2"]
-        progress = Progress(len(shapes) + sum(suite.runs for suite in suites))
-        prepare([_model(Path(name), shape, options.tiny) for shape in shapes], progress)
+        folder = Path(name)
+        suites = _suites(folder, scale, options.only)
+        preparations = _preparations(folder, suites, options.tiny)
+        progress = Progress(len(preparations) + sum(suite.runs for suite in suites))
+        prepare(preparations, progress)
         for suite in suites:
             groups = compete(suite, progress)
             conclusion = suite.conclude(groups)
             targets += conclusion.targets
-            console.print(contenders_table(suite.name, groups))
+            console.print(contenders_table(suite.name, groups), ratios_table(conclusion.ratios))
             if not options.tiny:
                 _save(suite, groups, conclusion, scale, load)
     console.print(targets_table(targets))
@@ -82,24 +81,31 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _model(folder: Path, shape: str, tiny: bool) -> Job:
-    layers, width, heads = _TINY if tiny else SHAPES[shape]
-    return Job(
-        f"write {shape}",
-        "base.prepare",
-        {"folder": str(folder / shape), "layers": layers, "width": width, "heads": heads},
-    )
-
-
-def _suites(folder: Path, scale: Scale) -> list[Suite]:
+def _suites(folder: Path, scale: Scale, only: Sequence[str] | None) -> list[Suite]:
     gpt2 = str(folder / "gpt2")
-    return [
+    suites = [
         *(training(gpt2, adapter, scale) for adapter in scale.adapters),
         single(gpt2, scale),
         *(evaluation(gpt2, tokens, scale) for tokens in scale.answer_tokens),
         whole(gpt2, scale),
         *([] if scale is QUICK else [scaling(folder)]),
     ]
+    return [suite for suite in suites if not only or suite.name.startswith(tuple(only))]
+
+
+def _preparations(folder: Path, suites: Sequence[Suite], tiny: bool) -> list[Job]:
+    """Models, adapters and passages."""
+    names = SHAPES if any(suite.name == "scaling" for suite in suites) else ["gpt2"]
+    files = {name: how for suite in suites for name, how in suite.files.items()}
+    return [
+        *(_model(folder / name, *(_TINY if tiny else SHAPES[name])) for name in names),
+        Job("write passages", "text.write", {"folder": str(folder / "gpt2"), "files": files}),
+    ]
+
+
+def _model(folder: Path, layers: int, width: int, heads: int) -> Job:
+    size = {"layers": layers, "width": width, "heads": heads}
+    return Job(f"write {folder.name}", "base.prepare", {"folder": str(folder), **size})
 
 
 def _save(suite: Suite, groups: Groups, conclusion: Conclusion, scale: Scale, load: float) -> None:

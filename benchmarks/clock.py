@@ -44,7 +44,10 @@ def measure(
     """
     clock = _Clock(model, Path(reference) if reference else None, TOLERANCE[precision])
     before = resident_mib()
-    loss = train()
+    try:
+        loss = train()
+    finally:
+        clock.stop()
     return {
         "seconds": clock.laps,
         "tokens": clock.tokens // len(clock.ends),
@@ -65,9 +68,16 @@ class _Clock:
         self.ends: list[float] = []
         self.tokens = 0
         self.gradient: dict[str, float] = {}
-        register_optimizer_step_pre_hook(self._before_step)
-        register_optimizer_step_post_hook(self._after_step)
-        _transformer(model).get_input_embeddings().register_forward_hook(self._count)
+        self._hooks = [
+            register_optimizer_step_pre_hook(self._before_step),
+            register_optimizer_step_post_hook(self._after_step),
+            _transformer(model).get_input_embeddings().register_forward_hook(self._count),
+        ]
+
+    def stop(self) -> None:
+        """Look no more."""
+        for hook in self._hooks:
+            hook.remove()
 
     @property
     def laps(self) -> list[float]:

@@ -20,7 +20,7 @@ def start(folder: str, train: str, cache: str) -> dict[str, Any]:
     Args:
         folder: see `benchmarks.base`.
         train: the file to learn from.
-        cache: where a cache may lie; empty before the first start.
+        cache: where tokens are kept; empty before the first start.
     """
     with tempfile.TemporaryDirectory() as out:
         metrics = Path(out) / "run" / "metrics.jsonl"
@@ -30,7 +30,7 @@ def start(folder: str, train: str, cache: str) -> dict[str, Any]:
             *("--set", "optimisation.max_steps=1"),
         ]
         begin = time.perf_counter()
-        with subprocess.Popen(command, env=os.environ | {"XDG_CACHE_HOME": cache}) as process:
+        with subprocess.Popen(command, env=os.environ | {"LORAQA_CACHE": cache}) as process:
             while process.poll() is None and not _has_line(metrics):
                 time.sleep(_POLL_SECONDS)
             seconds = time.perf_counter() - begin

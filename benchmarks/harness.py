@@ -87,14 +87,14 @@ class Suite:
 
     Attributes:
         name: that of its file of results.
-        preparations: jobs that write what the others need.
+        files: passages that the jobs read, see `text.write`.
         groups: the sides, each with what it may try.
         rounds: how often the sides take turns.
         conclude: makes the conclusion out of what came out.
     """
 
     name: str
-    preparations: Sequence[Job]
+    files: Mapping[str, tuple[str, Mapping[str, Any]]]
     groups: Mapping[str, Sequence[Job]]
     rounds: int
     conclude: Callable[[Groups], "Conclusion"]
@@ -102,8 +102,7 @@ class Suite:
     @property
     def runs(self) -> int:
         """How many processes it takes."""
-        first = sum(map(len, self.groups.values()))
-        return len(self.preparations) + first + (self.rounds - 1) * len(self.groups)
+        return sum(map(len, self.groups.values())) + (self.rounds - 1) * len(self.groups)
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,6 @@ def prepare(jobs: Sequence[Job], progress: Progress) -> None:
 
 def compete(suite: Suite, progress: Progress) -> Groups:
     """Run a suite."""
-    prepare(suite.preparations, progress)
     groups = {name: [Contender(job) for job in jobs] for name, jobs in suite.groups.items()}
     for turn in range(suite.rounds):
         for name, group in groups.items():

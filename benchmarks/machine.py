@@ -6,20 +6,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.base import Task
 from benchmarks.flops import matrices
 from loraqa.model.load import load_tokenizer
 
 _REPETITIONS = 10
 
 
-def matrix_rate(folder: str, precision: str, tokens: int) -> dict[str, Any]:
+def matrix_rate(folder: str, tokens: int) -> dict[str, Any]:
     """GFLOP/s of (tokens, in) @ (in, out) for the matrices of a block, and of all together.
 
     A weight lies as GPT-2 has it, (in, out), or as everybody else, (out, in): the faster counts.
     """
-    _, config = load_tokenizer(Task(folder, "", "", 0, precision).model_path)
-    dtype = getattr(torch, precision)
+    _, config = load_tokenizer(f"{folder}/model")
+    return _rate(config, torch.float32, tokens) | _rate(config, torch.bfloat16, tokens)
+
+
+def _rate(config: Any, dtype: torch.dtype, tokens: int) -> dict[str, Any]:
     flops, seconds, rates = 0.0, 0.0, {}
     for width, height in matrices(config).values():
         x = torch.randn(tokens, width).to(dtype)
@@ -29,7 +31,8 @@ def matrix_rate(folder: str, precision: str, tokens: int) -> dict[str, Any]:
         rates[f"{tokens} x {width} @ {width} x {height}"] = product / fastest / 1e9
         flops += product
         seconds += fastest
-    return {"gflops": flops / seconds / 1e9, "by_shape": rates}
+    name = str(dtype).removeprefix("torch.")
+    return {f"{name}_gflops": flops / seconds / 1e9, f"{name}_gflops_by_shape": rates}
 
 
 def _seconds(x: Tensor, weight: Tensor) -> float:

@@ -22,7 +22,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from benchmarks.base import Task
+from benchmarks.base import MAX_LENGTH, Task
 from benchmarks.clock import measure, peak_mib
 from loraqa.answer.decode import Rules
 from loraqa.prompt.segments import SegmentTokenizer
@@ -60,41 +60,32 @@ def trainer(task: dict[str, Any], kind: str, batch: int, sampling: str) -> dict[
         return _measured(the, made, rows)
 
 
-def sft(task: dict[str, Any], kind: str, batch: int, sampling: str, layout: str) -> dict[str, Any]:
-    """TRL's SFTTrainer, with the loss on the completion only.
+def sft(task: dict[str, Any], kind: str, batch: int, layout: str) -> dict[str, Any]:
+    """TRL's SFTTrainer by length, with the loss on the completion only.
 
     Args:
-        task, kind, batch, sampling: as for `trainer`.
-        layout: "padded"; "padding-free": a batch's rows one after another in a single one; or
-            "packed": rows of `MAX_LENGTH` tokens filled with examples before training.
+        task, kind, batch: as for `trainer`.
+        layout: "padded"; "padding-free": the rows of a batch one after another in a single one;
+            or "packed": rows as long as the model takes, filled with examples beforehand.
     """
     from trl import SFTConfig, SFTTrainer
 
     the = Task(**task)
     rows = _rows(the)
-    data = Dataset.from_list(
-        [
-            {
-                "input_ids": row["input_ids"],
-                "completion_mask": [int(label != -100) for label in row["labels"]],
-            }
-            for row in rows
-        ]
-    )
     packed = layout == "packed"
-    length = 1024
-    count = _packed_rows(data, length) if packed else len(rows)
+    data = _completions(rows)
+    count = _packed_rows(data) if packed else len(rows)
     with tempfile.TemporaryDirectory() as out:
         made = SFTTrainer(
             _adapted(the, kind),
             SFTConfig(
-                **_arguments(the, kind, batch, count, out, sampling),
+                **_arguments(the, kind, batch, count, out, "group_by_length"),
                 # On by default, to save memory; it computes every forward pass twice.
                 gradient_checkpointing=False,
                 completion_only_loss=True,
                 packing=packed,
                 padding_free=layout == "padding-free",
-                max_length=length if packed else None,
+                max_length=MAX_LENGTH if packed else None,
             ),
             train_dataset=data,
             processing_class=_tokenizer(the),
@@ -187,10 +178,24 @@ def _measured(the: Task, made: Trainer, rows: Sequence[dict[str, list[int]]]) ->
     return {**result, "questions": len(rows), "tokens_without_padding": real}
 
 
-def _packed_rows(data: Dataset, length: int) -> int:
+def _completions(rows: Sequence[dict[str, list[int]]]) -> Dataset:
+    """What SFTTrainer makes of prompts and completions."""
+    return Dataset.from_list(
+        [
+            {
+                "input_ids": row["input_ids"],
+                "completion_mask": [int(label != -100) for label in row["labels"]],
+            }
+            for row in rows
+        ]
+    )
+
+
+def _packed_rows(data: Dataset) -> int:
+    """How many rows SFTTrainer will pack the examples into."""
     from trl.data_utils import pack_dataset
 
-    return len(pack_dataset(data, length, strategy="bfd"))
+    return len(pack_dataset(data, MAX_LENGTH, strategy="bfd"))
 
 
 def _adapted(the: Task, kind: str) -> PeftModel:

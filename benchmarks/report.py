@@ -1,8 +1,9 @@
 """Tables and plots of what was measured."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE
 from rich.table import Table
 
 from benchmarks.harness import Contender, Groups, Target, best
@@ -16,15 +17,25 @@ if TYPE_CHECKING:
 
 def targets_table(targets: Sequence[Target]) -> Table:
     """What was to be reached, and what was."""
-    table = Table("", "target", "reached", "", title="Targets")
+    table = _table("targets", "", "target", "reached", "")
     for target in targets:
         table.add_row(target.name, target.wanted, target.reached, "yes" if target.met else "no")
     return table
 
 
+def ratios_table(ratios: Mapping[str, float]) -> Table:
+    """Numbers by name."""
+    table = _table(None, "", "")
+    for name, ratio in ratios.items():
+        table.add_row(name, f"{ratio:.3g}")
+    return table
+
+
 def contenders_table(name: str, groups: Groups) -> Table:
-    """Everybody's speed and memory; a star marks what a side is judged by."""
-    table = Table("", "setting", "questions/s", "from", "to", "tokens", "MiB", "growth", title=name)
+    """Everybody's time and memory; a star marks the setting that a side is judged by."""
+    table = _table(
+        name, "", "setting", "seconds", "questions/s", "tokens", "peak MiB", "of which a step"
+    )
     for side, group in groups.items():
         for contender in group:
             star = " *" if len(group) > 1 and contender is best(group) else ""
@@ -51,19 +62,29 @@ def scaling_plot(groups: Groups) -> "Figure":
     return figure
 
 
+def _table(title: str | None, *columns: str) -> Table:
+    table = Table(*columns, title=title, box=SIMPLE, title_justify="left")
+    for column in table.columns:
+        column.no_wrap = True
+    return table
+
+
 def _measured(contender: Contender) -> list[str]:
+    """Medians; of the time the shortest and the longest too."""
     if contender.error:
         return [contender.error]
     if not contender.seconds:
-        return [f"{contender.median('gflops'):.0f} GFLOP/s"]
-    speeds = sorted(contender.questions / seconds for seconds in contender.seconds)
-    keys = [key for key in ("tokens", "peak_mib", "growth_mib") if key in contender.outcomes[0]]
-    numbers = {key: f"{contender.median(key):,.0f}" for key in keys}
+        return []
+    keys = ("tokens", "peak_mib", "growth_mib")
+    known = [key in contender.outcomes[0] for key in keys]
+    low, high = min(contender.seconds), max(contender.seconds)
     return [
-        f"{contender.speed:.2f}",
-        f"{speeds[0]:.2f}",
-        f"{speeds[-1]:.2f}",
-        *(numbers.get(key, "") for key in ("tokens", "peak_mib", "growth_mib")),
+        f"{contender.median_seconds:.2f} ({low:.2f} to {high:.2f})",
+        f"{contender.speed:,.2f}" if "questions" in contender.outcomes[0] else "",
+        *(
+            f"{contender.median(key):,.0f}" if there else ""
+            for key, there in zip(keys, known, strict=True)
+        ),
     ]
 
 

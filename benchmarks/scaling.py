@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.base import Task
 from benchmarks.harness import Conclusion, Groups, Suite, best
-from benchmarks.suites import trainer, trees, write
+from benchmarks.suites import trainer, trees
 
 OURS, PADDED = "trees", "padded, by length"
 SHAPES = {"distilgpt2": (6, 768, 12), "gpt2": (12, 768, 12), "gpt2-medium": (24, 1024, 16)}
@@ -68,23 +68,24 @@ def scaling(folder: Path) -> Suite:
     groups = {}
     for point in points():
         task = Task(
-            str(folder / point.model), "all-linear", str(folder / point.file), 1, "bfloat16"
+            str(folder / point.model),
+            "all-linear",
+            str(folder / "gpt2" / point.file),
+            1,
+            "bfloat16",
         )
         groups[point.name(OURS)] = [trees(task, point.budget)]
         groups[point.name(PADDED)] = [trainer(task, _KIND, point.rows, "group_by_length")]
-    files = {point.file: point for point in points()}
-    preparations = [
-        write(
-            str(folder),
-            file,
-            "write_regular",
-            contexts=point.contexts,
-            tokens=point.tokens,
-            questions=point.questions,
-        )
-        for file, point in files.items()
-    ]
-    return Suite("scaling", preparations, groups, 1, _conclude)
+    return Suite("scaling", dict(map(_file, points())), groups, 1, _conclude)
+
+
+def _file(point: Point) -> tuple[str, tuple[str, dict[str, int]]]:
+    size = {
+        "contexts": point.contexts,
+        "tokens": point.tokens,
+        "questions": point.questions,
+    }
+    return point.file, ("regular", size)
 
 
 def _conclude(groups: Groups) -> Conclusion:

@@ -19,10 +19,12 @@ from benchmarks.harness import (
 P1, P2, P3 = "P1: Trainer, fp32", "P2: Trainer, bf16", "P3: Trainer, bf16, by length"
 P4, P5 = "P4: SFTTrainer, bf16", "P5: our padded path, bf16"
 OURS_FP32, OURS_BF16 = "ours, fp32", "ours, bf16"
-RATE_FP32, RATE_BF16 = "matrix products, fp32", "matrix products, bf16"
+MACHINE = "the machine"
 GENERATE_FP32, GENERATE_BF16 = "generate, fp32", "generate, bf16"
 
 _PEER_ROWS = 8
+# See `peers.PRECISIONS`.
+BF16_KINDS = ("autocast", "bfloat16", "bfloat16 and autocast")
 _SCORED = 10_570
 _CHECKPOINT_EVERY = 200
 
@@ -36,7 +38,7 @@ class Scale:
         rounds: how often the contenders take turns.
         adapters: which adapters are trained.
         batches: how many rows in a batch P3 and P4 try.
-        kinds: how P3 and P4 try to compute in bf16, see `peers.PRECISIONS`.
+        kinds: how P3 and P4 try to compute in bf16.
         layouts: what P4 tries, see `peers.sft`.
         answered: questions of the dev set to answer.
         answer_batches: how many rows in a batch `generate` tries.
@@ -74,7 +76,7 @@ FULL = Scale(
     adapters=["all-linear", "c_attn"],
     batches=[4, 8, 16],
     kinds=["autocast", "bfloat16"],
-    layouts=["padded", "padding-free"],
+    layouts=["padded", "padding-free", "packed"],
     answered=256,
     answer_batches=[16, 64, 128],
     answer_tokens=[MAX_ANSWER_TOKENS, 6],
@@ -90,17 +92,16 @@ def training(folder: str, adapter: str, scale: Scale) -> Suite:
     bf16 = Task(folder, adapter, "train.json", 1, "bfloat16", reference)
     return Suite(
         name,
-        [write(folder, "train.json", "write_sample", split="train", questions=scale.questions)],
+        {"train.json": ("sample", {"split": "train", "questions": scale.questions})},
         {
             P1: [trainer(fp32, "float32", _PEER_ROWS, "random")],
-            P2: [trainer(bf16, kind, _PEER_ROWS, "random") for kind in ("autocast", "bfloat16")],
+            P2: [trainer(bf16, kind, _PEER_ROWS, "random") for kind in BF16_KINDS],
             P3: _by_length(bf16, scale),
             P4: _sft(bf16, scale),
             P5: [Job("rows by length", "ours.padded", {"task": asdict(bf16)})],
             OURS_FP32: [trees(fp32)],
             OURS_BF16: [trees(bf16)],
-            RATE_FP32: [_rate(fp32)],
-            RATE_BF16: [_rate(bf16)],
+            MACHINE: [_rate(folder)],
         },
         scale.rounds,
         _conclude_training,
@@ -114,7 +115,7 @@ def single(folder: str, scale: Scale) -> Suite:
     task = Task(folder, "all-linear", "single.json", 1, "bfloat16", reference)
     return Suite(
         name,
-        [write(folder, "single.json", "write_single", questions=scale.questions)],
+        {"single.json": ("single", {"questions": scale.questions})},
         {P3: _by_length(task, scale), OURS_BF16: [trees(task)]},
         scale.rounds,
         _conclude_single,
@@ -141,7 +142,7 @@ def evaluation(folder: str, answer_tokens: int, scale: Scale) -> Suite:
 
     return Suite(
         f"evaluation-{answer_tokens}-tokens",
-        [write(folder, "dev.json", "write_sample", split="dev", questions=scale.answered)],
+        {"dev.json": ("sample", {"split": "dev", "questions": scale.answered})},
         {
             GENERATE_FP32: generate("float32"),
             GENERATE_BF16: generate("bfloat16"),
@@ -164,11 +165,11 @@ def whole(folder: str, scale: Scale) -> Suite:
     score = Job("loraqa score", "commands.score", {"folder": folder, "data": "scored.json"})
     return Suite(
         "whole",
-        [
-            write(folder, "loop.json", "write_sample", split="train", questions=32),
-            write(folder, "whole.json", "write_sample", split="train", questions=10**6),
-            write(folder, "scored.json", "write_repeated", questions=_SCORED),
-        ],
+        {
+            "loop.json": ("sample", {"split": "train", "questions": 32}),
+            "whole.json": ("sample", {"split": "train", "questions": 10**6}),
+            "scored.json": ("repeated", {"questions": _SCORED}),
+        },
         {
             "loop": [
                 Job(
@@ -210,38 +211,21 @@ def _by_length(task: Task, scale: Scale) -> list[Job]:
 
 
 def _sft(task: Task, scale: Scale) -> list[Job]:
-    """Batches padded or in one row each, grouped by length; or rows packed full."""
-    grouped = [
-        (layout, batch, "group_by_length") for layout in scale.layouts for batch in scale.batches
-    ]
     return [
         Job(
             f"{kind}, {layout}, batches of {batch}",
             "peers.sft",
-            {
-                "task": asdict(task),
-                "kind": kind,
-                "batch": batch,
-                "sampling": sampling,
-                "layout": layout,
-            },
+            {"task": asdict(task), "kind": kind, "batch": batch, "layout": layout},
         )
         for kind in scale.kinds
-        for layout, batch, sampling in [*grouped, ("packed", 1, "random")]
+        for layout in scale.layouts
+        # A packed row is as long as a batch is to be.
+        for batch in ([1] if layout == "packed" else scale.batches)
     ]
 
 
-def _rate(task: Task) -> Job:
-    return Job(
-        "the matrices of a block",
-        "machine.matrix_rate",
-        {"folder": task.folder, "precision": task.precision, "tokens": 4096},
-    )
-
-
-def write(folder: str, file: str, function: str, **options: str | int) -> Job:
-    """Passages that others need, written by a function of `text`."""
-    return Job(f"write {file}", f"text.{function}", {"file": f"{folder}/{file}", **options})
+def _rate(folder: str) -> Job:
+    return Job("matrix products", "machine.matrix_rate", {"folder": folder, "tokens": 4096})
 
 
 def _conclude_training(groups: Groups) -> Conclusion:
@@ -286,17 +270,17 @@ def _rates(chosen: Mapping[str, Contender]) -> dict[str, float]:
     """FLOPs needed a second over those of matrix products; peers need them for every example."""
     ours = chosen[OURS_BF16]
     shares = {}
-    for name, rate, flops in [
-        (P1, RATE_FP32, "flops_separate"),
-        (P2, RATE_BF16, "flops_separate"),
-        (P3, RATE_BF16, "flops_separate"),
-        (P4, RATE_BF16, "flops_separate"),
-        (P5, RATE_BF16, "flops_separate"),
-        (OURS_FP32, RATE_FP32, "flops"),
-        (OURS_BF16, RATE_BF16, "flops"),
+    for name, precision, flops in [
+        (P1, "float32", "flops_separate"),
+        (P2, "bfloat16", "flops_separate"),
+        (P3, "bfloat16", "flops_separate"),
+        (P4, "bfloat16", "flops_separate"),
+        (P5, "bfloat16", "flops_separate"),
+        (OURS_FP32, "float32", "flops"),
+        (OURS_BF16, "bfloat16", "flops"),
     ]:
         a_second = ours.median(flops) / ours.questions * chosen[name].speed
-        machine = chosen[rate].median("gflops") * 1e9
+        machine = chosen[MACHINE].median(f"{precision}_gflops") * 1e9
         shares[f"share of the machine's rate, {name}"] = a_second / machine
     return shares
 

@@ -4,11 +4,13 @@ Real SQuAD where it lies beside the checkout, else the demo's invented world.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
+
+from transformers import AutoTokenizer
 
 from loraqa.answer.evaluate import sample_questions
 from loraqa.demo.run import BASE
@@ -24,38 +26,44 @@ _WORLD_PASSAGES = 1000
 _SHORT_QUESTION = 60
 
 
-def write_sample(file: str, split: str, questions: int) -> dict[str, Any]:
+def write(folder: str, files: Mapping[str, tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Write passages: file name to (function of this module, its options)."""
+    counts = {}
+    for name, (function, options) in files.items():
+        passages = globals()[function](**options)
+        write_official(Path(folder) / name, passages, "1.1")
+        counts[name] = sum(len(passage.questions) for passage in passages)
+    return counts
+
+
+def sample(split: str, questions: int) -> list[Passage]:
     """Whole passages of a split, "train" or "dev", until they hold so many questions."""
-    return _write(file, sample_questions(_passages(split), questions, seed=0))
+    return sample_questions(_passages(split), questions, seed=0)
 
 
-def write_single(file: str, questions: int) -> dict[str, Any]:
-    """As many passages of the train split, each with its first question alone."""
+def single(questions: int) -> list[Passage]:
+    """Passages of the train split with their first question alone."""
     passages = [replace(p, questions=p.questions[:1]) for p in _passages("train") if p.questions]
-    return _write(file, sample_questions(passages, questions, seed=0))
+    return sample_questions(passages, questions, seed=0)
 
 
-def write_repeated(file: str, questions: int) -> dict[str, Any]:
+def repeated(questions: int) -> list[Passage]:
     """The dev split over and over, each time under new ids, until it holds so many questions."""
     copies = (_renamed(p, i) for i, p in enumerate(cycle(_passages("dev"))))
-    chosen = list(islice(copies, questions))
-    return _write(file, sample_questions(chosen, questions, seed=0))
+    return sample_questions(list(islice(copies, questions)), questions, seed=0)
 
 
-def write_regular(file: str, contexts: int, tokens: int, questions: int) -> dict[str, Any]:
+def regular(contexts: int, tokens: int, questions: int) -> list[Passage]:
     """Contexts of a given length in tokens, each with so many questions."""
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     passages = _passages("train")
     random.Random(0).shuffle(passages)
     asked = cycle(q for p in passages for q in p.questions if len(q.text) <= _SHORT_QUESTION)
     texts = islice(_cut(passages, tokenizer, tokens), contexts)
-    regular = [
+    return [
         Passage(text, tuple(_about(text, f"{i}-{j}", next(asked)) for j in range(questions)))
         for i, text in enumerate(texts)
     ]
-    return _write(file, regular)
 
 
 def _passages(split: str) -> list[Passage]:
@@ -63,11 +71,6 @@ def _passages(split: str) -> list[Passage]:
         return list(read_passages(SHARED / "data" / f"squad1-{split}.json").passages)
     draw = {"train": train_passages, "dev": test_passages}[split]
     return draw(seed=0, count=_WORLD_PASSAGES)
-
-
-def _write(file: str, passages: Sequence[Passage]) -> dict[str, Any]:
-    write_official(Path(file), passages, "1.1")
-    return {"passages": len(passages), "questions": sum(len(p.questions) for p in passages)}
 
 
 def _renamed(passage: Passage, number: int) -> Passage:
