@@ -1,5 +1,6 @@
 """The command line: every command on a tiny model, its exit status and what it prints where."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -225,6 +226,10 @@ def test_inspect_shows_tokens_and_counts(call: Call, tiny_folder: Path, data: Pa
         (["export", "RUN", "--out", "RUN"], "exists already"),
         (["train", "--out", "x", "--set", "lora.rnak=8"], "lora.rank"),
         (["train", "nowhere.yaml", "--out", "x"], "nowhere.yaml"),
+        (["train", "--out", "nowhere", "--resume"], "no run to resume in nowhere"),
+        (["train", "--model", "", "--train", "DATA", "--out", "x"], "name is empty"),
+        (["analyze", "nowhere"], "no folder nowhere"),
+        (["ask", "./nowhere", "--context-file", "DATA", "Who?"], "no folder nowhere"),
         (["inspect", "--model", "TINY", "--data", "DATA", "--template", "x"], "template"),
     ],
 )
@@ -239,12 +244,125 @@ def test_what_is_wrong_is_one_sentence(
     assert "Traceback" not in error
 
 
-def test_a_context_that_is_not_text_is_named(call: Call, run: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a model nor data are loaded."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("what was bound to fail was begun")
+
+    monkeypatch.setattr("loraqa.answer.load.load_base", refuse)
+    monkeypatch.setattr("loraqa.finetune.read_passages", refuse)
+    monkeypatch.setattr("loraqa.squad.read_passages", refuse)
+
+
+@pytest.mark.usefixtures("no_work")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["evaluate", "RUN", "--data", "DATA", "--out", "RUN"],
+        ["evaluate", "RUN", "--data", "DATA", "--out", "DATA/x"],
+        ["compare", "RUN", "--data", "DATA", "--out", "DATA/x"],
+        ["analyze", "RUN", "--out", "RUN"],
+        ["analyze", "RUN", "--out", "DATA/x"],
+        ["export", "RUN", "--out", "DATA/x"],
+        ["train", "--model", "TINY", "--train", "DATA", "--out", "DATA/x"],
+    ],
+    ids=" ".join,
+)
+def test_where_nothing_can_be_written_is_said_before_the_work(
+    call: Call, run: Path, data: Path, tiny_folder: Path, arguments: list[str]
+) -> None:
+    places = {"RUN": run, "DATA": data, "TINY": tiny_folder, "DATA/x": data / "x"}
+    status, _, error = call(*(places.get(word, word) for word in arguments))
+    assert status == 2
+    assert str(run if arguments[-1] == "RUN" else data) in error
+    assert "; name a" in error
+
+
+@pytest.mark.usefixtures("no_work")
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+@pytest.mark.parametrize("source", ["./nowhere", "runs/nowhere"])
+def test_a_run_is_looked_for_before_its_data(
+    call: Call, monkeypatch: pytest.MonkeyPatch, command: str, source: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    status, _, error = call(command, source, "--data", "rajpurkar/squad")
+    assert status == 2
+    assert f"no folder {Path(source)}" in error
+
+
+@pytest.mark.usefixtures("no_work")
+@pytest.mark.parametrize(("context", "question"), [("\ufeff", "Who?"), (TEXT, " ")])
+def test_blank_texts_are_refused_before_the_model_is_loaded(
+    call: Call, run: Path, tmp_path: Path, context: str, question: str
+) -> None:
+    (tmp_path / "town.txt").write_text(context)
+    status, _, error = call("ask", run, "--context-file", tmp_path / "town.txt", question)
+    assert status == 2
+    assert "is blank" in error
+
+
+def test_training_leaves_out_bad_questions_where_told_to(
+    call: Call, tiny_folder: Path, tmp_path: Path
+) -> None:
+    bad = Passage(f"{TEXT} Bad.", (Question("bad", "Who?", (Answer("Nobody", 0),)),))
+    write_official(tmp_path / "bad.json", [*PASSAGES, bad], "1.1")
+    out = tmp_path / "run"
+    arguments = ["--model", tiny_folder, "--train", tmp_path / "bad.json", "--out", out]
+    settings = ["--set", "optimisation.max_steps=1"]
+    status, _, error = call("train", *arguments, *settings)
+    assert status == 2
+    assert "--on-bad skip" in error
+    assert call("train", *arguments, *settings, "--on-bad", "skip")[0] == 0
+    assert "on_bad: skip" in (out / "settings.yaml").read_text()
+
+
+def test_a_question_or_answers_too_long_to_ask(call: Call, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "town.txt").write_text(TEXT)
+    ask = ("ask", run, "--context-file", tmp_path / "town.txt")
+    status, _, error = call(*ask, "Who?", "--max-answer-tokens", 600)
+    assert status == 2
+    assert "lower max_answer_tokens." in error
+    status, _, error = call(*ask, "Who built the mill? " * 100)
+    assert status == 2
+    assert "The question 'Who built the mill? Who built" in error
+    assert error.endswith("; shorten the question.\n")
+
+
+def standard_input(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    """As in a C locale, where text that is not UTF-8 is read as lone surrogates."""
+    stream = io.TextIOWrapper(io.BytesIO(data), "utf-8", errors="surrogateescape")
+    monkeypatch.setattr(sys, "stdin", stream)
+
+
+@pytest.mark.parametrize("piped", [False, True])
+def test_a_context_that_is_not_text_is_named(
+    call: Call, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piped: bool
+) -> None:
     context = tmp_path / "town.bin"
     context.write_bytes(b"\xff\xfe\x00")
-    status, _, error = call("ask", run, "--context-file", context, "Who?")
+    standard_input(monkeypatch, context.read_bytes())
+    status, _, error = call("ask", run, "--context-file", "-" if piped else context, "Who?")
     assert status == 2
-    assert "not UTF-8" in error
+    assert f"{'standard input' if piped else context} is not UTF-8" in error
+
+
+@pytest.mark.parametrize("piped", [False, True])
+def test_offsets_are_those_of_the_file(
+    call: Call, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piped: bool
+) -> None:
+    """With the line ends of Windows, and behind a byte order mark, which is no character."""
+    context = tmp_path / "town.txt"
+    text = "\r\n\r\n\r\n" + TEXT.replace(" ", "\r\n")
+    context.write_bytes(text.encode("utf-8-sig"))
+    standard_input(monkeypatch, context.read_bytes())
+    place = "-" if piped else context
+    options = ("--strategy", "span", "--json")
+    _, out, _ = call("ask", run, "--context-file", place, "Who built the mill?", *options)
+    (answer,) = json.loads(out)["answers"]
+    assert text[answer["start"] : answer["end"]] == answer["text"] != ""
+    assert answer["start"] > 0
 
 
 def test_wrong_flags_exit_with_2(call: Call) -> None:

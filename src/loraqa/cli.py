@@ -36,10 +36,9 @@ Base = Annotated[
 Data = Annotated[
     str, typer.Option(help="SQuAD JSON, JSONL, CSV or Parquet file, or a dataset on the hub.")
 ]
-OnBad = Annotated[
-    Literal["stop", "skip"],
-    typer.Option(help="Stop at questions with problems, or leave them out and count them."),
-]
+OnBadChoice = Literal["stop", "skip"]
+ON_BAD_HELP = "Stop at questions with problems, or leave them out and count them."
+OnBad = Annotated[OnBadChoice, typer.Option(help=ON_BAD_HELP)]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")
 ]
@@ -105,6 +104,7 @@ def train(
         typer.Option("--set", metavar="KEY=VALUE", help="Any setting, as in lora.rank=8."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Draws everything that is drawn.")] = None,
+    on_bad: Annotated[OnBadChoice | None, typer.Option(help=ON_BAD_HELP)] = None,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="For tests and benchmarks: learns nothing.")
     ] = False,
@@ -114,18 +114,20 @@ def train(
 ) -> None:
     """Fine-tune a model with LoRA. The settings are listed in docs/settings.md."""
     from loraqa.finetune import finetune
-    from loraqa.train.run import SETTINGS
+    from loraqa.train.run import RunDirectory
     from loraqa.train.settings import load_settings
 
     flags = {
         "model.source": model,
         "data.train": train,
         "data.dev": dev,
+        "data.on_bad": on_bad,
         "seed": seed,
         "model.random_weights": "true" if random_weights else None,
     }
     given = [f"{key}={value}" for key, value in flags.items() if value is not None]
-    files = [*([out / SETTINGS] if resume else []), *([config] if config else [])]
+    begun = [RunDirectory(out).begun_settings()] if resume else []
+    files = [*begun, *([config] if config else [])]
     chosen = load_settings(files, [*given, *(settings or [])])
     finetune(chosen, out, resume=resume, command=_command())
     _console(stderr=True).print(f"The adapter is in {out / 'adapter'}; its model card says more.")
@@ -145,13 +147,17 @@ def evaluate(
 ) -> None:
     """Answer a whole data set and score the answers as SQuAD does."""
     from loraqa.answer.evaluate import evaluate as evaluate_reader
+    from loraqa.answer.load import check_source
     from loraqa.answer.strategies import parse_strategy
-    from loraqa.files import write_json
+    from loraqa.files import check_file_writable, write_json
     from loraqa.report.progress import answering_progress
     from loraqa.report.tables import scores_table
     from loraqa.squad import read_passages
 
     decoding = parse_strategy(strategy)
+    if out:
+        check_file_writable(out)
+    check_source(run)
     dataset = read_passages(data, on_bad=on_bad)
     reader = _reader(run, base, max_answer_tokens)
     with answering_progress() as progress:
@@ -229,13 +235,18 @@ def compare(
     """Compare decoding strategies: quality, diversity, and how much is found in the context."""
     from loraqa.answer.compare import compare as compare_strategies
     from loraqa.answer.evaluate import sample_questions
+    from loraqa.answer.load import check_source
     from loraqa.answer.strategies import parse_strategy
+    from loraqa.files import check_folder_writable
     from loraqa.report.comparison import save_comparison
     from loraqa.report.progress import answering_progress
     from loraqa.report.tables import strategies_table
     from loraqa.squad import read_passages
 
     decodings = [parse_strategy(name) for name in strategies.split(",")]
+    check_source(run)
+    folder = out or _place_for(run, "comparison")
+    check_folder_writable(folder)
     dataset = read_passages(data, on_bad=on_bad)
     passages = (
         sample_questions(dataset.passages, questions, seed) if questions else dataset.passages
@@ -251,7 +262,6 @@ def compare(
             seed=seed,
             progress=progress,
         )
-    folder = out or _place_for(run, "comparison")
     save_comparison(compared, folder)
     if as_json:
         _print_json({"strategies": [asdict(row) for row in compared]})
@@ -274,12 +284,14 @@ def ask(
     as_json: Json = False,
 ) -> None:
     """Ask questions about a text."""
+    from loraqa.answer.reader import check_asked
     from loraqa.answer.strategies import parse_strategy
-    from loraqa.files import read_text
     from loraqa.report.answers import answer_lines
+    from loraqa.squad.text import read_text
 
     decoding = parse_strategy(strategy)
-    context = sys.stdin.read() if str(context_file) == "-" else read_text(context_file)
+    context = read_text(context_file)
+    check_asked(context, questions)
     reader = _reader(run, base, max_answer_tokens)
     answers = reader.answer(context, questions, decoding, seed=seed)
     if as_json:
@@ -329,13 +341,15 @@ def analyze(
 ) -> None:
     """Show what LoRA learned: the size and the directions of every update."""
     from loraqa.answer.load import load_adapted
+    from loraqa.files import check_file_writable
     from loraqa.lora.spectra import spectra
     from loraqa.report.plots import save_png, singular_values
     from loraqa.report.tables import spectra_table
 
+    picture = out or _place_for(run, "spectra.png")
+    check_file_writable(picture)
     model, _, _ = load_adapted(run, base=base)
     updates = spectra(model)
-    picture = out or _place_for(run, "spectra.png")
     save_png(singular_values({each.name: each.singular_values for each in updates}), picture)
     if as_json:
         _print_json({"layers": [asdict(update) for update in updates]})

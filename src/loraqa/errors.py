@@ -20,3 +20,8 @@ def some_of(names: Collection[str], most: int = 5) -> str:
     """The first of some names, and how many more there are, for a message."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(islice(names, most)) + more
+
+
+def quote(text: str, most: int = 60) -> str:
+    """The beginning of a text in quotation marks, for a message."""
+    return repr(text if len(text) <= most else f"{text[:most]}…")

@@ -54,6 +54,27 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_file_writable(path: Path) -> None:
+    """Raise `InputError` where no file can be written at `path`, before long work for it begins."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name a file.")
+    check_folder_writable(path.parent)
+
+
+def check_folder_writable(path: Path) -> None:
+    """Raise `InputError` where nothing can be written into `path`, a folder that may not exist."""
+    whole = path.absolute()
+    try:
+        existing = next(folder for folder in (whole, *whole.parents) if folder.exists())
+        # Permissions do not tell all: /proc, for one, allows root everything and takes no file.
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"Nothing can be written into {path} ({error.strerror}); name another place."
+        ) from None
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
     with replacing(path) as temporary:
@@ -63,16 +84,6 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically; NaN and infinity, which it lacks, are refused."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def read_text(path: Path) -> str:
-    """Read a text of the user's; raise `InputError` where it is missing or not UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}).") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8.") from None
 
 
 def read_json(path: Path) -> Any:

@@ -301,7 +301,7 @@ def test_places_that_overlap_are_two(tmp_path: Path, document: Node) -> None:
 
 
 BROKEN = {
-    "nothing": (b"", "is empty"),
+    "nothing": (b"", "is empty; name another file"),
     "white space": (b" \n\n", "is empty"),
     "cut off": (b'{"version": "1.1",\n "data": [', "line 2, column 11: bad JSON"),
     "comma": (b'{"data": [],}', "line 1, column 13: bad JSON"),
@@ -330,7 +330,7 @@ def test_a_broken_file_is_refused(tmp_path: Path, case: str, on_bad: Any) -> Non
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match="does not exist; check the path"):
         read_passages(tmp_path / "none.json")
     with pytest.raises(InputError, match="is a folder"):
         read_passages(tmp_path)

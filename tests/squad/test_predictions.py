@@ -76,5 +76,5 @@ def test_all_bad_predictions_are_listed(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match="does not exist; check the path"):
         read_predictions(tmp_path / "none.json")

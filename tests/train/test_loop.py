@@ -247,6 +247,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_reaches_no_checkpoint(
     assert f"loss is {value}" in message
     assert "step 7 (questions " in message
     assert any(branch.question_id in message for tree in trees for branch in tree.branches)
+    assert "start again in another folder" in message
     assert "lower than 0.01" in message
     assert caught.value.exit_code == 1
     assert [path.name for path in run.checkpoints.iterdir()] == ["step-000006"]

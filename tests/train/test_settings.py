@@ -113,7 +113,7 @@ def test_a_bad_file_is_refused_with_its_place(tmp_path: Path, text: str, message
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"nowhere.yaml does not exist"):
+    with pytest.raises(InputError, match=r"nowhere.yaml does not exist; check the path"):
         load_settings([tmp_path / "nowhere.yaml"], NEEDED)
 
 

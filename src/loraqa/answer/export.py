@@ -7,7 +7,7 @@ import torch
 
 from loraqa.answer.load import adapter_of, load_adapted
 from loraqa.errors import InputError
-from loraqa.files import replacing_folder, write_text
+from loraqa.files import check_folder_writable, replacing_folder, write_text
 from loraqa.lora.adapter import save_adapter
 from loraqa.lora.merge import merge_and_unload
 from loraqa.train.adapter_folder import CARD, merged_card, write_adapter_info
@@ -62,6 +62,7 @@ def export_merged(run: Path, out: Path, *, base: str | None = None) -> float:
 def _check_new(out: Path) -> None:
     if out.exists():
         raise InputError(f"{out} exists already; name a new folder to export to.")
+    check_folder_writable(out)
 
 
 def _copy_card(run: Path, to: Path) -> None:

@@ -11,7 +11,7 @@ from loraqa.errors import InputError
 from loraqa.lora.adapter import load_adapter
 from loraqa.lora.peft_config import CONFIG as ADAPTER_CONFIG
 from loraqa.lora.peft_config import PeftConfig
-from loraqa.model.load import load_base, position_limit
+from loraqa.model.load import load_base, load_tokenizer, position_limit
 from loraqa.train.adapter_folder import (
     INFO,
     AdapterInfo,
@@ -52,19 +52,19 @@ def load_model(
         InputError: the folder holds none of these, or a file is missing or broken.
     """
     folder = Path(source).expanduser()
-    adapter = find_adapter(folder)
+    adapter = _find_adapter_or_model(folder)
     if adapter:
         return Loaded(*_load_adapted(adapter, base, dtype, device))
-    if folder.is_dir() and not (folder / "config.json").exists():
-        raise InputError(
-            f"{source} holds no model: neither adapter/{ADAPTER_CONFIG} (a finished run) nor "
-            f"{ADAPTER_CONFIG} (an adapter) nor config.json (a model); finish the run with "
-            "`loraqa train --resume`, or give another folder."
-        )
     info = read_adapter_info(folder) if (folder / INFO).exists() else None
     chosen = dtype or (info.base.dtype if info else "auto")
     model, tokenizer = load_base(source, dtype=chosen, device=device)
     return Loaded(model, tokenizer, info)
+
+
+def check_source(source: str | Path) -> None:
+    """Raise `InputError` where `load_model` would find nothing, before other work is done."""
+    if _find_adapter_or_model(Path(source).expanduser()) is None:
+        load_tokenizer(source)
 
 
 def load_adapted(
@@ -88,7 +88,10 @@ def adapter_of(source: str | Path) -> Path:
     Raises:
         InputError: there is none.
     """
-    adapter = find_adapter(Path(source).expanduser())
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {source}; give a finished run or an adapter folder.")
+    adapter = find_adapter(folder)
     if adapter is None:
         raise InputError(
             f"{source} holds no adapter: neither adapter/{ADAPTER_CONFIG} nor {ADAPTER_CONFIG}; "
@@ -101,6 +104,18 @@ def find_adapter(folder: Path) -> Path | None:
     """Where the adapter of a run, or of an adapter folder, lies."""
     places = (folder / "adapter", folder)
     return next((at for at in places if (at / ADAPTER_CONFIG).exists()), None)
+
+
+def _find_adapter_or_model(folder: Path) -> Path | None:
+    """`find_adapter`; None is a model, in the folder or on the hub."""
+    adapter = find_adapter(folder)
+    if adapter is None and folder.is_dir() and not (folder / "config.json").exists():
+        raise InputError(
+            f"{folder} holds no model: neither adapter/{ADAPTER_CONFIG} (a finished run) nor "
+            f"{ADAPTER_CONFIG} (an adapter) nor config.json (a model); finish the run with "
+            "`loraqa train --resume`, or give another folder."
+        )
+    return adapter
 
 
 def _load_adapted(

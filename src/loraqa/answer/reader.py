@@ -124,8 +124,7 @@ class Reader:
             InputError: a text is blank or not valid Unicode, a question is too long, or there is
                 no such strategy.
         """
-        for name, text in [("context", context), *(("question", text) for text in questions)]:
-            _check_text(name, text)
+        check_asked(context, questions)
         asked = tuple(Question(str(number), text) for number, text in enumerate(questions))
         chosen = parse_strategy(strategy) if isinstance(strategy, str) else strategy
         return [first for first, *_ in self.read([Passage(context, asked)], chosen, seed=seed)]
@@ -246,6 +245,13 @@ def _merge(windows: Sequence[Sequence[Answered]]) -> list[Answered]:
         for candidates in zip(*windows, strict=True)
     )
     return [replace(answer, no_answer_probability=no_answer) for answer in best]
+
+
+def check_asked(context: str, questions: Sequence[str]) -> None:
+    """Raise `InputError` where a text is blank or not valid Unicode."""
+    _check_text("context", context)
+    for question in questions:
+        _check_text("question", question)
 
 
 def _check_text(name: str, text: str) -> None:

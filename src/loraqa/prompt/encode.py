@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from operator import itemgetter
 
 import numpy as np
 from tokenizers import Encoding
 
-from loraqa.errors import InputError
+from loraqa.errors import InputError, quote
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
 from loraqa.prompt.tree import Branch, TokenIds, Tree
@@ -108,7 +109,7 @@ class PromptEncoder:
         trees: list[Tree] = []
         for index, context, branches in self._encode_questions(passages, ends):
             passage = passages[index]
-            windows = self._windows(context, branches, room=0)
+            windows = self._windows(context, passage.questions, branches, room=0)
             held: set[str] = set()
             for window in windows:
                 kept = []
@@ -133,12 +134,13 @@ class PromptEncoder:
         Raises:
             InputError: a question leaves no room for a context.
         """
-        questions = sum(len(p.questions) for p in passages)
-        no_answers = [np.empty(0, dtype=np.int32)] * questions
+        count = sum(len(p.questions) for p in passages)
+        no_answers = [np.empty(0, dtype=np.int32)] * count
         counts = EncodingCounts()
         trees: list[Tree] = []
         for index, context, branches in self._encode_questions(passages, no_answers):
-            windows = self._windows(context, branches, room=max_answer_tokens)
+            questions = passages[index].questions
+            windows = self._windows(context, questions, branches, room=max_answer_tokens)
             trees += [_tree(context, window, branches, index) for window in windows]
             counts.windowed += len(windows) > 1
         return _count(Encoded(trees, counts), passages)
@@ -178,29 +180,37 @@ class PromptEncoder:
         )
 
     def _windows(
-        self, context: _Context, branches: Sequence[Branch], room: int
+        self,
+        context: _Context,
+        questions: Sequence[Question],
+        branches: Sequence[Branch],
+        room: int,
     ) -> list[tuple[int, int]]:
         """Token ranges of the context that leave `room` beside the lead and the longest branch."""
-        longest = max(branches, key=len)
-        size = self.max_length - len(context.lead) - len(longest) - room
+        length, longest = max(zip(map(len, branches), questions, strict=True), key=itemgetter(0))
+        size = self.max_length - len(context.lead) - length - room
         if len(context.ids) <= size:
             return [(0, len(context.ids))]
         if size < max(_SMALLEST_WINDOW, self.stride + 1):
-            raise InputError(self._explain_no_room(longest, room))
+            raise InputError(self._explain_no_room(longest, length, room))
         return list(_stride_windows(_word_starts(context), len(context.ids), size, self.stride))
 
-    def _explain_no_room(self, longest: Branch, room: int) -> str:
-        """Blame what takes more: the room for answers, or a question."""
+    def _explain_no_room(self, question: Question, length: int, room: int) -> str:
+        """Blame what takes more: the room for answers, or a question.
+
+        Where room is left for an answer the model is asked, as it was trained: only questions and
+        answers can be shorter.
+        """
         windows = f"no room for windows with a stride of {self.stride}"
-        if room > len(longest):
+        if room > length:
             return (
                 f"Answers of up to {room} of {self.max_length} tokens leave {windows}; lower "
-                "max_answer_tokens, raise max_length, or lower stride."
+                "max_answer_tokens."
             )
         return (
-            f"Question {longest.question_id} takes {len(longest) + room} of {self.max_length} "
-            f"tokens with its answer and leaves {windows}; raise max_length, lower stride, or "
-            "shorten the question."
+            f"The question {quote(question.text)} (id {question.id}) takes {length + room} of "
+            f"{self.max_length} tokens with its answer and leaves {windows}; "
+            f"{'' if room else 'raise max_length, lower stride, or '}shorten the question."
         )
 
     def _not_here(self, branch: Branch) -> Branch:

@@ -5,12 +5,12 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+from loraqa.errors import quote
 from loraqa.squad.checks import Checks, Place
 from loraqa.squad.passage import Answer, Passage, Question, Version
 
 # Tab, newline and carriage return are ordinary white space in SQuAD's contexts.
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
-_LONGEST_QUOTE = 60
 
 
 class Intake(Checks):
@@ -146,14 +146,13 @@ class Intake(Checks):
 
     def _repair(self, text: str, start: int, place: Place, context: str) -> Answer | None:
         """The answer where the context has it, if that is one place only; else a problem."""
-        quote = repr(text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}…")
         first = context.find(text)
         if first < 0:
-            self.report(place, f"the answer {quote} is not in the context")
+            self.report(place, f"the answer {quote(text)} is not in the context")
             return None
         if context.find(text, first + 1) >= 0:
             problem = f"is not at character {start}, and the context has it more than once"
-            self.report(place, f"the answer {quote} {problem}")
+            self.report(place, f"the answer {quote(text)} {problem}")
             return None
         self.repaired += 1
         return Answer(text, first)

@@ -1,6 +1,7 @@
 """Text files as bytes, UTF-8 and JSON; what is wrong with one is said in a sentence."""
 
 import json
+import sys
 from pathlib import Path
 
 from loraqa.errors import InputError
@@ -13,14 +14,27 @@ def read_bytes(path: Path) -> bytes:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist.") from None
+        raise InputError(f"{path} does not exist; check the path.") from None
     except IsADirectoryError:
         raise InputError(f"{path} is a folder; name a file in it.") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}).") from None
+        raise InputError(f"{path} cannot be read ({error}); check the path.") from None
     if not data.strip():
-        raise InputError(f"{path} is empty.")
+        raise InputError(f"{path} is empty; name another file.")
     return data
+
+
+def read_text(path: Path) -> str:
+    """A text as it stands, in a file or, where `path` is -, on standard input.
+
+    Line ends are kept, so that offsets are those of the file; a byte order mark is no part of the
+    text. Raises `InputError` as `read_bytes` and `decode` do.
+    """
+    if str(path) == "-":
+        text = decode(sys.stdin.buffer.read(), "standard input")
+    else:
+        text = decode(read_bytes(path), str(path))
+    return text.removeprefix(BYTE_ORDER_MARK)
 
 
 def decode(data: bytes, source: str) -> str:

@@ -274,8 +274,8 @@ class _Training:
         return (
             f"The loss is {loss} and the gradient's norm {norm} in step {self.state.step + 1} "
             f"(questions {some_of(ids)}): the run is stopped and "
-            f"nothing of this step kept; start again with an optimisation.learning_rate lower than "
-            f"{rate}{more_precise}."
+            "nothing of this step kept; start again in another folder (--out), with an "
+            f"optimisation.learning_rate lower than {rate}{more_precise}."
         )
 
     def _explaining_lack_of_memory(self, where: str) -> AbstractContextManager[None]:

@@ -21,14 +21,11 @@ from typing import Any
 import torch
 
 from loraqa.errors import InputError
-from loraqa.files import read_json, write_json, write_text
+from loraqa.files import check_folder_writable, read_json, write_json, write_text
 from loraqa.train.checkpoint import TrainState
 from loraqa.train.settings import RunSettings, differences, load_settings
 
 logger = logging.getLogger("loraqa")
-
-SETTINGS = "settings.yaml"
-"""The name of the settings in a run directory."""
 
 Record = Mapping[str, Any]
 
@@ -49,7 +46,7 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.settings_file = path / SETTINGS
+        self.settings_file = path / "settings.yaml"
         self.environment_file = path / "environment.json"
         self.data_file = path / "data.json"
         self.metrics_file = path / "metrics.jsonl"
@@ -57,14 +54,16 @@ class RunDirectory:
         self.adapter = path / "adapter"
 
     def check_usable(self, settings: RunSettings, resume: bool) -> None:
-        """Raise `InputError` where a new run would overwrite, or a resumed one would differ."""
+        """Raise `InputError` where a new run would overwrite, or a resumed one would differ.
+
+        Also where there is no run to resume, or a new one cannot be written.
+        """
         if not resume:
             if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
                 raise InputError(
                     f"{self.path} exists already: go on with it (--resume) or name another folder."
                 )
-        elif not self.settings_file.exists():
-            raise InputError(f"There is no run to resume in {self.path}: leave --resume out.")
+            check_folder_writable(self.path)
         else:
             _check_same_settings(self.settings(), settings)
 
@@ -99,9 +98,19 @@ class RunDirectory:
                     "may differ."
                 )
 
+    def begun_settings(self) -> Path:
+        """The file of the settings that the run began with.
+
+        Raises:
+            InputError: there is none, so no run has begun here.
+        """
+        if not self.settings_file.exists():
+            raise InputError(f"There is no run to resume in {self.path}: leave --resume out.")
+        return self.settings_file
+
     def settings(self) -> RunSettings:
-        """The settings that the run began with."""
-        return load_settings([self.settings_file])
+        """The settings that the run began with. Raises `InputError` where there are none."""
+        return load_settings([self.begun_settings()])
 
     def append(self, record: Record) -> None:
         """Add a line to the metrics."""

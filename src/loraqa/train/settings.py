@@ -190,9 +190,9 @@ def differences(before: RunSettings, after: RunSettings) -> dict[str, tuple[Any,
 
 
 def _full_path(source: str, is_local: Callable[[Path], bool]) -> str:
-    """A name on the hub is left as it is."""
+    """A name on the hub is left as it is, and so is an empty one, which is no folder's."""
     path = Path(source).expanduser()
-    return str(path.resolve()) if is_local(path) else source
+    return str(path.resolve()) if source and is_local(path) else source
 
 
 _GROUPS = {
@@ -238,7 +238,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     try:
         values = yaml.load(file.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
-        raise InputError(f"The settings file {file} does not exist.") from None
+        raise InputError(f"The settings file {file} does not exist; check the path.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"The settings file {file} cannot be read ({error}).") from None
     except yaml.MarkedYAMLError as error:
