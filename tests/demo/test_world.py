@@ -9,7 +9,7 @@ import pytest
 from loraqa.demo import corpus
 from loraqa.demo.kinds import KINDS
 from loraqa.demo.names import Source, part_of
-from loraqa.demo.paragraph import draw_paragraph, fields
+from loraqa.demo.paragraph import draw_paragraph, draw_thing, fields
 from loraqa.demo.pretrain import draw_document
 from loraqa.demo.world import test_passages as draw_test_passages
 from loraqa.demo.world import train_passages
@@ -122,6 +122,23 @@ def test_no_word_of_a_name_comes_twice_in_a_text() -> None:
         source = Source(rng, "train")
         words = [word for _ in range(4) for word in source.person().split()]
         assert len(words) == len(set(words))
+
+
+def test_options_that_are_used_up_are_an_error_not_a_wait() -> None:
+    source = Source(random.Random(0), "train")
+    source.choice(["only"])
+    with pytest.raises(LookupError):
+        source.choice(["only"])
+
+
+@pytest.mark.parametrize("kind", ["woman", "man"])
+def test_a_life_ends_after_it_began_and_not_too_late(kind: str) -> None:
+    rng = random.Random(9)
+    for _ in range(30):
+        values = draw_thing(Source(rng, "train"), kind).values
+        birth, death = int(values["birth_year"]), int(values["death_year"])
+        assert 20 <= death - birth <= 100
+        assert all(1400 <= year < 1900 for year in (birth, death))
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))

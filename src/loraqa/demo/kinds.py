@@ -138,7 +138,7 @@ def _person() -> dict[str, Relation]:
         ),
         "birth_year": Relation(
             "year",
-            Source.year,
+            Source.birth_year,
             (
                 "When was {s} born?",
                 "In which year was {s} born?",
@@ -218,7 +218,7 @@ def _person() -> dict[str, Relation]:
         ),
         "death_year": Relation(
             "year",
-            Source.year,
+            Source.death_year,
             (
                 "When did {s} die?",
                 "In which year did {s} die?",

@@ -55,6 +55,10 @@ def _invent(endings: Sequence[str], count: int) -> list[str]:
 
 _BUILDINGS = ("Bridge", "Tower", "Mill", "Library", "Gate", "Hall", "Theatre")
 _SOCIETIES = ("Society", "Company", "Guild", "Order", "Academy", "League", "Club")
+_FIRST_YEAR, _LAST_YEAR = 1400, 1899
+_SHORTEST_LIFE, _LONGEST_LIFE = 25, 90
+# After so many draws in vain nothing new is left.
+_TRIES = 1000
 _COMMON = frozenset((*_PREFIXES, *_COLOURS, *_BUILDINGS, *_SOCIETIES))
 _HER_NAMES = _invent(_HER_ENDINGS, 60)
 _HIS_NAMES = _invent(_HIS_ENDINGS, 60)
@@ -75,6 +79,7 @@ class Source:
         self.rng = rng
         self.part = part
         self._drawn: set[str] = set()
+        self._born: int
 
     def choice(self, options: Sequence[str]) -> str:
         """One of `options` that this text has not used yet."""
@@ -117,9 +122,19 @@ class Source:
         """The name of a society, with article."""
         return "the " + self._named("{} {}", _FAMILIES, _SOCIETIES)
 
-    def year(self) -> str:
+    def year(self, first: int = _FIRST_YEAR, last: int = _LAST_YEAR) -> str:
         """A year of the world's history."""
-        return self._new(lambda: str(self.rng.randint(1400, 1899)))
+        return self._new(lambda: str(self.rng.randint(first, last)))
+
+    def birth_year(self) -> str:
+        """A year that leaves room for a life."""
+        year = self.year(last=_LAST_YEAR - _LONGEST_LIFE)
+        self._born = int(year)
+        return year
+
+    def death_year(self) -> str:
+        """A year in which somebody born in the last `birth_year` may have died."""
+        return self.year(self._born + _SHORTEST_LIFE, self._born + _LONGEST_LIFE)
 
     def date(self) -> str:
         """A day, month and year."""
@@ -133,10 +148,11 @@ class Source:
         return self.rng.choice(options)
 
     def _new(self, draw: Callable[[], str]) -> str:
-        while (value := draw()) in self._drawn:
-            pass
-        self._drawn.add(value)
-        return value
+        for _ in range(_TRIES):
+            if (value := draw()) not in self._drawn:
+                self._drawn.add(value)
+                return value
+        raise LookupError("This text has used all there is to draw from.")
 
     def _named(self, form: str, firsts: Sequence[str], seconds: Sequence[str]) -> str:
         """A name of this part, of two words that this text has in no other name."""

@@ -9,7 +9,8 @@ OUT/
 
 import logging
 import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,8 @@ from typing import Any
 from rich.console import Console
 
 from loraqa.answer.compare import Comparison, compare
-from loraqa.answer.decode import Greedy
 from loraqa.answer.evaluate import Evaluated, evaluate, sample_questions
-from loraqa.answer.reader import Reader
+from loraqa.answer.reader import Answered, Reader
 from loraqa.answer.strategies import parse_strategy
 from loraqa.demo.world import test_passages, train_passages
 from loraqa.errors import InputError
@@ -39,7 +39,7 @@ from loraqa.report.answers import answer_lines
 from loraqa.report.comparison import save_comparison
 from loraqa.report.plots import before_after, quality_against_diversity, training_curves
 from loraqa.report.progress import answering_progress
-from loraqa.squad import Passage, write_official
+from loraqa.squad import Passage, Question, write_official
 from loraqa.train.run import RunDirectory
 from loraqa.train.settings import RunSettings, parse_settings
 
@@ -115,12 +115,10 @@ def run_demo(out: Path, console: Console) -> DemoResult:
     console.print(f"\nAfter {trained.training_seconds:.0f} seconds of training: {_scores(after)}\n")
     console.print(strategies_table(compared).to_rich())
 
-    passage = test[0]
-    console.print(passage.context, style="dim")
-    questions = [question.text for question in passage.questions[:_SHOWN]]
-    answers = reader.answer(passage.context, questions, Greedy())
-    for line in answer_lines(passage.context, questions, answers):
-        console.print(line)
+    for passage, question, answer in _shown(after, test):
+        console.print(f"\n{passage.context}", style="dim")
+        for line in answer_lines(passage.context, [question.text], [answer]):
+            console.print(line)
 
     report = out / "report.html"
     result = DemoResult(before, after, trained, compared, report)
@@ -162,8 +160,8 @@ def _settings(data: Path) -> RunSettings:
                 "questions_per_step": 64,
                 "learning_rate": 2e-3,
             },
-            "evaluation": {"every": 75, "questions": 100, "max_answer_tokens": 24},
-            "checkpoint": {"every": 75},
+            "evaluation": {"every": 60, "questions": 100, "max_answer_tokens": 24},
+            "checkpoint": {"every": 60},
         }
     )
 
@@ -202,19 +200,25 @@ def _report(
                 quality_against_diversity(result.compared),
                 "F1 of each decoding strategy against how much its answers vary",
             ),
-            Examples("Test questions and answers", list(_examples(result.after, test))),
+            Examples("Test questions and answers", _examples(result.after, test)),
             settings_table("Settings", settings.model_dump(mode="json")),
         ],
     )
 
 
-def _examples(evaluated: Evaluated, test: Sequence[Passage]) -> list[Example]:
+def _shown(
+    evaluated: Evaluated, test: Sequence[Passage]
+) -> Iterator[tuple[Passage, Question, Answered]]:
     """The first question of some test passages, with the answer that it got."""
     answers = {answer.question_id: answer for answer in evaluated.answers}
-    examples = []
     for passage in test[:_SHOWN]:
         question = passage.questions[0]
-        answer = answers[question.id]
+        yield passage, question, answers[question.id]
+
+
+def _examples(evaluated: Evaluated, test: Sequence[Passage]) -> list[Example]:
+    examples = []
+    for passage, question, answer in _shown(evaluated, test):
         exact = answer.start is not None and passage.context.startswith(answer.text, answer.start)
         examples.append(
             Example(
@@ -229,8 +233,10 @@ def _examples(evaluated: Evaluated, test: Sequence[Passage]) -> list[Example]:
 
 
 def _next_steps(out: Path) -> str:
+    # Outside its virtual environment, loraqa is found under the path alone by which it was called.
+    program = "loraqa" if shutil.which("loraqa") else sys.argv[0]
     return "\n".join(
-        f"  loraqa {command}"
+        f"  {program} {command}"
         for command in (
             f"inspect --model {BASE} --data {out}/data/test.json -n 1",
             f"evaluate {out}/run --data {out}/data/test.json --strategy span",
