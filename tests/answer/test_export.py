@@ -66,9 +66,10 @@ def test_a_merged_model_is_in_float32_and_answers_by_transformers_alone(
 
 
 def test_a_merged_model_has_its_own_card_beside_the_adapters(
-    bfloat16_run: Path, info: AdapterInfo, tmp_path: Path
+    bfloat16_run: Path, info: AdapterInfo, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     export_merged(bfloat16_run, tmp_path / "merged")
+    assert capfd.readouterr().err == "", "no bars of transformers'"
     card = (tmp_path / "merged" / "README.md").read_text()
     assert "library_name: transformers" in card
     assert "in float32" in card

@@ -10,6 +10,7 @@ from loraqa.errors import InputError
 from loraqa.files import check_folder_writable, replacing_folder, write_text
 from loraqa.lora.adapter import save_adapter
 from loraqa.lora.merge import merge_and_unload
+from loraqa.model.load import no_bars
 from loraqa.train.adapter_folder import CARD, merged_card, write_adapter_info
 
 # The adapter's model card, beside that of the model it is merged into.
@@ -51,7 +52,8 @@ def export_merged(run: Path, out: Path, *, base: str | None = None) -> float:
     generator = torch.Generator().manual_seed(0)
     change = merge_and_unload(model, torch.randint(vocabulary, shape, generator=generator))
     with replacing_folder(out) as folder:
-        model.save_pretrained(folder)
+        with no_bars():
+            model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_adapter_info(folder, info)
         write_text(folder / CARD, merged_card(info))

@@ -142,7 +142,7 @@ class _Source:
     def load(self, kind: Any, **options: Any) -> Any:
         """Call `from_pretrained`, and say in one sentence why it failed."""
         try:
-            with _no_bars() if self.is_folder else nullcontext():
+            with no_bars() if self.is_folder else nullcontext():
                 return kind.from_pretrained(
                     str(Path(self.name).expanduser()) if self.is_folder else self.name,
                     revision=self.revision or "main",
@@ -179,8 +179,8 @@ class _Source:
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
-    """Without bars: a folder is loaded in a moment, unlike a download."""
+def no_bars() -> Iterator[None]:
+    """Without transformers' bars: a folder is read or written in a moment, unlike a download."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
