@@ -66,7 +66,8 @@ def main() -> None:
             console.print(contenders_table(suite.name, groups), ratios_table(conclusion.ratios))
             if not options.tiny:
                 _save(suite, groups, conclusion, scale, load)
-    console.print(targets_table(targets))
+    if targets:
+        console.print(targets_table(targets))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -64,7 +64,7 @@ def scaling_plot(groups: Groups) -> "Figure":
 
 def _table(title: str | None, *columns: str) -> Table:
     table = Table(*columns, title=title, box=SIMPLE, title_justify="left")
-    for column in table.columns:
+    for column in table.columns[2:]:
         column.no_wrap = True
     return table
 
@@ -78,8 +78,9 @@ def _measured(contender: Contender) -> list[str]:
     keys = ("tokens", "peak_mib", "growth_mib")
     known = [key in contender.outcomes[0] for key in keys]
     low, high = min(contender.seconds), max(contender.seconds)
+    spread = f" ({low:.2f} to {high:.2f})" if low < high else ""
     return [
-        f"{contender.median_seconds:.2f} ({low:.2f} to {high:.2f})",
+        f"{contender.median_seconds:.2f}{spread}",
         f"{contender.speed:,.2f}" if "questions" in contender.outcomes[0] else "",
         *(
             f"{contender.median(key):,.0f}" if there else ""
@@ -89,10 +90,16 @@ def _measured(contender: Contender) -> list[str]:
 
 
 def _draw(axes: "Axes", groups: Groups, axis: str, what: str) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    chosen = [point for point in points() if point.axis == axis]
+    values = [point.value for point in chosen]
     for side, colour, marker in ((OURS, BLUE, "o"), (PADDED, VERMILLION, "s")):
-        chosen = [point for point in points() if point.axis == axis]
         contenders = [best(groups[point.name(side)]) for point in chosen]
         heights = [c.median_seconds if what == "seconds" else c.median(what) for c in contenders]
-        axes.loglog(
-            [point.value for point in chosen], heights, color=colour, marker=marker, label=side
-        )
+        axes.loglog(values, heights, color=colour, marker=marker, label=side)
+    axes.set_xticks(values, [f"{value:,.0f}" for value in values])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter("{x:g}")

@@ -11,9 +11,9 @@ from benchmarks.base import Task
 from benchmarks.harness import Conclusion, Groups, Suite, best
 from benchmarks.suites import trainer, trees
 
-OURS, PADDED = "trees", "padded, by length"
+OURS, PADDED = "trees", "padded"
 SHAPES = {"distilgpt2": (6, 768, 12), "gpt2": (12, 768, 12), "gpt2-medium": (24, 1024, 16)}
-"""Layers, width and heads."""
+"""Layers, width and heads. Parameters are counted in the blocks, without embeddings."""
 
 _KIND = "bfloat16"
 # A question with its answer, for the axis of tokens in a padded batch.
@@ -60,7 +60,7 @@ def points() -> Iterator[Point]:
         size = rows * (150 + _BRANCH_TOKENS)
         yield Point("tokens of a batch", size, contexts=8, budget=size, rows=rows)
     for model, (layers, width, _) in SHAPES.items():
-        yield Point("parameters of the blocks", 12 * layers * width**2, model=model)
+        yield Point("million parameters", 12 * layers * width**2 / 1e6, model=model)
 
 
 def scaling(folder: Path) -> Suite:

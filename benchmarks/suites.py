@@ -71,14 +71,14 @@ QUICK = Scale(
     loop_steps=4,
 )
 FULL = Scale(
-    questions=64,
-    rounds=3,
+    questions=32,
+    rounds=2,
     adapters=["all-linear", "c_attn"],
-    batches=[4, 8, 16],
-    kinds=["autocast", "bfloat16"],
-    layouts=["padded", "padding-free", "packed"],
+    batches=[8, 16],
+    kinds=["bfloat16"],
+    layouts=["padded", "padding-free"],
     answered=256,
-    answer_batches=[16, 64, 128],
+    answer_batches=[32, 128],
     answer_tokens=[MAX_ANSWER_TOKENS, 6],
     loop_steps=10,
 )
