@@ -1,0 +1,171 @@
+"""Does speed cost answers? `python -m benchmarks.quality`: about half an hour on two cores.
+
+On the embedded world, with the same base, adapter, questions, steps, learning rates and seeds:
+trees in fp32 and in bf16, and PEFT with transformers' Trainer in fp32, whose steps take questions
+of any context while a step of trees takes whole contexts. Each trains on five seeds; F1 on
+questions about names that occur in no training, and the differences to PEFT's, paired by seed.
+Writes benchmarks/results/quality.json.
+"""
+
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from rich.console import Console
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    Trainer,
+    TrainingArguments,
+)
+
+from benchmarks.harness import ROOT
+from loraqa.answer.evaluate import evaluate
+from loraqa.answer.reader import Reader
+from loraqa.demo.run import BASE
+from loraqa.demo.world import test_passages, train_passages
+from loraqa.files import write_json
+from loraqa.finetune import finetune
+from loraqa.prompt.encode import PromptEncoder
+from loraqa.prompt.plan import BatchPlan
+from loraqa.prompt.segments import SegmentTokenizer
+from loraqa.prompt.template import Template
+from loraqa.report.tables import Column, Table
+from loraqa.squad import Passage, write_official
+from loraqa.train.settings import RunSettings, parse_settings
+
+SEEDS = 5
+CONTEXTS = 600
+TEST_CONTEXTS = 200
+_PEER_ROWS = 8
+# Of Student's distribution with four degrees of freedom, two-sided, for 95%.
+_T95 = 2.776
+
+Train = Callable[[RunSettings, Sequence[Passage], Path], Path]
+"""Trains in a folder; returns what `Reader.load` loads."""
+
+
+def main() -> None:
+    """Train everybody on every seed and compare."""
+    test = test_passages(seed=2, count=TEST_CONTEXTS)
+    scores: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+    for seed in range(SEEDS):
+        for name, (train, dtype) in CONTENDERS.items():
+            with tempfile.TemporaryDirectory() as folder:
+                f1 = score(train, dtype, seed, Path(folder), test)
+            scores[name].append(f1)
+            Console(stderr=True).print(f"seed {seed}, {name}: F1 {f1:.2f}")
+    write_json(ROOT / "benchmarks" / "results" / "quality.json", {"f1": scores})
+    Console().print(differences_table(scores).to_rich())
+
+
+def score(train: Train, dtype: str, seed: int, folder: Path, test: Sequence[Passage]) -> float:
+    """F1 after training."""
+    passages = train_passages(seed=seed, count=CONTEXTS)
+    write_official(folder / "train.json", passages, "1.1")
+    settings = parse_settings(
+        {
+            "model": {"source": str(BASE), "dtype": dtype},
+            "data": {"train": str(folder / "train.json")},
+            "lora": {"rank": 16, "alpha": 32.0},
+            "optimisation": {"epochs": 1, "questions_per_step": 32, "learning_rate": 2e-3},
+            "seed": seed,
+        }
+    )
+    reader = Reader.load(train(settings, passages, folder), base=BASE, dtype="float32")
+    return evaluate(reader, test, "1.1").scores.f1
+
+
+def train_ours(settings: RunSettings, _: Sequence[Passage], folder: Path) -> Path:
+    """As `loraqa train` does."""
+    return finetune(settings, folder / "run").run
+
+
+def train_peft(settings: RunSettings, passages: Sequence[Passage], folder: Path) -> Path:
+    """PEFT and Trainer on padded batches of questions in random order, in as many steps."""
+    options, lora = settings.optimisation, settings.lora
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    encoder = PromptEncoder(SegmentTokenizer(tokenizer), Template(), 512, settings.prompt.stride)
+    trees = encoder.encode_training(passages).trees
+    plan = BatchPlan(trees, options.questions_per_step, options.tokens_per_batch, settings.seed)
+    rows = [
+        {
+            "input_ids": [*tree.trunk.tolist(), *branch.prompt.tolist(), *branch.answer.tolist()],
+            "labels": [-100] * (len(tree.trunk) + len(branch.prompt)) + branch.answer.tolist(),
+        }
+        for tree in trees
+        for branch in tree.branches
+    ]
+    torch.manual_seed(settings.seed)
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32),
+        LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            target_modules="all-linear",
+            fan_in_fan_out=True,
+            task_type="CAUSAL_LM",
+        ),
+    )
+    steps = plan.steps_in(0)
+    Trainer(
+        model,
+        TrainingArguments(
+            output_dir=str(folder / "peft"),
+            max_steps=steps,
+            per_device_train_batch_size=_PEER_ROWS,
+            gradient_accumulation_steps=round(len(rows) / steps / _PEER_ROWS),
+            learning_rate=options.learning_rate,
+            lr_scheduler_type=options.schedule,
+            warmup_steps=round(options.warmup * steps),
+            adam_beta1=options.betas[0],
+            adam_beta2=options.betas[1],
+            weight_decay=options.weight_decay,
+            max_grad_norm=options.clip_norm or 0,
+            seed=settings.seed,
+            use_cpu=True,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            logging_strategy="no",
+            dataloader_pin_memory=False,
+        ),
+        data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    ).train()
+    model.save_pretrained(folder / "adapter")
+    return folder / "adapter"
+
+
+PEFT = "PEFT, padded, fp32"
+CONTENDERS: dict[str, tuple[Train, str]] = {
+    "trees, fp32": (train_ours, "float32"),
+    "trees, bf16": (train_ours, "bfloat16"),
+    PEFT: (train_peft, "float32"),
+}
+
+
+def differences_table(scores: dict[str, list[float]]) -> Table:
+    """Mean F1 of each, and its difference to PEFT's with the 95% interval of Student's t."""
+    rows = []
+    for name, values in scores.items():
+        differences = [ours - peer for ours, peer in zip(values, scores[PEFT], strict=True)]
+        middle, half = mean(differences), _T95 * stdev(differences) / math.sqrt(SEEDS)
+        rows.append((name, mean(values), middle, middle - half, middle + half))
+    columns = ("F1", "minus PEFT's", "95% from", "to")
+    return Table(
+        f"F1 over {SEEDS} seeds",
+        (Column("trained by"), *(Column(name, ".2f") for name in columns)),
+        tuple(rows),
+    )
+
+
+if __name__ == "__main__":
+    main()
