@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from benchmarks.ablation import ablation
 from benchmarks.harness import (
     ROOT,
     Conclusion,
@@ -89,6 +90,7 @@ def _suites(folder: Path, scale: Scale, only: Sequence[str] | None) -> list[Suit
         single(gpt2, scale),
         *(evaluation(gpt2, tokens, scale) for tokens in scale.answer_tokens),
         whole(gpt2, scale),
+        ablation(gpt2, scale),
         *([] if scale is QUICK else [scaling(folder)]),
     ]
     return [suite for suite in suites if not only or suite.name.startswith(tuple(only))]

@@ -1,0 +1,97 @@
+"""What each optimisation gains: an optimizer step of ours in bf16 with one of them taken out."""
+
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import Any
+from unittest.mock import patch
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from benchmarks import ours
+from benchmarks.base import Task
+from benchmarks.harness import Conclusion, Groups, Job, Suite, best
+from benchmarks.suites import Scale
+from loraqa.lora.layer import LoraLinear
+from loraqa.model.attention import PackedTrees
+from loraqa.prompt.batch import TreeBatch
+
+NOTHING = "as it is"
+TREES = "trees: padded rows instead"
+
+
+def whole_last_layer(model: PreTrainedModel, batch: TreeBatch, trees: PackedTrees) -> Tensor:
+    """In place of `wanted_logits`: the head alone looks at the wanted tokens only."""
+    logits: Tensor = model(
+        input_ids=batch.input_ids,
+        position_ids=batch.position_ids,
+        trees=trees,
+        logits_to_keep=batch.supervised,
+        use_cache=False,
+    ).logits
+    return logits[0]
+
+
+def plain_lora(layer: LoraLinear, x: Tensor) -> Tensor:
+    """In place of `LoraLinear._adapted`: what autograd makes of the formula, update in fp32."""
+    update = (x.to(layer.lora_A.dtype) @ layer.lora_A.t()) @ layer.lora_B.t()
+    y: Tensor = layer.base(x)
+    return y + (update * layer.scaling).to(y.dtype)
+
+
+PATCHES: dict[str, tuple[str, Any]] = {
+    "last layer at wanted tokens: everywhere instead": (
+        "loraqa.model.runner.wanted_logits",
+        whole_last_layer,
+    ),
+    "attention by products: PyTorch's fused one instead": (
+        "loraqa.model.blocks._products_pay",
+        lambda *_: False,
+    ),
+    "in-place LoRA with its own backward: autograd's instead": (
+        "loraqa.lora.layer.LoraLinear._adapted",
+        plain_lora,
+    ),
+    "fused GELU: transformers' instead": ("loraqa.model.load._fuse_gelu", lambda _: None),
+    "freed memory kept: given back instead": (
+        "loraqa.model.load.keep_freed_memory",
+        lambda: None,
+    ),
+}
+
+
+def step(task: dict[str, Any], without: str) -> dict[str, Any]:
+    """`ours.trees` without one optimisation, a key of `PATCHES`, `TREES`, or `NOTHING`."""
+    if without == TREES:
+        return ours.padded(task)
+    with ExitStack() as stack:
+        if without in PATCHES:
+            stack.enter_context(patch(*PATCHES[without]))
+        return ours.trees(task)
+
+
+def ablation(folder: str, scale: Scale) -> Suite:
+    """Everything, and everything but one."""
+    name = "ablation"
+    reference = f"{folder}/{name}.safetensors"
+    task = asdict(Task(folder, "all-linear", "ablation.json", 2, "bfloat16", reference))
+    return Suite(
+        name,
+        {"ablation.json": ("sample", {"split": "train", "questions": scale.questions})},
+        {
+            without: [Job("a step", "ablation.step", {"task": task, "without": without})]
+            for without in (NOTHING, TREES, *PATCHES)
+        },
+        scale.rounds,
+        _conclude,
+    )
+
+
+def _conclude(groups: Groups) -> Conclusion:
+    speeds = {name: best(group).speed for name, group in groups.items()}
+    gains = {
+        f"gain of {name}": speeds[NOTHING] / speed
+        for name, speed in speeds.items()
+        if name != NOTHING
+    }
+    return Conclusion(gains, [])
