@@ -78,7 +78,7 @@ FULL = Scale(
     kinds=["bfloat16"],
     layouts=["padded", "padding-free"],
     answered=256,
-    answer_batches=[32, 128],
+    answer_batches=[8, 16, 32],
     answer_tokens=[MAX_ANSWER_TOKENS, 6],
     loop_steps=10,
 )
