@@ -179,6 +179,15 @@ def test_a_signal_saves_and_stops_with_a_sentence(
     assert adapter_bytes(last(run)) == adapter_bytes(last(undisturbed))
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C as on a terminal: what runs in the background of a shell ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_signal_ends_at_once(trees: list[Tree], run: RunDirectory) -> None:
     def twice() -> None:
         send(signal.SIGINT)()
