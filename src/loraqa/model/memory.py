@@ -19,7 +19,7 @@ def keep_freed_memory() -> None:
     """Let this process keep the memory that tensors free, for the next ones.
 
     Where malloc is glibc's, it would give large pieces back to the system at once, which then has
-    to clear new ones page by page: 7 to 10% of a training step on a CPU.
+    to clear new ones page by page; large training steps on a CPU take longer for it.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
