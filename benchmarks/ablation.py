@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 from unittest.mock import patch
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -12,7 +13,7 @@ from benchmarks import ours
 from benchmarks.base import Task
 from benchmarks.harness import Conclusion, Groups, Job, Suite, best
 from benchmarks.suites import Scale
-from loraqa.lora.layer import LoraLinear
+from loraqa.lora.layer import LoraLinear, Rows, _add_update
 from loraqa.model.attention import PackedTrees
 from loraqa.prompt.batch import TreeBatch
 
@@ -39,6 +40,18 @@ def plain_lora(layer: LoraLinear, x: Tensor) -> Tensor:
     return y + (update * layer.scaling).to(y.dtype)
 
 
+def bias_by_itself(
+    y: Tensor, hidden: Tensor, b: Tensor, rows: tuple[Rows, ...], bias: Tensor
+) -> None:
+    """In place of `_add_update_and_bias`: two passes over y."""
+    _add_update(y.add_(bias), hidden, b, rows)
+
+
+def mask_afterwards(bias: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
+    """In place of `baddbmm`: the usual `masked_fill`."""
+    return (queries @ keys).masked_fill_(bias != 0, -torch.inf)
+
+
 PATCHES: dict[str, tuple[str, Any]] = {
     "last layer at wanted tokens: everywhere instead": (
         "loraqa.model.runner.wanted_logits",
@@ -52,7 +65,19 @@ PATCHES: dict[str, tuple[str, Any]] = {
         "loraqa.lora.layer.LoraLinear._adapted",
         plain_lora,
     ),
-    "fused GELU: transformers' instead": ("loraqa.model.load._fuse_gelu", lambda _: None),
+    "mask added in the product: filled in afterwards instead": (
+        "torch.baddbmm",
+        mask_afterwards,
+    ),
+    "bias added in LoRA's product: by itself instead": (
+        "loraqa.lora.layer._add_update_and_bias",
+        bias_by_itself,
+    ),
+    "compiled GELU: PyTorch's instead": ("benchmarks.ours.compile_gelu", lambda *_: None),
+    "GELU in one kernel: transformers' five instead": (
+        "loraqa.model.load._fuse_gelu",
+        lambda _: None,
+    ),
     "freed memory kept: given back instead": (
         "loraqa.model.load.keep_freed_memory",
         lambda: None,

@@ -21,6 +21,7 @@ from loraqa.files import replacing_folder, write_text
 from loraqa.lora.adapt import adapt, parameter_counts
 from loraqa.lora.adapter import load_adapter
 from loraqa.model.choose import choose_runner
+from loraqa.model.compiled import compile_gelu
 from loraqa.model.load import choose_max_length, load_base
 from loraqa.prompt.cache import encode_training_once
 from loraqa.prompt.encode import Encoded, EncodingCounts, PromptEncoder
@@ -119,6 +120,7 @@ def finetune(
 
     plan = _plan(settings, encoded, reader)
     total = total_steps(plan, settings.optimisation)
+    compile_gelu(model, tokens=encoded.counts.tree_tokens * total // plan.steps_in(0))
     with training_progress(total, done=step_of(checkpoint)) as report:
         state = train(
             reader.runner,

@@ -12,9 +12,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from loraqa.model.blocks import Block, ByProducts, attend_blocks
 
 SCALING = 0.3
+CPU = torch.device("cpu")
 
 
-def blocks_and_mask(lengths: list[int], generator: torch.Generator) -> tuple[list[Block], Tensor]:
+def blocks_and_mask(
+    lengths: list[int], generator: torch.Generator, dtype: torch.dtype = torch.float64
+) -> tuple[list[Block], Tensor]:
     """Causal blocks and blocks with a mask in turn, these looking back at all keys before."""
     edges = list(accumulate(lengths, initial=0))
     seen = torch.zeros(edges[-1], edges[-1], dtype=torch.bool)
@@ -22,12 +25,12 @@ def blocks_and_mask(lengths: list[int], generator: torch.Generator) -> tuple[lis
     for number, (start, end) in enumerate(pairwise(edges)):
         tokens = slice(start, end)
         if number % 2 == 0:
-            blocks.append(Block.causal(tokens, torch.device("cpu")))
+            blocks.append(Block.causal(tokens, dtype, CPU))
             seen[tokens, tokens] = torch.ones(end - start, end - start, dtype=torch.bool).tril()
         else:
             mask = torch.rand(end - start, end, generator=generator) < 0.5
             mask[:, 0] = True
-            blocks.append(Block(tokens, slice(0, end), ~mask))
+            blocks.append(Block.masked(tokens, slice(0, end), mask, dtype, CPU))
             seen[tokens, :end] = mask
     return blocks, seen
 
@@ -67,7 +70,7 @@ def test_key_heads_are_shared_by_query_heads() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rounding_is_that_of_the_dtype(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
-    blocks, seen = blocks_and_mask([40, 30], generator)
+    blocks, seen = blocks_and_mask([40, 30], generator, dtype)
     exact = [states(70, 2, generator) for _ in range(3)]
     expected = scaled_dot_product_attention(*exact, attn_mask=seen, scale=SCALING)
     rounded = attend_blocks(*(each.to(dtype) for each in exact), blocks, SCALING)

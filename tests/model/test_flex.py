@@ -35,7 +35,7 @@ def test_it_attends_as_blocks_do(key_heads: int) -> None:
         torch.randn(1, heads, SPANS[-1].end, 16, generator=generator)
         for heads in (4, key_heads, key_heads)
     )
-    blocks, flex = (kind(SPANS, WANTED, CPU) for kind in (BlockTrees, FlexTrees))
+    blocks, flex = BlockTrees(SPANS, WANTED, query.dtype, CPU), FlexTrees(SPANS, WANTED, CPU)
     torch.testing.assert_close(
         flex.attend(0, query, key, value, 0.2), blocks.attend(0, query, key, value, 0.2)
     )

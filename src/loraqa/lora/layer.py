@@ -176,9 +176,12 @@ class _LowRankLinear(torch.autograd.Function):
     ) -> Tensor:
         dropped = x if mask is None else x * mask
         hidden = dropped @ a.t()
-        y = _affine(x, matrix, bias)
-        for block, h, b_block in _by_block(rows, hidden, b):
-            y[:, block.slice].addmm_(h, b_block.t())
+        if bias is None or len(b) < len(bias):
+            y = _affine(x, matrix, bias)
+            _add_update(y, hidden, b, rows)
+        else:
+            y = x @ matrix
+            _add_update_and_bias(y, hidden, b, rows, bias)
         ctx.rows = rows
         ctx.save_for_backward(dropped, matrix, a, b, mask, hidden)
         return y
@@ -195,6 +198,24 @@ class _LowRankLinear(torch.autograd.Function):
         d_b = torch.cat([(h.t() @ dy[:, block.slice]).t() for block, h, _ in blocks])
         dx = _input_gradient(dy, matrix, d_hidden, a, mask) if ctx.needs_input_grad[0] else None
         return dx, None, None, d_a, d_b, None, None
+
+
+def _add_update(y: Tensor, hidden: Tensor, b: Tensor, rows: tuple[Rows, ...]) -> None:
+    for block, h, b_block in _by_block(rows, hidden, b):
+        y[:, block.slice].addmm_(h, b_block.t())
+
+
+def _add_update_and_bias(
+    y: Tensor, hidden: Tensor, b: Tensor, rows: tuple[Rows, ...], bias: Tensor
+) -> None:
+    """Add both in one product, the bias being that of a hidden unit which is always 1.
+
+    On a CPU `addmm` would write the bias to all of y before its large product, and read it again.
+    """
+    one = hidden.new_ones(len(hidden), 1)
+    for block, h, b_block in _by_block(rows, hidden, b):
+        with_bias = torch.cat([b_block, bias[block.slice, None]], dim=1)
+        y[:, block.slice].addmm_(torch.cat([h, one], dim=1), with_bias.t())
 
 
 def _input_gradient(

@@ -21,21 +21,30 @@ class Block:
 
     Attributes:
         queries, keys: where they lie in their rows.
-        hidden: (queries, keys) true where a query does not see a key.
-        is_causal: each query sees the keys up to its own, and so says `hidden`.
+        bias: (queries, keys) added to the scores, in their dtype: 0 where a query sees a key,
+            else -inf.
+        is_causal: each query sees the keys up to its own, and so says `bias`.
     """
 
     queries: slice
     keys: slice
-    hidden: Tensor
+    bias: Tensor
     is_causal: bool = False
 
     @classmethod
-    def causal(cls, tokens: slice, device: torch.device) -> "Block":
+    def causal(cls, tokens: slice, dtype: torch.dtype, device: torch.device) -> "Block":
         """Tokens that each see themselves and those before."""
         length = tokens.stop - tokens.start
-        hidden = torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
-        return cls(tokens, tokens, hidden, is_causal=True)
+        bias = torch.full((length, length), -torch.inf, dtype=dtype, device=device).triu(1)
+        return cls(tokens, tokens, bias, is_causal=True)
+
+    @classmethod
+    def masked(
+        cls, queries: slice, keys: slice, seen: Tensor, dtype: torch.dtype, device: torch.device
+    ) -> "Block":
+        """From (queries, keys), true where a query sees a key."""
+        bias = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf)
+        return cls(queries, keys, bias.to(device))
 
 
 class BlockTrees:
@@ -44,10 +53,16 @@ class BlockTrees:
     Args:
         spans: where the trees lie.
         wanted: (S,) the tokens that are computed in the last layer, in order.
-        device: of the model.
+        dtype, device: of the model.
     """
 
-    def __init__(self, spans: Sequence[TreeSpan], wanted: Tensor, device: torch.device) -> None:
+    def __init__(
+        self,
+        spans: Sequence[TreeSpan],
+        wanted: Tensor,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
         self._blocks: list[Block] = []
         self._wanted_blocks: list[Block] = []
         edges = torch.tensor([0, *(span.end for span in spans)])
@@ -57,9 +72,11 @@ class BlockTrees:
             branches, tree = slice(span.branches_start, span.end), slice(span.start, span.end)
             seen = branch_mask(span)
             seen_by_wanted = seen[wanted[first:end] - span.branches_start]
-            self._blocks.append(Block.causal(trunk, device))
-            self._blocks.append(Block(branches, tree, ~seen.to(device)))
-            self._wanted_blocks.append(Block(slice(first, end), tree, ~seen_by_wanted.to(device)))
+            self._blocks.append(Block.causal(trunk, dtype, device))
+            self._blocks.append(Block.masked(branches, tree, seen, dtype, device))
+            self._wanted_blocks.append(
+                Block.masked(slice(first, end), tree, seen_by_wanted, dtype, device)
+            )
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
@@ -109,7 +126,7 @@ def attend_blocks(
             query[:, :, block.queries],
             key[:, :, block.keys],
             value[:, :, block.keys],
-            attn_mask=None if block.is_causal else ~block.hidden,
+            attn_mask=None if block.is_causal else block.bias,
             is_causal=block.is_causal,
             scale=scaling,
         )
@@ -156,8 +173,8 @@ class ByProducts(torch.autograd.Function):
         for block in blocks:
             queries = query[:, block.queries] * scaling
             keys, values = key[:, block.keys].contiguous(), value[:, block.keys].contiguous()
-            scores = queries @ keys.transpose(1, 2)
-            weights = scores.masked_fill_(block.hidden, -torch.inf).softmax(dim=-1)
+            scores = torch.baddbmm(block.bias, queries, keys.transpose(1, 2))
+            weights = scores.softmax(dim=-1)
             attended[:, block.queries] = weights @ values
             kept += queries, keys, values, weights
         ctx.save_for_backward(*kept)

@@ -57,7 +57,7 @@ class TreeSession:
     @torch.no_grad()
     def prefill(self) -> Tensor:
         """See `DecodingSession`."""
-        prompts = _RecordedTrees(self._pack(self._batch, self._model.device))
+        prompts = _RecordedTrees(self._pack(self._batch, self._model))
         logits = wanted_logits(self._model, self._batch, prompts)
         self._rows = _GrowingRows(self._batch.spans, prompts.states)
         return logits

@@ -2,24 +2,24 @@
 
 from collections.abc import Callable
 
-import torch
+from transformers import PreTrainedModel
 
 from loraqa.model.attention import PackedTrees
 from loraqa.model.blocks import BlockTrees
 from loraqa.prompt.batch import TreeBatch
 
-Pack = Callable[[TreeBatch, torch.device], PackedTrees]
-"""From a batch, whose supervised tokens are the wanted ones, to its trees on a device."""
+Pack = Callable[[TreeBatch, PreTrainedModel], PackedTrees]
+"""From a batch, whose supervised tokens are the wanted ones, to its trees in a model."""
 
 
-def pack_blocks(batch: TreeBatch, device: torch.device) -> PackedTrees:
+def pack_blocks(batch: TreeBatch, model: PreTrainedModel) -> PackedTrees:
     """Tree by tree, on any device."""
-    return BlockTrees(batch.spans, batch.supervised, device)
+    return BlockTrees(batch.spans, batch.supervised, model.dtype, model.device)
 
 
-def pack_flex(batch: TreeBatch, device: torch.device) -> PackedTrees:
+def pack_flex(batch: TreeBatch, model: PreTrainedModel) -> PackedTrees:
     """All trees by one compiled kernel."""
     # Its import takes long.
     from loraqa.model.flex import FlexTrees
 
-    return FlexTrees(batch.spans, batch.supervised, device)
+    return FlexTrees(batch.spans, batch.supervised, model.device)

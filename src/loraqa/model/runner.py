@@ -62,7 +62,7 @@ class TreeRunner:
     def answer_logits(self, trees: Sequence[Tree]) -> tuple[Tensor, Tensor]:
         """See `Runner`. The output head runs on the supervised positions alone."""
         batch = collate_trees(trees)
-        packed = self._pack(batch, self.model.device)
+        packed = self._pack(batch, self.model)
         return wanted_logits(self.model, batch, packed), batch.targets.to(self.model.device)
 
     def session(self, trees: Sequence[Tree]) -> DecodingSession:
