@@ -17,6 +17,8 @@ from loraqa.lora.layer import LoraLinear, Rows, _add_update
 from loraqa.model.attention import PackedTrees
 from loraqa.prompt.batch import TreeBatch
 
+# Gains are as small as the noise of a single one.
+_STEPS = 8
 NOTHING = "as it is"
 TREES = "trees: padded rows instead"
 
@@ -99,7 +101,7 @@ def ablation(folder: str, scale: Scale) -> Suite:
     """Everything, and everything but one."""
     name = "ablation"
     reference = f"{folder}/{name}.safetensors"
-    task = asdict(Task(folder, "all-linear", "ablation.json", 2, "bfloat16", reference))
+    task = asdict(Task(folder, "all-linear", "ablation.json", _STEPS, "bfloat16", reference))
     return Suite(
         name,
         {"ablation.json": ("sample", {"split": "train", "questions": scale.questions})},

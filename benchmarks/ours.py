@@ -59,7 +59,7 @@ def overhead(task: dict[str, Any], checkpoint_every: int) -> dict[str, Any]:
         inside.append(time.perf_counter() - start)
         return loss
 
-    runner = _runner(the, lambda model: choose_runner(model, MAX_LENGTH))
+    runner = load_runner(the, lambda model: choose_runner(model, MAX_LENGTH))
     with patch("loraqa.train.loop.accumulate", timed):
         _fit(the, runner, the.trees(), None, lambda _: ends.append(time.perf_counter()))
     checkpoint = time.perf_counter() - ends[-1]
@@ -91,10 +91,19 @@ def read(
     }
 
 
+def load_runner(the: Task, choose: Callable[[PreTrainedModel], Runner]) -> Runner:
+    """The model with its adapter, as `loraqa train` sets it up, and how it computes."""
+    model, _ = load_base(the.model_path, dtype=the.precision, device="cpu")
+    load_adapter(model, the.adapter_path)
+    runner = choose(model)
+    compile_gelu(model, _TOKENS)
+    return runner
+
+
 def _train(
     the: Task, choose: Callable[[PreTrainedModel], Runner], tokens_per_batch: int | None
 ) -> dict[str, Any]:
-    runner = _runner(the, choose)
+    runner = load_runner(the, choose)
     learned = the.trees()
 
     def fit() -> float:
@@ -110,14 +119,6 @@ def _train(
         "flops_separate": _flops(the, runner.model, _apart(learned)),
         "tokens_separate": sum(tree.separate_length for tree in learned),
     }
-
-
-def _runner(the: Task, choose: Callable[[PreTrainedModel], Runner]) -> Runner:
-    model, _ = load_base(the.model_path, dtype=the.precision, device="cpu")
-    load_adapter(model, the.adapter_path)
-    runner = choose(model)
-    compile_gelu(model, _TOKENS)
-    return runner
 
 
 def _fit(

@@ -1,12 +1,14 @@
-"""Does speed cost answers? `python -m benchmarks.quality`: about ten minutes on two cores.
+"""Does speed cost answers? `python -m benchmarks.quality [--contexts N]`.
 
 On the embedded world, with the same base, adapter, questions, steps, learning rates and seeds:
 trees in fp32 and in bf16, and PEFT with transformers' Trainer in fp32, whose steps take questions
 of any context while a step of trees takes whole contexts. Each trains on five seeds; F1 on
 questions about names that occur in no training, and the differences to PEFT's, paired by seed.
-Writes benchmarks/results/quality.json.
+With the 2,000 contexts that the demo trains on it takes most of an hour on two cores, with 400 some
+fifteen minutes. Writes benchmarks/results/quality-N.json.
 """
 
+import argparse
 import math
 import tempfile
 from collections.abc import Callable, Sequence
@@ -41,8 +43,7 @@ from loraqa.squad import Passage, write_official
 from loraqa.train.settings import RunSettings, parse_settings
 
 SEEDS = 5
-CONTEXTS = 400
-TEST_CONTEXTS = 150
+TEST_CONTEXTS = 400
 _PEER_ROWS = 8
 # Of Student's distribution with four degrees of freedom, two-sided, for 95%.
 _T95 = 2.776
@@ -53,21 +54,31 @@ Train = Callable[[RunSettings, Sequence[Passage], Path], Path]
 
 def main() -> None:
     """Train everybody on every seed and compare."""
+    parser = argparse.ArgumentParser("benchmarks.quality", description=__doc__)
+    parser.add_argument("--contexts", type=int, default=2000, help="how many to learn from")
+    contexts = parser.parse_args().contexts
     test = test_passages(seed=2, count=TEST_CONTEXTS)
     scores: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     for seed in range(SEEDS):
         for name, (train, dtype) in CONTENDERS.items():
             with tempfile.TemporaryDirectory() as folder:
-                f1 = score(train, dtype, seed, Path(folder), test)
+                passages = train_passages(seed=seed, count=contexts)
+                f1 = score(train, dtype, seed, Path(folder), passages, test)
             scores[name].append(f1)
             Console(stderr=True).print(f"seed {seed}, {name}: F1 {f1:.2f}")
-    write_json(ROOT / "benchmarks" / "results" / "quality.json", {"f1": scores})
+    write_json(ROOT / "benchmarks" / "results" / f"quality-{contexts}.json", {"f1": scores})
     Console().print(differences_table(scores).to_rich())
 
 
-def score(train: Train, dtype: str, seed: int, folder: Path, test: Sequence[Passage]) -> float:
+def score(
+    train: Train,
+    dtype: str,
+    seed: int,
+    folder: Path,
+    passages: Sequence[Passage],
+    test: Sequence[Passage],
+) -> float:
     """F1 after training."""
-    passages = train_passages(seed=seed, count=CONTEXTS)
     write_official(folder / "train.json", passages, "1.1")
     settings = parse_settings(
         {

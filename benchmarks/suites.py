@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from benchmarks.base import MAX_ANSWER_TOKENS, Task
 from benchmarks.harness import (
@@ -25,6 +25,8 @@ GENERATE_FP32, GENERATE_BF16 = "generate, fp32", "generate, bf16"
 _PEER_ROWS = 8
 # See `peers.PRECISIONS`.
 BF16_KINDS = ("autocast", "bfloat16", "bfloat16 and autocast")
+# Ours take a tenth of the time of others', so that more of them can be measured.
+_OUR_STEPS = 4
 _SCORED = 10_570
 _CHECKPOINT_EVERY = 200
 
@@ -99,8 +101,8 @@ def training(folder: str, adapter: str, scale: Scale) -> Suite:
             P3: _by_length(bf16, scale),
             P4: _sft(bf16, scale),
             P5: [Job("rows by length", "ours.padded", {"task": asdict(bf16)})],
-            OURS_FP32: [trees(fp32)],
-            OURS_BF16: [trees(bf16)],
+            OURS_FP32: [trees(replace(fp32, steps=_OUR_STEPS))],
+            OURS_BF16: [trees(replace(bf16, steps=_OUR_STEPS))],
             MACHINE: [_rate(folder)],
         },
         scale.rounds,
@@ -116,7 +118,7 @@ def single(folder: str, scale: Scale) -> Suite:
     return Suite(
         name,
         {"single.json": ("single", {"questions": scale.questions})},
-        {P3: _by_length(task, scale), OURS_BF16: [trees(task)]},
+        {P3: _by_length(task, scale), OURS_BF16: [trees(replace(task, steps=_OUR_STEPS))]},
         scale.rounds,
         _conclude_single,
     )

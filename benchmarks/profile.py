@@ -1,0 +1,83 @@
+"""Where an optimizer step of ours spends its time: `python -m benchmarks.profile`.
+
+GPT-2's 124M shape, LoRA r = 16 on all linear layers, bf16, some 32 questions, under torch's
+profiler. A step before the profiled ones brings memory and compiled kernels into being.
+"""
+
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from torch.profiler import ProfilerActivity, profile
+from transformers import GPT2Config
+
+from benchmarks import base, ours, text
+from benchmarks.base import ADAPTERS, MAX_LENGTH, Task
+from benchmarks.scaling import SHAPES
+from benchmarks.suites import FULL
+from loraqa.model.choose import choose_runner
+from loraqa.report.tables import Column, Table
+from loraqa.train.loss import accumulate
+
+_PRECISION = "bfloat16"
+_STEPS = 4
+_PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_")
+_BATCHED = ("aten::bmm", "aten::baddbmm")
+_FROZEN, _LOW_RANK, _HEAD = "products with frozen matrices", "LoRA's products", "head and loss"
+_REST = "norms, sums, copies, Python"
+# By parts of operators' names; the first that fits.
+_KINDS = {
+    "_log_softmax": _HEAD,
+    "nll_loss": _HEAD,
+    "softmax": "attention's softmax",
+    "gelu": "GELU and its gradient",
+    "Compiled": "GELU and its gradient",
+}
+
+
+def main() -> None:
+    """Profile a few steps and print the shares."""
+    with tempfile.TemporaryDirectory() as folder:
+        base.prepare(folder, *SHAPES["gpt2"])
+        sample = ("sample", {"split": "train", "questions": FULL.questions})
+        text.write(folder, {"train.json": sample})
+        task = Task(folder, "all-linear", "train.json", _STEPS, _PRECISION)
+        runner = ours.load_runner(task, lambda model: choose_runner(model, MAX_LENGTH))
+        step = [task.trees()]
+    for _ in range(_STEPS):
+        accumulate(runner, step)
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
+        for _ in range(_STEPS):
+            accumulate(runner, step)
+    Console().print(shares_table(profiler.key_averages(group_by_input_shape=True)).to_rich())
+
+
+def shares_table(operators: Sequence[Any]) -> Table:
+    """Each kind's share of the time, from what a profiler knows of every operator."""
+    times: Counter[str] = Counter()
+    for operator in operators:
+        times[_kind(operator.key, operator.input_shapes)] += operator.self_cpu_time_total
+    rows = tuple((kind, 100 * time / times.total()) for kind, time in times.most_common())
+    return Table("Time of a step", (Column("for"), Column("%", ".1f")), rows)
+
+
+def _kind(operator: str, shapes: Sequence[Sequence[int]]) -> str:
+    if operator in _BATCHED:
+        return "attention's products"
+    if operator in _PRODUCTS:
+        return _kind_of_product([size for shape in shapes for size in shape])
+    return next((kind for part, kind in _KINDS.items() if part in operator), _REST)
+
+
+def _kind_of_product(sizes: Sequence[int]) -> str:
+    if max(sizes) == GPT2Config().vocab_size:
+        return _HEAD
+    # With the bias, a rank more.
+    rank = ADAPTERS["all-linear"].rank
+    return _LOW_RANK if min(sizes) in (rank, rank + 1) else _FROZEN
+
+
+if __name__ == "__main__":
+    main()
