@@ -1,8 +1,8 @@
 """`python -m benchmarks [--quick] [--only SUITE ...]`: us and our peers side by side.
 
 Prints a table for each suite and one of the targets; writes benchmarks/results/SUITE.json (with
---quick: SUITE-quick.json). The full run also draws docs/scaling.png. Nothing else should run on
-the machine meanwhile.
+--quick: SUITE-quick.json). The full run also draws docs/training-all-linear.png and
+docs/scaling.png. Nothing else should run on the machine meanwhile.
 """
 
 import argparse
@@ -31,7 +31,13 @@ from benchmarks.harness import (
     compete,
     prepare,
 )
-from benchmarks.report import contenders_table, ratios_table, scaling_plot, targets_table
+from benchmarks.report import (
+    contenders_table,
+    ratios_table,
+    scaling_plot,
+    speed_plot,
+    targets_table,
+)
 from benchmarks.scaling import SHAPES, scaling
 from benchmarks.suites import FULL, QUICK, Scale, evaluation, single, training, whole
 from loraqa.files import write_json
@@ -40,6 +46,8 @@ from loraqa.train.run import environment
 
 _PEERS = ("transformers", "peft", "trl", "accelerate", "datasets")
 _TINY = (2, 64, 2)
+# By the name of the file of results; the plot's is the same, in docs/.
+_PLOTS = {"scaling": scaling_plot, "training-all-linear": speed_plot}
 _WIDTH = 132
 # More than this, and the figures say more about the other work.
 _BUSY = 0.5
@@ -125,8 +133,9 @@ def _save(suite: Suite, groups: Groups, conclusion: Conclusion, scale: Scale, lo
             },
         },
     )
-    if suite.name == "scaling":
-        save_png(scaling_plot(groups), ROOT / "docs" / "scaling.png")
+    plot = _PLOTS.get(name)
+    if plot:
+        save_png(plot(groups), ROOT / "docs" / f"{name}.png")
 
 
 def _machine(load: float) -> dict[str, Any]:

@@ -62,6 +62,27 @@ def scaling_plot(groups: Groups) -> "Figure":
     return figure
 
 
+def speed_plot(groups: Groups) -> "Figure":
+    """Questions a second of each side at its best that trains on questions."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    speeds = {
+        side: best(group).speed
+        for side, group in reversed(groups.items())
+        if "questions" in best(group).outcomes[0]
+    }
+    colours = [BLUE if side.startswith("ours") else VERMILLION for side in speeds]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7, 0.4 * len(speeds) + 0.8), layout="constrained")
+        axes = figure.subplots()
+        bars = axes.barh(list(speeds), list(speeds.values()), color=colours)
+        axes.bar_label(bars, fmt="%.2g", padding=4)
+        axes.set_xlabel("questions a second")
+        axes.grid(axis="y", visible=False)
+    return figure
+
+
 def _table(title: str | None, *columns: str) -> Table:
     table = Table(*columns, title=title, box=SIMPLE, title_justify="left")
     for column in table.columns[2:]:
