@@ -22,6 +22,7 @@ from loraqa.lora.adapt import adapt, parameter_counts
 from loraqa.lora.adapter import load_adapter
 from loraqa.model.choose import choose_runner
 from loraqa.model.compiled import compile_gelu
+from loraqa.model.compiled_layers import compile_layers
 from loraqa.model.load import choose_max_length, load_base
 from loraqa.prompt.cache import encode_training_once
 from loraqa.prompt.encode import Encoded, EncodingCounts, PromptEncoder
@@ -121,6 +122,7 @@ def finetune(
     plan = _plan(settings, encoded, reader)
     total = total_steps(plan, settings.optimisation)
     compile_gelu(model, tokens=encoded.counts.tree_tokens * total // plan.steps_in(0))
+    compile_layers(reader.runner, steps=total)
     with training_progress(total, done=step_of(checkpoint)) as report:
         state = train(
             reader.runner,

@@ -11,10 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from loraqa.errors import InputError
 from loraqa.model import choose
-from loraqa.model.attention import PackedTrees
 from loraqa.model.choose import choose_runner
-from loraqa.model.packed import pack_blocks
-from loraqa.model.runner import PaddedRunner, RecomputingRunner, TreeRunner
+from loraqa.model.runner import BucketRunner, PaddedRunner, RecomputingRunner, TreeRunner
 from loraqa.prompt.tree import Tree
 
 SIZES = {
@@ -202,14 +200,24 @@ class TestModelsWithoutTrees:
         check(other.advance(others[kept]), other_rows)
 
 
-def test_a_kernel_that_fails_gives_way_to_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any) -> PackedTrees:
-        raise RuntimeError("no compiler\nand much more")
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(choose._OVER_TREES, "cpu", choose._OVER_TREES["cuda"])
 
-    monkeypatch.setitem(choose._PACKS, "cpu", (broken, pack_blocks))
-    runner = choose_runner(tiny_model("gpt2"), 200)
-    assert isinstance(runner, TreeRunner)
-    assert runner._pack is pack_blocks
+
+@pytest.mark.usefixtures("as_on_a_gpu", "flex_gradients")
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3"])
+def test_a_gpu_computes_rows_of_few_lengths(kind: str) -> None:
+    assert type(choose_runner(tiny_model(kind), 200)) is BucketRunner
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_a_kernel_that_fails_gives_way_to_blocks(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "loraqa"):
+        runner = choose_runner(tiny_model("gpt2"), 200)
+    assert type(runner) is TreeRunner
+    assert "BucketRunner: FlexAttention does not support backward on CPU" in caplog.text
 
 
 def test_a_model_of_few_positions_is_refused_in_words() -> None:

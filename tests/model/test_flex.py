@@ -11,6 +11,7 @@ from loraqa.prompt.batch import TreeSpan
 SPANS = (TreeSpan(0, 70, (5, 1, 9)), TreeSpan(85, 3, (2,)), TreeSpan(90, 130, (40, 30)))
 WANTED = torch.tensor([74, 75, 84, 89, 259, 289])
 CPU = torch.device("cpu")
+PADDING = 7
 
 
 def test_the_mask_is_that_of_every_tree_and_nothing_between_trees() -> None:
@@ -29,17 +30,21 @@ def test_the_mask_is_that_of_every_tree_and_nothing_between_trees() -> None:
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("key_heads", [2, 4])
-def test_it_attends_as_blocks_do(key_heads: int) -> None:
+def test_it_attends_as_blocks_do_and_padding_to_itself(key_heads: int) -> None:
     generator = torch.Generator().manual_seed(0)
+    end = SPANS[-1].end
     query, key, value = (
-        torch.randn(1, heads, SPANS[-1].end, 16, generator=generator)
+        torch.randn(1, heads, end + PADDING, 16, generator=generator)
         for heads in (4, key_heads, key_heads)
     )
-    blocks, flex = BlockTrees(SPANS, WANTED, query.dtype, CPU), FlexTrees(SPANS, WANTED, CPU)
+    blocks = BlockTrees(SPANS, WANTED, query.dtype, CPU)
+    flex = FlexTrees(SPANS, end + PADDING, WANTED, CPU)
+    real = [states[:, :, :end] for states in (query, key, value)]
+    attended = flex.attend(0, query, key, value, 0.2)
+    torch.testing.assert_close(attended[:, :, :end], blocks.attend(0, *real, 0.2))
+    own = value[:, :, end:].repeat_interleave(4 // key_heads, dim=1)
+    torch.testing.assert_close(attended[:, :, end:], own)
     torch.testing.assert_close(
-        flex.attend(0, query, key, value, 0.2), blocks.attend(0, query, key, value, 0.2)
-    )
-    at_wanted = (query[:, :, WANTED], key, value, 0.2)
-    torch.testing.assert_close(
-        flex.attend_from_wanted(0, *at_wanted), blocks.attend_from_wanted(0, *at_wanted)
+        flex.attend_from_wanted(0, query[:, :, WANTED], key, value, 0.2),
+        blocks.attend_from_wanted(0, real[0][:, :, WANTED], *real[1:], 0.2),
     )

@@ -7,17 +7,21 @@ their logits are compared with those of every row alone.
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loraqa.errors import InputError
 from loraqa.model.load import position_limit
-from loraqa.model.packed import Pack, pack_blocks, pack_flex
-from loraqa.model.runner import PaddedRunner, RecomputingRunner, Runner, TreeRunner
+from loraqa.model.runner import (
+    BucketRunner,
+    PaddedRunner,
+    RecomputingRunner,
+    Runner,
+    TreeRunner,
+)
 from loraqa.prompt.tree import Branch, TokenIds, Tree
 
 logger = logging.getLogger("loraqa")
@@ -26,12 +30,13 @@ logger = logging.getLogger("loraqa")
 # GPT-2 reaches 0.009, models of 48 layers 0.01 to 0.025; in fp32 and fp64 all stay far below.
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 0.03}
 
-# From the fastest on.
-_PACKS: dict[str, tuple[Pack, ...]] = {"cuda": (pack_flex, pack_blocks)}
 # Tokens of the longest path of `_small_trees`.
 _LONGEST_PATH = 29
 
 _Kind = Callable[[PreTrainedModel], Runner]
+
+# From the fastest on.
+_OVER_TREES: dict[str, tuple[type[TreeRunner], ...]] = {"cuda": (BucketRunner, TreeRunner)}
 
 
 def choose_runner(model: PreTrainedModel, max_length: int) -> Runner:
@@ -51,11 +56,11 @@ def choose_runner(model: PreTrainedModel, max_length: int) -> Runner:
         )
     reason = _why_no_full_attention(model, max_length)
     if reason is None:
-        for pack in _PACKS.get(model.device.type, (pack_blocks,)):
-            reason = _why_wrong(partial(TreeRunner, pack=pack), model)
+        for over_trees in _OVER_TREES.get(model.device.type, (TreeRunner,)):
+            reason = _why_wrong(over_trees, model)
             if reason is None:
-                return TreeRunner(model, pack)
-            logger.info("Attention over trees by %s: %s.", pack.__name__, reason)
+                return over_trees(model)
+            logger.info("Trees are not computed by %s: %s.", over_trees.__name__, reason)
     kind, slowness = _by_rows(model)
     logger.warning(
         "%s cannot compute trees (%s): every question is computed with its own copy of the "
@@ -97,23 +102,49 @@ def _why_no_full_attention(model: PreTrainedModel, max_length: int) -> str | Non
 @torch.no_grad()
 def _why_wrong(kind: _Kind, model: PreTrainedModel) -> str | None:
     """Why a runner does not give the logits of every row alone, in training and in decoding."""
-    trees = _small_trees(model.config.get_text_config().vocab_size)
+    trees = _small_trees(model)
     expected = _alone(model, trees)
     implementation = model.config._attn_implementation
     try:
-        error = _relative_error(kind(model), trees, expected)
+        runner = kind(model)
+        error = _relative_error(runner, trees, expected)
+        if isinstance(runner, BucketRunner):
+            # Its kernels for gradients are other ones, and may fail where these do not.
+            small_gradients(runner, trainable(model)[:1])
     except torch.OutOfMemoryError:
         raise
     # Whatever a model makes of arguments that it does not know, or a compiler of a kernel.
     except Exception as problem:
-        return (str(problem) or type(problem).__name__).splitlines()[0].rstrip(".")
+        return in_a_line(problem)
     finally:
         model.set_attn_implementation(implementation)
     return None if error < _TOLERANCE[model.dtype] else f"its logits are {error:.1g} off those"
 
 
-def _small_trees(vocabulary: int) -> list[Tree]:
+def in_a_line(problem: Exception) -> str:
+    """What went wrong; where a compiler only passes it on, what it ran into."""
+    cause = getattr(problem, "inner_exception", problem)
+    return (str(cause) or type(cause).__name__).splitlines()[0].rstrip(".")
+
+
+def trainable(model: PreTrainedModel) -> list[nn.Parameter]:
+    """Its weights that are not frozen."""
+    return [weight for weight in model.parameters() if weight.requires_grad]
+
+
+@torch.enable_grad()
+def small_gradients(runner: Runner, weights: Sequence[nn.Parameter]) -> Tensor:
+    """Gradients of these weights, one after another, over small trees."""
+    if not weights:
+        return torch.zeros(0)
+    logits, _ = runner.answer_logits(_small_trees(runner.model))
+    gradients = torch.autograd.grad(logits.logsumexp(dim=1).sum(), weights)
+    return torch.cat([gradient.flatten() for gradient in gradients])
+
+
+def _small_trees(model: PreTrainedModel) -> list[Tree]:
     """Three branches on two trunks, of unlike lengths, with answers of three tokens each."""
+    vocabulary = model.config.get_text_config().vocab_size
     ids = iter(np.random.default_rng(0).integers(vocabulary, size=50, dtype=np.int32))
 
     def take(length: int) -> TokenIds:

@@ -18,7 +18,7 @@ from transformers import Cache, PreTrainedModel
 from loraqa.model.attention import PackedTrees
 from loraqa.model.last_layer import wanted_logits
 from loraqa.model.packed import Pack
-from loraqa.prompt.batch import TreeSpan, collate_padded, collate_trees
+from loraqa.prompt.batch import TreeBatch, TreeSpan, collate_padded
 from loraqa.prompt.tree import Tree
 
 
@@ -47,11 +47,11 @@ class TreeSession:
 
     _rows: "_GrowingRows"
 
-    def __init__(self, model: PreTrainedModel, trees: Sequence[Tree], pack: Pack) -> None:
+    def __init__(self, model: PreTrainedModel, batch: TreeBatch, pack: Pack) -> None:
         self._model = model
-        self._batch = collate_trees(trees)
+        self._batch = batch
         self._pack = pack
-        lengths = [len(t.trunk) + len(b) for t in trees for b in t.branches]
+        lengths = [span.trunk + length for span in batch.spans for length in span.branches]
         self._positions = torch.tensor(lengths, device=model.device)
 
     @torch.no_grad()
@@ -60,7 +60,7 @@ class TreeSession:
         prompts = _RecordedTrees(self._pack(self._batch, self._model))
         logits = wanted_logits(self._model, self._batch, prompts)
         self._rows = _GrowingRows(self._batch.spans, prompts.states)
-        return logits
+        return logits[: len(self._positions)]
 
     @torch.no_grad()
     def advance(self, tokens: Tensor) -> Tensor:

@@ -1,12 +1,11 @@
 """Attention over trees on a GPU: one kernel for all trees of a row, which skips what nobody sees.
 
 FlexAttention (Dong et al. 2024) is given who sees whom as a function of two places in the row, and
-leaves out all blocks of 128 by 128 in which nobody sees anybody.
+leaves out all blocks of 128 by 128 in which nobody sees anybody. It is compiled once for each
+length of a row, of which `buckets.py` leaves few; other trees in a row as long need no compilation.
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,12 +17,27 @@ MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 _TRUNK = -1
 
+# By the 9th length Dynamo would give up, and attention be computed as one matrix of all scores.
+torch._dynamo.config.recompile_limit = 256
+_compiled_attention = torch.compile(flex_attention, dynamic=False)
+
 
 class FlexTrees:
-    """`PackedTrees` for a GPU."""
+    """`PackedTrees` for a GPU.
 
-    def __init__(self, spans: Sequence[TreeSpan], wanted: Tensor, device: torch.device) -> None:
-        tree, branch = (labels.to(device) for labels in token_labels(spans))
+    Args:
+        spans: where the trees lie.
+        tokens: of the whole row; those after the trees are padding, and see only themselves.
+        wanted: (S,) the tokens that are computed in the last layer.
+        device: of the model.
+    """
+
+    def __init__(
+        self, spans: Sequence[TreeSpan], tokens: int, wanted: Tensor, device: torch.device
+    ) -> None:
+        end = spans[-1].end
+        padding = TreeSpan(end, trunk=0, branches=(1,) * (tokens - end))
+        tree, branch = (labels.to(device) for labels in token_labels([*spans, padding]))
         everywhere = torch.arange(len(tree), device=device)
         self._mask = _block_mask(sees(tree, branch, everywhere), len(tree), len(tree), device)
         at_wanted = sees(tree, branch, wanted.to(device))
@@ -66,15 +80,9 @@ def sees(tree: Tensor, branch: Tensor, queries: Tensor) -> MaskMod:
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scaling: float) -> Tensor:
-    attention = _compiled_attention() if query.is_cuda else flex_attention
+    attention = _compiled_attention if query.is_cuda else flex_attention
     attended: Tensor = attention(query, key, value, block_mask=mask, scale=scaling, enable_gqa=True)
     return attended
-
-
-@cache
-def _compiled_attention() -> Any:
-    # Lengths differ from batch to batch; without `dynamic` each would be compiled anew.
-    return torch.compile(flex_attention, dynamic=True)
 
 
 def _block_mask(mask: MaskMod, queries: int, keys: int, device: torch.device) -> BlockMask:

@@ -43,7 +43,12 @@ def _last_layer_only_at(wanted: Tensor, model: PreTrainedModel) -> Iterator[None
 
 
 def last_layer(model: PreTrainedModel) -> nn.Module:
-    """The last of the layers that the model is made of.
+    """The last of the `layers_of` a model."""
+    return layers_of(model)[-1]
+
+
+def layers_of(model: PreTrainedModel) -> nn.ModuleList:
+    """The layers that a model is made of.
 
     Raises:
         ValueError: they are in no list.
@@ -51,7 +56,7 @@ def last_layer(model: PreTrainedModel) -> nn.Module:
     count = model.config.get_text_config().num_hidden_layers
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
-            return module[-1]
+            return module
     raise ValueError(f"it has no list of its {count} layers")
 
 

@@ -22,4 +22,5 @@ def pack_flex(batch: TreeBatch, model: PreTrainedModel) -> PackedTrees:
     # Its import takes long.
     from loraqa.model.flex import FlexTrees
 
-    return FlexTrees(batch.spans, batch.supervised, model.device)
+    tokens = batch.input_ids.shape[1]
+    return FlexTrees(batch.spans, tokens, batch.supervised, model.device)

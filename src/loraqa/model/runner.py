@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from loraqa.model.attention import TREE_ATTENTION
+from loraqa.model.buckets import fill_bucket, padded_row
 from loraqa.model.decoding import (
     DecodingSession,
     PaddedSession,
@@ -18,8 +19,8 @@ from loraqa.model.decoding import (
     TreeSession,
 )
 from loraqa.model.last_layer import wanted_logits
-from loraqa.model.packed import Pack, pack_blocks
-from loraqa.prompt.batch import collate_padded, collate_trees
+from loraqa.model.packed import Pack, pack_blocks, pack_flex
+from loraqa.prompt.batch import TreeBatch, collate_padded, collate_trees
 from loraqa.prompt.plan import padded_tokens, tree_tokens
 from loraqa.prompt.tree import Tree
 
@@ -61,13 +62,31 @@ class TreeRunner:
 
     def answer_logits(self, trees: Sequence[Tree]) -> tuple[Tensor, Tensor]:
         """See `Runner`. The output head runs on the supervised positions alone."""
-        batch = collate_trees(trees)
+        batch = self._collate(trees)
         packed = self._pack(batch, self.model)
-        return wanted_logits(self.model, batch, packed), batch.targets.to(self.model.device)
+        targets = batch.targets.to(self.model.device)
+        return wanted_logits(self.model, batch, packed)[: len(targets)], targets
 
     def session(self, trees: Sequence[Tree]) -> DecodingSession:
         """See `Runner`."""
-        return TreeSession(self.model, trees, self._pack)
+        return TreeSession(self.model, self._collate(trees), self._pack)
+
+    def _collate(self, trees: Sequence[Tree]) -> TreeBatch:
+        return collate_trees(trees)
+
+
+class BucketRunner(TreeRunner):
+    """Computes every trunk once on a GPU, in rows of few lengths, so that little is compiled."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model, pack_flex)
+
+    def size(self, trees: Sequence[Tree]) -> int:
+        """See `Runner`."""
+        return padded_row(tree_tokens(trees))
+
+    def _collate(self, trees: Sequence[Tree]) -> TreeBatch:
+        return fill_bucket(collate_trees(trees))
 
 
 class PaddedRunner:

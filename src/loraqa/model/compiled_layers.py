@@ -1,0 +1,69 @@
+"""The layers of a model, compiled for training on a GPU.
+
+A small model's step is many small kernels, and launching them takes longer than they do; a compiler
+makes few of them. All layers share what is compiled, once for each length of a row. The last layer
+stays as it is: how it is computed (see `last_layer.py`) is not for a compiler.
+"""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from loraqa.model.choose import in_a_line, small_gradients, trainable
+from loraqa.model.last_layer import layers_of
+from loraqa.model.runner import BucketRunner, Runner
+
+logger = logging.getLogger("loraqa")
+
+# Optimizer steps of a training that saves more than the minute or so that compiling takes, at an
+# estimated 20 ms a step.
+_WORTH_IT = 2000
+# How far gradients may be off, relative: rounding alone makes hundredths of it in bf16.
+_TOLERANCE = 0.1
+
+
+def compile_layers(runner: Runner, steps: int) -> None:
+    """Let a model train with compiled layers, if its rows are of few lengths and it works and pays.
+
+    Args:
+        runner: of a model with its adapter.
+        steps: optimizer steps to do.
+    """
+    if not isinstance(runner, BucketRunner) or steps < _WORTH_IT:
+        return
+    expected = small_gradients(runner, trainable(runner.model))
+    layers = layers_of(runner.model)[:-1]
+    for layer in layers:
+        _compile(layer)
+    reason = _why_wrong(runner, expected)
+    if reason is not None:
+        logger.info("Layers are not compiled: %s.", reason)
+        for layer in layers:
+            del layer.forward
+
+
+def _why_wrong(runner: Runner, expected: Tensor) -> str | None:
+    try:
+        actual = small_gradients(runner, trainable(runner.model))
+    except torch.OutOfMemoryError:
+        raise
+    # Whatever a compiler comes up with, or the lack of one.
+    except Exception as problem:
+        return in_a_line(problem)
+    error = float((actual - expected).norm() / expected.norm())
+    return None if error < _TOLERANCE else f"gradients are {error:.1g} off"
+
+
+def _compile(layer: nn.Module) -> None:
+    layer.forward = partial(_forward, layer.forward, torch.compile(layer.forward, dynamic=False))
+
+
+def _forward(
+    eager: Callable[..., Any], compiled: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    """Only what trains has rows of few lengths: in decoding they grow."""
+    return (compiled if torch.is_grad_enabled() else eager)(*args, **kwargs)
