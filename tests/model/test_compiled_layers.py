@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from loraqa.lora.adapt import adapt
 from loraqa.lora.layer import lora_layers
 from loraqa.lora.settings import LoraSettings
-from loraqa.model import flex
+from loraqa.model import compiled_layers, flex
 from loraqa.model.compiled_layers import compile_layers
 from loraqa.model.runner import BucketRunner, Runner, TreeRunner
 from loraqa.prompt.tree import Tree
@@ -126,6 +126,21 @@ def test_a_compiler_that_fails_leaves_the_layers_as_they_were(
         compile_layers(runner, STEPS)
     assert "Layers are not compiled: no triton." in caplog.text
     torch.testing.assert_close(logits_and_gradients(runner, trees), expected)
+
+
+def test_a_compiler_that_is_wrong_leaves_the_layers_as_they_were(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def doubled(layer: Any) -> None:
+        forward = layer.forward
+        layer.forward = lambda *args, **kwargs: 2 * forward(*args, **kwargs)
+
+    monkeypatch.setattr(compiled_layers, "_compile", doubled)
+    model = adapted("gpt2")
+    with caplog.at_level(logging.INFO, "loraqa"):
+        compile_layers(BucketRunner(model), STEPS)
+    assert "Layers are not compiled: gradients are " in caplog.text
+    assert all("forward" not in vars(layer) for layer in model.transformer.h)
 
 
 @pytest.mark.parametrize(("kind", "steps"), [(BucketRunner, 10), (TreeRunner, STEPS)])
