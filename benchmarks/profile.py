@@ -7,7 +7,6 @@ profiler. A step before the profiled ones brings memory and compiled kernels int
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Console
 from torch.profiler import ProfilerActivity, profile
@@ -48,19 +47,15 @@ def main() -> None:
         step = [task.trees()]
     for _ in range(_STEPS):
         accumulate(runner, step)
-    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
-        for _ in range(_STEPS):
-            accumulate(runner, step)
-    Console().print(shares_table(profiler.key_averages(group_by_input_shape=True)).to_rich())
-
-
-def shares_table(operators: Sequence[Any]) -> Table:
-    """Each kind's share of the time, from what a profiler knows of every operator."""
     times: Counter[str] = Counter()
-    for operator in operators:
-        times[_kind(operator.key, operator.input_shapes)] += operator.self_cpu_time_total
+    # A profiler that goes on for several steps gets in the way of their memory.
+    for _ in range(_STEPS):
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
+            accumulate(runner, step)
+        for operator in profiler.key_averages(group_by_input_shape=True):
+            times[_kind(operator.key, operator.input_shapes)] += operator.self_cpu_time_total
     rows = tuple((kind, 100 * time / times.total()) for kind, time in times.most_common())
-    return Table("Time of a step", (Column("for"), Column("%", ".1f")), rows)
+    Console().print(Table("Time of a step", (Column("for"), Column("%", ".1f")), rows).to_rich())
 
 
 def _kind(operator: str, shapes: Sequence[Sequence[int]]) -> str:
