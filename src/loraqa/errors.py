@@ -22,6 +22,12 @@ def some_of(names: Collection[str], most: int = 5) -> str:
     return ", ".join(islice(names, most)) + more
 
 
+def in_a_line(problem: Exception) -> str:
+    """What went wrong, for a message; where a compiler only passes it on, what it ran into."""
+    cause = getattr(problem, "inner_exception", problem)
+    return (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(".!")
+
+
 def quote(text: str, most: int = 60) -> str:
     """The beginning of a text in quotation marks, for a message."""
     return repr(text if len(text) <= most else f"{text[:most]}…")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from loraqa.errors import InputError
+from loraqa.errors import InputError, in_a_line
 from loraqa.model.load import position_limit
 from loraqa.model.runner import (
     BucketRunner,
@@ -119,12 +119,6 @@ def _why_wrong(kind: _Kind, model: PreTrainedModel) -> str | None:
     finally:
         model.set_attn_implementation(implementation)
     return None if error < _TOLERANCE[model.dtype] else f"its logits are {error:.1g} off those"
-
-
-def in_a_line(problem: Exception) -> str:
-    """What went wrong; where a compiler only passes it on, what it ran into."""
-    cause = getattr(problem, "inner_exception", problem)
-    return (str(cause) or type(cause).__name__).splitlines()[0].rstrip(".")
 
 
 def trainable(model: PreTrainedModel) -> list[nn.Parameter]:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
+from loraqa.errors import in_a_line
+
 logger = logging.getLogger("loraqa")
 
 # Of Hendrycks and Gimpel (2016): 2u = x (_LINEAR + _CUBIC x²).
@@ -108,8 +110,7 @@ def _compiles(dtype: torch.dtype) -> bool:
         torch.testing.assert_close(_with_gradient(CompiledGelu(), x), _with_gradient(_PYTORCHS, x))
     # Whatever a compiler comes up with, or the lack of one.
     except Exception as problem:
-        reason = (str(problem) or type(problem).__name__).splitlines()[0]
-        logger.info("GELU is not compiled: %s.", reason.rstrip("."))
+        logger.info("GELU is not compiled: %s.", in_a_line(problem))
         return False
     return True
 

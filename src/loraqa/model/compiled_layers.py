@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loraqa.model.choose import in_a_line, small_gradients, trainable
+from loraqa.errors import in_a_line
+from loraqa.model.choose import small_gradients, trainable
 from loraqa.model.last_layer import layers_of
 from loraqa.model.runner import BucketRunner, Runner
 
