@@ -1,10 +1,43 @@
-"""Lack of memory is one sentence, and nothing else is taken for it."""
+"""Freed memory is kept; lack of memory is one sentence, and nothing else is taken for it."""
+
+import ctypes
 
 import pytest
 import torch
 
 from loraqa.errors import LoraqaError
-from loraqa.model.memory import explaining_lack_of_memory
+from loraqa.model.memory import explaining_lack_of_memory, keep_freed_memory
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+
+
+class Glibc:
+    """Its `mallopt`, which refuses what its version refuses."""
+
+    def __init__(self, largest_mmap_threshold: int) -> None:
+        self.largest_mmap_threshold = largest_mmap_threshold
+        self.options: dict[int, int] = {}
+
+    def mallopt(self, option: int, value: int) -> int:
+        if option == M_MMAP_THRESHOLD and value > self.largest_mmap_threshold:
+            return 0
+        self.options[option] = value
+        return 1
+
+
+@pytest.mark.parametrize(("largest", "taken"), [(2**31 - 1, 2**30), (2**25, 2**25)])
+def test_freed_memory_is_kept_as_far_as_glibc_lets_us(
+    largest: int, taken: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    glibc = Glibc(largest)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: glibc)
+    keep_freed_memory()
+    assert glibc.options == {M_MMAP_THRESHOLD: taken, M_TRIM_THRESHOLD: 2**31 - 1}
+
+
+def test_where_malloc_is_not_glibcs_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
+    keep_freed_memory()
 
 
 @pytest.mark.parametrize(

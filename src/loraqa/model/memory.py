@@ -13,6 +13,8 @@ _SIGNS = ("can't allocate", "out of memory", "ALLOC_FAILED")
 # Of glibc's malloc.h, and thresholds that no tensor of a training step reaches.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _NEVER_TRIM, _NEVER_MMAP = 2**31 - 1, 2**30
+# Older glibc refuses more: HEAP_MAX_SIZE / 2 of its malloc.c, on 64 bits.
+_SELDOM_MMAP = 2**25
 
 
 def keep_freed_memory() -> None:
@@ -23,7 +25,8 @@ def keep_freed_memory() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _NEVER_MMAP)
+        if not mallopt(_M_MMAP_THRESHOLD, _NEVER_MMAP):
+            mallopt(_M_MMAP_THRESHOLD, _SELDOM_MMAP)
         mallopt(_M_TRIM_THRESHOLD, _NEVER_TRIM)
 
 
