@@ -202,6 +202,27 @@ def test_computes_no_product_beyond_those_needed(input_trained: bool) -> None:
     assert flops.get_total_flops() == frozen * (2 if input_trained else 1) + low_rank
 
 
+class Operations(TorchDispatchMode):
+    """Collects the operations that are computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("device", "fused"), [("cpu", 0), ("meta", 1)])
+def test_the_large_product_adds_the_bias_elsewhere_than_on_a_cpu(device: str, fused: int) -> None:
+    layer = make_layer(make_base(Conv1D)).to(device)
+    x = torch.randn(5, IN, dtype=torch.float64, device=device)
+    with Operations() as operations:
+        assert layer(x).shape == (5, OUT)
+    assert operations.seen.count(torch.ops.aten.addmm.default) == fused
+
+
 class Allocations(TorchDispatchMode):
     """Collects every storage that an operation makes."""
 

@@ -176,12 +176,13 @@ class _LowRankLinear(torch.autograd.Function):
     ) -> Tensor:
         dropped = x if mask is None else x * mask
         hidden = dropped @ a.t()
-        if bias is None or len(b) < len(bias):
-            y = _affine(x, matrix, bias)
-            _add_update(y, hidden, b, rows)
-        else:
+        # Elsewhere than on a CPU the large product adds the bias as it ends, for nothing.
+        if x.is_cpu and bias is not None and len(b) == len(bias):
             y = x @ matrix
             _add_update_and_bias(y, hidden, b, rows, bias)
+        else:
+            y = _affine(x, matrix, bias)
+            _add_update(y, hidden, b, rows)
         ctx.rows = rows
         ctx.save_for_backward(dropped, matrix, a, b, mask, hidden)
         return y
