@@ -12,13 +12,21 @@ from transformers.activations import NewGELUActivation
 from loraqa.model import compiled
 from loraqa.model.compiled import CompiledGelu, compile_gelu
 
+measured_seconds = compiled._seconds
+
 
 @pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    """What is known of the compiler is forgotten."""
-    compiled._compiles.cache_clear()
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What is known of the compiler is forgotten, and no clock has a say."""
+    monkeypatch.setattr(compiled, "_seconds", seconds(ours=1, pytorchs=2))
+    forget = compiled._compiles.cache_clear
+    forget()
     yield
-    compiled._compiles.cache_clear()
+    forget()
+
+
+def seconds(ours: float, pytorchs: float) -> Any:
+    return lambda activation, _: ours if isinstance(activation, CompiledGelu) else pytorchs
 
 
 def with_gradient(activation: nn.Module, x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,6 +96,37 @@ def test_without_a_compiler_nothing_changes(
     model = gpt2(monkeypatch, works=False)
     compile_gelu(model, 10**12)
     assert not any(isinstance(gelu, CompiledGelu) for gelu in gelus(model))
+
+
+@pytest.mark.parametrize(
+    ("ours", "messages"), [(1, []), (5, ["GELU is not compiled: it is no faster than PyTorch's."])]
+)
+def test_what_is_slower_than_pytorchs_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    ours: float,
+    messages: list[str],
+) -> None:
+    # As where TORCH_COMPILE_DISABLE is set.
+    monkeypatch.setattr(compiled, "_compiled", lambda function: function)
+    monkeypatch.setattr(compiled, "_seconds", seconds(ours, pytorchs=2))
+    with caplog.at_level("INFO", "loraqa"):
+        assert compiled._compiles(torch.bfloat16) == (not messages)
+    assert caplog.messages == messages
+
+
+def test_it_is_timed_with_its_gradient() -> None:
+    calls: list[str] = []
+
+    class Noted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            calls.append("forward")
+            y = 2 * x
+            y.register_hook(lambda _: calls.append("backward"))
+            return y
+
+    assert measured_seconds(Noted(), torch.ones(3, requires_grad=True)) > 0
+    assert calls[:2] == ["forward", "backward"]
 
 
 def test_a_kernel_that_computes_something_else_is_not_taken(
