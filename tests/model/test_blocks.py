@@ -4,15 +4,24 @@ from itertools import accumulate, pairwise
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from loraqa.model.blocks import Block, ByProducts, attend_blocks
+from loraqa.model.blocks import Block, attend_blocks
 
 SCALING = 0.3
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=["products", "fused"])
+def _either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_products = request.param == "products"
+    monkeypatch.setattr("loraqa.model.blocks._products_pay", lambda *_: by_products)
+
+
+either_way = pytest.mark.usefixtures("_either_way")
 
 
 def blocks_and_mask(
@@ -40,23 +49,24 @@ def states(length: int, heads: int, generator: torch.Generator) -> Tensor:
     return drawn.requires_grad_()
 
 
+@either_way
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lengths=st.lists(st.integers(1, 7), min_size=1, max_size=5), seed=st.integers(0, 99))
-def test_both_ways_are_attention_with_one_mask(lengths: list[int], seed: int) -> None:
+def test_it_is_attention_with_one_mask(lengths: list[int], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     blocks, seen = blocks_and_mask(lengths, generator)
     inputs = query, key, value = [states(sum(lengths), 2, generator) for _ in range(3)]
-    outputs = [
-        scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=SCALING),
-        attend_blocks(query, key, value, blocks, SCALING),
-        ByProducts.apply(query[0], key[0], value[0], tuple(blocks), SCALING)[None],
-    ]
-    weights = torch.randn(outputs[0].shape, generator=generator, dtype=torch.float64)
-    gradients = [torch.autograd.grad((output * weights).sum(), inputs) for output in outputs]
-    for output, gradient in zip(outputs[1:], gradients[1:], strict=True):
-        torch.testing.assert_close(output, outputs[0])
-        torch.testing.assert_close(gradient, gradients[0])
+    expected = scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=SCALING)
+    attended = attend_blocks(query, key, value, blocks, SCALING)
+    torch.testing.assert_close(attended, expected)
+    weights = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
+    gradients, expected_gradients = (
+        torch.autograd.grad((output * weights).sum(), inputs) for output in (attended, expected)
+    )
+    torch.testing.assert_close(gradients, expected_gradients)
 
 
+@either_way
 def test_key_heads_are_shared_by_query_heads() -> None:
     generator = torch.Generator().manual_seed(0)
     blocks, seen = blocks_and_mask([4, 3], generator)
@@ -67,6 +77,7 @@ def test_key_heads_are_shared_by_query_heads() -> None:
     torch.testing.assert_close(attend_blocks(query, key, value, blocks, SCALING), expected)
 
 
+@either_way
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rounding_is_that_of_the_dtype(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
