@@ -41,9 +41,33 @@ def test_a_folder_is_loaded_as_transformers_loads_it(tiny_folder: Path) -> None:
     assert not model.training
 
 
-def test_the_activation_is_one_operation(tiny_folder: Path) -> None:
-    model, _ = load_base(tiny_folder, dtype="float32")
-    assert isinstance(model.transformer.h[0].mlp.act, torch.nn.GELU)
+@pytest.mark.parametrize(
+    ("name", "fused"),
+    [
+        ("gelu_new", True),
+        ("gelu_pytorch_tanh", True),
+        ("gelu_accurate", True),
+        ("gelu_fast", True),
+        ("gelu", False),
+        ("quick_gelu", False),
+        ("gelu_10", False),
+    ],
+)
+def test_a_tanh_gelu_is_one_operation_and_others_stay(
+    tiny_folder: Path, tmp_path: Path, name: str, fused: bool
+) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "activation_function": name}))
+    model, _ = load_base(folder, dtype="float64")
+    reference = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    ids = torch.arange(1, 30)[None]
+    with torch.no_grad():
+        expected = reference(ids).logits
+        torch.testing.assert_close(model(ids).logits, expected, rtol=1e-9, atol=1e-10)
+    activation = model.transformer.h[0].mlp.act
+    assert isinstance(activation, torch.nn.GELU) == fused
+    assert fused or type(activation) is type(reference.transformer.h[0].mlp.act)
 
 
 def test_the_same_weights_in_another_precision(tiny_folder: Path) -> None:

@@ -12,7 +12,7 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.activations import NewGELUActivation
+from transformers.activations import ACT2FN
 from transformers.utils import logging as transformers_logging
 
 from loraqa.errors import InputError
@@ -28,6 +28,9 @@ _HUB_TIMEOUT = 10.0
 _CHOICE = (
     "a folder with config.json, model.safetensors and the tokenizer, or a model's name on the hub"
 )
+# Names of the tanh-GELU in configurations, one formula in different brackets; and their modules.
+_TANH_GELUS = ("gelu_new", "gelu_pytorch_tanh", "gelu_accurate", "gelu_fast")
+_TANH_GELU_MODULES = tuple(type(ACT2FN[name]) for name in _TANH_GELUS)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -207,8 +210,8 @@ def _random_model(config: Any, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _fuse_gelu(model: nn.Module) -> None:
-    """Replace transformers' tanh-GELU, five tensor operations, by PyTorch's single one."""
+    """Replace transformers' tanh-GELUs, most of them five tensor operations, by PyTorch's one."""
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if isinstance(child, NewGELUActivation):
+            if isinstance(child, _TANH_GELU_MODULES):
                 setattr(module, name, nn.GELU(approximate="tanh"))
