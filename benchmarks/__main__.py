@@ -1,8 +1,9 @@
 """`python -m benchmarks [--quick] [--only SUITE ...]`: us and our peers side by side.
 
 Prints a table for each suite and one of the targets; writes benchmarks/results/SUITE.json (with
---quick: SUITE-quick.json). The full run also draws docs/training-all-linear.png and
-docs/scaling.png. Nothing else should run on the machine meanwhile.
+--quick: SUITE-quick.json). The full run also takes one optimisation out at a time, measures how
+time and memory grow, and draws docs/training-all-linear.png and docs/scaling.png. Nothing else
+should run on the machine meanwhile.
 """
 
 import argparse
@@ -12,11 +13,8 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import torch
 from rich.console import Console
 
 from benchmarks.ablation import ablation
@@ -31,6 +29,7 @@ from benchmarks.harness import (
     compete,
     prepare,
 )
+from benchmarks.machine import machine
 from benchmarks.report import (
     contenders_table,
     ratios_table,
@@ -42,9 +41,7 @@ from benchmarks.scaling import SHAPES, scaling
 from benchmarks.suites import FULL, QUICK, Scale, evaluation, single, training, whole
 from loraqa.files import write_json
 from loraqa.report.plots import save_png
-from loraqa.train.run import environment
 
-_PEERS = ("transformers", "peft", "trl", "accelerate", "datasets")
 _TINY = (2, 64, 2)
 # By the name of the file of results; the plot's is the same, in docs/.
 _PLOTS = {"scaling": scaling_plot, "training-all-linear": speed_plot}
@@ -98,8 +95,7 @@ def _suites(folder: Path, scale: Scale, only: Sequence[str] | None) -> list[Suit
         single(gpt2, scale),
         *(evaluation(gpt2, tokens, scale) for tokens in scale.answer_tokens),
         whole(gpt2, scale),
-        ablation(gpt2, scale),
-        *([] if scale is QUICK else [scaling(folder)]),
+        *([] if scale is QUICK else [ablation(gpt2, scale), scaling(folder)]),
     ]
     return [suite for suite in suites if not only or suite.name.startswith(tuple(only))]
 
@@ -126,7 +122,7 @@ def _save(suite: Suite, groups: Groups, conclusion: Conclusion, scale: Scale, lo
         {
             "ratios": {k: v for k, v in conclusion.ratios.items() if not math.isnan(v)},
             "targets": [asdict(target) for target in conclusion.targets],
-            "machine": _machine(load),
+            "machine": {**machine("python -m benchmarks"), "load_before": load},
             "scale": asdict(scale),
             "contenders": {
                 side: [contender.to_json() for contender in group] for side, group in groups.items()
@@ -136,13 +132,6 @@ def _save(suite: Suite, groups: Groups, conclusion: Conclusion, scale: Scale, lo
     plot = _PLOTS.get(name)
     if plot:
         save_png(plot(groups), ROOT / "docs" / f"{name}.png")
-
-
-def _machine(load: float) -> dict[str, Any]:
-    """Where this runs, and with what."""
-    known = environment(torch.device("cpu"), torch.float32, "python -m benchmarks")
-    del known["dtype"]
-    return {**known, **{peer: version(peer) for peer in _PEERS}, "load_before": load}
 
 
 if __name__ == "__main__":

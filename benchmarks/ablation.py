@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from benchmarks import ours
 from benchmarks.base import Task
-from benchmarks.harness import Conclusion, Groups, Job, Suite, best
+from benchmarks.harness import Conclusion, Groups, Side, Suite, best
 from benchmarks.suites import Scale
 from loraqa.lora.layer import LoraLinear, Rows, _add_update
 from loraqa.model.attention import PackedTrees
@@ -36,10 +36,10 @@ def whole_last_layer(model: PreTrainedModel, batch: TreeBatch, trees: PackedTree
 
 
 def plain_lora(layer: LoraLinear, x: Tensor) -> Tensor:
-    """In place of `LoraLinear._adapted`: what autograd makes of the formula, update in fp32."""
-    update = (x.to(layer.lora_A.dtype) @ layer.lora_A.t()) @ layer.lora_B.t()
+    """In place of `LoraLinear._adapted`: what autograd makes of the formula."""
+    a, b = layer.lora_A.to(x.dtype), (layer.lora_B * layer.scaling).to(x.dtype)
     y: Tensor = layer.base(x)
-    return y + (update * layer.scaling).to(y.dtype)
+    return y + (x @ a.t()) @ b.t()
 
 
 def bias_by_itself(
@@ -76,7 +76,7 @@ PATCHES: dict[str, tuple[str, Any]] = {
         bias_by_itself,
     ),
     "compiled GELU: PyTorch's instead": ("benchmarks.ours.compile_gelu", lambda *_: None),
-    "GELU in one kernel: transformers' five instead": (
+    "GELU in one kernel, compiled: transformers' five instead": (
         "loraqa.model.load._fuse_gelu",
         lambda _: None,
     ),
@@ -106,7 +106,7 @@ def ablation(folder: str, scale: Scale) -> Suite:
         name,
         {"ablation.json": ("sample", {"split": "train", "questions": scale.questions})},
         {
-            without: [Job("a step", "ablation.step", {"task": task, "without": without})]
+            without: Side("ablation.step", "a step", {"task": task, "without": without})
             for without in (NOTHING, TREES, *PATCHES)
         },
         scale.rounds,
@@ -115,10 +115,6 @@ def ablation(folder: str, scale: Scale) -> Suite:
 
 
 def _conclude(groups: Groups) -> Conclusion:
-    speeds = {name: best(group).speed for name, group in groups.items()}
-    gains = {
-        f"gain of {name}": speeds[NOTHING] / speed
-        for name, speed in speeds.items()
-        if name != NOTHING
-    }
-    return Conclusion(gains, [])
+    seconds = {name: best(group).median_seconds for name, group in groups.items()}
+    as_it_is = seconds.pop(NOTHING)
+    return Conclusion({f"gain of {name}": took / as_it_is for name, took in seconds.items()})

@@ -1,7 +1,7 @@
-"""Jobs in fresh processes, one at a time: contenders take turns, so a slow minute slows them all.
+"""Jobs in fresh processes, one at a time: sides take turns, so a slow minute slows them all.
 
-A group is one side of the comparison, with the settings that it may try: all of them run in the
-first round, the fastest of them in the later ones.
+In the first round each side tries its settings, one after another, and keeps the fastest value of
+each; in the later rounds it runs as it was fastest.
 """
 
 import json
@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,6 +29,32 @@ class Job:
     name: str
     function: str
     options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a comparison, with the settings that it may try.
+
+    Attributes:
+        function: as of a `Job`.
+        label: the name of its jobs, a format of its settings.
+        options: that all its jobs get.
+        settings: the values to try of further options; it begins with the first of each.
+    """
+
+    function: str
+    label: str
+    options: Mapping[str, Any]
+    settings: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+    def job(self, chosen: Mapping[str, Any]) -> Job:
+        """With one value for each of the settings."""
+        return Job(self.label.format(**chosen), self.function, {**self.options, **chosen})
+
+    @property
+    def searched(self) -> int:
+        """How many jobs a search takes."""
+        return 1 + sum(len(values) - 1 for values in self.settings.values())
 
 
 @dataclass
@@ -88,21 +115,22 @@ class Suite:
     Attributes:
         name: that of its file of results.
         files: passages that the jobs read, see `text.write`.
-        groups: the sides, each with what it may try.
+        sides: who competes, by name.
         rounds: how often the sides take turns.
         conclude: makes the conclusion out of what came out.
     """
 
     name: str
     files: Mapping[str, tuple[str, Mapping[str, Any]]]
-    groups: Mapping[str, Sequence[Job]]
+    sides: Mapping[str, Side]
     rounds: int
     conclude: Callable[[Groups], "Conclusion"]
 
     @property
     def runs(self) -> int:
         """How many processes it takes."""
-        return sum(map(len, self.groups.values())) + (self.rounds - 1) * len(self.groups)
+        searched = sum(side.searched for side in self.sides.values())
+        return searched + (self.rounds - 1) * len(self.sides)
 
 
 @dataclass(frozen=True)
@@ -159,14 +187,29 @@ def prepare(jobs: Sequence[Job], progress: Progress) -> None:
 
 
 def compete(suite: Suite, progress: Progress) -> Groups:
-    """Run a suite."""
-    groups = {name: [Contender(job) for job in jobs] for name, jobs in suite.groups.items()}
-    for turn in range(suite.rounds):
+    """Run a suite: what each side tried, with what came out."""
+
+    def measure(name: str, contender: Contender) -> None:
+        progress.tell(f"{suite.name}, {name}: {contender.job.name}")
+        contender.outcomes.append(run(contender.job))
+
+    groups = {name: _search(side, partial(measure, name)) for name, side in suite.sides.items()}
+    for _ in range(suite.rounds - 1):
         for name, group in groups.items():
-            for contender in group if turn == 0 else [best(group)]:
-                progress.tell(f"{suite.name}, {name}: {contender.job.name}")
-                contender.outcomes.append(run(contender.job))
+            measure(name, best(group))
     return groups
+
+
+def _search(side: Side, measure: Callable[[Contender], None]) -> list[Contender]:
+    """Every value of a setting in turn, beside the fastest of those before it."""
+    tried = [Contender(side.job({name: values[0] for name, values in side.settings.items()}))]
+    measure(tried[0])
+    for name, values in side.settings.items():
+        fastest = {other: best(tried).job.options[other] for other in side.settings}
+        for value in values[1:]:
+            tried.append(Contender(side.job({**fastest, name: value})))
+            measure(tried[-1])
+    return tried
 
 
 def best(group: Sequence[Contender]) -> Contender:

@@ -1,38 +1,71 @@
-"""The rate at which this machine multiplies matrices of the shapes that training uses."""
+"""The machine: what it is, what runs on it, and how fast it multiplies matrices."""
 
 import time
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.flops import matrices
+from benchmarks.base import Task
+from benchmarks.flops import matrices, tree_work
 from loraqa.model.load import load_tokenizer
+from loraqa.train.run import environment
 
+_PEERS = ("transformers", "peft", "trl", "accelerate", "datasets")
 _REPETITIONS = 10
 
+Shape = tuple[int, int, int]
+"""Rows, and width and height of a matrix."""
 
-def matrix_rate(folder: str, tokens: int) -> dict[str, Any]:
-    """GFLOP/s of (tokens, in) @ (in, out) for the matrices of a block, and of all together.
+
+def machine(command: str) -> dict[str, Any]:
+    """Where `command` runs, and with which versions of ourselves and of our peers."""
+    known = environment(torch.device("cpu"), torch.float32, command)
+    del known["dtype"]
+    return {**known, **{peer: _version(peer) for peer in _PEERS}}
+
+
+def matrix_rate(task: dict[str, Any]) -> dict[str, Any]:
+    """GFLOP/s of nothing but the frozen matrix products of a step on trees, forward and backward.
 
     A weight lies as GPT-2 has it, (in, out), or as everybody else, (out, in): the faster counts.
     """
-    _, config = load_tokenizer(f"{folder}/model")
-    return _rate(config, torch.float32, tokens) | _rate(config, torch.bfloat16, tokens)
+    the = Task(**task)
+    _, config = load_tokenizer(the.model_path)
+    work = tree_work(the.trees())
+    shapes = {(work.tokens, *matrix): config.n_layer for matrix in matrices(config).values()} | {
+        (work.supervised, config.n_embd, config.vocab_size): 1
+    }
+    return _rate(shapes, torch.float32) | _rate(shapes, torch.bfloat16)
 
 
-def _rate(config: Any, dtype: torch.dtype, tokens: int) -> dict[str, Any]:
+def _rate(shapes: Mapping[Shape, int], dtype: torch.dtype) -> dict[str, Any]:
+    """Of products as often as `shapes` says."""
     flops, seconds, rates = 0.0, 0.0, {}
-    for width, height in matrices(config).values():
-        x = torch.randn(tokens, width).to(dtype)
-        there, back = torch.randn(width, height).to(dtype), torch.randn(height, width).to(dtype).t()
-        fastest = min(_seconds(x, there), _seconds(x, back))
-        product = 2 * tokens * width * height
-        rates[f"{tokens} x {width} @ {width} x {height}"] = product / fastest / 1e9
-        flops += product
-        seconds += fastest
+    for (tokens, width, height), count in shapes.items():
+        took = _fastest(tokens, width, height, dtype) + _fastest(tokens, height, width, dtype)
+        products = 2 * 2 * tokens * width * height
+        rates[f"{tokens} x {width} x {height}"] = products / took / 1e9
+        flops += count * products
+        seconds += count * took
     name = str(dtype).removeprefix("torch.")
     return {f"{name}_gflops": flops / seconds / 1e9, f"{name}_gflops_by_shape": rates}
+
+
+def _fastest(tokens: int, width: int, height: int, dtype: torch.dtype) -> float:
+    """Seconds of (tokens, width) @ (width, height)."""
+    x = torch.randn(tokens, width).to(dtype)
+    there, back = torch.randn(width, height).to(dtype), torch.randn(height, width).to(dtype).t()
+    return min(_seconds(x, there), _seconds(x, back))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _seconds(x: Tensor, weight: Tensor) -> float:

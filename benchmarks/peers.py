@@ -66,7 +66,8 @@ def sft(task: dict[str, Any], kind: str, batch: int, layout: str) -> dict[str, A
     Args:
         task, kind, batch: as for `trainer`.
         layout: "padded"; "padding-free": the rows of a batch one after another in a single one;
-            or "packed": rows as long as the model takes, filled with examples beforehand.
+            or "packed": rows as long as the model takes, filled with examples beforehand, of
+            which one makes a batch.
     """
     from trl import SFTConfig, SFTTrainer
 
@@ -79,7 +80,7 @@ def sft(task: dict[str, Any], kind: str, batch: int, layout: str) -> dict[str, A
         made = SFTTrainer(
             _adapted(the, kind),
             SFTConfig(
-                **_arguments(the, kind, batch, count, out, "group_by_length"),
+                **_arguments(the, kind, 1 if packed else batch, count, out, "group_by_length"),
                 # On by default, to save memory; it computes every forward pass twice.
                 gradient_checkpointing=False,
                 completion_only_loss=True,

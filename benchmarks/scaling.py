@@ -15,7 +15,7 @@ OURS, PADDED = "trees", "padded"
 SHAPES = {"distilgpt2": (6, 768, 12), "gpt2": (12, 768, 12), "gpt2-medium": (24, 1024, 16)}
 """Layers, width and heads. Parameters are counted in the blocks, without embeddings."""
 
-_KIND = "bfloat16"
+_KIND = "bfloat16 and autocast"
 # A question with its answer, for the axis of tokens in a padded batch.
 _BRANCH_TOKENS = 25
 
@@ -65,7 +65,7 @@ def points() -> Iterator[Point]:
 
 def scaling(folder: Path) -> Suite:
     """Every point for both sides; `folder` holds a folder of `base.prepare` for each shape."""
-    groups = {}
+    sides = {}
     for point in points():
         task = Task(
             str(folder / point.model),
@@ -73,10 +73,11 @@ def scaling(folder: Path) -> Suite:
             str(folder / "gpt2" / point.file),
             1,
             "bfloat16",
+            reference=str(folder / point.model / f"{point.file}.safetensors"),
         )
-        groups[point.name(OURS)] = [trees(task, point.budget)]
-        groups[point.name(PADDED)] = [trainer(task, _KIND, point.rows, "group_by_length")]
-    return Suite("scaling", dict(map(_file, points())), groups, 1, _conclude)
+        sides[point.name(OURS)] = trees(task, point.budget)
+        sides[point.name(PADDED)] = trainer(task, [_KIND], [point.rows], "group_by_length")
+    return Suite("scaling", dict(map(_file, points())), sides, 1, _conclude)
 
 
 def _file(point: Point) -> tuple[str, tuple[str, dict[str, int]]]:

@@ -9,7 +9,7 @@ from benchmarks.harness import (
     Conclusion,
     Contender,
     Groups,
-    Job,
+    Side,
     Suite,
     at_least,
     at_most,
@@ -24,9 +24,9 @@ GENERATE_FP32, GENERATE_BF16 = "generate, fp32", "generate, bf16"
 
 _PEER_ROWS = 8
 # See `peers.PRECISIONS`.
-BF16_KINDS = ("autocast", "bfloat16", "bfloat16 and autocast")
-# Ours take a tenth of the time of others', so that more of them can be measured.
-_OUR_STEPS = 4
+BF16_KINDS = ("bfloat16", "autocast", "bfloat16 and autocast")
+# Of the whole of SQuAD v1.1: its train split, and its dev split.
+_QUESTIONS = 87_599
 _SCORED = 10_570
 _CHECKPOINT_EVERY = 200
 
@@ -37,10 +37,11 @@ class Scale:
 
     Attributes:
         questions: of an optimizer step.
-        rounds: how often the contenders take turns.
+        rounds: how often the sides take turns.
+        steps: optimizer steps that are timed each time, after one that warms up.
         adapters: which adapters are trained.
+        kinds: how P2, P3 and P4 try to compute in bf16.
         batches: how many rows in a batch P3 and P4 try.
-        kinds: how P3 and P4 try to compute in bf16.
         layouts: what P4 tries, see `peers.sft`.
         answered: questions of the dev set to answer.
         answer_batches: how many rows in a batch `generate` tries.
@@ -50,9 +51,10 @@ class Scale:
 
     questions: int
     rounds: int
+    steps: int
     adapters: Sequence[str]
-    batches: Sequence[int]
     kinds: Sequence[str]
+    batches: Sequence[int]
     layouts: Sequence[str]
     answered: int
     answer_batches: Sequence[int]
@@ -63,24 +65,27 @@ class Scale:
 QUICK = Scale(
     questions=12,
     rounds=1,
+    steps=1,
     adapters=["all-linear"],
-    batches=[4, 12],
-    kinds=["bfloat16"],
-    layouts=["padding-free"],
+    kinds=["bfloat16 and autocast"],
+    batches=[4],
+    layouts=["padded"],
     answered=24,
     answer_batches=[24],
     answer_tokens=[MAX_ANSWER_TOKENS],
     loop_steps=4,
 )
+# Where a search begins counts little; the values on both sides of the fastest are among them.
 FULL = Scale(
     questions=32,
     rounds=2,
+    steps=2,
     adapters=["all-linear", "c_attn"],
-    batches=[8, 16],
-    kinds=["bfloat16"],
-    layouts=["padded", "padding-free"],
+    kinds=BF16_KINDS,
+    batches=[8, 4, 2, 16],
+    layouts=["padded", "padding-free", "packed"],
     answered=128,
-    answer_batches=[8, 16, 32],
+    answer_batches=[32, 16, 64],
     answer_tokens=[MAX_ANSWER_TOKENS, 6],
     loop_steps=10,
 )
@@ -90,20 +95,20 @@ def training(folder: str, adapter: str, scale: Scale) -> Suite:
     """Optimizer steps on the same questions for everybody, and the machine's rate beside them."""
     name = f"training-{adapter}"
     reference = f"{folder}/{name}.safetensors"
-    fp32 = Task(folder, adapter, "train.json", 1, "float32", reference)
-    bf16 = Task(folder, adapter, "train.json", 1, "bfloat16", reference)
+    fp32 = Task(folder, adapter, "train.json", scale.steps, "float32", reference)
+    bf16 = replace(fp32, precision="bfloat16")
     return Suite(
         name,
         {"train.json": ("sample", {"split": "train", "questions": scale.questions})},
         {
-            P1: [trainer(fp32, "float32", _PEER_ROWS, "random")],
-            P2: [trainer(bf16, kind, _PEER_ROWS, "random") for kind in BF16_KINDS],
-            P3: _by_length(bf16, scale),
+            P1: trainer(fp32, ["float32"], [_PEER_ROWS], "random"),
+            P2: trainer(bf16, scale.kinds, [_PEER_ROWS], "random"),
+            P3: trainer(bf16, scale.kinds, scale.batches, "group_by_length"),
             P4: _sft(bf16, scale),
-            P5: [Job("rows by length", "ours.padded", {"task": asdict(bf16)})],
-            OURS_FP32: [trees(replace(fp32, steps=_OUR_STEPS))],
-            OURS_BF16: [trees(replace(bf16, steps=_OUR_STEPS))],
-            MACHINE: [_rate(folder)],
+            P5: Side("ours.padded", "rows by length", {"task": asdict(bf16)}),
+            OURS_FP32: trees(fp32),
+            OURS_BF16: trees(bf16),
+            MACHINE: Side("machine.matrix_rate", "matrix products", {"task": asdict(bf16)}),
         },
         scale.rounds,
         _conclude_training,
@@ -114,11 +119,14 @@ def single(folder: str, scale: Scale) -> Suite:
     """One question per context: nothing to share."""
     name = "training-one-question"
     reference = f"{folder}/{name}.safetensors"
-    task = Task(folder, "all-linear", "single.json", 1, "bfloat16", reference)
+    task = Task(folder, "all-linear", "single.json", scale.steps, "bfloat16", reference)
     return Suite(
         name,
         {"single.json": ("single", {"questions": scale.questions})},
-        {P3: _by_length(task, scale), OURS_BF16: [trees(replace(task, steps=_OUR_STEPS))]},
+        {
+            P3: trainer(task, scale.kinds, scale.batches, "group_by_length"),
+            OURS_BF16: trees(task),
+        },
         scale.rounds,
         _conclude_single,
     )
@@ -136,11 +144,9 @@ def evaluation(folder: str, answer_tokens: int, scale: Scale) -> Suite:
             "answer_tokens": answer_tokens,
         }
 
-    def generate(precision: str) -> list[Job]:
-        return [
-            Job(f"batches of {size}", "peers.generate", {**options(precision), "batch": size})
-            for size in scale.answer_batches
-        ]
+    def generate(precision: str) -> Side:
+        batches = {"batch": scale.answer_batches}
+        return Side("peers.generate", "batches of {batch}", options(precision), batches)
 
     return Suite(
         f"evaluation-{answer_tokens}-tokens",
@@ -148,8 +154,8 @@ def evaluation(folder: str, answer_tokens: int, scale: Scale) -> Suite:
         {
             GENERATE_FP32: generate("float32"),
             GENERATE_BF16: generate("bfloat16"),
-            OURS_FP32: [Job("Reader", "ours.read", options("float32"))],
-            OURS_BF16: [Job("Reader", "ours.read", options("bfloat16"))],
+            OURS_FP32: Side("ours.read", "Reader", options("float32")),
+            OURS_BF16: Side("ours.read", "Reader", options("bfloat16")),
         },
         scale.rounds,
         _conclude_evaluation,
@@ -159,75 +165,57 @@ def evaluation(folder: str, answer_tokens: int, scale: Scale) -> Suite:
 def whole(folder: str, scale: Scale) -> Suite:
     """What a run costs besides forward and backward, and whole commands."""
     task = Task(folder, "all-linear", "loop.json", scale.loop_steps, "bfloat16")
-    start = Job(
-        "loraqa train, to the first step",
+    start = Side(
         "commands.start",
+        "loraqa train, to the first step",
         {"folder": folder, "train": f"{folder}/whole.json", "cache": f"{folder}/cache"},
     )
-    score = Job("loraqa score", "commands.score", {"folder": folder, "data": "scored.json"})
     return Suite(
         "whole",
         {
-            "loop.json": ("sample", {"split": "train", "questions": 32}),
-            "whole.json": ("sample", {"split": "train", "questions": 10**6}),
-            "scored.json": ("repeated", {"questions": _SCORED}),
+            "loop.json": ("sample", {"split": "train", "questions": scale.questions}),
+            "whole.json": ("repeated", {"split": "train", "questions": _QUESTIONS}),
+            "scored.json": ("repeated", {"split": "dev", "questions": _SCORED}),
         },
         {
-            "loop": [
-                Job(
-                    "the loop of loraqa train",
-                    "ours.overhead",
-                    {"task": asdict(task), "checkpoint_every": _CHECKPOINT_EVERY},
-                )
-            ],
-            "first start": [start],
-            "second start": [start],
-            "score": [score],
+            "loop": Side(
+                "ours.overhead",
+                "the loop of loraqa train",
+                {"task": asdict(task), "checkpoint_every": _CHECKPOINT_EVERY},
+            ),
+            "first start": start,
+            "second start": start,
+            "score": Side(
+                "commands.score", "loraqa score", {"folder": folder, "data": "scored.json"}
+            ),
         },
         1,
         _conclude_whole,
     )
 
 
-def trainer(task: Task, kind: str, batch: int, sampling: str) -> Job:
+def trainer(task: Task, kinds: Sequence[str], batches: Sequence[int], sampling: str) -> Side:
     """PEFT in transformers' Trainer."""
-    return Job(
-        f"{kind}, batches of {batch}",
+    return Side(
         "peers.trainer",
-        {"task": asdict(task), "kind": kind, "batch": batch, "sampling": sampling},
+        "{kind}, batches of {batch}",
+        {"task": asdict(task), "sampling": sampling},
+        {"kind": kinds, "batch": batches},
     )
 
 
-def trees(task: Task, tokens_per_batch: int | None = None) -> Job:
+def trees(task: Task, tokens_per_batch: int | None = None) -> Side:
     """loraqa."""
-    options = {"task": asdict(task), "tokens_per_batch": tokens_per_batch}
-    return Job("trees", "ours.trees", options)
+    return Side("ours.trees", "trees", {"task": asdict(task), "tokens_per_batch": tokens_per_batch})
 
 
-def _by_length(task: Task, scale: Scale) -> list[Job]:
-    return [
-        trainer(task, kind, batch, "group_by_length")
-        for kind in scale.kinds
-        for batch in scale.batches
-    ]
-
-
-def _sft(task: Task, scale: Scale) -> list[Job]:
-    return [
-        Job(
-            f"{kind}, {layout}, batches of {batch}",
-            "peers.sft",
-            {"task": asdict(task), "kind": kind, "batch": batch, "layout": layout},
-        )
-        for kind in scale.kinds
-        for layout in scale.layouts
-        # A packed row is as long as a batch is to be.
-        for batch in ([1] if layout == "packed" else scale.batches)
-    ]
-
-
-def _rate(folder: str) -> Job:
-    return Job("matrix products", "machine.matrix_rate", {"folder": folder, "tokens": 4096})
+def _sft(task: Task, scale: Scale) -> Side:
+    return Side(
+        "peers.sft",
+        "{kind}, {layout}, batches of {batch}",
+        {"task": asdict(task)},
+        {"kind": scale.kinds, "layout": scale.layouts, "batch": scale.batches},
+    )
 
 
 def _conclude_training(groups: Groups) -> Conclusion:

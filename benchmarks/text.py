@@ -47,9 +47,9 @@ def single(questions: int) -> list[Passage]:
     return sample_questions(passages, questions, seed=0)
 
 
-def repeated(questions: int) -> list[Passage]:
-    """The dev split over and over, each time under new ids, until it holds so many questions."""
-    copies = (_renamed(p, i) for i, p in enumerate(cycle(_passages("dev"))))
+def repeated(split: str, questions: int) -> list[Passage]:
+    """A split over and over, each time under new ids, until it holds so many questions."""
+    copies = (_renamed(p, i) for i, p in enumerate(cycle(_passages(split))))
     return sample_questions(list(islice(copies, questions)), questions, seed=0)
 
 
