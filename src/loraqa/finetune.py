@@ -159,7 +159,7 @@ def _reader(
     """The model, and how questions are put to it, in training as in answering."""
     max_length = choose_max_length(settings.prompt.max_length, model.config)
     return Reader(
-        choose_runner(model, max_length),
+        choose_runner(model, max_length, training=True),
         tokenizer,
         Template(settings.prompt.template),
         max_length,

@@ -209,13 +209,25 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3"])
 def test_a_gpu_computes_rows_of_few_lengths(kind: str) -> None:
-    assert type(choose_runner(tiny_model(kind), 200)) is BucketRunner
+    assert type(choose_runner(tiny_model(kind), 200, training=True)) is BucketRunner
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
-def test_a_kernel_that_fails_gives_way_to_blocks(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_gradients_are_nothing_to_those_who_only_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("gradients were computed")
+
+    monkeypatch.setattr(choose, "small_gradients", refuse)
+    assert type(choose_runner(tiny_model("gpt2"), 200)) is BucketRunner
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_a_kernel_without_gradients_gives_way_to_blocks(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "loraqa"):
-        runner = choose_runner(tiny_model("gpt2"), 200)
+        runner = choose_runner(tiny_model("gpt2"), 200, training=True)
     assert type(runner) is TreeRunner
     assert "BucketRunner: FlexAttention does not support backward on CPU" in caplog.text
 

@@ -66,14 +66,19 @@ def logits_and_gradients(runner: Runner, trees: list[Tree]) -> list[torch.Tensor
     ("kind", "compiler"), [("gpt2", "aot_eager"), ("llama", "eager")], indirect=["compiler"]
 )
 def test_they_train_as_before_and_are_compiled_once_a_bucket(
-    kind: str, trees: list[Tree], compiler: CompileCounterWithBackend
+    kind: str,
+    trees: list[Tree],
+    compiler: CompileCounterWithBackend,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     model = adapted(kind, layers=4)
     batches = [trees[1:], trees[:1], trees]
     expected = [logits_and_gradients(TreeRunner(model), batch) for batch in batches]
     runner = BucketRunner(model)
     assert len({runner.size(batch) for batch in batches}) == 1
-    compile_layers(runner, STEPS)
+    with caplog.at_level(logging.INFO, "loraqa"):
+        compile_layers(runner, STEPS)
+    assert caplog.messages == ["Compiling the layers, which takes a minute or so."]
     actual = [logits_and_gradients(runner, batch) for batch in batches]
     torch.testing.assert_close(actual, expected)
     # The lowest layer, whose input wants no gradient, and the others; attention by itself at first,

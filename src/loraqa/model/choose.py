@@ -39,12 +39,14 @@ _Kind = Callable[[PreTrainedModel], Runner]
 _OVER_TREES: dict[str, tuple[type[TreeRunner], ...]] = {"cuda": (BucketRunner, TreeRunner)}
 
 
-def choose_runner(model: PreTrainedModel, max_length: int) -> Runner:
+def choose_runner(model: PreTrainedModel, max_length: int, *, training: bool = False) -> Runner:
     """Trees if the model can take them, else one row per question, with a line that says so.
 
     Args:
         model: any causal language model.
         max_length: the longest path that it will compute, in tokens.
+        training: whether gradients are wanted too. Their kernels are other ones, may fail where
+            these do not, and take their time to compile.
 
     Raises:
         InputError: the model is not causal.
@@ -57,7 +59,7 @@ def choose_runner(model: PreTrainedModel, max_length: int) -> Runner:
     reason = _why_no_full_attention(model, max_length)
     if reason is None:
         for over_trees in _OVER_TREES.get(model.device.type, (TreeRunner,)):
-            reason = _why_wrong(over_trees, model)
+            reason = _why_wrong(over_trees, model, training)
             if reason is None:
                 return over_trees(model)
             logger.info("Trees are not computed by %s: %s.", over_trees.__name__, reason)
@@ -100,16 +102,15 @@ def _why_no_full_attention(model: PreTrainedModel, max_length: int) -> str | Non
 
 
 @torch.no_grad()
-def _why_wrong(kind: _Kind, model: PreTrainedModel) -> str | None:
-    """Why a runner does not give the logits of every row alone, in training and in decoding."""
+def _why_wrong(kind: _Kind, model: PreTrainedModel, training: bool = False) -> str | None:
+    """Why a runner does not give the logits of every row alone, or in training no gradients."""
     trees = _small_trees(model)
     expected = _alone(model, trees)
     implementation = model.config._attn_implementation
     try:
         runner = kind(model)
         error = _relative_error(runner, trees, expected)
-        if isinstance(runner, BucketRunner):
-            # Its kernels for gradients are other ones, and may fail where these do not.
+        if training:
             small_gradients(runner, trainable(model)[:1])
     except torch.OutOfMemoryError:
         raise

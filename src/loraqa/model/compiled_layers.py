@@ -38,6 +38,7 @@ def compile_layers(runner: Runner, steps: int) -> None:
         return
     expected = small_gradients(runner, trainable(runner.model))
     layers = layers_of(runner.model)[:-1]
+    logger.info("Compiling the layers, which takes a minute or so.")
     for layer in layers:
         _compile(layer)
     reason = _why_wrong(runner, expected)
