@@ -12,7 +12,6 @@ from torch.nn.functional import scaled_dot_product_attention
 from loraqa.model.blocks import Block, attend_blocks
 
 SCALING = 0.3
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(params=["products", "fused"])
@@ -24,9 +23,7 @@ def _either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 either_way = pytest.mark.usefixtures("_either_way")
 
 
-def blocks_and_mask(
-    lengths: list[int], generator: torch.Generator, dtype: torch.dtype = torch.float64
-) -> tuple[list[Block], Tensor]:
+def blocks_and_mask(lengths: list[int], generator: torch.Generator) -> tuple[list[Block], Tensor]:
     """Causal blocks and blocks with a mask in turn, these looking back at all keys before."""
     edges = list(accumulate(lengths, initial=0))
     seen = torch.zeros(edges[-1], edges[-1], dtype=torch.bool)
@@ -34,12 +31,12 @@ def blocks_and_mask(
     for number, (start, end) in enumerate(pairwise(edges)):
         tokens = slice(start, end)
         if number % 2 == 0:
-            blocks.append(Block.causal(tokens, dtype, CPU))
+            blocks.append(Block(tokens, tokens))
             seen[tokens, tokens] = torch.ones(end - start, end - start, dtype=torch.bool).tril()
         else:
             mask = torch.rand(end - start, end, generator=generator) < 0.5
             mask[:, 0] = True
-            blocks.append(Block.masked(tokens, slice(0, end), mask, dtype, CPU))
+            blocks.append(Block(tokens, slice(0, end), mask))
             seen[tokens, :end] = mask
     return blocks, seen
 
@@ -81,9 +78,22 @@ def test_key_heads_are_shared_by_query_heads() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rounding_is_that_of_the_dtype(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
-    blocks, seen = blocks_and_mask([40, 30], generator, dtype)
+    blocks, seen = blocks_and_mask([40, 30], generator)
     exact = [states(70, 2, generator) for _ in range(3)]
     expected = scaled_dot_product_attention(*exact, attn_mask=seen, scale=SCALING)
     rounded = attend_blocks(*(each.to(dtype) for each in exact), blocks, SCALING)
     error = (rounded - expected).norm() / expected.norm()
     assert error < 2 * torch.finfo(dtype).eps
+
+
+def test_a_bias_is_made_once_in_each_dtype() -> None:
+    block, single, double = Block(slice(0, 3), slice(0, 3)), torch.ones(1), torch.ones(1).double()
+    assert block.bias(single) is block.bias(single)
+    assert (block.bias(single).dtype, block.bias(double).dtype) == (single.dtype, double.dtype)
+
+
+def test_fused_attention_makes_no_bias_of_causal_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loraqa.model.blocks._products_pay", lambda *_: False)
+    monkeypatch.delattr(Block, "bias")
+    row = torch.zeros(1, 2, 5, 4)
+    attend_blocks(row, row, row, [Block(slice(0, 5), slice(0, 5))], SCALING)

@@ -37,7 +37,7 @@ def test_it_attends_as_blocks_do_and_padding_to_itself(key_heads: int) -> None:
         torch.randn(1, heads, end + PADDING, 16, generator=generator)
         for heads in (4, key_heads, key_heads)
     )
-    blocks = BlockTrees(SPANS, WANTED, query.dtype, CPU)
+    blocks = BlockTrees(SPANS, WANTED)
     flex = FlexTrees(SPANS, end + PADDING, WANTED, CPU)
     real = [states[:, :, :end] for states in (query, key, value)]
     attended = flex.attend(0, query, key, value, 0.2)

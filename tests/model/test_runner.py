@@ -115,7 +115,7 @@ def test_attention_refuses_what_it_does_not_do(option: dict[str, Any]) -> None:
     model = tiny_model("gpt2")
     states = torch.zeros(1, 2, 4, 8)
     attention = model.transformer.h[0].attn
-    trees = BlockTrees([TreeSpan(0, 2, (2,))], torch.tensor([3]), states.dtype, states.device)
+    trees = BlockTrees([TreeSpan(0, 2, (2,))], torch.tensor([3]))
     attend_trees(attention, states, states, states, None, trees=trees, dropout=0.0, softcap=None)
     with pytest.raises(ValueError, match=f"has no {next(iter(option))}"):
         attend_trees(attention, states, states, states, None, trees=trees, **option)

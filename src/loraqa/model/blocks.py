@@ -1,7 +1,7 @@
 """Attention over trees block by block: some tokens of a row, and the keys that they see."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice, pairwise
 from typing import Any
 
@@ -21,30 +21,29 @@ class Block:
 
     Attributes:
         queries, keys: where they lie in their rows.
-        bias: (queries, keys) added to the scores, in their dtype: 0 where a query sees a key,
-            else -inf.
-        is_causal: each query sees the keys up to its own, and so says `bias`.
+        seen: (queries, keys), true where a query sees a key; None where these are the same tokens,
+            and each sees itself and those before.
     """
 
     queries: slice
     keys: slice
-    bias: Tensor
-    is_causal: bool = False
+    seen: Tensor | None = None
+    _biases: dict[torch.dtype, Tensor] = field(default_factory=dict, init=False)
 
-    @classmethod
-    def causal(cls, tokens: slice, dtype: torch.dtype, device: torch.device) -> "Block":
-        """Tokens that each see themselves and those before."""
-        length = tokens.stop - tokens.start
-        bias = torch.full((length, length), -torch.inf, dtype=dtype, device=device).triu(1)
-        return cls(tokens, tokens, bias, is_causal=True)
+    def bias(self, states: Tensor) -> Tensor:
+        """What is added to scores: (queries, keys), 0 where a query sees a key, else -inf.
 
-    @classmethod
-    def masked(
-        cls, queries: slice, keys: slice, seen: Tensor, dtype: torch.dtype, device: torch.device
-    ) -> "Block":
-        """From (queries, keys), true where a query sees a key."""
-        bias = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf)
-        return cls(queries, keys, bias.to(device))
+        It has the dtype and device of `states`. It is as large as the scores of one head, so it is
+        made where it is first asked for, and kept for all other layers.
+        """
+        if states.dtype not in self._biases:
+            seen = self._causal_mask() if self.seen is None else self.seen
+            self._biases[states.dtype] = torch.where(seen, 0.0, -torch.inf).to(states)
+        return self._biases[states.dtype]
+
+    def _causal_mask(self) -> Tensor:
+        length = self.queries.stop - self.queries.start
+        return torch.ones(length, length, dtype=torch.bool).tril()
 
 
 class BlockTrees:
@@ -53,16 +52,9 @@ class BlockTrees:
     Args:
         spans: where the trees lie.
         wanted: (S,) the tokens that are computed in the last layer, in order.
-        dtype, device: of the model.
     """
 
-    def __init__(
-        self,
-        spans: Sequence[TreeSpan],
-        wanted: Tensor,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, spans: Sequence[TreeSpan], wanted: Tensor) -> None:
         self._blocks: list[Block] = []
         self._wanted_blocks: list[Block] = []
         edges = torch.tensor([0, *(span.end for span in spans)])
@@ -72,11 +64,8 @@ class BlockTrees:
             branches, tree = slice(span.branches_start, span.end), slice(span.start, span.end)
             seen = branch_mask(span)
             seen_by_wanted = seen[wanted[first:end] - span.branches_start]
-            self._blocks.append(Block.causal(trunk, dtype, device))
-            self._blocks.append(Block.masked(branches, tree, seen, dtype, device))
-            self._wanted_blocks.append(
-                Block.masked(slice(first, end), tree, seen_by_wanted, dtype, device)
-            )
+            self._blocks += Block(trunk, trunk), Block(branches, tree, seen)
+            self._wanted_blocks.append(Block(slice(first, end), tree, seen_by_wanted))
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
@@ -126,8 +115,8 @@ def attend_blocks(
             query[:, :, block.queries],
             key[:, :, block.keys],
             value[:, :, block.keys],
-            attn_mask=None if block.is_causal else block.bias,
-            is_causal=block.is_causal,
+            attn_mask=None if block.seen is None else block.bias(query),
+            is_causal=block.seen is None,
             scale=scaling,
         )
         for block in blocks
@@ -173,7 +162,7 @@ class ByProducts(torch.autograd.Function):
         for block in blocks:
             queries = query[:, block.queries] * scaling
             keys, values = key[:, block.keys].contiguous(), value[:, block.keys].contiguous()
-            scores = torch.baddbmm(block.bias, queries, keys.transpose(1, 2))
+            scores = torch.baddbmm(block.bias(query), queries, keys.transpose(1, 2))
             weights = scores.softmax(dim=-1)
             attended[:, block.queries] = weights @ values
             kept += queries, keys, values, weights

@@ -12,9 +12,9 @@ Pack = Callable[[TreeBatch, PreTrainedModel], PackedTrees]
 """From a batch, whose supervised tokens are the wanted ones, to its trees in a model."""
 
 
-def pack_blocks(batch: TreeBatch, model: PreTrainedModel) -> PackedTrees:
+def pack_blocks(batch: TreeBatch, _model: PreTrainedModel) -> PackedTrees:
     """Tree by tree, on any device."""
-    return BlockTrees(batch.spans, batch.supervised, model.dtype, model.device)
+    return BlockTrees(batch.spans, batch.supervised)
 
 
 def pack_flex(batch: TreeBatch, model: PreTrainedModel) -> PackedTrees:
