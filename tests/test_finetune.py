@@ -6,6 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,16 @@ from loraqa.answer.reader import Reader
 from loraqa.errors import InputError
 from loraqa.finetune import FinetuneResult, finetune
 from loraqa.lora.adapter import load_adapter
+from loraqa.model import compiled
+from loraqa.model.compiled import CompiledGelu
 from loraqa.model.load import load_base
+from loraqa.model.runner import Runner
 from loraqa.squad import Passage, Question, write_official
-from loraqa.train.run import RunDirectory
+from loraqa.train.checkpoint import TrainState
+from loraqa.train.loop import train
+from loraqa.train.run import Record, RunDirectory
 from loraqa.train.settings import RunSettings, load_settings
+from loraqa.train.stopping import StoppedError
 from tests.train.conftest import PASSAGES
 
 # Runs the recipe and sends itself a signal right after a step.
@@ -195,6 +203,106 @@ def test_a_finished_run_resumed_stays_as_it_is(
     shutil.copytree(finished[0], run)
     assert finetune(chosen, run, resume=True).after == finished[1].after
     assert weights(run) == weights(finished[0])
+
+
+@pytest.fixture
+def compiling(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every training on a CPU is worth compiling its GELUs, whatever a clock says."""
+    forget = compiled._compiles.cache_clear
+    forget()
+    monkeypatch.setattr(compiled, "_WORTH_IT", 0)
+    monkeypatch.setattr(compiled, "_seconds", lambda gelu, _: not isinstance(gelu, CompiledGelu))
+    if not compiled._compiles(torch.float32):
+        pytest.skip("no C++ compiler works here")
+    yield
+    forget()
+
+
+def test_what_is_compiled_is_chosen_for_the_whole_training(
+    chosen: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, int] = {}
+
+    def gelu(_: Any, tokens: int) -> bool:
+        asked["tokens"] = tokens
+        return True
+
+    def layers(_: Any, steps: int) -> bool:
+        asked["steps"] = steps
+        return False
+
+    monkeypatch.setattr("loraqa.finetune.compile_gelu", gelu)
+    monkeypatch.setattr("loraqa.finetune.compile_layers", layers)
+    run = tmp_path / "run"
+    with stopping_after(5, monkeypatch), pytest.raises(StoppedError):
+        finetune(chosen, run)
+    tokens = 4 * read(run / "data.json")["train"]["encoding"]["tree_tokens"]
+    assert asked == {"tokens": tokens, "steps": 8}
+    told = read(run / "environment.json")
+    assert (told["compiled_gelu"], told["compiled_layers"]) == (True, False)
+    asked.clear()
+    finetune(chosen, run, resume=True)
+    assert asked == {"tokens": tokens, "steps": 8}
+    asked.clear()
+    finetune(chosen, run, resume=True)
+    assert asked == {"tokens": tokens}
+
+
+@pytest.mark.usefixtures("compiling")
+def test_with_compiled_gelus_too_it_resumes_to_the_same_bits(
+    chosen: RunSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    trained: list[bool] = []
+
+    def watched(runner: Runner, *rest: Any, **options: Any) -> TrainState:
+        layers = runner.model.transformer.h
+        trained.append(all(isinstance(layer.mlp.act, CompiledGelu) for layer in layers))
+        return train(runner, *rest, **options)
+
+    monkeypatch.setattr("loraqa.finetune.train", watched)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    finetune(chosen, whole)
+    with stopping_after(5, monkeypatch), pytest.raises(StoppedError, match="after step 5"):
+        finetune(chosen, stopped)
+    with caplog.at_level(logging.WARNING, logger="loraqa"):
+        finetune(chosen, stopped, resume=True)
+    assert "loraqa" not in {record.name for record in caplog.records}
+    assert trained == [True] * 3
+    assert weights(stopped) == weights(whole)
+
+
+@contextmanager
+def stopping_after(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """SIGTERM comes right after an optimizer step."""
+    append = RunDirectory.append
+
+    def append_and_stop(self: RunDirectory, record: Record) -> None:
+        append(self, record)
+        if record["step"] == step and record["kind"] == "train":
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "append", append_and_stop)
+        yield
+
+
+def test_going_on_with_other_kernels_is_told(
+    finished: tuple[Path, FinetuneResult],
+    chosen: RunSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run = shutil.copytree(finished[0], tmp_path / "run")
+    monkeypatch.setattr("loraqa.finetune.compile_gelu", lambda *_: True)
+    with caplog.at_level(logging.WARNING, logger="loraqa"):
+        finetune(chosen, run, resume=True)
+    assert caplog.messages == [
+        "The run began with compiled_gelu False and goes on with True: its last bits may differ."
+    ]
 
 
 def test_a_run_made_with_relative_paths_goes_on_and_answers_elsewhere(

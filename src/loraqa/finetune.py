@@ -24,6 +24,7 @@ from loraqa.model.choose import choose_runner
 from loraqa.model.compiled import compile_gelu
 from loraqa.model.compiled_layers import compile_layers
 from loraqa.model.load import choose_max_length, load_base
+from loraqa.model.runner import Runner
 from loraqa.prompt.cache import encode_training_once
 from loraqa.prompt.encode import Encoded, EncodingCounts, PromptEncoder
 from loraqa.prompt.plan import BatchPlan
@@ -115,15 +116,15 @@ def finetune(
     _put_in_adapter(model, settings, checkpoint)
     base = describe_base(settings.model, model)
     facts = {"base": base.model_dump(), **_data_facts(data, encoded.counts)}
-    surroundings = environment(model.device, model.dtype, command)
+    plan = _plan(settings, encoded, reader)
+    total, done = total_steps(plan, settings.optimisation), step_of(checkpoint)
+    tokens = encoded.counts.tree_tokens * total // plan.steps_in(0)
+    compiled = _compile(reader.runner, tokens, total, done)
+    surroundings = environment(model.device, model.dtype, command) | compiled
     begin = run.resume if resume else run.start
     begin(settings, facts, surroundings)
 
-    plan = _plan(settings, encoded, reader)
-    total = total_steps(plan, settings.optimisation)
-    compile_gelu(model, tokens=encoded.counts.tree_tokens * total // plan.steps_in(0))
-    compile_layers(reader.runner, steps=total)
-    with training_progress(total, done=step_of(checkpoint)) as report:
+    with training_progress(total, done) as report:
         state = train(
             reader.runner,
             plan,
@@ -224,6 +225,15 @@ def _plan(settings: RunSettings, encoded: Encoded, reader: Reader) -> BatchPlan:
         settings.seed,
         reader.runner.size,
     )
+
+
+def _compile(runner: Runner, tokens: int, steps: int, done: int) -> dict[str, bool]:
+    """Compile what pays over the whole training, so that a resumed one has the same bits."""
+    compiled = {"compiled_gelu": compile_gelu(runner.model, tokens)}
+    # Scoring, which may be left to do after the last step, computes GELUs but no such layers.
+    if done < steps:
+        compiled["compiled_layers"] = compile_layers(runner, steps)
+    return compiled
 
 
 def _scorer(

@@ -77,7 +77,7 @@ def test_they_train_as_before_and_are_compiled_once_a_bucket(
     runner = BucketRunner(model)
     assert len({runner.size(batch) for batch in batches}) == 1
     with caplog.at_level(logging.INFO, "loraqa"):
-        compile_layers(runner, STEPS)
+        assert compile_layers(runner, STEPS)
     assert caplog.messages == ["Compiling the layers, which takes a minute or so."]
     actual = [logits_and_gradients(runner, batch) for batch in batches]
     torch.testing.assert_close(actual, expected)
@@ -128,7 +128,7 @@ def test_a_compiler_that_fails_leaves_the_layers_as_they_were(
     runner = BucketRunner(adapted("gpt2"))
     expected = logits_and_gradients(runner, trees)
     with caplog.at_level(logging.INFO, "loraqa"):
-        compile_layers(runner, STEPS)
+        assert not compile_layers(runner, STEPS)
     assert "Layers are not compiled: no triton." in caplog.text
     torch.testing.assert_close(logits_and_gradients(runner, trees), expected)
 
@@ -143,7 +143,7 @@ def test_a_compiler_that_is_wrong_leaves_the_layers_as_they_were(
     monkeypatch.setattr(compiled_layers, "_compile", doubled)
     model = adapted("gpt2")
     with caplog.at_level(logging.INFO, "loraqa"):
-        compile_layers(BucketRunner(model), STEPS)
+        assert not compile_layers(BucketRunner(model), STEPS)
     assert "Layers are not compiled: gradients are " in caplog.text
     assert all("forward" not in vars(layer) for layer in model.transformer.h)
 
@@ -153,6 +153,6 @@ def test_few_steps_or_rows_of_any_length_are_not_worth_it(
     kind: type[TreeRunner], steps: int, compiler: CompileCounterWithBackend
 ) -> None:
     model = adapted("gpt2")
-    compile_layers(kind(model), steps)
+    assert not compile_layers(kind(model), steps)
     assert all("forward" not in vars(layer) for layer in model.transformer.h)
     assert compiler.frame_count == 0

@@ -32,24 +32,29 @@ _DTYPES = (torch.bfloat16, torch.float32)
 _PYTORCHS = nn.GELU(approximate="tanh")
 
 
-def compile_gelu(model: PreTrainedModel, tokens: int) -> None:
+def compile_gelu(model: PreTrainedModel, tokens: int) -> bool:
     """Let a model on a CPU compute its tanh-GELUs by a compiled kernel, if that works and pays.
 
     Args:
         model: has its tanh-GELUs as `nn.GELU`; others stay as they are.
         tokens: how many it will compute in training.
+
+    Returns:
+        Whether it does.
     """
     if model.device.type != "cpu" or model.num_parameters() * tokens < _WORTH_IT:
-        return
+        return False
     gelus = [
         (module, name)
         for module in model.modules()
         for name, child in module.named_children()
         if isinstance(child, nn.GELU) and child.approximate == _PYTORCHS.approximate
     ]
-    if gelus and model.dtype in _DTYPES and _compiles(model.dtype):
-        for module, name in gelus:
-            setattr(module, name, CompiledGelu())
+    if not gelus or model.dtype not in _DTYPES or not _compiles(model.dtype):
+        return False
+    for module, name in gelus:
+        setattr(module, name, CompiledGelu())
+    return True
 
 
 class CompiledGelu(nn.Module):

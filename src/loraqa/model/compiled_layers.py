@@ -27,15 +27,18 @@ _WORTH_IT = 2000
 _TOLERANCE = 0.1
 
 
-def compile_layers(runner: Runner, steps: int) -> None:
+def compile_layers(runner: Runner, steps: int) -> bool:
     """Let a model train with compiled layers, if its rows are of few lengths and it works and pays.
 
     Args:
         runner: of a model with its adapter.
-        steps: optimizer steps to do.
+        steps: optimizer steps of the training.
+
+    Returns:
+        Whether it does.
     """
     if not isinstance(runner, BucketRunner) or steps < _WORTH_IT:
-        return
+        return False
     expected = small_gradients(runner, trainable(runner.model))
     layers = layers_of(runner.model)[:-1]
     logger.info("Compiling the layers, which takes a minute or so.")
@@ -46,6 +49,7 @@ def compile_layers(runner: Runner, steps: int) -> None:
         logger.info("Layers are not compiled: %s.", reason)
         for layer in layers:
             del layer.forward
+    return reason is None
 
 
 def _why_wrong(runner: Runner, expected: Tensor) -> str | None:

@@ -2,7 +2,7 @@
 
 RUN/
     settings.yaml      everything that was chosen
-    environment.json   versions, machine, threads, device, command
+    environment.json   versions, machine, threads, device, command, what was compiled
     data.json          where the questions came from, their fingerprints and counts
     metrics.jsonl      one line per optimizer step ("train") and per scoring ("evaluation")
     checkpoints/       see `checkpoint`
@@ -91,7 +91,8 @@ class RunDirectory:
             )
         write_text(self.settings_file, settings.to_yaml())
         for key, value in read_json(self.environment_file).items():
-            current = environment.get(key)
+            # What nothing is left to be done with is not told.
+            current = environment.get(key, value)
             if key != "command" and current != value:
                 logger.warning(
                     f"The run began with {key} {value} and goes on with {current}: its last bits "
