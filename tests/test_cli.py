@@ -3,10 +3,12 @@
 import io
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from signal import SIGINT
 
 import pytest
 import torch
@@ -363,6 +365,22 @@ def test_offsets_are_those_of_the_file(
     (answer,) = json.loads(out)["answers"]
     assert text[answer["start"] : answer["end"]] == answer["text"] != ""
     assert answer["start"] > 0
+
+
+def test_ctrl_c_before_the_first_step_ends_at_once_and_leaves_nothing(
+    call: Call, data: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loraqa.finetune.compile_gelu", lambda *_: signal.raise_signal(SIGINT))
+    before = signal.signal(SIGINT, signal.default_int_handler)
+    try:
+        status, out, error = call(
+            "train", "--model", tiny_folder, "--train", data, "--out", tmp_path / "run"
+        )
+    finally:
+        signal.signal(SIGINT, before)
+    assert (status, out) == (130, "")
+    assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
 
 
 def test_wrong_flags_exit_with_2(call: Call) -> None:
