@@ -1,5 +1,6 @@
 """What comes out of the cache is what encoding gives, and only for the same input."""
 
+import os
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loraqa.prompt.cache import cache_folder, encode_training_once
+from loraqa.prompt.cache import _KEPT, cache_folder, encode_training_once
 from loraqa.prompt.encode import Encoded, PromptEncoder
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
@@ -100,6 +101,24 @@ def test_a_changed_byte_is_found_out(encoder: PromptEncoder) -> None:
     content[-1] ^= 1
     path.write_bytes(content)
     assert same(encode_training_once(encoder, DATA), expected)
+
+
+def test_the_file_used_longest_ago_goes_and_those_of_others_stay(
+    encoder: PromptEncoder, tmp_path: Path
+) -> None:
+    foreign = tmp_path / "cache" / "model.safetensors"
+    foreign.parent.mkdir()
+    foreign.touch()
+    for encoder.stride in range(_KEPT):
+        encode_training_once(encoder, DATA)
+    _, oldest, *_ = cache_folder().iterdir()
+    for path in (foreign, oldest):
+        os.utime(path, (0, 0))
+    encoder.stride = _KEPT
+    encode_training_once(encoder, DATA)
+    assert foreign.exists()
+    assert not oldest.exists()
+    assert len(list(cache_folder().iterdir())) == _KEPT
 
 
 def test_a_folder_that_cannot_be_made_stops_nothing(

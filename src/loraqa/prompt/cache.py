@@ -31,9 +31,12 @@ _KEPT = 20
 
 
 def cache_folder() -> Path:
-    """`$LORAQA_CACHE`, else `loraqa` where the user's caches lie."""
+    """In `$LORAQA_CACHE`, else in `loraqa` where the user's caches lie.
+
+    A folder of its own, for it is cleared of old files, and others may lie beside it.
+    """
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("LORAQA_CACHE") or caches / "loraqa")
+    return Path(os.environ.get("LORAQA_CACHE") or caches / "loraqa") / "encoded"
 
 
 def encode_training_once(encoder: PromptEncoder, data: QADataset) -> Encoded:
