@@ -107,7 +107,9 @@ def _flat(x: Tensor) -> Tensor:
 
 @cache
 def _compiled(function: Any) -> Any:
-    return torch.compile(function, dynamic=True)
+    # Trial compilations for each set of vector instructions would take longer than all the rest.
+    # What a compiler cannot use fails here too, and is caught.
+    return torch.compile(function, dynamic=True, options={"cpp.vec_isa_ok": True})
 
 
 @cache
