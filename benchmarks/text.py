@@ -48,7 +48,7 @@ def single(questions: int) -> list[Passage]:
 
 
 def repeated(split: str, questions: int) -> list[Passage]:
-    """A split over and over, each time under new ids, until it holds so many questions."""
+    """A split over and over, each time under new names, until it holds so many questions."""
     copies = (_renamed(p, i) for i, p in enumerate(cycle(_passages(split))))
     return sample_questions(list(islice(copies, questions)), questions, seed=0)
 
@@ -74,8 +74,10 @@ def _passages(split: str) -> list[Passage]:
 
 
 def _renamed(passage: Passage, number: int) -> Passage:
+    """With a context and with question ids that no other has."""
     renamed = (replace(q, id=f"{number}-{q.id}") for q in passage.questions)
-    return replace(passage, questions=tuple(renamed))
+    context = f"{passage.context} {number}"
+    return replace(passage, context=context, questions=tuple(renamed))
 
 
 def _cut(passages: Sequence[Passage], tokenizer: Any, tokens: int) -> Iterator[str]:
