@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from loraqa.files import write_tensors
+from loraqa.garbage import no_garbage
 from loraqa.prompt.encode import Encoded, EncodingCounts, PromptEncoder
 from loraqa.prompt.tree import Branch, Tree
 from loraqa.squad import QADataset
@@ -66,6 +67,7 @@ def save_encoded(encoded: Encoded, path: Path) -> None:
     write_tensors(path, {name: torch.from_numpy(a) for name, a in arrays.items()}, metadata)
 
 
+@no_garbage()
 def load_encoded(path: Path) -> Encoded:
     """The reverse of `save_encoded`.
 

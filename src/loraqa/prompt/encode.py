@@ -8,6 +8,7 @@ import numpy as np
 from tokenizers import Encoding
 
 from loraqa.errors import InputError, quote
+from loraqa.garbage import no_garbage
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
 from loraqa.prompt.tree import Branch, TokenIds, Tree
@@ -90,6 +91,7 @@ class PromptEncoder:
         self.max_length = max_length
         self.stride = stride
 
+    @no_garbage()
     def encode_training(self, passages: Sequence[Passage]) -> Encoded:
         """Trees with answers: each question's first, or eos alone where it has none.
 
@@ -128,6 +130,7 @@ class PromptEncoder:
             counts.windowed += len(windows) > 1
         return _count(Encoded(trees, counts), passages)
 
+    @no_garbage()
     def encode_prompts(self, passages: Sequence[Passage], max_answer_tokens: int) -> Encoded:
         """Trees without answers, each path leaving room for `max_answer_tokens`.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loraqa.errors import InputError
+from loraqa.garbage import no_garbage
 from loraqa.squad.checks import Place
 from loraqa.squad.dataset import QADataset
 from loraqa.squad.intake import Intake
@@ -51,6 +52,7 @@ def _is_hub_name(source: str | Path) -> bool:
     )
 
 
+@no_garbage()
 def _read_file(path: Path, intake: Intake) -> None:
     """Find the format by the content; by the name only where the content is text in doubt."""
     data, suffix = read_bytes(path), path.suffix.lower()

@@ -1,0 +1,21 @@
+"""Making many objects at once."""
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def no_garbage() -> Iterator[None]:
+    """Collect no garbage, in a `with` or as a decorator.
+
+    For what makes many objects that stay, and no cycles: the collector would walk over all of them
+    again and again, which takes up to half of the time.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

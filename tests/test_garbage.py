@@ -1,0 +1,33 @@
+"""Garbage is left lying only for as long as was asked for."""
+
+import gc
+
+import pytest
+
+from loraqa.garbage import no_garbage
+
+
+@no_garbage()
+def enabled_within() -> bool:
+    return gc.isenabled()
+
+
+def test_no_garbage_is_collected_within_and_it_is_again_afterwards() -> None:
+    assert gc.isenabled()
+    assert not enabled_within()
+    assert gc.isenabled()
+
+
+def test_an_error_leaves_the_collector_running() -> None:
+    with pytest.raises(ValueError, match="bad"), no_garbage():
+        raise ValueError("bad")
+    assert gc.isenabled()
+
+
+def test_a_collector_that_was_off_stays_off() -> None:
+    gc.disable()
+    try:
+        assert not enabled_within()
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
