@@ -1,0 +1,68 @@
+"""Each side is judged by the best of its settings, and sides take turns."""
+
+from collections.abc import Callable
+
+import pytest
+from benchmarks.harness import Conclusion, Contender, Groups, Job, Outcome, Progress, Side, Suite
+
+from benchmarks import harness
+
+SECONDS = {"a": 3, "b": 1, "c": 2}
+SETTINGS = {"kind": ["a", "b", "c"], "batch": [8, 4, 16]}
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """The jobs in the order in which they ran; none runs in truth."""
+    jobs: list[Job] = []
+
+    def run(job: Job) -> Outcome:
+        jobs.append(job)
+        if job.options.get("batch") == 16:
+            return {"error": "no memory"}
+        seconds = SECONDS[job.options.get("kind", "a")] * job.options.get("batch", 1)
+        return {"seconds": [seconds], "questions": 1}
+
+    monkeypatch.setattr(harness, "run", run)
+    return jobs
+
+
+def suite(rounds: int) -> Suite:
+    sides = {
+        "tries": Side("f", "{kind} by {batch}", {"same": 0}, SETTINGS),
+        "alone": Side("g", "as it is", {}),
+    }
+    return Suite("test", {}, sides, rounds, conclude)
+
+
+def conclude(_: Groups) -> Conclusion:
+    return Conclusion({})
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_the_fastest_setting_runs_in_every_round(ran: list[Job], rounds: int) -> None:
+    groups = harness.compete(suite(rounds), Progress(suite(rounds).runs))
+    names = [contender.job.name for contender in groups["tries"]]
+    assert names == ["a by 8", "b by 8", "c by 8", "b by 4", "b by 16"]
+    chosen = harness.best(groups["tries"])
+    assert chosen.job == Job("b by 4", "f", {"same": 0, "kind": "b", "batch": 4})
+    assert chosen.seconds == [4] * rounds
+    assert [job.name for job in ran[6:]] == ["b by 4", "as it is"] * (rounds - 1)
+    assert len(ran) == suite(rounds).runs
+
+
+def test_a_failure_is_never_the_fastest(failed: Contender) -> None:
+    slow = Contender(Job("slow", "f", {}), [{"seconds": [100], "questions": 1}])
+    assert harness.best([failed, slow]) is slow
+
+
+@pytest.fixture
+def failed() -> Contender:
+    return Contender(Job("failed", "f", {}), [{"error": "no memory"}])
+
+
+@pytest.mark.parametrize("target", [harness.at_least, harness.at_most])
+def test_what_failed_meets_no_target(
+    target: Callable[..., harness.Target], failed: Contender
+) -> None:
+    assert not target("time", 1, failed.median_seconds).met
