@@ -86,7 +86,7 @@ def test_other_activations_and_dtypes_stay(monkeypatch: pytest.MonkeyPatch) -> N
 def test_without_a_compiler_nothing_changes(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(_: Any) -> Any:
+    def broken() -> Any:
         raise RuntimeError("no compiler\nand much more")
 
     monkeypatch.setattr(compiled, "_compiled", broken)
@@ -108,7 +108,7 @@ def test_what_is_slower_than_pytorchs_is_not_taken(
     messages: list[str],
 ) -> None:
     # As where TORCH_COMPILE_DISABLE is set.
-    monkeypatch.setattr(compiled, "_compiled", lambda function: function)
+    monkeypatch.setattr(compiled, "_compiled", lambda: compiled._value_and_slope)
     monkeypatch.setattr(compiled, "_seconds", seconds(ours, pytorchs=2))
     with caplog.at_level("INFO", "loraqa"):
         assert compiled._compiles(torch.bfloat16) == (not messages)
@@ -132,5 +132,9 @@ def test_it_is_timed_with_its_gradient() -> None:
 def test_a_kernel_that_computes_something_else_is_not_taken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(compiled, "_compiled", lambda function: lambda *args: 2 * function(*args))
+    def wrong_slope(x: Tensor) -> tuple[Tensor, Tensor]:
+        y, slope = compiled._value_and_slope(x)
+        return y, 2 * slope
+
+    monkeypatch.setattr(compiled, "_compiled", lambda: wrong_slope)
     assert not compiled._compiles(torch.float32)
