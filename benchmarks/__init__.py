@@ -2,7 +2,7 @@
 
 __main__   arguments in, table out
 suites     who runs against whom, how often, and what the targets are
-harness    jobs in fresh processes, one after another; progress; the files of results
+harness    jobs in fresh processes, one after another; progress; targets
 worker     what such a process runs: one job
 ablation   ours with one optimisation taken out
 scaling    how time and memory grow

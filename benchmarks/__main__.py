@@ -26,6 +26,7 @@ from benchmarks.harness import (
     Progress,
     Suite,
     Target,
+    best,
     compete,
     prepare,
 )
@@ -39,6 +40,7 @@ from benchmarks.report import (
 )
 from benchmarks.scaling import SHAPES, scaling
 from benchmarks.suites import FULL, QUICK, Scale, evaluation, single, training, whole
+from benchmarks.text import SOURCE
 from loraqa.files import write_json
 from loraqa.report.plots import save_png
 
@@ -58,7 +60,9 @@ def main() -> None:
     if load > _BUSY:
         sys.stderr.write(f"The machine is busy (load {load:.1f}): the figures will be too low.\n")
     console = Console(width=_WIDTH)
+    console.print(f"On texts of {SOURCE}.")
     targets: list[Target] = []
+    failed: list[str] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         suites = _suites(folder, scale, options.only)
@@ -72,8 +76,15 @@ def main() -> None:
             console.print(contenders_table(suite.name, groups), ratios_table(conclusion.ratios))
             if not options.tiny:
                 _save(suite, groups, conclusion, scale, load)
+            failed += [
+                f"{suite.name}, {name}: {best(group).error}"
+                for name, group in groups.items()
+                if best(group).error
+            ]
     if targets:
         console.print(targets_table(targets))
+    if failed:
+        sys.exit("\n".join(["Not measured:", *failed]))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -123,6 +134,7 @@ def _save(suite: Suite, groups: Groups, conclusion: Conclusion, scale: Scale, lo
             "ratios": {k: v for k, v in conclusion.ratios.items() if not math.isnan(v)},
             "targets": [asdict(target) for target in conclusion.targets],
             "machine": {**machine("python -m benchmarks"), "load_before": load},
+            "texts": SOURCE,
             "scale": asdict(scale),
             "contenders": {
                 side: [contender.to_json() for contender in group] for side, group in groups.items()

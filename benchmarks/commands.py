@@ -15,7 +15,7 @@ _POLL_SECONDS = 0.02
 
 
 def start(folder: str, train: str, cache: str) -> dict[str, Any]:
-    """Seconds from the command to the end of the first optimizer step, and that step's own.
+    """Seconds from the command to the end of the first optimizer step, and what that one did.
 
     Args:
         folder: see `benchmarks.base`.
@@ -29,12 +29,20 @@ def start(folder: str, train: str, cache: str) -> dict[str, Any]:
             *(sys.executable, "-m", "loraqa.cli", "train"),
             *("--model", f"{folder}/model", "--train", train, "--out", f"{out}/run"),
         ]
+        told = Path(out) / "told"
         begin = time.perf_counter()
-        with subprocess.Popen(command, env=os.environ | caches) as process:
-            while process.poll() is None and not _has_line(metrics):
-                time.sleep(_POLL_SECONDS)
-            seconds = time.perf_counter() - begin
-            process.kill()
+        with (
+            told.open("w") as stderr,
+            subprocess.Popen(command, env=os.environ | caches, stderr=stderr) as process,
+        ):
+            try:
+                while process.poll() is None and not _has_line(metrics):
+                    time.sleep(_POLL_SECONDS)
+                seconds = time.perf_counter() - begin
+            finally:
+                process.kill()
+        if not _has_line(metrics):
+            raise RuntimeError(told.read_text().strip().splitlines()[-1])
         record = json.loads(metrics.read_text().splitlines()[0])
     return {"seconds": [seconds], "questions_per_second": record["questions_per_second"]}
 

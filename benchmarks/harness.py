@@ -213,8 +213,8 @@ def _search(side: Side, measure: Callable[[Contender], None]) -> list[Contender]
 
 
 def best(group: Sequence[Contender]) -> Contender:
-    """The fastest."""
-    return max(group, key=lambda contender: contender.speed)
+    """The fastest; after the first round, the one that went on."""
+    return max(group, key=lambda contender: (len(contender.outcomes), contender.speed))
 
 
 def run(job: Job) -> Outcome:

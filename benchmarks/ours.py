@@ -44,7 +44,7 @@ def padded(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def overhead(task: dict[str, Any], checkpoint_every: int) -> dict[str, Any]:
-    """How much of a run is not forward and backward: data, optimizer, logging, checkpoints.
+    """How much of a run is not forward and backward: plan, optimizer, logging, checkpoints.
 
     The loop's own calls of `accumulate`, forward and backward, are timed within it. The one
     checkpoint, at the end, is counted as a share: one in `checkpoint_every` steps.
@@ -92,7 +92,7 @@ def read(
 
 
 def load_runner(the: Task, choose: Callable[[PreTrainedModel], Runner]) -> Runner:
-    """The model with its adapter, as `loraqa train` sets it up, and how it computes."""
+    """The model with its adapter, ready to train, and how it computes."""
     model, _ = load_base(the.model_path, dtype=the.precision, device="cpu")
     load_adapter(model, the.adapter_path)
     runner = choose(model)

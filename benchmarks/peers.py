@@ -25,7 +25,9 @@ from transformers import (
 from benchmarks.base import MAX_LENGTH, Task
 from benchmarks.clock import measure, peak_mib
 from loraqa.answer.decode import Rules
+from loraqa.prompt.encode import PromptEncoder
 from loraqa.prompt.segments import SegmentTokenizer
+from loraqa.squad import Passage
 
 # What the weights are and whether autocast is on; bf16 both ways, of which the faster counts.
 PRECISIONS: dict[str, tuple[torch.dtype, bool]] = {
@@ -66,8 +68,7 @@ def sft(task: dict[str, Any], kind: str, batch: int, layout: str) -> dict[str, A
     Args:
         task, kind, batch: as for `trainer`.
         layout: "padded"; "padding-free": the rows of a batch one after another in a single one;
-            or "packed": rows as long as the model takes, filled with examples beforehand, of
-            which one makes a batch.
+            or "packed": rows as long as the model takes, filled with examples beforehand.
     """
     from trl import SFTConfig, SFTTrainer
 
@@ -80,7 +81,7 @@ def sft(task: dict[str, Any], kind: str, batch: int, layout: str) -> dict[str, A
         made = SFTTrainer(
             _adapted(the, kind),
             SFTConfig(
-                **_arguments(the, kind, 1 if packed else batch, count, out, "group_by_length"),
+                **_arguments(the, kind, batch, count, out, "group_by_length"),
                 # On by default, to save memory; it computes every forward pass twice.
                 gradient_checkpointing=False,
                 completion_only_loss=True,
@@ -106,8 +107,9 @@ def generate(
     model = _merged(the)
     encoder = the.encoder()
     stops = sorted(Rules(encoder.tokenizer, encoder.template, answer_tokens).stops)
+    passages = the.passages()
     start = time.perf_counter()
-    prompts = _prompts(the, answer_tokens)
+    prompts = _prompts(encoder, passages, answer_tokens)
     answers: dict[str, str] = {}
     for chosen in _batches(prompts, batch):
         ids = [prompt for _, prompt in chosen]
@@ -217,9 +219,11 @@ def _tokenizer(the: Task) -> Any:
     return tokenizer
 
 
-def _prompts(the: Task, answer_tokens: int) -> list[tuple[str, torch.Tensor]]:
+def _prompts(
+    encoder: PromptEncoder, passages: Sequence[Passage], answer_tokens: int
+) -> list[tuple[str, torch.Tensor]]:
     """Question id and token ids of every prompt, longest first."""
-    trees = the.encoder().encode_prompts(the.passages(), answer_tokens).trees
+    trees = encoder.encode_prompts(passages, answer_tokens).trees
     prompts = [
         (branch.question_id, torch.tensor([*tree.trunk.tolist(), *branch.prompt.tolist()]))
         for tree in trees

@@ -70,7 +70,13 @@ def main() -> None:
             Console(stderr=True).print(f"seed {seed}, {name}: F1 {f1:.2f}")
     write_json(
         ROOT / "benchmarks" / "results" / f"quality-{contexts}.json",
-        {"f1": scores, "machine": machine("python -m benchmarks.quality")},
+        {
+            "ratios": {
+                f"F1, {name} / PEFT": mean(scores[name]) / mean(scores[PEFT]) for name in scores
+            },
+            "f1": scores,
+            "machine": machine("python -m benchmarks.quality"),
+        },
     )
     Console().print(differences_table(scores).to_rich())
 

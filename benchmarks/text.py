@@ -19,7 +19,7 @@ from loraqa.squad import Answer, Passage, Question, read_passages, write_officia
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 TOKENIZER = SHARED / "gpt2" if SHARED.is_dir() else BASE
-SOURCE = "SQuAD v1.1" if SHARED.is_dir() else "the demo's world"
+SOURCE = "SQuAD v1.1" if SHARED.is_dir() else "the demo's invented world"
 
 _WORLD_PASSAGES = 1000
 # Longer questions would push the longest contexts over the model's limit.

@@ -24,6 +24,15 @@ def test_an_error_leaves_the_collector_running() -> None:
     assert gc.isenabled()
 
 
+def test_the_first_of_two_at_once_turns_it_on_again() -> None:
+    first, second = no_garbage(), no_garbage()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert gc.isenabled()
+
+
 def test_a_collector_that_was_off_stays_off() -> None:
     gc.disable()
     try:

@@ -12,10 +12,12 @@ def no_garbage() -> Iterator[None]:
     For what makes many objects that stay, and no cycles: the collector would walk over all of them
     again and again, which takes up to half of the time.
     """
-    enabled = gc.isenabled()
+    if not gc.isenabled():
+        # Whoever turned it off turns it on again, be it another thread.
+        yield
+        return
     gc.disable()
     try:
         yield
     finally:
-        if enabled:
-            gc.enable()
+        gc.enable()

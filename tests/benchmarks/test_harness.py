@@ -1,11 +1,16 @@
 """Each side is judged by the best of its settings, and sides take turns."""
 
+import inspect
 from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
 
 import pytest
+from benchmarks.ablation import ablation
 from benchmarks.harness import Conclusion, Contender, Groups, Job, Outcome, Progress, Side, Suite
+from benchmarks.scaling import scaling
 
-from benchmarks import harness
+from benchmarks import harness, suites
 
 SECONDS = {"a": 3, "b": 1, "c": 2}
 SETTINGS = {"kind": ["a", "b", "c"], "batch": [8, 4, 16]}
@@ -49,6 +54,29 @@ def test_the_fastest_setting_runs_in_every_round(ran: list[Job], rounds: int) ->
     assert chosen.seconds == [4] * rounds
     assert [job.name for job in ran[6:]] == ["b by 4", "as it is"] * (rounds - 1)
     assert len(ran) == suite(rounds).runs
+
+
+def test_who_goes_on_is_judged_by_all_rounds() -> None:
+    once = Contender(Job("once", "f", {}), [{"seconds": [2]}])
+    twice = Contender(Job("twice", "f", {}), [{"seconds": [1]}, {"seconds": [5]}])
+    assert harness.best([once, twice]) is twice
+
+
+@pytest.mark.parametrize("scale", [suites.QUICK, suites.FULL])
+def test_every_side_names_a_function_that_takes_its_options(scale: suites.Scale) -> None:
+    all_suites = [
+        *(suites.training("", adapter, scale) for adapter in scale.adapters),
+        suites.single("", scale),
+        *(suites.evaluation("", tokens, scale) for tokens in scale.answer_tokens),
+        suites.whole("", scale),
+        ablation("", scale),
+        scaling(Path()),
+    ]
+    for side in (side for one in all_suites for side in one.sides.values()):
+        job = side.job({name: values[0] for name, values in side.settings.items()})
+        module, function = job.function.split(".")
+        called = getattr(import_module(f"benchmarks.{module}"), function)
+        inspect.signature(called).bind(**job.options)
 
 
 def test_a_failure_is_never_the_fastest(failed: Contender) -> None:

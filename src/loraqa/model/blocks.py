@@ -28,7 +28,9 @@ class Block:
     queries: slice
     keys: slice
     seen: Tensor | None = None
-    _biases: dict[torch.dtype, Tensor] = field(default_factory=dict, init=False)
+    _biases: dict[tuple[torch.dtype, torch.device], Tensor] = field(
+        default_factory=dict, init=False
+    )
 
     def bias(self, states: Tensor) -> Tensor:
         """What is added to scores: (queries, keys), 0 where a query sees a key, else -inf.
@@ -36,10 +38,11 @@ class Block:
         It has the dtype and device of `states`. It is as large as the scores of one head, so it is
         made where it is first asked for, and kept for all other layers.
         """
-        if states.dtype not in self._biases:
+        kind = (states.dtype, states.device)
+        if kind not in self._biases:
             seen = self._causal_mask() if self.seen is None else self.seen
-            self._biases[states.dtype] = torch.where(seen, 0.0, -torch.inf).to(states)
-        return self._biases[states.dtype]
+            self._biases[kind] = torch.where(seen, 0.0, -torch.inf).to(states)
+        return self._biases[kind]
 
     def _causal_mask(self) -> Tensor:
         length = self.queries.stop - self.queries.start

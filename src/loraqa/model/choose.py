@@ -45,8 +45,8 @@ def choose_runner(model: PreTrainedModel, max_length: int, *, training: bool = F
     Args:
         model: any causal language model.
         max_length: the longest path that it will compute, in tokens.
-        training: whether gradients are wanted too. Their kernels are other ones, may fail where
-            these do not, and take their time to compile.
+        training: whether gradients are wanted too. Compiled kernels for them are other ones, may
+            fail where these do not, and take their time to compile.
 
     Raises:
         InputError: the model is not causal.
@@ -110,7 +110,7 @@ def _why_wrong(kind: _Kind, model: PreTrainedModel, training: bool = False) -> s
     try:
         runner = kind(model)
         error = _relative_error(runner, trees, expected)
-        if training:
+        if training and isinstance(runner, BucketRunner):
             small_gradients(runner, trainable(model)[:1])
     except torch.OutOfMemoryError:
         raise
