@@ -1,7 +1,9 @@
 """Fixtures for all rooms."""
 
 import json
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,16 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Leave the user's cache alone, here and in the processes that tests start."""
     os.environ["LORAQA_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def notices_as_they_were() -> Iterator[None]:
+    """Undo what the command line does to the logger, whose stream ends with the tests of a module."""
+    logger = logging.getLogger("loraqa")
+    level, handlers = logger.level, list(logger.handlers)
+    yield
+    logger.setLevel(level)
+    logger.handlers[:] = handlers
 
 
 @pytest.fixture(scope="session")

@@ -267,6 +267,7 @@ def test_with_compiled_gelus_too_it_resumes_to_the_same_bits(
     finetune(chosen, whole)
     with stopping_after(5, monkeypatch), pytest.raises(StoppedError, match="after step 5"):
         finetune(chosen, stopped)
+    caplog.clear()
     with caplog.at_level(logging.WARNING, logger="loraqa"):
         finetune(chosen, stopped, resume=True)
     assert "loraqa" not in {record.name for record in caplog.records}

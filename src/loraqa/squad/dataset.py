@@ -4,8 +4,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+from loraqa.garbage import no_garbage
 from loraqa.squad.official import official_document
 from loraqa.squad.passage import Passage, Question, Version
 
@@ -39,7 +41,8 @@ class QADataset:
             for passage in self.passages
         )
 
-    @property
+    @cached_property
+    @no_garbage()
     def fingerprint(self) -> str:
         """SHA-256 (hex) of version and passages, the same in whatever format they are stored."""
         document = official_document(self.passages, self.version)
