@@ -29,7 +29,7 @@ def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def notices_as_they_were() -> Iterator[None]:
-    """Undo what the command line does to the logger, whose stream ends with the tests of a module."""
+    """Undo what the command line does to the logger, whose stream may be closed by then."""
     logger = logging.getLogger("loraqa")
     level, handlers = logger.level, list(logger.handlers)
     yield

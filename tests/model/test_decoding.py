@@ -64,7 +64,8 @@ def test_trunks_are_dropped_with_their_last_row(prompts: list[Tree]) -> None:
     session = runner_of("gpt2", TreeRunner).session(prompts)
     session.prefill()
     session.select(torch.tensor([3]))
-    trunk_key, _ = session._rows._trunk[0]
+    (trunks,) = session._rows._trunks
+    trunk_key, _ = trunks.states[0]
     assert trunk_key.shape[0] == 1
 
 
