@@ -50,6 +50,18 @@ def test_loads_a_run_an_adapter_and_a_merged_model(
             assert ours.log_probability == pytest.approx(theirs.log_probability, rel=1e-3)
 
 
+@pytest.mark.parametrize("supported", [True, False])
+def test_what_was_trained_in_bfloat16_answers_in_float32_where_that_is_faster(
+    supported: bool, run: Path, info: AdapterInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = shutil.copytree(run / "adapter", tmp_path / "adapter")
+    base = info.base.model_copy(update={"dtype": "bfloat16"})
+    write_adapter_info(adapter, info.model_copy(update={"base": base}))
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: supported)
+    model = load_model(adapter, device="cpu").model
+    assert model.dtype == (torch.bfloat16 if supported else torch.float32)
+
+
 def test_loads_a_model_that_was_not_fine_tuned(tiny_folder: Path) -> None:
     reader = Reader.load(tiny_folder, device="cpu")
     assert reader.template == Template()

@@ -184,6 +184,18 @@ def test_a_tokenizer_comes_with_the_models_limit(tiny_folder: Path) -> None:
     assert tokenizer.decode(tokenizer.encode(["a town"])[0].ids) == "a town"
 
 
+@pytest.mark.parametrize("supported", [True, False])
+def test_slow_bfloat16_is_warned_of_and_never_chosen(
+    supported: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: supported)
+    assert choose_dtype("auto", cpu) == (torch.bfloat16 if supported else torch.float32)
+    assert not caplog.records
+    assert choose_dtype("bfloat16", cpu) == torch.bfloat16
+    assert ("a hundred times" in caplog.text) == (not supported)
+
+
 def test_a_model_without_position_table_gets_a_limit() -> None:
     assert position_limit(transformers.BloomConfig()) == 1024
 

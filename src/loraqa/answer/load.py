@@ -45,7 +45,8 @@ def load_model(
     Args:
         source: a folder, or the name of a model on the hub.
         base: the base model, where it no longer is where the adapter was trained on it.
-        dtype: as for `load_base`; None is the one that the adapter was trained with, or "auto".
+        dtype: as for `load_base`; None is the one that the adapter was trained with, but float32
+            for bfloat16 where the device does not compute in it.
         device: as for `load_base`.
 
     Raises:
@@ -56,7 +57,7 @@ def load_model(
     if adapter:
         return Loaded(*_load_adapted(adapter, base, dtype, device))
     info = read_adapter_info(folder) if (folder / INFO).exists() else None
-    chosen = dtype or (info.base.dtype if info else "auto")
+    chosen = dtype or _dtype_of(info)
     model, tokenizer = load_base(source, dtype=chosen, device=device)
     return Loaded(model, tokenizer, info)
 
@@ -118,6 +119,11 @@ def _find_adapter_or_model(folder: Path) -> Path | None:
     return adapter
 
 
+def _dtype_of(info: AdapterInfo | None) -> str:
+    """To answer in: as trained, but bfloat16 only where it is not slow, which "auto" sees to."""
+    return "auto" if info is None or info.base.dtype == "bfloat16" else info.base.dtype
+
+
 def _load_adapted(
     folder: Path, base: str | Path | None, dtype: str | None, device: str
 ) -> tuple[PreTrainedModel, Any, AdapterInfo]:
@@ -125,7 +131,7 @@ def _load_adapted(
     settings = _base_settings(folder, info, base)
     model, tokenizer = load_base(
         settings.source,
-        dtype=dtype or (info.base.dtype if info else "auto"),
+        dtype=dtype or _dtype_of(info),
         device=device,
         revision=settings.revision,
         random_weights=settings.random_weights,

@@ -118,6 +118,12 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if _computes_bfloat16(device) else torch.float32
     if dtype not in _DTYPES:
         raise InputError(f"The dtype {dtype!r} is none of auto, {', '.join(_DTYPES)}.")
+    if dtype == "bfloat16" and not _computes_bfloat16(device):
+        logger.warning(
+            "It is not known that the %s here multiplies bfloat16 matrices; without, they take up "
+            "to a hundred times as long as float32: give the dtype auto or float32.",
+            "processor" if device.type == "cpu" else device,
+        )
     return _DTYPES[dtype]
 
 
