@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.ablation import ablation
+from benchmarks.ablation import ablation, answering
 from benchmarks.harness import (
     ROOT,
     Conclusion,
@@ -30,7 +30,7 @@ from benchmarks.harness import (
     compete,
     prepare,
 )
-from benchmarks.machine import machine
+from benchmarks.machine import fastest_precision, machine
 from benchmarks.report import (
     contenders_table,
     ratios_table,
@@ -61,11 +61,16 @@ def main() -> None:
         sys.stderr.write(f"The machine is busy (load {load:.1f}): the figures will be too low.\n")
     console = Console(width=_WIDTH)
     console.print(f"On texts of {SOURCE}.")
+    if fastest_precision() == "float32":
+        console.print(
+            "This processor has no products of bf16 matrices: all compute in fp32, and targets set "
+            "for bf16 are not judged."
+        )
     targets: list[Target] = []
     failed: list[str] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        suites = _suites(folder, scale, options.only)
+        suites = _suites(folder, scale, fastest_precision(), options.only)
         preparations = _preparations(folder, suites, options.tiny)
         progress = Progress(len(preparations) + sum(suite.runs for suite in suites))
         prepare(preparations, progress)
@@ -99,14 +104,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _suites(folder: Path, scale: Scale, only: Sequence[str] | None) -> list[Suite]:
+def _suites(folder: Path, scale: Scale, precision: str, only: Sequence[str] | None) -> list[Suite]:
     gpt2 = str(folder / "gpt2")
+    rest = [
+        ablation(gpt2, scale, precision),
+        answering(gpt2, scale, precision),
+        scaling(folder, precision),
+    ]
     suites = [
-        *(training(gpt2, adapter, scale) for adapter in scale.adapters),
-        single(gpt2, scale),
-        *(evaluation(gpt2, tokens, scale) for tokens in scale.answer_tokens),
-        whole(gpt2, scale),
-        *([] if scale is QUICK else [ablation(gpt2, scale), scaling(folder)]),
+        *(training(gpt2, adapter, scale, precision) for adapter in scale.adapters),
+        single(gpt2, scale, precision),
+        *(evaluation(gpt2, tokens, scale, precision) for tokens in scale.answer_tokens),
+        whole(gpt2, scale, precision),
+        *([] if scale is QUICK else rest),
     ]
     return [suite for suite in suites if not only or suite.name.startswith(tuple(only))]
 

@@ -1,5 +1,9 @@
-"""What each optimisation gains: an optimizer step of ours in bf16 with one of them taken out."""
+"""What each optimisation gains: ours with one of them taken out.
 
+A step of training, or answers to dev questions.
+"""
+
+import math
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
@@ -10,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks import ours
-from benchmarks.base import Task
+from benchmarks.base import MAX_ANSWER_TOKENS, Task
 from benchmarks.harness import Conclusion, Groups, Side, Suite, best
 from benchmarks.suites import Scale
 from loraqa.lora.layer import LoraLinear, Rows, _add_update
@@ -18,7 +22,7 @@ from loraqa.model.attention import PackedTrees
 from loraqa.prompt.batch import TreeBatch
 
 # Gains are as small as the noise of a single one.
-_STEPS = 8
+_STEPS = 6
 NOTHING = "as it is"
 TREES = "trees: padded rows instead"
 
@@ -97,11 +101,50 @@ def step(task: dict[str, Any], without: str) -> dict[str, Any]:
         return ours.trees(task)
 
 
-def ablation(folder: str, scale: Scale) -> Suite:
+# Of answering.
+ANSWERING: dict[str, tuple[str, Any]] = {
+    "trunks of like length together: all together instead": (
+        "loraqa.model.decoding._ALIKE",
+        math.inf,
+    ),
+    "room for rows to grow: made anew for each token instead": ("loraqa.model.decoding._ROOM", 1),
+}
+
+
+def answer(options: dict[str, Any], without: str) -> dict[str, Any]:
+    """`ours.read` without one optimisation, a key of `ANSWERING`, or `NOTHING`."""
+    with ExitStack() as stack:
+        if without in ANSWERING:
+            stack.enter_context(patch(*ANSWERING[without]))
+        return ours.read(**options)
+
+
+def answering(folder: str, scale: Scale, precision: str) -> Suite:
+    """Answers with everything, and with everything but one."""
+    options = {
+        "folder": folder,
+        "adapter": "all-linear",
+        "data": "asked.json",
+        "precision": precision,
+        "answer_tokens": MAX_ANSWER_TOKENS,
+    }
+    return Suite(
+        "ablation-answering",
+        {"asked.json": ("sample", {"split": "dev", "questions": scale.answered})},
+        {
+            without: Side("ablation.answer", "answers", {"options": options, "without": without})
+            for without in (NOTHING, *ANSWERING)
+        },
+        scale.rounds,
+        _conclude,
+    )
+
+
+def ablation(folder: str, scale: Scale, precision: str) -> Suite:
     """Everything, and everything but one."""
     name = "ablation"
     reference = f"{folder}/{name}.safetensors"
-    task = asdict(Task(folder, "all-linear", "ablation.json", _STEPS, "bfloat16", reference))
+    task = asdict(Task(folder, "all-linear", "ablation.json", _STEPS, precision, reference))
     return Suite(
         name,
         {"ablation.json": ("sample", {"split": "train", "questions": scale.questions})},

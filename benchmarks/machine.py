@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.base import Task
 from benchmarks.flops import matrices, tree_work
-from loraqa.model.load import load_tokenizer
+from loraqa.model.load import choose_dtype, load_tokenizer
 from loraqa.train.run import environment
 
 _PEERS = ("transformers", "peft", "trl", "accelerate", "datasets")
@@ -27,10 +27,16 @@ def machine(command: str) -> dict[str, Any]:
     return {**known, **{peer: _version(peer) for peer in _PEERS}}
 
 
+def fastest_precision() -> str:
+    """What `loraqa train` computes in by default here: "bfloat16", or "float32"."""
+    return str(choose_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
+
+
 def matrix_rate(task: dict[str, Any]) -> dict[str, Any]:
     """GFLOP/s of nothing but the frozen matrix products of a step on trees, forward and backward.
 
-    A weight lies as GPT-2 has it, (in, out), or as everybody else, (out, in): the faster counts.
+    In fp32 and in the task's precision. A weight lies as GPT-2 has it, (in, out), or as everybody
+    else, (out, in): the faster counts.
     """
     the = Task(**task)
     _, config = load_tokenizer(the.model_path)
@@ -38,7 +44,7 @@ def matrix_rate(task: dict[str, Any]) -> dict[str, Any]:
     shapes = {(work.tokens, *matrix): config.n_layer for matrix in matrices(config).values()} | {
         (work.supervised, config.n_embd, config.vocab_size): 1
     }
-    return _rate(shapes, torch.float32) | _rate(shapes, torch.bfloat16)
+    return _rate(shapes, torch.float32) | _rate(shapes, getattr(torch, the.precision))
 
 
 def _rate(shapes: Mapping[Shape, int], dtype: torch.dtype) -> dict[str, Any]:

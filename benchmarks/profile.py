@@ -1,6 +1,6 @@
 """Where an optimizer step of ours spends its time: `python -m benchmarks.profile`.
 
-GPT-2's 124M shape, LoRA r = 16 on all linear layers, bf16, 32 questions, four steps under torch's
+GPT-2's 124M shape, LoRA r = 16 on all linear layers, 32 questions, four steps under torch's
 profiler. As many before them bring memory and compiled kernels into being.
 """
 
@@ -14,13 +14,13 @@ from transformers import GPT2Config
 
 from benchmarks import base, ours, text
 from benchmarks.base import ADAPTERS, MAX_LENGTH, Task
+from benchmarks.machine import fastest_precision
 from benchmarks.scaling import SHAPES
 from benchmarks.suites import FULL
 from loraqa.model.choose import choose_runner
 from loraqa.report.tables import Column, Table
 from loraqa.train.loss import accumulate
 
-_PRECISION = "bfloat16"
 _STEPS = 4
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_")
 _BATCHED = ("aten::bmm", "aten::baddbmm")
@@ -46,7 +46,7 @@ def main() -> None:
         base.prepare(folder, *SHAPES["gpt2"])
         sample = ("sample", {"split": "train", "questions": FULL.questions})
         text.write(folder, {"train.json": sample})
-        task = Task(folder, "all-linear", "train.json", _STEPS, _PRECISION)
+        task = Task(folder, "all-linear", "train.json", _STEPS, fastest_precision())
         runner = ours.load_runner(task, lambda model: choose_runner(model, MAX_LENGTH))
         step = [task.trees()]
     for _ in range(_STEPS):

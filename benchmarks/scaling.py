@@ -1,4 +1,4 @@
-"""How time and memory of an optimizer step grow: trees in bf16 against padded batches in bf16.
+"""How time and memory of an optimizer step grow: trees against padded batches.
 
 Contexts here are real text cut to a length in tokens, all with as many questions.
 """
@@ -15,7 +15,8 @@ OURS, PADDED = "trees", "padded"
 SHAPES = {"distilgpt2": (6, 768, 12), "gpt2": (12, 768, 12), "gpt2-medium": (24, 1024, 16)}
 """Layers, width and heads. Parameters are counted in the blocks, without embeddings."""
 
-_KIND = "bfloat16 and autocast"
+# How padded batches compute, by precision.
+_KINDS = {"float32": "float32", "bfloat16": "bfloat16 and autocast"}
 # A question with its answer, for the axis of tokens in a padded batch.
 _BRANCH_TOKENS = 25
 
@@ -58,12 +59,12 @@ def points() -> Iterator[Point]:
         yield Point("tokens of a context", tokens, contexts=2, tokens=tokens)
     for rows in (1, 2, 4, 8, 16):
         size = rows * (150 + _BRANCH_TOKENS)
-        yield Point("tokens of a batch", size, contexts=8, budget=size, rows=rows)
+        yield Point("tokens of a batch", size, budget=size, rows=rows)
     for model, (layers, width, _) in SHAPES.items():
         yield Point("million parameters", 12 * layers * width**2 / 1e6, model=model)
 
 
-def scaling(folder: Path) -> Suite:
+def scaling(folder: Path, precision: str) -> Suite:
     """Every point for both sides; `folder` holds a folder of `base.prepare` for each shape."""
     sides = {}
     for point in points():
@@ -72,11 +73,13 @@ def scaling(folder: Path) -> Suite:
             "all-linear",
             str(folder / "gpt2" / point.file),
             1,
-            "bfloat16",
+            precision,
             reference=str(folder / point.model / f"{point.file}.safetensors"),
         )
         sides[point.name(OURS)] = trees(task, point.budget)
-        sides[point.name(PADDED)] = trainer(task, [_KIND], [point.rows], "group_by_length")
+        sides[point.name(PADDED)] = trainer(
+            task, [_KINDS[precision]], [point.rows], "group_by_length"
+        )
     return Suite("scaling", dict(map(_file, points())), sides, 1, _conclude)
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 from benchmarks.base import MAX_ANSWER_TOKENS, Task
 from benchmarks.harness import (
@@ -11,17 +12,18 @@ from benchmarks.harness import (
     Groups,
     Side,
     Suite,
+    Target,
     at_least,
     at_most,
     best,
 )
 
-P1, P2, P3 = "P1: Trainer, fp32", "P2: Trainer, bf16", "P3: Trainer, bf16, by length"
-P4, P5 = "P4: SFTTrainer, bf16", "P5: our padded path, bf16"
+P1, P2, P3 = "P1: Trainer, fp32", "P2: Trainer, bf16", "P3: Trainer, by length"
+P4, P5 = "P4: SFTTrainer", "P5: our padded path"
 P4_PADDING_FREE, P4_PACKED = "P4, padding-free", "P4, packed"
-OURS_FP32, OURS_BF16 = "ours, fp32", "ours, bf16"
+OURS = {"float32": "ours, fp32", "bfloat16": "ours, bf16"}
 MACHINE = "the machine"
-GENERATE_FP32, GENERATE_BF16 = "generate, fp32", "generate, bf16"
+GENERATE = {"float32": "generate, fp32", "bfloat16": "generate, bf16"}
 
 _PEER_ROWS = 8
 # Of the whole of SQuAD v1.1: its train split, and its dev split.
@@ -40,7 +42,7 @@ class Scale:
         steps: optimizer steps that are timed each time, after one that warms up.
         adapters: which adapters are trained.
         kinds: how P2 tries to compute in bf16, see `peers.PRECISIONS`.
-        faster_kinds: those of them that P3 and P4 try.
+        faster_kinds: those of them that P3 and P4 try, where they compute in bf16.
         batches: how many rows in a batch P3 and P4 try.
         answered: questions of the dev set to answer.
         answer_batches: how many rows in a batch `generate` tries.
@@ -83,87 +85,90 @@ FULL = Scale(
     faster_kinds=["bfloat16 and autocast", "bfloat16"],
     batches=[8, 4, 16],
     answered=128,
-    answer_batches=[32, 16, 8, 64],
+    answer_batches=[16, 8, 32, 64],
     answer_tokens=[MAX_ANSWER_TOKENS, 6],
     loop_steps=10,
 )
 
 
-def training(folder: str, adapter: str, scale: Scale) -> Suite:
-    """Optimizer steps on the same questions for everybody, and the machine's rate beside them."""
+def training(folder: str, adapter: str, scale: Scale, precision: str) -> Suite:
+    """Optimizer steps on the same questions for everybody, and the machine's rate beside them.
+
+    P1 computes in fp32, the others in `precision`, the machine's fastest, and ours in both.
+    """
     name = f"training-{adapter}"
     reference = f"{folder}/{name}.safetensors"
     fp32 = Task(folder, adapter, "train.json", scale.steps, "float32", reference)
-    bf16 = replace(fp32, precision="bfloat16")
+    fast = replace(fp32, precision=precision)
+    bf16 = {P2: trainer(fast, scale.kinds, [_PEER_ROWS], "random")}
+    kinds = _kinds(scale, precision)
     return Suite(
         name,
         {"train.json": ("sample", {"split": "train", "questions": scale.questions})},
         {
             P1: trainer(fp32, ["float32"], [_PEER_ROWS], "random"),
-            P2: trainer(bf16, scale.kinds, [_PEER_ROWS], "random"),
-            P3: trainer(bf16, scale.faster_kinds, scale.batches, "group_by_length"),
-            P4: _sft(bf16, scale.faster_kinds, "padded", scale.batches),
-            **_other_layouts(bf16, scale),
-            P5: Side("ours.padded", "rows by length", {"task": asdict(bf16)}),
-            OURS_FP32: trees(fp32),
-            OURS_BF16: trees(bf16),
-            MACHINE: Side("machine.matrix_rate", "matrix products", {"task": asdict(bf16)}),
+            **(bf16 if precision == "bfloat16" else {}),
+            P3: trainer(fast, kinds, scale.batches, "group_by_length"),
+            P4: _sft(fast, kinds, "padded", scale.batches),
+            **_other_layouts(fast, kinds, scale),
+            P5: Side("ours.padded", "rows by length", {"task": asdict(fast)}),
+            OURS["float32"]: trees(fp32),
+            OURS[precision]: trees(fast),
+            MACHINE: Side("machine.matrix_rate", "matrix products", {"task": asdict(fast)}),
         },
         scale.rounds,
-        _conclude_training,
+        partial(_conclude_training, precision=precision),
     )
 
 
-def single(folder: str, scale: Scale) -> Suite:
+def single(folder: str, scale: Scale, precision: str) -> Suite:
     """One question per context: nothing to share."""
     name = "training-one-question"
     reference = f"{folder}/{name}.safetensors"
-    task = Task(folder, "all-linear", "single.json", scale.steps, "bfloat16", reference)
+    task = Task(folder, "all-linear", "single.json", scale.steps, precision, reference)
+    kinds = _kinds(scale, precision)
     return Suite(
         name,
         {"single.json": ("single", {"questions": scale.questions})},
         {
-            P3: trainer(task, scale.faster_kinds, scale.batches, "group_by_length"),
-            OURS_BF16: trees(task),
+            P3: trainer(task, kinds, scale.batches, "group_by_length"),
+            OURS[precision]: trees(task),
         },
         scale.rounds,
-        _conclude_single,
+        partial(_conclude_single, precision=precision),
     )
 
 
-def evaluation(folder: str, answer_tokens: int, scale: Scale) -> Suite:
+def evaluation(folder: str, answer_tokens: int, scale: Scale, precision: str) -> Suite:
     """Greedy answers to dev questions; with random weights every answer runs to its limit."""
 
-    def options(precision: str) -> dict[str, str | int]:
+    def options(dtype: str) -> dict[str, str | int]:
         return {
             "folder": folder,
             "adapter": "all-linear",
             "data": "dev.json",
-            "precision": precision,
+            "precision": dtype,
             "answer_tokens": answer_tokens,
         }
 
-    def generate(precision: str) -> Side:
-        batches = {"batch": scale.answer_batches}
-        return Side("peers.generate", "batches of {batch}", options(precision), batches)
-
+    batches = {"batch": scale.answer_batches}
+    dtypes = list(dict.fromkeys(["float32", precision]))
     return Suite(
         f"evaluation-{answer_tokens}-tokens",
         {"dev.json": ("sample", {"split": "dev", "questions": scale.answered})},
         {
-            GENERATE_FP32: generate("float32"),
-            GENERATE_BF16: generate("bfloat16"),
-            OURS_FP32: Side("ours.read", "Reader", options("float32")),
-            OURS_BF16: Side("ours.read", "Reader", options("bfloat16")),
-        },
+            GENERATE[dtype]: Side("peers.generate", "batches of {batch}", options(dtype), batches)
+            for dtype in dtypes
+        }
+        | {OURS[dtype]: Side("ours.read", "Reader", options(dtype)) for dtype in dtypes},
         scale.rounds,
-        _conclude_evaluation,
+        partial(_conclude_evaluation, dtypes=dtypes),
     )
 
 
-def whole(folder: str, scale: Scale) -> Suite:
+def whole(folder: str, scale: Scale, precision: str) -> Suite:
     """What a run costs besides forward and backward, and whole commands."""
-    task = Task(folder, "all-linear", "loop.json", scale.loop_steps, "bfloat16")
+    task = Task(folder, "all-linear", "loop.json", scale.loop_steps, precision)
     start = Side(
         "commands.start",
         "loraqa train, to the first step",
@@ -208,14 +213,19 @@ def trees(task: Task, tokens_per_batch: int | None = None) -> Side:
     return Side("ours.trees", "trees", {"task": asdict(task), "tokens_per_batch": tokens_per_batch})
 
 
-def _other_layouts(task: Task, scale: Scale) -> dict[str, Side]:
+def _kinds(scale: Scale, precision: str) -> Sequence[str]:
+    """How P3 and P4 try to compute."""
+    return scale.faster_kinds if precision == "bfloat16" else [precision]
+
+
+def _other_layouts(task: Task, kinds: Sequence[str], scale: Scale) -> dict[str, Side]:
     """Padding-free and packed rows, in the full run alone: padded ones were faster."""
     if scale is QUICK:
         return {}
     return {
-        P4_PADDING_FREE: _sft(task, scale.faster_kinds, "padding-free", scale.batches),
+        P4_PADDING_FREE: _sft(task, kinds, "padding-free", scale.batches),
         # A packed row is as long as a batch is to be.
-        P4_PACKED: _sft(task, scale.faster_kinds, "packed", [1]),
+        P4_PACKED: _sft(task, kinds, "packed", [1]),
     }
 
 
@@ -228,42 +238,44 @@ def _sft(task: Task, kinds: Sequence[str], layout: str, batches: Sequence[int]) 
     )
 
 
-def _conclude_training(groups: Groups) -> Conclusion:
+def _conclude_training(groups: Groups, precision: str) -> Conclusion:
     chosen = _fastest(groups)
-    ours, ours_fp32 = chosen[OURS_BF16], chosen[OURS_FP32]
-    ratios = {
-        "ours bf16 / P1": _faster(ours, chosen[P1]),
-        "ours bf16 / P2": _faster(ours, chosen[P2]),
-        "ours bf16 / best of P3, P4": _faster(ours, best(_by_length(chosen))),
-        "ours fp32 / P1": _faster(ours_fp32, chosen[P1]),
-        "ours bf16 / P5": _faster(ours, chosen[P5]),
-        "peak memory, ours bf16 / P1": _share(ours, chosen[P1], "peak_mib"),
-        "growth of memory in a step, ours bf16 / P1": _share(ours, chosen[P1], "growth_mib"),
+    name = OURS[precision]
+    ours, fp32 = chosen[name], OURS["float32"]
+    faster = {
+        **{f"{name} / {peer}": _faster(ours, chosen[peer]) for peer in (P1, P2) if peer in chosen},
+        f"{name} / best of P3, P4": _faster(ours, best(_by_length(chosen))),
+        f"{name} / P5": _faster(ours, chosen[P5]),
+        f"{fp32} / {P1}": _faster(chosen[fp32], chosen[P1]),
     }
-    rates = _rates(chosen)
+    memory, growth = (_share(ours, chosen[P1], key) for key in ("peak_mib", "growth_mib"))
+    rates = _rates(chosen, precision)
+    share = 100 * rates[f"share of the machine's rate, {name}"]
     return Conclusion(
-        ratios | rates,
+        {
+            **faster,
+            f"peak memory, {name} / P1": memory,
+            f"growth of memory in a step, {name} / P1": growth,
+            **rates,
+        },
         [
-            at_least("training, ours bf16 against P1", 15, ratios["ours bf16 / P1"]),
-            at_least("against P2", 10, ratios["ours bf16 / P2"]),
-            at_least("against the best of P3 and P4", 6, ratios["ours bf16 / best of P3, P4"]),
-            at_least("ours fp32 against P1", 9, ratios["ours fp32 / P1"]),
-            at_least(
-                "share of the measured bf16 matrix rate",
-                65,
-                100 * rates[f"share of the machine's rate, {OURS_BF16}"],
-                "%",
-            ),
-            at_most(
-                "peak memory of a step, over that before it, against P1",
-                0.5,
-                ratios["growth of memory in a step, ours bf16 / P1"],
-            ),
-            at_most(
-                "peak memory of the process against P1", 0.5, ratios["peak memory, ours bf16 / P1"]
-            ),
+            *(_targets_in_bf16(faster) if precision == "bfloat16" else []),
+            at_least("ours fp32 against P1", 9, faster[f"{fp32} / {P1}"]),
+            at_least(f"share of the machine's matrix rate, {name}", 65, share, "%"),
+            at_most("peak memory of a step, over that before it, against P1", 0.5, growth),
+            at_most("peak memory of the process against P1", 0.5, memory),
         ],
     )
+
+
+def _targets_in_bf16(faster: Mapping[str, float]) -> list[Target]:
+    """What is to be reached where the machine computes in bf16."""
+    name = OURS["bfloat16"]
+    return [
+        at_least("training, ours bf16 against P1", 15, faster[f"{name} / {P1}"]),
+        at_least("against P2", 10, faster[f"{name} / {P2}"]),
+        at_least("against the best of P3 and P4", 6, faster[f"{name} / best of P3, P4"]),
+    ]
 
 
 def _by_length(chosen: Mapping[str, Contender]) -> list[Contender]:
@@ -271,50 +283,57 @@ def _by_length(chosen: Mapping[str, Contender]) -> list[Contender]:
     return [chosen[name] for name in names if name in chosen]
 
 
-def _rates(chosen: Mapping[str, Contender]) -> dict[str, float]:
+def _rates(chosen: Mapping[str, Contender], precision: str) -> dict[str, float]:
     """FLOPs needed a second over those of matrix products; peers need them for every example."""
-    ours = chosen[OURS_BF16]
+    ours = chosen[OURS[precision]]
+    sides = {
+        P1: ("float32", "flops_separate"),
+        **dict.fromkeys((P2, P3, P4, P5), (precision, "flops_separate")),
+        OURS["float32"]: ("float32", "flops"),
+        OURS[precision]: (precision, "flops"),
+    }
     shares = {}
-    for name, precision, flops in [
-        (P1, "float32", "flops_separate"),
-        (P2, "bfloat16", "flops_separate"),
-        (P3, "bfloat16", "flops_separate"),
-        (P4, "bfloat16", "flops_separate"),
-        (P5, "bfloat16", "flops_separate"),
-        (OURS_FP32, "float32", "flops"),
-        (OURS_BF16, "bfloat16", "flops"),
-    ]:
+    for name, (dtype, flops) in sides.items():
+        if name not in chosen:
+            continue
         side = chosen[name]
         a_second = ours.median(flops) / ours.questions * side.questions / side.median_seconds
-        machine = chosen[MACHINE].median(f"{precision}_gflops") * 1e9
+        machine = chosen[MACHINE].median(f"{dtype}_gflops") * 1e9
         shares[f"share of the machine's rate, {name}"] = a_second / machine
     return shares
 
 
-def _conclude_single(groups: Groups) -> Conclusion:
+def _conclude_single(groups: Groups, precision: str) -> Conclusion:
     chosen = _fastest(groups)
-    ratio = _faster(chosen[OURS_BF16], chosen[P3])
+    name = OURS[precision]
+    ratio = _faster(chosen[name], chosen[P3])
     return Conclusion(
-        {"one question per context, ours bf16 / P3": ratio},
-        [at_least("one question per context: ours against P3", 2, ratio)],
+        {f"one question per context, {name} / P3": ratio},
+        [at_least(f"one question per context: {name} against P3", 2, ratio)],
     )
 
 
-def _conclude_evaluation(groups: Groups) -> Conclusion:
+def _conclude_evaluation(groups: Groups, dtypes: Sequence[str]) -> Conclusion:
     chosen = _fastest(groups)
-    bf16 = _faster(chosen[OURS_BF16], best([chosen[GENERATE_FP32], chosen[GENERATE_BF16]]))
-    ratios = {
-        "answering, ours bf16 / generate at its best": bf16,
-        "answering, ours fp32 / generate": _faster(chosen[OURS_FP32], chosen[GENERATE_FP32]),
-        "answers that differ, fp32": _differing(chosen[OURS_FP32], chosen[GENERATE_FP32]),
-        "answers that differ, bf16": _differing(chosen[OURS_BF16], chosen[GENERATE_BF16]),
-    }
+    theirs = best([chosen[GENERATE[dtype]] for dtype in dtypes])
+    ratios = {}
+    for dtype in dtypes:
+        ours = chosen[OURS[dtype]]
+        ratios[f"answering, {OURS[dtype]} / generate at its best"] = _faster(ours, theirs)
+        ratios[f"answers that differ, {OURS[dtype]}"] = _differing(ours, chosen[GENERATE[dtype]])
+    fastest = OURS[dtypes[-1]]
     return Conclusion(
         ratios,
         [
-            at_least("evaluation against generate at its best", 5, bf16),
+            at_least(
+                f"evaluation, {fastest}, against generate at its best",
+                5,
+                ratios[f"answering, {fastest} / generate at its best"],
+            ),
             at_most(
-                "answers that differ from generate's, fp32", 0, ratios["answers that differ, fp32"]
+                "answers that differ from generate's, fp32",
+                0,
+                ratios["answers that differ, ours, fp32"],
             ),
         ],
     )

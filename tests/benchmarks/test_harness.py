@@ -1,12 +1,13 @@
 """Each side is judged by the best of its settings, and sides take turns."""
 
 import inspect
+import math
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
 import pytest
-from benchmarks.ablation import ablation
+from benchmarks.ablation import ablation, answering
 from benchmarks.harness import Conclusion, Contender, Groups, Job, Outcome, Progress, Side, Suite
 from benchmarks.scaling import scaling
 
@@ -62,21 +63,49 @@ def test_who_goes_on_is_judged_by_all_rounds() -> None:
     assert harness.best([once, twice]) is twice
 
 
+PRECISIONS = pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+
+
+@PRECISIONS
 @pytest.mark.parametrize("scale", [suites.QUICK, suites.FULL])
-def test_every_side_names_a_function_that_takes_its_options(scale: suites.Scale) -> None:
+def test_every_side_names_a_function_that_takes_its_options(
+    scale: suites.Scale, precision: str
+) -> None:
     all_suites = [
-        *(suites.training("", adapter, scale) for adapter in scale.adapters),
-        suites.single("", scale),
-        *(suites.evaluation("", tokens, scale) for tokens in scale.answer_tokens),
-        suites.whole("", scale),
-        ablation("", scale),
-        scaling(Path()),
+        *(suites.training("", adapter, scale, precision) for adapter in scale.adapters),
+        suites.single("", scale, precision),
+        *(suites.evaluation("", tokens, scale, precision) for tokens in scale.answer_tokens),
+        suites.whole("", scale, precision),
+        ablation("", scale, precision),
+        answering("", scale, precision),
+        scaling(Path(), precision),
     ]
     for side in (side for one in all_suites for side in one.sides.values()):
         job = side.job({name: values[0] for name, values in side.settings.items()})
         module, function = job.function.split(".")
         called = getattr(import_module(f"benchmarks.{module}"), function)
         inspect.signature(called).bind(**job.options)
+
+
+@PRECISIONS
+def test_nothing_is_said_of_bf16_where_the_machine_has_none(
+    precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = dict.fromkeys(("peak_mib", "growth_mib", "flops", "flops_separate"), 1)
+    rates = {"float32_gflops": 1, "bfloat16_gflops": 1}
+    outcome = {"seconds": [1], "questions": 1, "answers": {}, **measured, **rates}
+    monkeypatch.setattr(harness, "run", lambda _: outcome)
+    told: list[str] = []
+    for one in (
+        suites.training("", "all-linear", suites.QUICK, precision),
+        suites.single("", suites.QUICK, precision),
+        suites.evaluation("", 6, suites.QUICK, precision),
+    ):
+        groups = harness.compete(one, Progress(one.runs))
+        conclusion = one.conclude(groups)
+        told += [*groups, *conclusion.ratios, *(target.name for target in conclusion.targets)]
+        assert not any(math.isnan(ratio) for ratio in conclusion.ratios.values())
+    assert any("bf16" in name for name in told) == (precision == "bfloat16")
 
 
 def test_a_failure_is_never_the_fastest(failed: Contender) -> None:
