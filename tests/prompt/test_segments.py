@@ -72,6 +72,8 @@ def test_offsets_count_the_space_that_is_not_encoded() -> None:
     for segment in (" ab cab", "ab cab"):
         (encoding,) = tokenizer.encode([segment])
         offsets = tokenizer.offsets(segment, encoding)
+        one_by_one = [tokenizer.offset(segment, encoding, i) for i in range(len(encoding))]
+        assert one_by_one == list(map(tuple, offsets))
         pieces = [segment[start:end] for start, end in offsets]
         letters = [i for i, token in enumerate(encoding.tokens) if token != "▁"]
         assert [pieces[i] for i in letters] == [encoding.tokens[i] for i in letters]

@@ -1,6 +1,7 @@
 """From passages to trees, with windows where a context is too long. Nothing is cut in silence."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from operator import itemgetter
 
@@ -58,19 +59,22 @@ class Encoded:
 
 @dataclass(frozen=True)
 class _Context:
-    """An encoded context segment: ids before the context, its own ids, and their offsets in it."""
+    """An encoded context segment: ids before the context, its own ids, and their offsets in it.
+
+    An offset is looked up where it is needed: of most contexts, which fit into one window, those
+    of the first and the last token.
+    """
 
     lead: TokenIds
     blank_in_lead: bool
     ids: TokenIds
-    starts: TokenIds
-    ends: TokenIds
+    offset: Callable[[int], tuple[int, int]]
     text: str
 
     def characters(self, window: tuple[int, int]) -> tuple[int, int]:
         """The part of the text that a range of its tokens covers."""
         start, end = window
-        return int(self.starts[start]), int(self.ends[end - 1])
+        return self.offset(start)[0], self.offset(end - 1)[1]
 
 
 class PromptEncoder:
@@ -168,17 +172,20 @@ class PromptEncoder:
                 yield index, self._context(passage.context, encoding), branches
 
     def _context(self, text: str, encoding: Encoding) -> _Context:
-        offsets = self.tokenizer.offsets(self.template.context(text), encoding)
-        offsets -= len(self.template.context_lead)
-        lead = int(np.searchsorted(offsets[:, 1], 0, side="right"))
+        segment, before = self.template.context(text), len(self.template.context_lead)
+
+        def offset(token: int) -> tuple[int, int]:
+            start, end = self.tokenizer.offset(segment, encoding, token)
+            return max(start - before, 0), end - before
+
+        lead = bisect_right(range(len(encoding)), 0, key=lambda token: offset(token)[1])
         ids = np.array(encoding.ids, dtype=np.int32)
         start = np.array(self.tokenizer.start, dtype=np.int32)
         return _Context(
             lead=np.concatenate([start, ids[:lead]]),
-            blank_in_lead=bool(offsets[lead - 1, 1] == 0) if lead else True,
+            blank_in_lead=offset(lead - 1)[1] == 0 if lead else True,
             ids=ids[lead:],
-            starts=offsets[lead:, 0].clip(min=0),
-            ends=offsets[lead:, 1],
+            offset=lambda token: offset(lead + token),
             text=text,
         )
 
@@ -230,7 +237,7 @@ def _word_starts(context: _Context) -> TokenIds:
     text = context.text
     starts = [
         index
-        for index, start in enumerate(context.starts)
+        for index, (start, _) in enumerate(map(context.offset, range(len(context.ids))))
         if (
             text[start - 1 : start].isspace() and not text[start].isspace()
             if context.blank_in_lead

@@ -79,6 +79,12 @@ class SegmentTokenizer:
         offsets = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
         return offsets + (len(segment) - len(self._without_space(segment)))
 
+    def offset(self, segment: str, encoding: Encoding, token: int) -> tuple[int, int]:
+        """`offsets` of one token, without making those of all the others."""
+        start, end = encoding.token_to_chars(token)  # type: ignore[misc]
+        left_out = len(segment) - len(self._without_space(segment))
+        return start + left_out, end + left_out
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of an answer's token ids, without control tokens and outer blanks."""
         kept = [int(i) for i in ids if int(i) not in self._control]
