@@ -58,7 +58,7 @@ class Intake(Checks):
             self.skipped["questions"] += 1
             return
         id = self._id(node, place)
-        place = replace(place, id=id)
+        place = Place(place.path, place.row, id)
         text = self._text(node, "question", place)
         answers = None if context is None else self._answers(node, place, context)
         if context is None or id is None or text is None or answers is None:
@@ -116,8 +116,9 @@ class Intake(Checks):
 
     def _answerability_agrees(self, node: dict[str, Any], answered: bool, place: Place) -> bool:
         """Whether answers, version and `is_impossible` (which may be missing) say the same."""
-        impossible = node.get("is_impossible", not answered)
-        if not self.has_type(impossible, bool, place.inside("is_impossible")):
+        given = "is_impossible" in node
+        impossible = self.field(node, "is_impossible", bool, place) if given else not answered
+        if impossible is None:
             return False
         if self.version == "1.1" and (impossible or not answered):
             self.report(place, "the question has no answer, which SQuAD v1.1 does not allow")
