@@ -51,6 +51,14 @@ def test_it_is_the_gelu_of_transformers(dtype: torch.dtype, shape: tuple[int, ..
         assert (got - wanted).abs().max() <= tolerance * wanted.abs().max()
 
 
+def test_an_older_pytorch_is_not_asked_for_what_it_does_not_know(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch._inductor.list_options", lambda: ["cpp.vec_isa_ok", "cpp.threads"])
+    monkeypatch.setattr(torch, "compile", lambda _, **given: given["options"])
+    assert compiled._compiled.__wrapped__() == {"cpp.vec_isa_ok": True}
+
+
 def gelus(model: nn.Module) -> list[nn.Module]:
     return [layer.mlp.act for layer in model.transformer.h]  # type: ignore[union-attr]
 

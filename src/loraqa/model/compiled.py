@@ -29,6 +29,13 @@ _CUBIC = _LINEAR * 0.044715
 _WORTH_IT = 2e13
 # A layer of GPT-2 over 512 tokens.
 _ELEMENTS = 512 * 3072
+# Without what would take longer than all the rest: trial compilations for each set of vector
+# instructions (what a compiler cannot use fails with the kernel, and is caught), and precompiling
+# headers, which pays for many kernels, not for one.
+_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
+    "cpp.vec_isa_ok": True,
+    "cpp_cache_precompile_headers": False,
+}
 _DTYPES = (torch.bfloat16, torch.float32)
 _PYTORCHS = nn.GELU(approximate="tanh")
 
@@ -99,10 +106,13 @@ def _value_and_slope(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @cache
 def _compiled() -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    # Trial compilations for each set of vector instructions would take longer than all the rest.
-    # What a compiler cannot use fails here too, and is caught.
+    from torch._inductor import list_options
+
+    # PyTorch refuses what its version does not know.
+    known = list_options()
+    options = {name: value for name, value in _OPTIONS.items() if name in known}
     compiled: Callable[[Tensor], tuple[Tensor, Tensor]] = torch.compile(
-        _value_and_slope, dynamic=True, options={"cpp.vec_isa_ok": True}
+        _value_and_slope, dynamic=True, options=options
     )
     return compiled
 
