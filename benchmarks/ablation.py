@@ -22,7 +22,7 @@ from loraqa.model.attention import PackedTrees
 from loraqa.prompt.batch import TreeBatch
 
 # Gains are as small as the noise of a single one.
-_STEPS = 6
+_STEPS = 4
 NOTHING = "as it is"
 TREES = "trees: padded rows instead"
 

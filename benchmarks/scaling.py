@@ -56,7 +56,7 @@ def points() -> Iterator[Point]:
     for questions in (1, 2, 5, 10, 20):
         yield Point("questions per context", questions, 20 // questions, questions=questions)
     for tokens in (64, 128, 256, 512, 960):
-        yield Point("tokens of a context", tokens, contexts=2, tokens=tokens)
+        yield Point("tokens of a context", tokens, contexts=1, tokens=tokens)
     for rows in (1, 2, 4, 8, 16):
         size = rows * (150 + _BRANCH_TOKENS)
         yield Point("tokens of a batch", size, budget=size, rows=rows)
