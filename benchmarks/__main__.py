@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -77,7 +77,7 @@ def main() -> None:
         for suite in suites:
             groups = compete(suite, progress)
             conclusion = suite.conclude(groups)
-            targets += conclusion.targets
+            targets += [replace(t, name=f"{suite.name}: {t.name}") for t in conclusion.targets]
             console.print(contenders_table(suite.name, groups), ratios_table(conclusion.ratios))
             if not options.tiny:
                 _save(suite, groups, conclusion, scale, load)
@@ -143,7 +143,10 @@ def _save(suite: Suite, groups: Groups, conclusion: Conclusion, scale: Scale, lo
         {
             "ratios": {k: v for k, v in conclusion.ratios.items() if not math.isnan(v)},
             "targets": [asdict(target) for target in conclusion.targets],
-            "machine": {**machine("python -m benchmarks"), "load_before": load},
+            "machine": {
+                **machine(" ".join(["python -m benchmarks", *sys.argv[1:]])),
+                "load_before": load,
+            },
             "texts": SOURCE,
             "scale": asdict(scale),
             "contenders": {

@@ -6,6 +6,7 @@ A step of training, or answers to dev questions.
 import math
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 from unittest.mock import patch
 
@@ -53,9 +54,15 @@ def bias_by_itself(
     _add_update(y.add_(bias), hidden, b, rows)
 
 
+@lru_cache(maxsize=256)
+def _hidden(bias: Tensor) -> Tensor:
+    """Made once for all layers, as the bias is."""
+    return bias != 0
+
+
 def mask_afterwards(bias: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
     """In place of `baddbmm`: the usual `masked_fill`."""
-    return (queries @ keys).masked_fill_(bias != 0, -torch.inf)
+    return (queries @ keys).masked_fill_(_hidden(bias), -torch.inf)
 
 
 PATCHES: dict[str, tuple[str, Any]] = {

@@ -4,6 +4,7 @@ Every contender is measured by the same means: hooks that torch calls around eac
 The first step warms up; its gradient must be that of the first contender, or nothing is timed.
 """
 
+import ctypes
 import re
 import resource
 import sys
@@ -42,6 +43,7 @@ def measure(
         `loss`, `gradient_norm` and `gradient_error` of the first step, and memory in MiB:
         `peak_mib` of the process, `growth_mib` over what it had before the first step.
     """
+    _give_back_freed_memory()
     clock = _Clock(model, Path(reference) if reference else None, TOLERANCE[precision])
     before = resident_mib()
     try:
@@ -127,6 +129,13 @@ def peak_mib() -> float:
     """The most memory that this process has had."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def _give_back_freed_memory() -> None:
+    """Where malloc is glibc's: what loading a model has freed is nothing that a step begins with."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def resident_mib() -> float:

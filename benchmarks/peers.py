@@ -108,6 +108,8 @@ def generate(
     encoder = the.encoder()
     stops = sorted(Rules(encoder.tokenizer, encoder.template, answer_tokens).stops)
     passages = the.passages()
+    # Ours has computed some small trees by now.
+    model.generate(torch.zeros(1, 8, dtype=torch.long), max_new_tokens=2, pad_token_id=stops[0])
     start = time.perf_counter()
     prompts = _prompts(encoder, passages, answer_tokens)
     answers: dict[str, str] = {}

@@ -61,7 +61,7 @@ def points() -> Iterator[Point]:
         size = rows * (150 + _BRANCH_TOKENS)
         yield Point("tokens of a batch", size, budget=size, rows=rows)
     for model, (layers, width, _) in SHAPES.items():
-        yield Point("million parameters", 12 * layers * width**2 / 1e6, model=model)
+        yield Point("million parameters in layers", 12 * layers * width**2 / 1e6, model=model)
 
 
 def scaling(folder: Path, precision: str) -> Suite:

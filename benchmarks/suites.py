@@ -44,6 +44,7 @@ class Scale:
         kinds: how P2 tries to compute in bf16, see `peers.PRECISIONS`.
         faster_kinds: those of them that P3 and P4 try, where they compute in bf16.
         batches: how many rows in a batch P3 and P4 try.
+        layouts: how P4 lays out rows, besides padded ones.
         answered: questions of the dev set to answer.
         answer_batches: how many rows in a batch `generate` tries.
         answer_tokens: how long answers are, one suite for each.
@@ -58,6 +59,7 @@ class Scale:
     kinds: Sequence[str]
     faster_kinds: Sequence[str]
     batches: Sequence[int]
+    layouts: Mapping[str, str]
     answered: int
     answer_batches: Sequence[int]
     answer_tokens: Sequence[int]
@@ -73,6 +75,8 @@ QUICK = Scale(
     kinds=["bfloat16 and autocast"],
     faster_kinds=["bfloat16 and autocast"],
     batches=[4],
+    # Padded ones were always faster.
+    layouts={},
     answered=16,
     answer_batches=[16],
     answer_tokens=[MAX_ANSWER_TOKENS],
@@ -87,6 +91,7 @@ FULL = Scale(
     kinds=["autocast", "bfloat16", "bfloat16 and autocast"],
     faster_kinds=["bfloat16 and autocast", "bfloat16"],
     batches=[8, 4, 2],
+    layouts={P4_PADDING_FREE: "padding-free", P4_PACKED: "packed"},
     answered=128,
     answer_batches=[16, 8, 32],
     answer_tokens=[MAX_ANSWER_TOKENS, 6],
@@ -114,7 +119,7 @@ def training(folder: str, adapter: str, scale: Scale, precision: str) -> Suite:
             **(bf16 if precision == "bfloat16" else {}),
             P3: trainer(fast, kinds, scale.batches, "group_by_length"),
             P4: _sft(fast, kinds, "padded", scale.batches),
-            **_other_layouts(fast, kinds, scale),
+            **{side: _sft(fast, kinds, how, scale.batches) for side, how in scale.layouts.items()},
             P5: Side("ours.padded", "rows by length", {"task": asdict(fast)}),
             OURS["float32"]: trees(fp32),
             OURS[precision]: trees(fast),
@@ -198,7 +203,7 @@ def whole(folder: str, scale: Scale, precision: str) -> Suite:
             ),
         },
         1,
-        _conclude_whole,
+        partial(_conclude_whole, learned=scale.learned),
     )
 
 
@@ -222,23 +227,14 @@ def _kinds(scale: Scale, precision: str) -> Sequence[str]:
     return scale.faster_kinds if precision == "bfloat16" else [precision]
 
 
-def _other_layouts(task: Task, kinds: Sequence[str], scale: Scale) -> dict[str, Side]:
-    """Padding-free and packed rows, in the full run alone: padded ones were faster."""
-    if scale is QUICK:
-        return {}
-    return {
-        P4_PADDING_FREE: _sft(task, kinds, "padding-free", scale.batches),
-        # A packed row is as long as a batch is to be.
-        P4_PACKED: _sft(task, kinds, "packed", [1]),
-    }
-
-
 def _sft(task: Task, kinds: Sequence[str], layout: str, batches: Sequence[int]) -> Side:
+    # A packed row is as long as a batch is to be.
+    sizes = [1] if layout == "packed" else batches
     return Side(
         "peers.sft",
         "{kind}, batches of {batch}",
         {"task": asdict(task), "layout": layout},
-        {"kind": kinds, "batch": batches},
+        {"kind": kinds, "batch": sizes},
     )
 
 
@@ -288,15 +284,23 @@ def _by_length(chosen: Mapping[str, Contender]) -> list[Contender]:
 
 
 def _rates(chosen: Mapping[str, Contender], precision: str) -> dict[str, float]:
-    """FLOPs needed a second over those of matrix products; peers need them for every example."""
+    """FLOPs needed a second over those of matrix products, and these.
+
+    Peers need them for every example; what they compute beyond that, such as padding, is no need.
+    """
     ours = chosen[OURS[precision]]
     sides = {
         P1: ("float32", "flops_separate"),
-        **dict.fromkeys((P2, P3, P4, P5), (precision, "flops_separate")),
+        **dict.fromkeys(
+            (P2, P3, P4, P4_PADDING_FREE, P4_PACKED, P5), (precision, "flops_separate")
+        ),
         OURS["float32"]: ("float32", "flops"),
         OURS[precision]: (precision, "flops"),
     }
-    shares = {}
+    shares = {
+        f"GFLOP/s of the machine, {dtype}": chosen[MACHINE].median(f"{dtype}_gflops")
+        for dtype in dict.fromkeys(["float32", precision])
+    }
     for name, (dtype, flops) in sides.items():
         if name not in chosen:
             continue
@@ -343,7 +347,7 @@ def _conclude_evaluation(groups: Groups, dtypes: Sequence[str]) -> Conclusion:
     )
 
 
-def _conclude_whole(groups: Groups) -> Conclusion:
+def _conclude_whole(groups: Groups, learned: int) -> Conclusion:
     chosen = _fastest(groups)
     overhead = chosen["loop"].median("overhead")
     first, second, score = (
@@ -356,8 +360,8 @@ def _conclude_whole(groups: Groups) -> Conclusion:
         },
         [
             at_most("overhead of the loop", 3, 100 * overhead, "%"),
-            at_most("first start of training, to the end of the first step", 15, first, " s"),
-            at_most("second start of training", 15, second, " s"),
+            at_most(f"first start on {learned:,} questions, to the end of step 1", 15, first, " s"),
+            at_most(f"second start on {learned:,} questions", 15, second, " s"),
             at_most("loraqa score on 10,570 questions", 1.5, score, " s"),
         ],
     )

@@ -18,8 +18,9 @@ from loraqa.demo.world import test_passages, train_passages
 from loraqa.squad import Answer, Passage, Question, read_passages, write_official
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-TOKENIZER = SHARED / "gpt2" if SHARED.is_dir() else BASE
-SOURCE = "SQuAD v1.1" if SHARED.is_dir() else "the demo's invented world"
+REAL = all((SHARED / name).exists() for name in ("data/squad1-train.json", "gpt2/vocab.json"))
+TOKENIZER = SHARED / "gpt2" if REAL else BASE
+SOURCE = "SQuAD v1.1" if REAL else "the demo's invented world"
 
 _WORLD_PASSAGES = 1000
 # Longer questions would push the longest contexts over the model's limit.
@@ -67,7 +68,7 @@ def regular(contexts: int, tokens: int, questions: int) -> list[Passage]:
 
 
 def _passages(split: str) -> list[Passage]:
-    if SHARED.is_dir():
+    if REAL:
         return list(read_passages(SHARED / "data" / f"squad1-{split}.json").passages)
     draw = {"train": train_passages, "dev": test_passages}[split]
     return draw(seed=0, count=_WORLD_PASSAGES)

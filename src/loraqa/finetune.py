@@ -103,7 +103,8 @@ def finetune(
     Raises:
         InputError: settings, data, model or folder cannot be used; nothing was trained.
         StoppedError: Ctrl-C or SIGTERM; a checkpoint of where it stood is written.
-        LoraqaError: the training failed; its checkpoints are whole.
+        LoraqaError: the model does not fit into memory, or the training failed; its checkpoints
+            are whole.
     """
     settings = settings.with_full_paths()
     run = RunDirectory(run_dir)

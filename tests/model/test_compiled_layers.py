@@ -100,9 +100,25 @@ def test_decoding_does_without_them(
     expected = decode(TreeRunner(model))
     runner = BucketRunner(model)
     torch.testing.assert_close(decode(runner), expected)
-    compile_layers(runner, STEPS)
+    assert compile_layers(runner, STEPS)
     compiled = compiler.frame_count
     torch.testing.assert_close(decode(runner), expected)
+    assert compiler.frame_count == compiled
+
+
+def test_what_was_checked_is_what_trains(
+    trees: list[Tree], compiler: CompileCounterWithBackend
+) -> None:
+    model = adapted("gpt2")
+    runner = BucketRunner(model)
+    before = [layer.lora_B.clone() for layer in lora_layers(model).values()]
+    assert compile_layers(runner, STEPS)
+    after = [layer.lora_B for layer in lora_layers(model).values()]
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    compiled = compiler.frame_count
+    for layer in lora_layers(model).values():
+        layer.train()
+    logits_and_gradients(runner, trees)
     assert compiler.frame_count == compiled
 
 
@@ -110,7 +126,7 @@ def test_decoding_does_without_them(
 def test_dropout_is_drawn_anew_in_each_step(trees: list[Tree]) -> None:
     model = adapted("gpt2", dropout=0.5)
     runner = BucketRunner(model)
-    compile_layers(runner, STEPS)
+    assert compile_layers(runner, STEPS)
     for layer in lora_layers(model.transformer.h[0]).values():
         layer.train()
     first, second = (runner.answer_logits(trees)[0] for _ in range(2))
@@ -146,6 +162,21 @@ def test_a_compiler_that_is_wrong_leaves_the_layers_as_they_were(
         assert not compile_layers(BucketRunner(model), STEPS)
     assert "Layers are not compiled: gradients are " in caplog.text
     assert all("forward" not in vars(layer) for layer in model.transformer.h)
+
+
+def test_a_gradient_that_a_new_adapter_hides_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def doubled(layer: Any) -> None:
+        layer.forward = layer.forward
+        for adapter in lora_layers(layer).values():
+            adapter.lora_A.register_hook(lambda gradient: 2 * gradient)
+
+    monkeypatch.setattr(compiled_layers, "_compile", doubled)
+    model = adapted("gpt2")
+    for layer in lora_layers(model).values():
+        torch.nn.init.zeros_(layer.lora_B)
+    assert not compile_layers(BucketRunner(model), STEPS)
 
 
 @pytest.mark.parametrize(("kind", "steps"), [(BucketRunner, 10), (TreeRunner, STEPS)])

@@ -1,6 +1,7 @@
 """Decoding with kept keys and values gives the logits of computing everything anew."""
 
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ def runner_of(kind: str, path: type[Any]) -> Runner:
     return runner
 
 
+@patch("loraqa.model.decoding._ROOM", 1)
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3"])
 @pytest.mark.parametrize("path", [TreeRunner, PaddedRunner, RecomputingRunner])
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -51,6 +53,39 @@ def test_steps_equal_a_fresh_computation(
     for logits, expected in steps:
         # transformers keeps rotary tables in fp32, whatever the model's dtype.
         torch.testing.assert_close(logits, anew(model, expected), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("path", [TreeRunner, PaddedRunner, RecomputingRunner])
+def test_both_go_their_own_way_after_branching_off(path: type[Any], prompts: list[Tree]) -> None:
+    runner = runner_of("gpt2", path)
+    session, rows = runner.session(prompts), rows_of(prompts)
+    session.prefill()
+    session.advance(torch.arange(len(rows)))
+    rows = [[*row, token] for token, row in enumerate(rows)]
+    chosen = [2, 0, 2]
+    other = session.branch_off(torch.tensor(chosen))
+    others = [rows[index] for index in chosen]
+    steps = []
+    for token in (10, 11):
+        steps.append(session.advance(torch.full((len(rows),), token)))
+        steps.append(other.advance(torch.full((len(others),), 10 + token)))
+    expected = [
+        anew(runner.model, [[*row, *written] for row in its_rows])
+        for its_rows, written in (
+            (rows, [10]),
+            (others, [20]),
+            (rows, [10, 11]),
+            (others, [20, 21]),
+        )
+    ]
+    torch.testing.assert_close(steps, expected)
+
+
+def test_trunks_of_like_length_lie_together(prompts: list[Tree]) -> None:
+    session = runner_of("gpt2", TreeRunner).session(prompts)
+    session.prefill()
+    groups = session._rows._trunks
+    assert sorted(len(group.states[0][0]) for group in groups) == [1, 2]
 
 
 def test_one_branch_is_a_tree_too(prompts: list[Tree]) -> None:

@@ -168,7 +168,8 @@ class ByProducts(torch.autograd.Function):
             scores = torch.baddbmm(block.bias(query), queries, keys.transpose(1, 2))
             weights = scores.softmax(dim=-1)
             attended[:, block.queries] = weights @ values
-            kept += queries, keys, values, weights
+            if any(ctx.needs_input_grad):
+                kept += queries, keys, values, weights
         ctx.save_for_backward(*kept)
         ctx.blocks, ctx.scaling, ctx.shapes = blocks, scaling, (query.shape, key.shape)
         return attended

@@ -10,9 +10,9 @@ from torch.nn.functional import pad
 from loraqa.prompt.batch import TreeBatch
 
 # A shorter row takes a GPU no less time: it is the launches of its kernels that take it.
-_TOKENS = 512
+_SHORTEST_ROW = 512
 # The height of a block of FlexAttention.
-_WANTED = 128
+_FEWEST_WANTED = 128
 
 
 def fill_bucket(batch: TreeBatch) -> TreeBatch:
@@ -28,13 +28,15 @@ def fill_bucket(batch: TreeBatch) -> TreeBatch:
         batch,
         input_ids=pad(batch.input_ids, behind),
         position_ids=pad(batch.position_ids, behind),
-        supervised=pad(batch.supervised, (0, bucket(wanted, _WANTED) - wanted), value=row - 1),
+        supervised=pad(
+            batch.supervised, (0, bucket(wanted, _FEWEST_WANTED) - wanted), value=row - 1
+        ),
     )
 
 
 def padded_row(tokens: int) -> int:
     """How long a row of so many tokens becomes."""
-    return bucket(tokens + 1, _TOKENS)
+    return bucket(tokens + 1, _SHORTEST_ROW)
 
 
 def bucket(count: int, smallest: int) -> int:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from loraqa.errors import InputError, in_a_line
 from loraqa.model.load import position_limit
+from loraqa.model.memory import ADVICE_TO_LOADERS, explaining_lack_of_memory
 from loraqa.model.runner import (
     BucketRunner,
     PaddedRunner,
@@ -39,6 +40,7 @@ _Kind = Callable[[PreTrainedModel], Runner]
 _OVER_TREES: dict[str, tuple[type[TreeRunner], ...]] = {"cuda": (BucketRunner, TreeRunner)}
 
 
+@explaining_lack_of_memory("while the model was tried on small trees", ADVICE_TO_LOADERS)
 def choose_runner(model: PreTrainedModel, max_length: int, *, training: bool = False) -> Runner:
     """Trees if the model can take them, else one row per question, with a line that says so.
 
@@ -50,6 +52,7 @@ def choose_runner(model: PreTrainedModel, max_length: int, *, training: bool = F
 
     Raises:
         InputError: the model is not causal.
+        LackOfMemoryError: not even small trees fit into memory beside it.
     """
     if position_limit(model.config) < _LONGEST_PATH:
         raise InputError(

@@ -6,7 +6,8 @@ stays as it is: how it is computed (see `last_layer.py`) is not for a compiler.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -14,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from loraqa.errors import in_a_line
+from loraqa.lora.layer import lora_layers
 from loraqa.model.choose import small_gradients, trainable
 from loraqa.model.last_layer import layers_of
+from loraqa.model.memory import ADVICE_TO_LOADERS, explaining_lack_of_memory
 from loraqa.model.runner import BucketRunner, Runner
 
 logger = logging.getLogger("loraqa")
@@ -25,8 +28,11 @@ logger = logging.getLogger("loraqa")
 _WORTH_IT = 2000
 # How far gradients may be off, relative: rounding alone makes hundredths of it in bf16.
 _TOLERANCE = 0.1
+# Of the entries of B: its update counts beside the frozen product, and does not outweigh it.
+_SPREAD = 0.01
 
 
+@explaining_lack_of_memory("while layers were compiled", ADVICE_TO_LOADERS)
 def compile_layers(runner: Runner, steps: int) -> bool:
     """Let a model train with compiled layers, if its rows are of few lengths and it works and pays.
 
@@ -36,20 +42,41 @@ def compile_layers(runner: Runner, steps: int) -> bool:
 
     Returns:
         Whether it does.
+
+    Raises:
+        LackOfMemoryError: gradients of small trees do not fit into memory.
     """
     if not isinstance(runner, BucketRunner) or steps < _WORTH_IT:
         return False
-    expected = small_gradients(runner, trainable(runner.model))
     layers = layers_of(runner.model)[:-1]
     logger.info("Compiling the layers, which takes a minute or so.")
-    for layer in layers:
-        _compile(layer)
-    reason = _why_wrong(runner, expected)
+    with _as_if_trained(runner.model):
+        expected = small_gradients(runner, trainable(runner.model))
+        for layer in layers:
+            _compile(layer)
+        reason = _why_wrong(runner, expected)
     if reason is not None:
         logger.info("Layers are not compiled: %s.", reason)
         for layer in layers:
             del layer.forward
     return reason is None
+
+
+@contextmanager
+def _as_if_trained(model: nn.Module) -> Iterator[None]:
+    """Let no B be 0, as all are at first: A's gradient would be 0, and right or wrong not told."""
+    update = [layer.lora_B for layer in lora_layers(model).values()]
+    before = [matrix.detach().clone() for matrix in update]
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for matrix in update:
+            matrix.copy_(_SPREAD * torch.randn(matrix.shape, generator=generator))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for matrix, kept in zip(update, before, strict=True):
+                matrix.copy_(kept)
 
 
 def _why_wrong(runner: Runner, expected: Tensor) -> str | None:

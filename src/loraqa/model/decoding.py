@@ -1,7 +1,7 @@
 """Decoding sessions: keys and values kept, one more token per row at each step.
 
 A row is one answer being written. All rows of a tree share the keys and values of its trunk,
-which are computed once and never copied, however many answers are tried.
+which are computed and kept once, however many answers are tried.
 """
 
 from collections.abc import Mapping, Sequence

@@ -2,7 +2,8 @@
 
 FlexAttention (Dong et al. 2024) is given who sees whom as a function of two places in the row, and
 leaves out all blocks of 128 by 128 in which nobody sees anybody. It is compiled once for each
-length of a row, of which `buckets.py` leaves few; other trees in a row as long need no compilation.
+length of a row, and in the last layer for each number of wanted tokens with it; `buckets.py` leaves
+few of both. Other trees in a row as long need no compilation.
 """
 
 from collections.abc import Callable, Sequence

@@ -16,7 +16,11 @@ from transformers.activations import ACT2FN
 from transformers.utils import logging as transformers_logging
 
 from loraqa.errors import InputError
-from loraqa.model.memory import keep_freed_memory
+from loraqa.model.memory import (
+    ADVICE_TO_LOADERS,
+    explaining_lack_of_memory,
+    keep_freed_memory,
+)
 from loraqa.prompt.segments import SegmentTokenizer
 
 logger = logging.getLogger("loraqa")
@@ -34,6 +38,7 @@ _TANH_GELU_MODULES = tuple(type(ACT2FN[name]) for name in _TANH_GELUS)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
+@explaining_lack_of_memory("while the model was loaded", ADVICE_TO_LOADERS)
 def load_base(
     source: str | Path,
     *,
@@ -55,6 +60,7 @@ def load_base(
 
     Raises:
         InputError: no such folder or model, the hub is out of reach, or the weights are pickled.
+        LackOfMemoryError: the model does not fit into memory.
     """
     torch_device = choose_device(device)
     torch_dtype = choose_dtype(dtype, torch_device)

@@ -30,6 +30,10 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, _NEVER_TRIM)
 
 
+# Where nothing has been trained yet, and there is no batch to make smaller.
+ADVICE_TO_LOADERS = "free some of it, or choose a smaller model or another device"
+
+
 class LackOfMemoryError(LoraqaError):
     """Memory was out: where, why, and what to do."""
 
