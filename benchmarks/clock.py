@@ -132,7 +132,7 @@ def peak_mib() -> float:
 
 
 def _give_back_freed_memory() -> None:
-    """Where malloc is glibc's: what loading a model has freed is nothing that a step begins with."""
+    """Where malloc is glibc's: what loading a model has freed, a step does not begin with."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
