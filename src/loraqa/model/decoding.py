@@ -232,7 +232,10 @@ class _GrowingRows:
                 layer: tuple(pad(states, (0, 0, 0, _ROOM)) for states in pair)
                 for layer, pair in self._own.items()
             }
-        self._seen = torch.cat([self._trunk_seen, self._own_seen], dim=1)
+        seen = torch.cat([self._trunk_seen, self._own_seen], dim=1)
+        # One pass over the scores of each layer scales them and hides what is not seen.
+        precise = torch.promote_types(self._own[0][0].dtype, torch.float32)
+        self._bias = torch.where(seen, 0.0, -torch.inf).to(precise)[:, None, None]
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
@@ -250,8 +253,7 @@ class _GrowingRows:
         for trunks in self._trunks:
             scores[trunks.rows, ..., : trunks.longest] = trunks.scores(layer, queries)
         scores[..., longest:] = queries @ own_key.transpose(2, 3)
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * scaling
-        scores.masked_fill_(~self._seen[:, None, None], -torch.inf)
+        scores = torch.add(self._bias, scores, alpha=scaling)
         weights = scores.softmax(dim=-1).to(query.dtype)
         attended = weights[..., longest:] @ own_value
         for trunks in self._trunks:
