@@ -1,12 +1,20 @@
 """Freed memory is kept; lack of memory is one sentence, and nothing else is taken for it."""
 
 import ctypes
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tests.conftest import tiny_model
 
 from loraqa.errors import LoraqaError
+from loraqa.model.choose import choose_runner
+from loraqa.model.compiled_layers import compile_layers
+from loraqa.model.load import load_base
 from loraqa.model.memory import explaining_lack_of_memory, keep_freed_memory
+from loraqa.model.runner import BucketRunner
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
@@ -80,3 +88,30 @@ def test_another_error_stays_what_it_is() -> None:
         explaining_lack_of_memory("here", "ask for less"),
     ):
         raise RuntimeError("shapes differ")
+
+
+@pytest.mark.parametrize(
+    ("where", "call"),
+    [
+        ("while the model was loaded", lambda folder: load_base(folder, device="cpu")),
+        (
+            "while the model was tried on small trees",
+            lambda _: choose_runner(tiny_model("gpt2"), 256),
+        ),
+        (
+            "while layers were compiled",
+            lambda _: compile_layers(BucketRunner(tiny_model("gpt2")), 100_000),
+        ),
+    ],
+)
+def test_a_model_too_large_is_told_in_a_sentence(
+    where: str, call: Callable[[Path], Any], tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("loraqa.model.load._fuse_gelu", full)
+    monkeypatch.setattr("loraqa.model.choose._alone", full)
+    monkeypatch.setattr("loraqa.model.compiled_layers.small_gradients", full)
+    with pytest.raises(LoraqaError, match=rf"^Memory is out {where} \(CUDA out of memory\)"):
+        call(tiny_folder)
