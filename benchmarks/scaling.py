@@ -34,7 +34,7 @@ class Point:
 
     axis: str
     value: float
-    contexts: int = 4
+    contexts: int = 2
     tokens: int = 150
     questions: int = 5
     budget: int | None = None
@@ -59,7 +59,7 @@ def points() -> Iterator[Point]:
         yield Point("tokens of a context", tokens, contexts=1, tokens=tokens)
     for rows in (1, 2, 4, 8, 16):
         size = rows * (150 + _BRANCH_TOKENS)
-        yield Point("tokens of a batch", size, budget=size, rows=rows)
+        yield Point("tokens of a batch", size, contexts=4, budget=size, rows=rows)
     for model, (layers, width, _) in SHAPES.items():
         yield Point("million parameters in layers", 12 * layers * width**2 / 1e6, model=model)
 
