@@ -78,6 +78,7 @@ def speed_plot(groups: Groups) -> "Figure":
         axes = figure.subplots()
         bars = axes.barh(list(speeds), list(speeds.values()), color=colours)
         axes.bar_label(bars, fmt="%.2g", padding=4)
+        axes.margins(x=0.1)
         axes.set_xlabel("questions a second")
         axes.grid(axis="y", visible=False)
     return figure
