@@ -1,9 +1,9 @@
 """`python -m benchmarks [--quick] [--only SUITE ...]`: us and our peers side by side.
 
 Prints a table for each suite and one of the targets; writes benchmarks/results/SUITE.json (with
---quick: SUITE-quick.json). The full run also takes one optimisation out at a time, measures how
-time and memory grow, and draws docs/training-all-linear.png and docs/scaling.png. Nothing else
-should run on the machine meanwhile.
+--quick: SUITE-quick.json). The full run also measures contexts with one question each, takes one
+optimisation out at a time, measures how time and memory grow, and draws
+docs/training-all-linear.png and docs/scaling.png. Nothing else should run on the machine meanwhile.
 """
 
 import argparse
@@ -107,13 +107,13 @@ def _parser() -> argparse.ArgumentParser:
 def _suites(folder: Path, scale: Scale, precision: str, only: Sequence[str] | None) -> list[Suite]:
     gpt2 = str(folder / "gpt2")
     rest = [
+        single(gpt2, scale, precision),
         ablation(gpt2, scale, precision),
         answering(gpt2, scale, precision),
         scaling(folder, precision),
     ]
     suites = [
         *(training(gpt2, adapter, scale, precision) for adapter in scale.adapters),
-        single(gpt2, scale, precision),
         *(evaluation(gpt2, tokens, scale, precision) for tokens in scale.answer_tokens),
         whole(gpt2, scale, precision),
         *([] if scale is QUICK else rest),

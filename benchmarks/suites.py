@@ -77,11 +77,11 @@ QUICK = Scale(
     batches=[4],
     # Padded ones were always faster.
     layouts={},
-    answered=16,
-    answer_batches=[16],
+    answered=8,
+    answer_batches=[8],
     answer_tokens=[MAX_ANSWER_TOKENS],
-    loop_steps=4,
-    learned=10_000,
+    loop_steps=3,
+    learned=4_000,
 )
 FULL = Scale(
     questions=32,
