@@ -68,7 +68,7 @@ class Scale:
 
 
 QUICK = Scale(
-    questions=8,
+    questions=6,
     rounds=1,
     steps=1,
     adapters=["all-linear"],
