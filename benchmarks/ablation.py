@@ -18,7 +18,7 @@ from benchmarks import ours
 from benchmarks.base import MAX_ANSWER_TOKENS, Task
 from benchmarks.harness import Conclusion, Groups, Side, Suite, best
 from benchmarks.suites import Scale
-from loraqa.lora.layer import LoraLinear, Rows, _add_update
+from loraqa.lora.layer import LoraLinear, Rows, add_update
 from loraqa.model.attention import PackedTrees
 from loraqa.prompt.batch import TreeBatch
 
@@ -51,7 +51,7 @@ def bias_by_itself(
     y: Tensor, hidden: Tensor, b: Tensor, rows: tuple[Rows, ...], bias: Tensor
 ) -> None:
     """In place of `_add_update_and_bias`: two passes over y."""
-    _add_update(y.add_(bias), hidden, b, rows)
+    add_update(y.add_(bias), hidden, b, rows)
 
 
 @lru_cache(maxsize=256)
@@ -110,6 +110,10 @@ def step(task: dict[str, Any], without: str) -> dict[str, Any]:
 
 # Of answering.
 ANSWERING: dict[str, tuple[str, Any]] = {
+    "prepacked weights: laid out anew for each product instead": (
+        "loraqa.answer.reader.prepack",
+        lambda _: False,
+    ),
     "trunks of like length together: all together instead": (
         "loraqa.model.decoding._ALIKE",
         math.inf,

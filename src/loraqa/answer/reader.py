@@ -21,6 +21,7 @@ from loraqa.errors import InputError
 from loraqa.model.choose import choose_runner
 from loraqa.model.load import position_limit
 from loraqa.model.memory import explaining_lack_of_memory
+from loraqa.model.prepacked import prepack
 from loraqa.model.runner import Runner
 from loraqa.prompt.encode import EncodingCounts, PromptEncoder
 from loraqa.prompt.plan import pack
@@ -95,6 +96,7 @@ class Reader:
         for a model that was not fine-tuned by the default template.
         """
         loaded = load_model(source, base=base, dtype=dtype, device=device)
+        prepack(loaded.model)
         tokenizer = SegmentTokenizer(loaded.tokenizer)
         info = loaded.info
         if info is None:

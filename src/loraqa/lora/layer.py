@@ -183,7 +183,7 @@ class _LowRankLinear(torch.autograd.Function):
             _add_update_and_bias(y, hidden, b, rows, bias)
         else:
             y = _affine(x, matrix, bias)
-            _add_update(y, hidden, b, rows)
+            add_update(y, hidden, b, rows)
         ctx.rows = rows
         ctx.save_for_backward(dropped, matrix, a, b, mask, hidden)
         return y
@@ -202,7 +202,8 @@ class _LowRankLinear(torch.autograd.Function):
         return dx, None, None, d_a, d_b, None, None
 
 
-def _add_update(y: Tensor, hidden: Tensor, b: Tensor, rows: tuple[Rows, ...]) -> None:
+def add_update(y: Tensor, hidden: Tensor, b: Tensor, rows: tuple[Rows, ...]) -> None:
+    """y += h Bᵀ in place, by blocks: y (n, out), h = x Aᵀ (n, k·rank), B (heights, rank)."""
     for block, h, b_block in _by_block(rows, hidden, b):
         y[:, block.slice].addmm_(h, b_block.t())
 
