@@ -8,6 +8,7 @@ FOLDER/
 """
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from loraqa.lora.adapt import adapt
 from loraqa.lora.adapter import save_adapter
 from loraqa.lora.layer import lora_layers
 from loraqa.lora.settings import LoraSettings
-from loraqa.model.load import load_base
+from loraqa.model.load import choose_device, load_base
 from loraqa.prompt.encode import PromptEncoder
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import DEFAULT_TEMPLATE, Template
@@ -37,6 +38,18 @@ STRIDE = 128
 MAX_ANSWER_TOKENS = 32
 # Of the entries of B: large enough for A's gradient to count, small enough to change little.
 _B_SCALE = 0.01
+
+
+@cache
+def device() -> torch.device:
+    """Where everybody computes: on a GPU if there is one that is not hidden."""
+    return choose_device("auto")
+
+
+def wait() -> None:
+    """Until a GPU has done what it was told to: before each look at the clock."""
+    if device().type != "cpu":
+        torch.accelerator.synchronize()
 
 
 @dataclass(frozen=True)

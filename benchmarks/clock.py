@@ -23,6 +23,8 @@ from torch.optim.optimizer import (
 )
 from transformers import PreTrainedModel
 
+from benchmarks.base import device, wait
+
 # How far rounding may drive a gradient from that of the first contender, relative.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.03}
 
@@ -41,7 +43,8 @@ def measure(
     Returns:
         `seconds` of each step but the first, `tokens` computed in a step, padding included,
         `loss`, `gradient_norm` and `gradient_error` of the first step, and memory in MiB:
-        `peak_mib` of the process, `growth_mib` over what it had before the first step.
+        `peak_mib` of the process or on the GPU, `growth_mib` over what was there before the first
+        step.
     """
     _give_back_freed_memory()
     clock = _Clock(model, Path(reference) if reference else None, TOLERANCE[precision])
@@ -103,6 +106,7 @@ class _Clock:
             )
 
     def _after_step(self, *_: Any) -> None:
+        wait()
         self.ends.append(time.perf_counter())
 
     def _count(self, _module: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
@@ -126,7 +130,9 @@ def relative_error(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> fl
 
 
 def peak_mib() -> float:
-    """The most memory that this process has had."""
+    """The most memory that this process has had, on the GPU where it computes there."""
+    if device().type != "cpu":
+        return torch.accelerator.max_memory_allocated() / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
@@ -140,6 +146,8 @@ def _give_back_freed_memory() -> None:
 
 def resident_mib() -> float:
     """The memory that this process has now; where it is not told, the most that it has had."""
+    if device().type != "cpu":
+        return torch.accelerator.memory_allocated() / 2**20
     statm = Path("/proc/self/statm")
     if not statm.exists():
         return peak_mib()

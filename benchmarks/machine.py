@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.base import Task
+from benchmarks.base import Task, device, wait
 from benchmarks.flops import matrices, tree_work
 from loraqa.model.load import choose_dtype, load_tokenizer
 from loraqa.train.run import environment
@@ -22,14 +22,14 @@ Shape = tuple[int, int, int]
 
 def machine(command: str) -> dict[str, Any]:
     """Where `command` runs, and with which versions of ourselves and of our peers."""
-    known = environment(torch.device("cpu"), torch.float32, command)
+    known = environment(device(), torch.float32, command)
     del known["dtype"]
     return {**known, **{peer: _version(peer) for peer in _PEERS}}
 
 
 def fastest_precision() -> str:
     """What `loraqa train` computes in by default here: "bfloat16", or "float32"."""
-    return str(choose_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
+    return str(choose_dtype("auto", device())).removeprefix("torch.")
 
 
 def matrix_rate(task: dict[str, Any]) -> dict[str, Any]:
@@ -62,9 +62,11 @@ def _rate(shapes: Mapping[Shape, int], dtype: torch.dtype) -> dict[str, Any]:
 
 def _fastest(tokens: int, width: int, height: int, dtype: torch.dtype) -> float:
     """Seconds of (tokens, width) @ (width, height)."""
-    x = torch.randn(tokens, width).to(dtype)
-    there, back = torch.randn(width, height).to(dtype), torch.randn(height, width).to(dtype).t()
-    return min(_seconds(x, there), _seconds(x, back))
+    x, there, back = (
+        torch.randn(shape, device=device()).to(dtype)
+        for shape in ((tokens, width), (width, height), (height, width))
+    )
+    return min(_seconds(x, there), _seconds(x, back.t()))
 
 
 def _version(package: str) -> str | None:
@@ -80,6 +82,8 @@ def _seconds(x: Tensor, weight: Tensor) -> float:
 
 
 def _timed(x: Tensor, weight: Tensor) -> float:
+    wait()
     start = time.perf_counter()
     x @ weight
+    wait()
     return time.perf_counter() - start

@@ -1,5 +1,6 @@
 """loraqa itself: training by its own loop, answering by its `Reader`."""
 
+import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -12,14 +13,16 @@ from unittest.mock import patch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from benchmarks.base import ADAPTERS, MAX_LENGTH, Task
+from benchmarks.base import ADAPTERS, MAX_LENGTH, Task, device, wait
 from benchmarks.clock import measure, peak_mib
 from benchmarks.flops import matrices, training_flops, tree_work
 from loraqa.answer.decode import Greedy
 from loraqa.answer.reader import Reader
+from loraqa.finetune import finetune
 from loraqa.lora.adapter import load_adapter
 from loraqa.model.choose import choose_runner
 from loraqa.model.compiled import compile_gelu
+from loraqa.model.compiled_layers import compile_layers
 from loraqa.model.load import load_base
 from loraqa.model.runner import PaddedRunner, Runner
 from loraqa.prompt.plan import BatchPlan
@@ -31,6 +34,7 @@ from loraqa.train.settings import RunSettings, parse_settings
 
 # Of an epoch of SQuAD, about: what is measured is a step of a whole training.
 _TOKENS = 4_000_000
+_STEPS = 3_000
 
 
 def trees(task: dict[str, Any], tokens_per_batch: int | None = None) -> dict[str, Any]:
@@ -56,6 +60,7 @@ def overhead(task: dict[str, Any], checkpoint_every: int) -> dict[str, Any]:
     def timed(*arguments: Any) -> Tensor:
         start = time.perf_counter()
         loss = accumulate(*arguments)
+        wait()
         inside.append(time.perf_counter() - start)
         return loss
 
@@ -77,7 +82,7 @@ def read(
 ) -> dict[str, Any]:
     """Greedy answers by `Reader`, as `loraqa evaluate` writes them."""
     the = Task(folder, adapter, data, steps=0, precision=precision)
-    reader = Reader.load(the.adapter_path, dtype=precision, device="cpu")
+    reader = Reader.load(the.adapter_path, dtype=precision, device=str(device()))
     reader = replace(reader, max_answer_tokens=answer_tokens)
     passages = the.passages()
     start = time.perf_counter()
@@ -91,12 +96,33 @@ def read(
     }
 
 
+def epoch(folder: str, train: str) -> dict[str, Any]:
+    """An epoch of `loraqa train` with its defaults: how long its steps take, all in all."""
+    settings = parse_settings(
+        {
+            "model": {"source": f"{folder}/model"},
+            "data": {"train": f"{folder}/{train}"},
+            "optimisation": {"epochs": 1},
+        }
+    )
+    with tempfile.TemporaryDirectory() as out:
+        result = finetune(settings, Path(out) / "run")
+        facts = json.loads(RunDirectory(result.run).data_file.read_text())
+    return {
+        "seconds": [result.training_seconds],
+        "questions": facts["train"]["encoding"]["examples"],
+        "steps": result.steps,
+        "peak_mib": peak_mib(),
+    }
+
+
 def load_runner(the: Task, choose: Callable[[PreTrainedModel], Runner]) -> Runner:
     """The model with its adapter, ready to train, and how it computes."""
-    model, _ = load_base(the.model_path, dtype=the.precision, device="cpu")
+    model, _ = load_base(the.model_path, dtype=the.precision, device=str(device()))
     load_adapter(model, the.adapter_path)
     runner = choose(model)
     compile_gelu(model, _TOKENS)
+    compile_layers(runner, _STEPS)
     return runner
 
 

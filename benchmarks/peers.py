@@ -22,7 +22,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from benchmarks.base import MAX_LENGTH, Task
+from benchmarks.base import MAX_LENGTH, Task, device
 from benchmarks.clock import measure, peak_mib
 from loraqa.answer.decode import Rules
 from loraqa.prompt.encode import PromptEncoder
@@ -109,7 +109,11 @@ def generate(
     stops = sorted(Rules(encoder.tokenizer, encoder.template, answer_tokens).stops)
     passages = the.passages()
     # Ours has computed some small trees by now.
-    model.generate(torch.zeros(1, 8, dtype=torch.long), max_new_tokens=2, pad_token_id=stops[0])
+    model.generate(
+        torch.zeros(1, 8, dtype=torch.long, device=device()),
+        max_new_tokens=2,
+        pad_token_id=stops[0],
+    )
     start = time.perf_counter()
     prompts = _prompts(encoder, passages, answer_tokens)
     answers: dict[str, str] = {}
@@ -118,8 +122,8 @@ def generate(
         padded = pad_sequence(ids, batch_first=True, padding_side="left")
         ones = [torch.ones_like(prompt) for prompt in ids]
         written = model.generate(
-            input_ids=padded,
-            attention_mask=pad_sequence(ones, batch_first=True, padding_side="left"),
+            input_ids=padded.to(device()),
+            attention_mask=pad_sequence(ones, batch_first=True, padding_side="left").to(device()),
             do_sample=False,
             max_new_tokens=answer_tokens,
             eos_token_id=stops,
@@ -162,7 +166,7 @@ def _arguments(
         "gradient_accumulation_steps": math.ceil(rows / batch),
         "train_sampling_strategy": sampling,
         "bf16": PRECISIONS[kind][1],
-        "use_cpu": True,
+        "use_cpu": device().type == "cpu",
         "learning_rate": 1e-4,
         "max_grad_norm": 0,
         "logging_steps": 1,
@@ -211,7 +215,7 @@ def _adapted(the: Task, kind: str) -> PeftModel:
 def _merged(the: Task) -> Any:
     base = AutoModelForCausalLM.from_pretrained(the.model_path, dtype=torch.float32)
     merged = PeftModel.from_pretrained(base, the.adapter_path).merge_and_unload()
-    return merged.to(getattr(torch, the.precision)).eval()
+    return merged.to(device(), getattr(torch, the.precision)).eval()
 
 
 def _tokenizer(the: Task) -> Any:

@@ -4,6 +4,7 @@ GPT-2's 124M shape, LoRA r = 16 on all linear layers, 32 questions, four steps u
 profiler. As many before them bring memory and compiled kernels into being.
 """
 
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import GPT2Config
 
 from benchmarks import base, ours, text
-from benchmarks.base import ADAPTERS, MAX_LENGTH, Task
+from benchmarks.base import ADAPTERS, MAX_LENGTH, Task, device
 from benchmarks.machine import fastest_precision
 from benchmarks.scaling import SHAPES
 from benchmarks.suites import FULL
@@ -42,6 +43,8 @@ _KINDS = {
 
 def main() -> None:
     """Profile a few steps and print the shares."""
+    if device().type != "cpu":
+        sys.exit("This looks at the CPU only: hide the GPU, as by CUDA_VISIBLE_DEVICES= before it.")
     with tempfile.TemporaryDirectory() as folder:
         base.prepare(folder, *SHAPES["gpt2"])
         sample = ("sample", {"split": "train", "questions": FULL.questions})

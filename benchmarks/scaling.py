@@ -64,7 +64,7 @@ def points() -> Iterator[Point]:
         yield Point("million parameters in layers", 12 * layers * width**2 / 1e6, model=model)
 
 
-def scaling(folder: Path, precision: str) -> Suite:
+def scaling(folder: Path, steps: int, precision: str) -> Suite:
     """Every point for both sides; `folder` holds a folder of `base.prepare` for each shape."""
     sides = {}
     for point in points():
@@ -72,7 +72,7 @@ def scaling(folder: Path, precision: str) -> Suite:
             str(folder / point.model),
             "all-linear",
             str(folder / "gpt2" / point.file),
-            1,
+            steps,
             precision,
             reference=str(folder / point.model / f"{point.file}.safetensors"),
         )

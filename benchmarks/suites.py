@@ -30,6 +30,8 @@ _PEER_ROWS = 8
 _LEARNED = 87_599
 _SCORED = 10_570
 _CHECKPOINT_EVERY = 200
+# About what a trained model writes.
+_TRAINED_ANSWER_TOKENS = 6
 
 
 @dataclass(frozen=True)
@@ -94,9 +96,20 @@ FULL = Scale(
     layouts={P4_PADDING_FREE: "padding-free", P4_PACKED: "packed"},
     answered=128,
     answer_batches=[16, 8, 32],
-    answer_tokens=[MAX_ANSWER_TOKENS, 6],
+    answer_tokens=[MAX_ANSWER_TOKENS, _TRAINED_ANSWER_TOKENS],
     loop_steps=10,
     learned=_LEARNED,
+)
+
+
+# A step takes milliseconds, and the first ones compile what is missing for the lengths of rows.
+GPU = replace(
+    FULL,
+    steps=40,
+    batches=[32, 16, 8],
+    answered=2_000,
+    answer_batches=[128, 64, 256],
+    loop_steps=40,
 )
 
 
@@ -204,6 +217,32 @@ def whole(folder: str, scale: Scale, precision: str) -> Suite:
         },
         1,
         partial(_conclude_whole, learned=scale.learned),
+    )
+
+
+def epoch(folder: str, precision: str) -> Suite:
+    """All of SQuAD v1.1 on a GPU: an epoch of its train split, and the answers to its dev split."""
+    read = {
+        "folder": folder,
+        "adapter": "all-linear",
+        "data": "asked-all.json",
+        "precision": precision,
+        "answer_tokens": _TRAINED_ANSWER_TOKENS,
+    }
+    return Suite(
+        "epoch",
+        {
+            "learned.json": ("repeated", {"split": "train", "questions": _LEARNED}),
+            "asked-all.json": ("repeated", {"split": "dev", "questions": _SCORED}),
+        },
+        {
+            "training": Side(
+                "ours.epoch", "loraqa train", {"folder": folder, "train": "learned.json"}
+            ),
+            "answering": Side("ours.read", "Reader", read),
+        },
+        1,
+        _conclude_epoch,
     )
 
 
@@ -363,6 +402,17 @@ def _conclude_whole(groups: Groups, learned: int) -> Conclusion:
             at_most(f"first start on {learned:,} questions, to the end of step 1", 15, first, " s"),
             at_most(f"second start on {learned:,} questions", 15, second, " s"),
             at_most("loraqa score on 10,570 questions", 1.5, score, " s"),
+        ],
+    )
+
+
+def _conclude_epoch(groups: Groups) -> Conclusion:
+    seconds = {name: contender.median_seconds for name, contender in _fastest(groups).items()}
+    return Conclusion(
+        {f"seconds of {name}": took for name, took in seconds.items()},
+        [
+            at_most(f"an epoch of {_LEARNED:,} questions, one H200", 15, seconds["training"], " s"),
+            at_most(f"answers to {_SCORED:,} questions, one H200", 2, seconds["answering"], " s"),
         ],
     )
 

@@ -66,3 +66,10 @@ def test_the_answers_are_those_of_generate(folder: Path) -> None:
     theirs = peers.generate(*asked, batch=4, answer_tokens=5)["answers"]
     assert len(theirs) == QUESTIONS
     assert ours.read(*asked, answer_tokens=5)["answers"] == theirs
+
+
+def test_an_epoch_is_one_of_the_command(folder: Path) -> None:
+    result = ours.epoch(str(folder), "train.json")
+    assert result["questions"] == QUESTIONS
+    assert result["steps"] == 1
+    assert result["seconds"][0] > 0

@@ -67,7 +67,7 @@ PRECISIONS = pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 
 
 @PRECISIONS
-@pytest.mark.parametrize("scale", [suites.QUICK, suites.FULL])
+@pytest.mark.parametrize("scale", [suites.QUICK, suites.FULL, suites.GPU])
 def test_every_side_names_a_function_that_takes_its_options(
     scale: suites.Scale, precision: str
 ) -> None:
@@ -76,9 +76,10 @@ def test_every_side_names_a_function_that_takes_its_options(
         suites.single("", scale, precision),
         *(suites.evaluation("", tokens, scale, precision) for tokens in scale.answer_tokens),
         suites.whole("", scale, precision),
+        suites.epoch("", precision),
         ablation("", scale, precision),
         answering("", scale, precision),
-        scaling(Path(), precision),
+        scaling(Path(), scale.steps, precision),
     ]
     for side in (side for one in all_suites for side in one.sides.values()):
         job = side.job({name: values[0] for name, values in side.settings.items()})
