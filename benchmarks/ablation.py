@@ -11,7 +11,8 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
 from transformers import PreTrainedModel
 
 from benchmarks import ours
@@ -108,11 +109,22 @@ def step(task: dict[str, Any], without: str) -> dict[str, Any]:
         return ours.trees(task)
 
 
+def plain_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """In place of `PrepackedLinear`: PyTorch's own."""
+    height, width = weight.shape
+    layer: nn.Linear = skip_init(nn.Linear, width, height, bias is not None, dtype=weight.dtype)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        if bias is not None:
+            layer.bias.copy_(bias)
+    return layer
+
+
 # Of answering.
 ANSWERING: dict[str, tuple[str, Any]] = {
     "prepacked weights: laid out anew for each product instead": (
-        "loraqa.answer.reader.prepack",
-        lambda _: False,
+        "loraqa.model.prepacked.PrepackedLinear",
+        plain_linear,
     ),
     "trunks of like length together: all together instead": (
         "loraqa.model.decoding._ALIKE",

@@ -8,7 +8,6 @@ FOLDER/
 """
 
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from loraqa.lora.adapt import adapt
 from loraqa.lora.adapter import save_adapter
 from loraqa.lora.layer import lora_layers
 from loraqa.lora.settings import LoraSettings
-from loraqa.model.load import choose_device, load_base
+from loraqa.model.load import load_base
 from loraqa.prompt.encode import PromptEncoder
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import DEFAULT_TEMPLATE, Template
@@ -40,16 +39,20 @@ MAX_ANSWER_TOKENS = 32
 _B_SCALE = 0.01
 
 
-@cache
+def on_a_gpu() -> bool:
+    """Whether there is one, with CUDA, that is not hidden: everybody computes there then."""
+    return torch.cuda.is_available()
+
+
 def device() -> torch.device:
-    """Where everybody computes: on a GPU if there is one that is not hidden."""
-    return choose_device("auto")
+    """Where everybody computes."""
+    return torch.device("cuda" if on_a_gpu() else "cpu")
 
 
 def wait() -> None:
     """Until a GPU has done what it was told to: before each look at the clock."""
-    if device().type != "cpu":
-        torch.accelerator.synchronize()
+    if on_a_gpu():
+        torch.cuda.synchronize()
 
 
 @dataclass(frozen=True)

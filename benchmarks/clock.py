@@ -23,7 +23,7 @@ from torch.optim.optimizer import (
 )
 from transformers import PreTrainedModel
 
-from benchmarks.base import device, wait
+from benchmarks.base import on_a_gpu, wait
 
 # How far rounding may drive a gradient from that of the first contender, relative.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.03}
@@ -46,7 +46,7 @@ def measure(
         `peak_mib` of the process or on the GPU, `growth_mib` over what was there before the first
         step.
     """
-    _give_back_freed_memory()
+    _forget_earlier_memory()
     clock = _Clock(model, Path(reference) if reference else None, TOLERANCE[precision])
     before = resident_mib()
     try:
@@ -116,7 +116,7 @@ class _Clock:
 def adapter_gradient(model: nn.Module) -> dict[str, Tensor]:
     """The gradient of every A and B in fp32, under names that are the same here and in PEFT."""
     return {
-        _plain_name(name): parameter.grad.detach().float().clone()
+        _plain_name(name): parameter.grad.detach().to("cpu", torch.float32, copy=True)
         for name, parameter in model.named_parameters()
         if parameter.grad is not None
     }
@@ -131,14 +131,16 @@ def relative_error(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> fl
 
 def peak_mib() -> float:
     """The most memory that this process has had, on the GPU where it computes there."""
-    if device().type != "cpu":
-        return torch.accelerator.max_memory_allocated() / 2**20
+    if on_a_gpu():
+        return torch.cuda.max_memory_allocated() / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
-def _give_back_freed_memory() -> None:
-    """Where malloc is glibc's: what loading a model has freed, a step does not begin with."""
+def _forget_earlier_memory() -> None:
+    """What loading a model took and freed, a step does not begin with (where malloc is glibc's)."""
+    if on_a_gpu():
+        torch.cuda.reset_peak_memory_stats()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
@@ -146,8 +148,8 @@ def _give_back_freed_memory() -> None:
 
 def resident_mib() -> float:
     """The memory that this process has now; where it is not told, the most that it has had."""
-    if device().type != "cpu":
-        return torch.accelerator.memory_allocated() / 2**20
+    if on_a_gpu():
+        return torch.cuda.memory_allocated() / 2**20
     statm = Path("/proc/self/statm")
     if not statm.exists():
         return peak_mib()

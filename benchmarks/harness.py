@@ -223,7 +223,7 @@ def run(job: Job) -> Outcome:
     done = subprocess.run(
         command,
         cwd=ROOT,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": _one_gpu()},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -233,6 +233,11 @@ def run(job: Job) -> Outcome:
         return {"error": lines[-1] if lines else f"exit status {done.returncode}"}
     outcome: Outcome = json.loads(done.stdout)
     return outcome
+
+
+def _one_gpu() -> str:
+    """The first of those that may be seen: Trainer would take them all, and we one."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
 
 
 def _clock(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """loraqa itself: training by its own loop, answering by its `Reader`."""
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from unittest.mock import patch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from benchmarks.base import ADAPTERS, MAX_LENGTH, Task, device, wait
+from benchmarks.base import ADAPTERS, MAX_LENGTH, Task, device, on_a_gpu, wait
 from benchmarks.clock import measure, peak_mib
 from benchmarks.flops import matrices, training_flops, tree_work
 from loraqa.answer.decode import Greedy
@@ -39,7 +40,7 @@ _STEPS = 3_000
 
 def trees(task: dict[str, Any], tokens_per_batch: int | None = None) -> dict[str, Any]:
     """What `loraqa train` does: every context computed once."""
-    return _train(Task(**task), lambda model: choose_runner(model, MAX_LENGTH), tokens_per_batch)
+    return _train(Task(**task), choose, tokens_per_batch)
 
 
 def padded(task: dict[str, Any]) -> dict[str, Any]:
@@ -58,15 +59,20 @@ def overhead(task: dict[str, Any], checkpoint_every: int) -> dict[str, Any]:
     ends: list[float] = []
 
     def timed(*arguments: Any) -> Tensor:
+        wait()
         start = time.perf_counter()
         loss = accumulate(*arguments)
         wait()
         inside.append(time.perf_counter() - start)
         return loss
 
-    runner = load_runner(the, lambda model: choose_runner(model, MAX_LENGTH))
+    def tell(_: Any) -> None:
+        wait()
+        ends.append(time.perf_counter())
+
+    runner = load_runner(the, choose)
     with patch("loraqa.train.loop.accumulate", timed):
-        _fit(the, runner, the.trees(), None, lambda _: ends.append(time.perf_counter()))
+        _fit(the, runner, the.trees(), None, tell)
     checkpoint = time.perf_counter() - ends[-1]
     steps = [end - start for start, end in pairwise(ends)]
     total = sum(steps) + checkpoint * len(steps) / checkpoint_every
@@ -80,11 +86,16 @@ def overhead(task: dict[str, Any], checkpoint_every: int) -> dict[str, Any]:
 def read(
     folder: str, adapter: str, data: str, precision: str, answer_tokens: int
 ) -> dict[str, Any]:
-    """Greedy answers by `Reader`, as `loraqa evaluate` writes them."""
+    """Greedy answers by `Reader`, as `loraqa evaluate` writes them.
+
+    On a GPU for the second time: what the lengths of their rows need is compiled by then.
+    """
     the = Task(folder, adapter, data, steps=0, precision=precision)
     reader = Reader.load(the.adapter_path, dtype=precision, device=str(device()))
     reader = replace(reader, max_answer_tokens=answer_tokens)
     passages = the.passages()
+    if on_a_gpu():
+        reader.read(passages, Greedy())
     start = time.perf_counter()
     answers = reader.read(passages, Greedy())
     seconds = time.perf_counter() - start
@@ -97,7 +108,11 @@ def read(
 
 
 def epoch(folder: str, train: str) -> dict[str, Any]:
-    """An epoch of `loraqa train` with its defaults: how long its steps take, all in all."""
+    """An epoch of `loraqa train` with its defaults: how long its steps take, all in all.
+
+    On a GPU they include compiling attention for lengths of rows as these come up, but not
+    compiling the layers, which happens before.
+    """
     settings = parse_settings(
         {
             "model": {"source": f"{folder}/model"},
@@ -105,7 +120,7 @@ def epoch(folder: str, train: str) -> dict[str, Any]:
             "optimisation": {"epochs": 1},
         }
     )
-    with tempfile.TemporaryDirectory() as out:
+    with tempfile.TemporaryDirectory() as out, patch.dict(os.environ, LORAQA_CACHE=out):
         result = finetune(settings, Path(out) / "run")
         facts = json.loads(RunDirectory(result.run).data_file.read_text())
     return {
@@ -116,20 +131,25 @@ def epoch(folder: str, train: str) -> dict[str, Any]:
     }
 
 
-def load_runner(the: Task, choose: Callable[[PreTrainedModel], Runner]) -> Runner:
+def choose(model: PreTrainedModel) -> Runner:
+    """As `loraqa train` does."""
+    return choose_runner(model, MAX_LENGTH, training=True)
+
+
+def load_runner(the: Task, chosen: Callable[[PreTrainedModel], Runner]) -> Runner:
     """The model with its adapter, ready to train, and how it computes."""
     model, _ = load_base(the.model_path, dtype=the.precision, device=str(device()))
     load_adapter(model, the.adapter_path)
-    runner = choose(model)
+    runner = chosen(model)
     compile_gelu(model, _TOKENS)
     compile_layers(runner, _STEPS)
     return runner
 
 
 def _train(
-    the: Task, choose: Callable[[PreTrainedModel], Runner], tokens_per_batch: int | None
+    the: Task, chosen: Callable[[PreTrainedModel], Runner], tokens_per_batch: int | None
 ) -> dict[str, Any]:
-    runner = load_runner(the, choose)
+    runner = load_runner(the, chosen)
     learned = the.trees()
 
     def fit() -> float:

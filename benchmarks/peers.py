@@ -22,7 +22,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from benchmarks.base import MAX_LENGTH, Task, device
+from benchmarks.base import MAX_LENGTH, Task, device, on_a_gpu
 from benchmarks.clock import measure, peak_mib
 from loraqa.answer.decode import Rules
 from loraqa.prompt.encode import PromptEncoder
@@ -166,14 +166,14 @@ def _arguments(
         "gradient_accumulation_steps": math.ceil(rows / batch),
         "train_sampling_strategy": sampling,
         "bf16": PRECISIONS[kind][1],
-        "use_cpu": device().type == "cpu",
+        "use_cpu": not on_a_gpu(),
         "learning_rate": 1e-4,
         "max_grad_norm": 0,
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
-        "dataloader_pin_memory": False,
+        "dataloader_pin_memory": on_a_gpu(),
     }
 
 

@@ -14,11 +14,10 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import GPT2Config
 
 from benchmarks import base, ours, text
-from benchmarks.base import ADAPTERS, MAX_LENGTH, Task, device
+from benchmarks.base import ADAPTERS, Task, on_a_gpu
 from benchmarks.machine import fastest_precision
 from benchmarks.scaling import SHAPES
 from benchmarks.suites import FULL
-from loraqa.model.choose import choose_runner
 from loraqa.report.tables import Column, Table
 from loraqa.train.loss import accumulate
 
@@ -43,14 +42,14 @@ _KINDS = {
 
 def main() -> None:
     """Profile a few steps and print the shares."""
-    if device().type != "cpu":
+    if on_a_gpu():
         sys.exit("This looks at the CPU only: hide the GPU, as by CUDA_VISIBLE_DEVICES= before it.")
     with tempfile.TemporaryDirectory() as folder:
         base.prepare(folder, *SHAPES["gpt2"])
         sample = ("sample", {"split": "train", "questions": FULL.questions})
         text.write(folder, {"train.json": sample})
         task = Task(folder, "all-linear", "train.json", _STEPS, fastest_precision())
-        runner = ours.load_runner(task, lambda model: choose_runner(model, MAX_LENGTH))
+        runner = ours.load_runner(task, ours.choose)
         step = [task.trees()]
     for _ in range(_STEPS):
         accumulate(runner, step)

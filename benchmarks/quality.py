@@ -28,7 +28,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from benchmarks.base import device
+from benchmarks.base import on_a_gpu
 from benchmarks.harness import ROOT
 from benchmarks.machine import fastest_precision, machine
 from loraqa.answer.evaluate import evaluate
@@ -162,7 +162,7 @@ def train_peft(settings: RunSettings, passages: Sequence[Passage], folder: Path)
             weight_decay=options.weight_decay,
             max_grad_norm=options.clip_norm or 0,
             seed=settings.seed,
-            use_cpu=device().type == "cpu",
+            use_cpu=not on_a_gpu(),
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,

@@ -100,15 +100,20 @@ def _measured(contender: Contender) -> list[str]:
     keys = ("tokens", "peak_mib", "growth_mib")
     known = [key in contender.outcomes[0] for key in keys]
     low, high = min(contender.seconds), max(contender.seconds)
-    spread = f" ({low:.2f} to {high:.2f})" if low < high else ""
+    spread = f" ({_short(low)} to {_short(high)})" if low < high else ""
     return [
-        f"{contender.median_seconds:.2f}{spread}",
+        f"{_short(contender.median_seconds)}{spread}",
         f"{contender.speed:,.2f}" if "questions" in contender.outcomes[0] else "",
         *(
             f"{contender.median(key):,.0f}" if there else ""
             for key, there in zip(keys, known, strict=True)
         ),
     ]
+
+
+def _short(seconds: float) -> str:
+    """To the hundredth, and what is shorter than a second to three digits."""
+    return f"{seconds:.2f}" if seconds >= 1 else f"{seconds:.3g}"
 
 
 def _draw(axes: "Axes", groups: Groups, axis: str, what: str) -> None:

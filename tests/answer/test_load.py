@@ -16,8 +16,10 @@ from loraqa.answer.load import load_adapted, load_model
 from loraqa.answer.reader import Reader
 from loraqa.errors import InputError
 from loraqa.lora.adapter import load_adapter
+from loraqa.lora.layer import lora_layers
 from loraqa.lora.merge import merge_and_unload
 from loraqa.model.load import load_base
+from loraqa.model.prepacked import PrepackedLinear
 from loraqa.model.runner import TreeRunner
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import DEFAULT_TEMPLATE, Template
@@ -60,6 +62,13 @@ def test_what_was_trained_in_bfloat16_answers_in_float32_where_that_is_faster(
     monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: supported)
     model = load_model(adapter, device="cpu").model
     assert model.dtype == (torch.bfloat16 if supported else torch.float32)
+
+
+def test_what_answers_on_a_cpu_has_its_weights_laid_out(run: Path, tiny_folder: Path) -> None:
+    for source in (run, tiny_folder):
+        model = Reader.load(source, dtype="float32", device="cpu").runner.model
+        assert not lora_layers(model)
+        assert isinstance(model.lm_head, PrepackedLinear)
 
 
 def test_loads_a_model_that_was_not_fine_tuned(tiny_folder: Path) -> None:

@@ -11,7 +11,7 @@ from benchmarks.ablation import ablation, answering
 from benchmarks.harness import Conclusion, Contender, Groups, Job, Outcome, Progress, Side, Suite
 from benchmarks.scaling import scaling
 
-from benchmarks import harness, suites
+from benchmarks import __main__, harness, suites
 
 SECONDS = {"a": 3, "b": 1, "c": 2}
 SETTINGS = {"kind": ["a", "b", "c"], "batch": [8, 4, 16]}
@@ -101,6 +101,7 @@ def test_nothing_is_said_of_bf16_where_the_machine_has_none(
         suites.training("", "all-linear", suites.QUICK, precision),
         suites.single("", suites.QUICK, precision),
         suites.evaluation("", 6, suites.QUICK, precision),
+        suites.epoch("", precision),
     ):
         groups = harness.compete(one, Progress(one.runs))
         conclusion = one.conclude(groups)
@@ -124,3 +125,26 @@ def test_what_failed_meets_no_target(
     target: Callable[..., harness.Target], failed: Contender
 ) -> None:
     assert not target("time", 1, failed.median_seconds).met
+
+
+@pytest.mark.parametrize("there_is_one", [False, True])
+def test_a_gpu_learns_an_epoch_where_a_cpu_takes_optimisations_out(
+    there_is_one: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(__main__, "on_a_gpu", lambda: there_is_one)
+    chosen = __main__._suites(Path(), suites.GPU, "bfloat16", None)
+    assert ("epoch" in {suite.name for suite in chosen}) == there_is_one
+    assert ("ablation" in {suite.name for suite in chosen}) != there_is_one
+
+
+def test_a_suite_that_does_not_exist_is_named_with_those_that_do() -> None:
+    with pytest.raises(SystemExit, match=r"no such suite here; there are training-all-linear, .*"):
+        __main__._suites(Path(), suites.FULL, "float32", ["nothing"])
+
+
+@pytest.mark.parametrize(("seen", "given"), [(None, "0"), ("2,3", "2"), ("", "")])
+def test_workers_see_one_gpu(seen: str | None, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if seen is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+    assert harness._one_gpu() == given

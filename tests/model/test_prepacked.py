@@ -1,12 +1,14 @@
-"""Prepacked weights answer as the weights that they are made of."""
+"""Prepacked weights answer as the weights that they are made of, or are not used."""
 
+import copy
 import logging
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tests.conftest import tiny_model
+from tests.model.test_choose import MODELS, bloom, model_of
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -15,17 +17,20 @@ from loraqa.lora.adapt import adapt
 from loraqa.lora.layer import lora_layers
 from loraqa.lora.settings import LoraSettings
 from loraqa.model import prepacked
+from loraqa.model.choose import choose_runner
 from loraqa.model.prepacked import PrepackedLinear, prepack
 
 IDS = torch.arange(3, 20)[None]
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    """What is known of the processor is forgotten."""
-    prepacked._works.cache_clear()
-    yield
-    prepacked._works.cache_clear()
+DTYPES = [
+    torch.float32,
+    pytest.param(
+        torch.bfloat16,
+        marks=pytest.mark.skipif(
+            not torch.cpu._is_avx512_bf16_supported(),
+            reason="no products of bf16 matrices on this processor",
+        ),
+    ),
+]
 
 
 def adapted(kind: str, targets: str, dtype: str = "float32") -> PreTrainedModel:
@@ -43,21 +48,18 @@ def logits(model: PreTrainedModel) -> Tensor:
     return result
 
 
-def skip_without(dtype: torch.dtype) -> None:
-    if not prepacked._works(dtype):
-        pytest.skip(f"no prepacked products of {dtype} here")
+def packed_layers(model: nn.Module) -> list[str]:
+    return [name for name, layer in model.named_modules() if isinstance(layer, PrepackedLinear)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape", [(24,), (5, 24), (1, 130, 24), (2, 3, 24)], ids=str)
-@pytest.mark.parametrize("kind", ["linear", "no bias", "Conv1D"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(24,), (0, 24), (1, 24), (1, 130, 24), (2, 3, 24)], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
 @torch.no_grad()
-def test_a_layer_is_its_product(kind: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    skip_without(dtype)
-    layer: Any = Conv1D(40, 24) if kind == "Conv1D" else nn.Linear(24, 40, bias=kind == "linear")
+def test_a_layer_is_its_product(bias: bool, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    layer = nn.Linear(24, 40, bias, dtype=dtype)
     x = torch.randn(shape, dtype=dtype)
-    layer = layer.to(dtype)
-    torch.testing.assert_close(PrepackedLinear(layer)(x), layer(x))
+    torch.testing.assert_close(PrepackedLinear(layer.weight, layer.bias)(x), layer(x))
 
 
 @pytest.mark.parametrize(
@@ -70,21 +72,21 @@ def test_a_layer_is_its_product(kind: str, shape: tuple[int, ...], dtype: torch.
     ],
 )
 def test_a_model_with_its_adapter_answers_as_before(kind: str, targets: str) -> None:
-    skip_without(torch.float32)
     model = adapted(kind, targets)
     expected, embeddings = logits(model), model.get_input_embeddings().weight.clone()
-    assert prepack(model)
+    prepack(model)
     assert not lora_layers(model)
     assert not [module for module in model.modules() if type(module) in (nn.Linear, Conv1D)]
     torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(model.get_input_embeddings().weight, embeddings)
 
 
-def test_a_bf16_model_keeps_its_adapter_beside_the_weights() -> None:
-    skip_without(torch.bfloat16)
-    model = adapted("gpt2", "all-linear", "bfloat16")
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_a_bf16_model_keeps_its_adapter_beside_the_weights(dtype: torch.dtype) -> None:
+    model = adapted("gpt2", "all-linear", str(dtype).removeprefix("torch."))
     expected = logits(model)
-    assert prepack(model)
+    prepack(model)
+    assert packed_layers(model)
     error = (logits(model) - expected).float().norm() / expected.float().norm()
     assert error < 0.02
 
@@ -95,39 +97,84 @@ def test_a_bf16_model_keeps_its_adapter_beside_the_weights() -> None:
 @torch.no_grad()
 def test_an_adapter_beside_the_weights_is_the_layer_in_eval_mode(kind: str, targets: str) -> None:
     for layer in lora_layers(adapted(kind, targets)).values():
-        x = torch.randn(2, 5, layer.in_features)
-        torch.testing.assert_close(prepacked._Adapted(layer)(x), layer(x))
+        for shape in ((2, 5), (1, 1), (0,)):
+            x = torch.randn(*shape, layer.in_features)
+            torch.testing.assert_close(prepacked._Adapted(layer)(x), layer(x))
 
 
-def test_where_it_cannot_be_had_the_model_stays_as_it_is(
+@pytest.mark.parametrize("kind", [*MODELS, "bloom"])
+def test_any_model_answers_as_before(kind: str) -> None:
+    """Whether it can be prepacked or not: some look at weights of layers themselves."""
+    model = bloom() if kind == "bloom" else model_of(kind)
+    expected = logits(copy.deepcopy(model))
+    prepack(model)
+    torch.testing.assert_close(logits(model), expected, rtol=1e-3, atol=1e-4)
+    choose_runner(model, 200)
+
+
+@pytest.mark.parametrize("kind", ["mamba", "rwkv"])
+def test_a_model_that_looks_at_its_layers_weights_keeps_them(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = model_of(kind)
+    with caplog.at_level(logging.INFO, "loraqa"):
+        prepack(model)
+    assert not packed_layers(model)
+    assert "Weights are not laid out for answering" in caplog.text
+
+
+def test_where_there_are_no_such_products_the_model_stays_as_it_is(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(_: nn.Module) -> None:
+    def fail(*_: Any) -> None:
         raise RuntimeError("no such operator\nand more")
 
     monkeypatch.setattr(prepacked, "PrepackedLinear", fail)
     model = adapted("gpt2", "all-linear")
-    expected = logits(model)
+    names, expected = list(lora_layers(model)), logits(model)
     with caplog.at_level(logging.INFO, "loraqa"):
-        assert not prepack(model)
+        prepack(model)
     assert "not laid out for answering: no such operator" in caplog.text
-    assert lora_layers(model)
+    assert list(lora_layers(model)) == names
     assert torch.equal(logits(model), expected)
 
 
-def test_wrong_products_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rows", [1, 2])
+def test_wrong_products_are_not_used(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     forward = PrepackedLinear.forward
-    monkeypatch.setattr(PrepackedLinear, "forward", lambda self, x: 1.1 * forward(self, x))
-    assert not prepack(adapted("gpt2", "all-linear"))
+
+    def wrong(self: PrepackedLinear, x: Tensor) -> Tensor:
+        return forward(self, x) * (1.1 if len(x) == rows else 1)
+
+    monkeypatch.setattr(PrepackedLinear, "forward", wrong)
+    model = adapted("gpt2", "all-linear")
+    prepack(model)
+    assert not packed_layers(model)
+
+
+def test_what_can_be_laid_out_is_and_the_rest_stays() -> None:
+    model = adapted("gpt2", "all-linear")
+    model.transformer.h[1].mlp.c_fc.lora_A.data.fill_(torch.nan)
+    prepack(model)
+    assert next(iter(lora_layers(model))) == "transformer.h.1.mlp.c_fc"
+    assert len(packed_layers(model)) == 6
 
 
 def test_in_fp64_nothing_changes() -> None:
     model = adapted("gpt2", "all-linear", "float64")
-    assert not prepack(model)
+    prepack(model)
     assert lora_layers(model)
+    assert not packed_layers(model)
 
 
 def test_random_numbers_go_on_as_if_nothing_had_happened() -> None:
     before = torch.get_rng_state()
     prepack(adapted("gpt2", "all-linear"))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_cannot_be_saved_is_not_saved_in_part(tmp_path: Path) -> None:
+    model = adapted("gpt2", "all-linear")
+    prepack(model)
+    with pytest.raises((RuntimeError, NotImplementedError, ValueError)):
+        model.save_pretrained(tmp_path)

@@ -93,7 +93,8 @@ class Reader:
         """Load a run, an adapter folder, a merged model, or a model that was not fine-tuned.
 
         The arguments and errors are those of `load_model`. Prompts are written as in training,
-        for a model that was not fine-tuned by the default template.
+        for a model that was not fine-tuned by the default template. On a CPU its model only
+        answers: it can be neither trained nor saved (see `prepack`).
         """
         loaded = load_model(source, base=base, dtype=dtype, device=device)
         prepack(loaded.model)

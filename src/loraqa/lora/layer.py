@@ -78,7 +78,7 @@ class LoraLinear(nn.Module):
     @property
     def frozen_weight(self) -> Tensor:
         """W as a view (out, in)."""
-        return _matrix(self.base, self.base.weight).t()
+        return as_matrix(self.base, self.base.weight).t()
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:
@@ -103,14 +103,14 @@ class LoraLinear(nn.Module):
         if self.merged_weight is None:
             y = self._adapted(flat)
         else:
-            y = _affine(flat, _matrix(self.base, self.merged_weight), self.base.bias)
+            y = _affine(flat, as_matrix(self.base, self.merged_weight), self.base.bias)
         return y.view(*x.shape[:-1], self.out_features)
 
     @torch.no_grad()
     def summed_weight(self) -> Tensor:
         """W + s BA, laid out as W; summed in fp32, then rounded once to the dtype of W."""
         total = self.base.weight.to(self.lora_A.dtype, copy=True)
-        by_rows = _matrix(self.base, total).t()
+        by_rows = as_matrix(self.base, total).t()
         for block, a, b in self.blocks():
             by_rows[block.slice].addmm_(b, a, alpha=self.scaling)
         return total.to(self.base.weight.dtype)
@@ -126,7 +126,7 @@ class LoraLinear(nn.Module):
     def _adapted(self, x: Tensor) -> Tensor:
         result: Tensor = _LowRankLinear.apply(  # type: ignore[no-untyped-call]
             x,
-            _matrix(self.base, self.base.weight),
+            as_matrix(self.base, self.base.weight),
             self.base.bias,
             self.lora_A.to(x.dtype),
             # Scaled while it is small and fp32; autograd scales the gradient of B in turn.
@@ -152,7 +152,7 @@ def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
 
 def features(base: nn.Linear | Conv1D) -> tuple[int, int]:
     """(in, out)."""
-    height, width = _matrix(base, base.weight).shape
+    height, width = as_matrix(base, base.weight).shape
     return height, width
 
 
@@ -243,6 +243,6 @@ def _affine(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
     return x @ matrix if bias is None else torch.addmm(bias, x, matrix)
 
 
-def _matrix(base: nn.Linear | Conv1D, weight: Tensor) -> Tensor:
+def as_matrix(base: nn.Linear | Conv1D, weight: Tensor) -> Tensor:
     """`weight`, laid out as that of `base`, as a view (in, out)."""
     return weight if isinstance(base, Conv1D) else weight.t()

@@ -53,15 +53,10 @@ def merge_and_unload(model: PreTrainedModel, input_ids: Tensor) -> float:
     returns and raises as `merge` does.
     """
     change = merge(model, input_ids)
-    fold(model)
-    return change
-
-
-def fold(model: nn.Module) -> None:
-    """Sum every update into its base's weight, and take the adapter out: there is no way back."""
     for layer in lora_layers(model).values():
         layer.base.weight = nn.Parameter(layer.summed_weight(), requires_grad=False)
     unload(model)
+    return change
 
 
 @torch.no_grad()
