@@ -30,9 +30,11 @@ def prepack(model: PreTrainedModel) -> None:
     In fp32 an adapter is folded into the weights on the way; in bf16 rounding their sum could lose
     it, so it stays beside them. One layer after another is replaced and compared with what it was,
     so only weights that the model also uses elsewhere, as GPT-2 its embeddings, lie in memory
-    twice. Where something stands against it (such as a PyTorch or a processor without such
-    products, a model that looks at its layers' weights itself, or a lack of memory) the rest stays
-    as it is, and a line says so.
+    twice (beside pages of the model's file, which the system may take back).
+
+    Where something stands against it (such as a PyTorch or a processor without such products, a
+    model that looks at its layers' weights itself, or a lack of memory) the rest stays as it is,
+    and a line says so.
     """
     if model.device != _CPU:
         return
