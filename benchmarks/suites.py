@@ -79,9 +79,9 @@ QUICK = Scale(
     batches=[4],
     # Padded ones were always faster.
     layouts={},
-    answered=8,
+    answered=24,
     answer_batches=[8],
-    answer_tokens=[MAX_ANSWER_TOKENS],
+    answer_tokens=[_TRAINED_ANSWER_TOKENS],
     loop_steps=3,
     learned=4_000,
 )
