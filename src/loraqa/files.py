@@ -44,8 +44,9 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
+        # Some who write into it give their files to nobody but the user.
         for inside in (*temporary.rglob("*"), temporary):
+            inside.chmod((0o777 if inside.is_dir() else 0o666) & ~_umask())
             _flush(inside)
         shutil.rmtree(path, ignore_errors=True)
         temporary.replace(path)

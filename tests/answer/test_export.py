@@ -53,6 +53,8 @@ def test_a_merged_model_is_in_float32_and_answers_by_transformers_alone(
     change = export_merged(bfloat16_run, tmp_path / "merged")
     assert change < 1e-4
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").dtype == torch.float32
+    modes = {path.stat().st_mode for path in (tmp_path / "merged").iterdir()}
+    assert len(modes) == 1, "as readable as any other file"
     exact = Reader.load(bfloat16_run, dtype="float32", device="cpu")
     expected = [answer.text for answer in exact.answer(PASSAGES[0].context, QUESTIONS)]
     merged = Reader.load(tmp_path / "merged", device="cpu")

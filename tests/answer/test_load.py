@@ -97,6 +97,16 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
         Reader.load(tmp_path)
 
 
+def test_of_a_folder_around_a_run_the_run_is_named(run: Path) -> None:
+    with pytest.raises(InputError, match=f"holds no model.*; give {run}."):
+        Reader.load(run.parent)
+
+
+def test_a_path_that_does_not_exist_is_no_name_of_a_model(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"There is no folder .*/nope; give a finished run"):
+        Reader.load(tmp_path / "nope")
+
+
 def test_a_base_that_is_gone_is_named(run: Path, info: AdapterInfo) -> None:
     base = info.base.model_copy(update={"source": "/nowhere/base"})
     write_adapter_info(run / "adapter", info.model_copy(update={"base": base}))

@@ -11,7 +11,12 @@ from loraqa.errors import InputError
 from loraqa.lora.adapter import load_adapter
 from loraqa.lora.peft_config import CONFIG as ADAPTER_CONFIG
 from loraqa.lora.peft_config import PeftConfig
-from loraqa.model.load import load_base, load_tokenizer, position_limit
+from loraqa.model.load import (
+    load_base,
+    load_tokenizer,
+    looks_like_a_path,
+    position_limit,
+)
 from loraqa.train.adapter_folder import (
     INFO,
     AdapterInfo,
@@ -109,14 +114,26 @@ def find_adapter(folder: Path) -> Path | None:
 
 def _find_adapter_or_model(folder: Path) -> Path | None:
     """`find_adapter`; None is a model, in the folder or on the hub."""
+    if not folder.is_dir() and looks_like_a_path(str(folder)):
+        raise InputError(
+            f"There is no folder {folder}; give a finished run, the folder of an adapter or of a "
+            "model, or a model's name on the hub."
+        )
     adapter = find_adapter(folder)
     if adapter is None and folder.is_dir() and not (folder / "config.json").exists():
         raise InputError(
             f"{folder} holds no model: neither adapter/{ADAPTER_CONFIG} (a finished run) nor "
-            f"{ADAPTER_CONFIG} (an adapter) nor config.json (a model); finish the run with "
-            "`loraqa train --resume`, or give another folder."
+            f"{ADAPTER_CONFIG} (an adapter) nor config.json (a model); {_instead_of(folder)}."
         )
     return adapter
+
+
+def _instead_of(folder: Path) -> str:
+    """What to do where a folder is none of these, but perhaps one in it is."""
+    inside = next((path for path in sorted(folder.iterdir()) if find_adapter(path)), None)
+    if inside:
+        return f"give {inside}"
+    return "finish the run with `loraqa train --resume`, or give another folder"
 
 
 def _dtype_of(info: AdapterInfo | None) -> str:

@@ -240,6 +240,7 @@ def _next_steps(out: Path) -> str:
         for command in (
             f"inspect --model {BASE} --data {out}/data/test.json -n 1",
             f"evaluate {out}/run --data {out}/data/test.json --strategy span",
+            f"serve {out}/run",
             f"analyze {out}/run",
             f"export {out}/run --format merged --out {out}/merged",
         )

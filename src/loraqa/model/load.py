@@ -151,7 +151,7 @@ class _Source:
             raise InputError(f"The model's name is empty; give {_CHOICE}.")
         if self.is_folder and not (folder / "config.json").exists():
             raise InputError(f"The folder {self.name} has no config.json; give {_CHOICE}.")
-        if not self.is_folder and _looks_like_a_path(self.name):
+        if not self.is_folder and looks_like_a_path(self.name):
             raise InputError(f"There is no folder {self.name}; give {_CHOICE}.")
 
     def load(self, kind: Any, **options: Any) -> Any:
@@ -205,7 +205,8 @@ def no_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _looks_like_a_path(name: str) -> bool:
+def looks_like_a_path(name: str) -> bool:
+    """Whether what is no folder was meant as one, rather than as a model's name on the hub."""
     in_a_folder = "/" in name and Path(Path(name).parts[0]).is_dir()
     return in_a_folder or name.startswith((".", "~")) or name.count("/") > 1 or name.endswith("/")
 
