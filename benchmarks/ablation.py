@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from benchmarks import ours
 from benchmarks.base import MAX_ANSWER_TOKENS, Task
 from benchmarks.harness import Conclusion, Groups, Side, Suite, best
-from benchmarks.suites import Scale
+from benchmarks.suites import Scale, reading
 from loraqa.lora.layer import LoraLinear, Rows, add_update
 from loraqa.model.attention import PackedTrees
 from loraqa.prompt.batch import TreeBatch
@@ -144,13 +144,7 @@ def answer(options: dict[str, Any], without: str) -> dict[str, Any]:
 
 def answering(folder: str, scale: Scale, precision: str) -> Suite:
     """Answers with everything, and with everything but one."""
-    options = {
-        "folder": folder,
-        "adapter": "all-linear",
-        "data": "asked.json",
-        "precision": precision,
-        "answer_tokens": MAX_ANSWER_TOKENS,
-    }
+    options = reading(folder, "asked.json", precision, MAX_ANSWER_TOKENS)
     return Suite(
         "ablation-answering",
         {"asked.json": ("sample", {"split": "dev", "questions": scale.answered})},

@@ -16,7 +16,7 @@ from loraqa.train.run import environment
 _PEERS = ("transformers", "peft", "trl", "accelerate", "datasets")
 _REPETITIONS = 10
 # Products at a time, where waiting for one takes longer than it does.
-_ON_A_GPU = 100
+_AT_A_TIME = 100
 
 Shape = tuple[int, int, int]
 """Rows, and width and height of a matrix."""
@@ -84,7 +84,7 @@ def _seconds(x: Tensor, weight: Tensor) -> float:
 
 
 def _timed(x: Tensor, weight: Tensor) -> float:
-    count = _ON_A_GPU if on_a_gpu() else 1
+    count = _AT_A_TIME if on_a_gpu() else 1
     wait()
     start = time.perf_counter()
     for _ in range(count):

@@ -165,13 +165,7 @@ def evaluation(folder: str, answer_tokens: int, scale: Scale, precision: str) ->
     """Greedy answers to dev questions; with random weights every answer runs to its limit."""
 
     def options(dtype: str) -> dict[str, str | int]:
-        return {
-            "folder": folder,
-            "adapter": "all-linear",
-            "data": "dev.json",
-            "precision": dtype,
-            "answer_tokens": answer_tokens,
-        }
+        return reading(folder, "dev.json", dtype, answer_tokens)
 
     batches = {"batch": scale.answer_batches}
     dtypes = list(dict.fromkeys(["float32", precision]))
@@ -222,13 +216,7 @@ def whole(folder: str, scale: Scale, precision: str) -> Suite:
 
 def epoch(folder: str, precision: str) -> Suite:
     """All of SQuAD v1.1 on a GPU: an epoch of its train split, and the answers to its dev split."""
-    read = {
-        "folder": folder,
-        "adapter": "all-linear",
-        "data": "asked-all.json",
-        "precision": precision,
-        "answer_tokens": _TRAINED_ANSWER_TOKENS,
-    }
+    read = reading(folder, "asked-all.json", precision, _TRAINED_ANSWER_TOKENS)
     return Suite(
         "epoch",
         {
@@ -244,6 +232,17 @@ def epoch(folder: str, precision: str) -> Suite:
         1,
         _conclude_epoch,
     )
+
+
+def reading(folder: str, data: str, precision: str, answer_tokens: int) -> dict[str, str | int]:
+    """Options of who answers the questions of a file."""
+    return {
+        "folder": folder,
+        "adapter": "all-linear",
+        "data": data,
+        "precision": precision,
+        "answer_tokens": answer_tokens,
+    }
 
 
 def trainer(task: Task, kinds: Sequence[str], batches: Sequence[int], sampling: str) -> Side:

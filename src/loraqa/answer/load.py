@@ -129,10 +129,10 @@ def _find_adapter_or_model(folder: Path) -> Path | None:
 
 
 def _instead_of(folder: Path) -> str:
-    """What to do where a folder is none of these, but perhaps one in it is."""
-    inside = next((path for path in sorted(folder.iterdir()) if find_adapter(path)), None)
-    if inside:
-        return f"give {inside}"
+    """What to do where a folder is none of these, but perhaps one in it is a run."""
+    adapters = sorted(folder.glob(f"*/adapter/{ADAPTER_CONFIG}"))
+    if adapters:
+        return f"give {adapters[0].parents[1]}"
     return "finish the run with `loraqa train --resume`, or give another folder"
 
 
