@@ -132,11 +132,11 @@ class SegmentTokenizer:
 
 def _without_added_tokens(backend: Tokenizer) -> Tokenizer:
     """The same tokenizer, which matches no added token and adds nothing around a text."""
-    description = json.loads(backend.to_str())
-    for key in ("post_processor", "truncation", "padding"):
-        description[key] = None
-    description["added_tokens"] = []
-    return Tokenizer.from_str(json.dumps(description))
+    plain = Tokenizer(backend.model)
+    for part in ("normalizer", "pre_tokenizer", "decoder"):
+        if getattr(backend, part) is not None:
+            setattr(plain, part, getattr(backend, part))
+    return plain
 
 
 def _control_ids(tokenizer: Any) -> frozenset[int]:
