@@ -22,7 +22,6 @@ from loraqa.answer.reader import Reader
 from loraqa.finetune import finetune
 from loraqa.lora.adapter import load_adapter
 from loraqa.model.choose import choose_runner
-from loraqa.model.compiled import compile_gelu
 from loraqa.model.compiled_layers import compile_layers
 from loraqa.model.load import load_base
 from loraqa.model.runner import PaddedRunner, Runner
@@ -34,7 +33,6 @@ from loraqa.train.run import RunDirectory
 from loraqa.train.settings import RunSettings, parse_settings
 
 # Of an epoch of SQuAD, about: what is measured is a step of a whole training.
-_TOKENS = 4_000_000
 _STEPS = 3_000
 
 
@@ -141,7 +139,6 @@ def load_runner(the: Task, chosen: Callable[[PreTrainedModel], Runner]) -> Runne
     model, _ = load_base(the.model_path, dtype=the.precision, device=str(device()))
     load_adapter(model, the.adapter_path)
     runner = chosen(model)
-    compile_gelu(model, _TOKENS)
     compile_layers(runner, _STEPS)
     return runner
 

@@ -373,7 +373,7 @@ def test_offsets_are_those_of_the_file(
 def test_ctrl_c_before_the_first_step_ends_at_once_and_leaves_nothing(
     call: Call, data: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("loraqa.finetune.compile_gelu", lambda *_: signal.raise_signal(SIGINT))
+    monkeypatch.setattr("loraqa.finetune.compiled_gelu", lambda *_: signal.raise_signal(SIGINT))
     before = signal.signal(SIGINT, signal.default_int_handler)
     try:
         status, out, error = call(

@@ -21,13 +21,9 @@ from loraqa.answer.reader import Reader
 from loraqa.errors import InputError
 from loraqa.finetune import FinetuneResult, finetune
 from loraqa.lora.adapter import load_adapter
-from loraqa.model import compiled
-from loraqa.model.compiled import CompiledGelu
+from loraqa.model import gelu
 from loraqa.model.load import load_base
-from loraqa.model.runner import Runner
 from loraqa.squad import Passage, Question, write_official
-from loraqa.train.checkpoint import TrainState
-from loraqa.train.loop import train
 from loraqa.train.run import Record, RunDirectory
 from loraqa.train.settings import RunSettings, load_settings
 from loraqa.train.stopping import StoppedError
@@ -205,74 +201,27 @@ def test_a_finished_run_resumed_stays_as_it_is(
     assert weights(run) == weights(finished[0])
 
 
-@pytest.fixture
-def compiling(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every training on a CPU is worth compiling its GELUs, whatever a clock says."""
-    forget = compiled._compiles.cache_clear
-    forget()
-    monkeypatch.setattr(compiled, "_WORTH_IT", 0)
-    monkeypatch.setattr(compiled, "_seconds", lambda gelu, _: not isinstance(gelu, CompiledGelu))
-    if not compiled._compiles(torch.float32):
-        pytest.skip("no C++ compiler works here")
-    yield
-    forget()
-
-
 def test_what_is_compiled_is_chosen_for_the_whole_training(
     chosen: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: dict[str, int] = {}
 
-    def gelu(_: Any, tokens: int) -> bool:
-        asked["tokens"] = tokens
-        return True
-
     def layers(_: Any, steps: int) -> bool:
         asked["steps"] = steps
         return False
 
-    monkeypatch.setattr("loraqa.finetune.compile_gelu", gelu)
     monkeypatch.setattr("loraqa.finetune.compile_layers", layers)
     run = tmp_path / "run"
     with stopping_after(5, monkeypatch), pytest.raises(StoppedError):
         finetune(chosen, run)
-    tokens = 4 * read(run / "data.json")["train"]["encoding"]["tree_tokens"]
-    assert asked == {"tokens": tokens, "steps": 8}
-    told = read(run / "environment.json")
-    assert (told["compiled_gelu"], told["compiled_layers"]) == (True, False)
+    assert asked == {"steps": 8}
+    assert read(run / "environment.json")["compiled_layers"] is False
     asked.clear()
     finetune(chosen, run, resume=True)
-    assert asked == {"tokens": tokens, "steps": 8}
+    assert asked == {"steps": 8}
     asked.clear()
     finetune(chosen, run, resume=True)
-    assert asked == {"tokens": tokens}
-
-
-@pytest.mark.usefixtures("compiling")
-def test_with_compiled_gelus_too_it_resumes_to_the_same_bits(
-    chosen: RunSettings,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    trained: list[bool] = []
-
-    def watched(runner: Runner, *rest: Any, **options: Any) -> TrainState:
-        layers = runner.model.transformer.h
-        trained.append(all(isinstance(layer.mlp.act, CompiledGelu) for layer in layers))
-        return train(runner, *rest, **options)
-
-    monkeypatch.setattr("loraqa.finetune.train", watched)
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    finetune(chosen, whole)
-    with stopping_after(5, monkeypatch), pytest.raises(StoppedError, match="after step 5"):
-        finetune(chosen, stopped)
-    caplog.clear()
-    with caplog.at_level(logging.WARNING, logger="loraqa"):
-        finetune(chosen, stopped, resume=True)
-    assert "loraqa" not in {record.name for record in caplog.records}
-    assert trained == [True] * 3
-    assert weights(stopped) == weights(whole)
+    assert not asked
 
 
 @contextmanager
@@ -298,11 +247,13 @@ def test_going_on_with_other_kernels_is_told(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     run = shutil.copytree(finished[0], tmp_path / "run")
-    monkeypatch.setattr("loraqa.finetune.compile_gelu", lambda *_: True)
+    assert read(run / "environment.json")["compiled_gelu"] == gelu._works()
+    monkeypatch.setattr("loraqa.finetune.compiled_gelu", lambda _: "otherwise")
     with caplog.at_level(logging.WARNING, logger="loraqa"):
         finetune(chosen, run, resume=True)
     assert caplog.messages == [
-        "The run began with compiled_gelu False and goes on with True: its last bits may differ."
+        f"The run began with compiled_gelu {gelu._works()} and goes on with otherwise: its last "
+        "bits may differ."
     ]
 
 

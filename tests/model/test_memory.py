@@ -110,7 +110,7 @@ def test_a_model_too_large_is_told_in_a_sentence(
     def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr("loraqa.model.load._fuse_gelu", full)
+    monkeypatch.setattr("loraqa.model.load.fuse_gelu", full)
     monkeypatch.setattr("loraqa.model.choose._alone", full)
     monkeypatch.setattr("loraqa.model.compiled_layers.small_gradients", full)
     with pytest.raises(LoraqaError, match=rf"^Memory is out {where} \(CUDA out of memory\)"):

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.activations import ACT2FN
 from transformers.utils import logging as transformers_logging
 
 from loraqa.errors import InputError
+from loraqa.model.gelu import fuse_gelu
 from loraqa.model.memory import (
     ADVICE_TO_LOADERS,
     explaining_lack_of_memory,
@@ -32,9 +31,6 @@ _HUB_TIMEOUT = 10.0
 _CHOICE = (
     "a folder with config.json, model.safetensors and the tokenizer, or a model's name on the hub"
 )
-# Names of the tanh-GELU in configurations, one formula in different brackets; and their modules.
-_TANH_GELUS = ("gelu_new", "gelu_pytorch_tanh", "gelu_accurate", "gelu_fast")
-_TANH_GELU_MODULES = tuple(type(ACT2FN[name]) for name in _TANH_GELUS)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -70,7 +66,7 @@ def load_base(
         model = _random_model(where.load(AutoConfig), torch_dtype)
     else:
         model = where.load(AutoModelForCausalLM, dtype=torch_dtype, use_safetensors=True)
-    _fuse_gelu(model)
+    fuse_gelu(model)
     keep_freed_memory()
     return model.to(torch_device).eval(), tokenizer
 
@@ -220,11 +216,3 @@ def _random_model(config: Any, dtype: torch.dtype) -> PreTrainedModel:
         torch.manual_seed(0)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
     return model
-
-
-def _fuse_gelu(model: nn.Module) -> None:
-    """Replace transformers' tanh-GELUs, most of them five tensor operations, by PyTorch's one."""
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, _TANH_GELU_MODULES):
-                setattr(module, name, nn.GELU(approximate="tanh"))

@@ -1,0 +1,167 @@
+"""The compiled GELU is transformers' own, and is taken only where it works."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.conftest import tiny_model
+from torch import Tensor, nn
+from transformers.activations import NewGELUActivation
+
+from loraqa.model import gelu
+from loraqa.model.gelu import TanhGelu, compiled_gelu, fuse_gelu
+
+DTYPES = [torch.bfloat16, torch.float32]
+needs_compiler = pytest.mark.skipif(not gelu._works(), reason="no C compiler works here")
+
+
+@pytest.fixture
+def anew() -> Iterator[None]:
+    """What is known of the compiler is forgotten, before and after."""
+    for forget in (gelu._works.cache_clear, gelu._library.cache_clear):
+        forget()
+    yield
+    for forget in (gelu._works.cache_clear, gelu._library.cache_clear):
+        forget()
+
+
+def with_gradient(activation: nn.Module, x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    y = activation(x)
+    return y, torch.autograd.grad((y * weights).sum(), x)[0]
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
+# The last one is for several threads, none of which gets a whole number of vectors.
+@pytest.mark.parametrize("shape", [(1, 33, 20), (7,), (1, 1, 4), (0, 5), (3, 33_331)])
+def test_it_is_the_gelu_of_transformers(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weights = (4 * torch.randn(shape, generator=generator) for _ in range(2))
+    x, weights = x.to(dtype).requires_grad_(), weights.to(dtype)
+    exact = x.detach().double().requires_grad_()
+    expected = with_gradient(NewGELUActivation(), exact, weights.double())
+    actual = with_gradient(TanhGelu(), x, weights)
+    tolerance = 2 * torch.finfo(dtype).eps
+    for got, wanted in zip(actual, expected, strict=True):
+        assert got.dtype == dtype
+        torch.testing.assert_close(got.double(), wanted, rtol=0, atol=tolerance * size(wanted))
+
+
+def size(values: Tensor) -> float:
+    return float(values.detach().abs().max()) if values.numel() else 0.0
+
+
+@needs_compiler
+@given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=40))
+@settings(deadline=None)
+def test_it_is_right_wherever_it_is_asked(values: list[float]) -> None:
+    x = torch.tensor(values)
+    exact = NewGELUActivation()(x.double())
+    # Of the value itself, down to where e^x becomes too small for fp32.
+    torch.testing.assert_close(TanhGelu()(x).double(), exact, rtol=1e-4, atol=1e-30)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_no_number_stays_none(dtype: torch.dtype) -> None:
+    x = torch.tensor([torch.nan, torch.inf, -torch.inf, 1], dtype=dtype)
+    y = TanhGelu()(x)
+    assert y.isnan().tolist() == [True, False, False, False]
+    assert y[1] == torch.inf
+    assert abs(y[2]) < 1e-30 or y[2] == -torch.inf
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_value_is_the_same_without_a_gradient_and_in_any_layout(dtype: torch.dtype) -> None:
+    x = torch.linspace(-5, 5, 12 * 34, dtype=dtype).view(12, 34)
+    assert torch.equal(TanhGelu()(x), TanhGelu()(x.clone().requires_grad_()))
+    assert torch.equal(TanhGelu()(x.t()), TanhGelu()(x).t())
+
+
+@needs_compiler
+def test_bf16_is_rounded_to_the_nearest() -> None:
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.bfloat16)
+    x = every[every.abs() < 100]
+    # Rounding twice, to fp32 and then to bf16, meets the middle between two in none of them.
+    expected = TanhGelu()(x.float()).bfloat16()
+    assert torch.equal(TanhGelu()(x), expected)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("anew")
+def test_it_works_where_it_is_first_asked_without_a_gradient() -> None:
+    with torch.no_grad():
+        TanhGelu()(torch.ones(3))
+    assert gelu._works()
+
+
+def test_other_dtypes_are_pytorchs() -> None:
+    x = torch.linspace(-5, 5, 100, dtype=torch.float64)
+    assert torch.equal(TanhGelu()(x), torch.nn.functional.gelu(x, approximate="tanh"))
+
+
+@needs_compiler
+def test_it_is_told_whether_a_model_has_it() -> None:
+    model = tiny_model("gpt2")
+    assert not compiled_gelu(model)
+    fuse_gelu(model)
+    assert compiled_gelu(model)
+    assert not compiled_gelu(model.double())
+
+
+@needs_compiler
+def test_there_is_one_openmp() -> None:
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("the system does not tell what is loaded")
+    TanhGelu()(torch.ones(10**6))
+    loaded = {line.split()[-1] for line in maps.read_text().splitlines() if ".so" in line}
+    names = ("libgomp", "libiomp", "libomp")
+    assert len([path for path in loaded if Path(path).name.startswith(names)]) == 1
+
+
+@pytest.mark.usefixtures("anew")
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [
+        ("no-such-compiler", "[Errno 2] No such file or directory: 'no-such-compiler'"),
+        ("cc --no-such-option", "cc says: "),
+    ],
+)
+def test_without_a_compiler_pytorchs_is_there(
+    compiler: str,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("CC", compiler)
+    x = torch.linspace(-5, 5, 100)
+    with caplog.at_level("INFO", "loraqa"):
+        for _ in range(2):
+            assert torch.equal(TanhGelu()(x), torch.nn.functional.gelu(x, approximate="tanh"))
+    (message,) = caplog.messages
+    assert message.startswith(f"GELU is not compiled, and takes longer: {reason}")
+
+
+@needs_compiler
+@pytest.mark.usefixtures("anew")
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("return x * gate", "return 1.001f * x * gate"),
+        ("gate + x * small", "gate - x * small"),
+    ],
+)
+def test_a_kernel_that_computes_something_else_is_not_taken(
+    right: str, wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = gelu._SOURCE.read_text()
+    assert source.count(right) == 1
+    changed = tmp_path / "gelu.c"
+    changed.write_text(source.replace(right, wrong))
+    monkeypatch.setattr(gelu, "_SOURCE", changed)
+    assert not gelu._works()
