@@ -128,10 +128,10 @@ ANSWERING: dict[str, tuple[str, Any]] = {
         plain_linear,
     ),
     "trunks of like length together: all together instead": (
-        "loraqa.model.decoding._ALIKE",
+        "loraqa.model.rows._ALIKE",
         math.inf,
     ),
-    "room for rows to grow: made anew for each token instead": ("loraqa.model.decoding._ROOM", 1),
+    "room for rows to grow: made anew for each token instead": ("loraqa.model.rows._ROOM", 1),
 }
 
 

@@ -3,7 +3,7 @@
 A model that looks its attention up there (`model.set_attn_implementation(TREE_ATTENTION)`) calls
 `attend_trees` in every layer, which hands queries, keys and values to the object passed to the
 model's `forward` as `trees`: those of `packed.py`, for training and for prompts, and the growing
-rows of `decoding.py`.
+rows of `rows.py`.
 """
 
 from typing import Any, Protocol
