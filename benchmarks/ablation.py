@@ -3,7 +3,6 @@
 A step of training, or answers to dev questions.
 """
 
-import math
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import lru_cache
@@ -66,6 +65,11 @@ def mask_afterwards(bias: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
     return (queries @ keys).masked_fill_(_hidden(bias), -torch.inf)
 
 
+def not_taken(_: torch.dtype) -> None:
+    """In place of the check of a kernel, which is not used then."""
+    raise AssertionError("taken out")
+
+
 PATCHES: dict[str, tuple[str, Any]] = {
     "last layer at wanted tokens: everywhere instead": (
         "loraqa.model.runner.wanted_logits",
@@ -87,7 +91,7 @@ PATCHES: dict[str, tuple[str, Any]] = {
         "loraqa.lora.layer._add_update_and_bias",
         bias_by_itself,
     ),
-    "compiled GELU: PyTorch's instead": ("loraqa.model.gelu._works", lambda: False),
+    "compiled GELU: PyTorch's instead": ("loraqa.model.gelu._check", not_taken),
     "GELU in one kernel: transformers' five instead": (
         "loraqa.model.load.fuse_gelu",
         lambda _: None,
@@ -122,16 +126,19 @@ def plain_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 # Of answering.
 ANSWERING: dict[str, tuple[str, Any]] = {
-    "compiled GELU: PyTorch's instead": ("loraqa.model.gelu._works", lambda: False),
+    "compiled GELU: PyTorch's instead": ("loraqa.model.gelu._check", not_taken),
+    "a kernel for rows: tensor operations instead": (
+        "loraqa.model.compiled_rows._check",
+        not_taken,
+    ),
     "prepacked weights: laid out anew for each product instead": (
         "loraqa.model.prepacked.PrepackedLinear",
         plain_linear,
     ),
-    "trunks of like length together: all together instead": (
-        "loraqa.model.rows._ALIKE",
-        math.inf,
+    "room for rows to grow: made anew for each token instead": (
+        "loraqa.model.compiled_rows.ROOM",
+        1,
     ),
-    "room for rows to grow: made anew for each token instead": ("loraqa.model.rows._ROOM", 1),
 }
 
 

@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # How long an example takes says something about the machine's load, nothing about the code.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+# Where kernels in C are to work; elsewhere nobody has tried.
+COMPILES = sys.platform == "linux" and shutil.which("cc") is not None
+needs_compiler = pytest.mark.skipif(not COMPILES, reason="no C compiler here, or not Linux")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

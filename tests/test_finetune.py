@@ -21,12 +21,12 @@ from loraqa.answer.reader import Reader
 from loraqa.errors import InputError
 from loraqa.finetune import FinetuneResult, finetune
 from loraqa.lora.adapter import load_adapter
-from loraqa.model import gelu
 from loraqa.model.load import load_base
 from loraqa.squad import Passage, Question, write_official
 from loraqa.train.run import Record, RunDirectory
 from loraqa.train.settings import RunSettings, load_settings
 from loraqa.train.stopping import StoppedError
+from tests.conftest import COMPILES
 from tests.train.conftest import PASSAGES
 
 # Runs the recipe and sends itself a signal right after a step.
@@ -247,12 +247,12 @@ def test_going_on_with_other_kernels_is_told(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     run = shutil.copytree(finished[0], tmp_path / "run")
-    assert read(run / "environment.json")["compiled_gelu"] == gelu._works()
+    assert read(run / "environment.json")["compiled_gelu"] == COMPILES
     monkeypatch.setattr("loraqa.finetune.compiled_gelu", lambda _: "otherwise")
     with caplog.at_level(logging.WARNING, logger="loraqa"):
         finetune(chosen, run, resume=True)
     assert caplog.messages == [
-        f"The run began with compiled_gelu {gelu._works()} and goes on with otherwise: its last "
+        f"The run began with compiled_gelu {COMPILES} and goes on with otherwise: its last "
         "bits may differ."
     ]
 

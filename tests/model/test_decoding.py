@@ -32,7 +32,7 @@ def runner_of(kind: str, path: type[Any]) -> Runner:
     return runner
 
 
-@patch("loraqa.model.rows._ROOM", 1)
+@patch("loraqa.model.rows.ROOM", 1)
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3"])
 @pytest.mark.parametrize("path", [TreeRunner, PaddedRunner, RecomputingRunner])
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])

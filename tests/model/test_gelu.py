@@ -1,31 +1,16 @@
-"""The compiled GELU is transformers' own, and is taken only where it works."""
-
-from collections.abc import Iterator
-from pathlib import Path
+"""The compiled GELU is transformers' own."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.conftest import tiny_model
+from tests.conftest import needs_compiler, tiny_model
 from torch import Tensor, nn
 from transformers.activations import NewGELUActivation
 
-from loraqa.model import gelu
 from loraqa.model.gelu import TanhGelu, compiled_gelu, fuse_gelu
 
 DTYPES = [torch.bfloat16, torch.float32]
-needs_compiler = pytest.mark.skipif(not gelu._works(), reason="no C compiler works here")
-
-
-@pytest.fixture
-def anew() -> Iterator[None]:
-    """What is known of the compiler is forgotten, before and after."""
-    for forget in (gelu._works.cache_clear, gelu._library.cache_clear):
-        forget()
-    yield
-    for forget in (gelu._works.cache_clear, gelu._library.cache_clear):
-        forget()
 
 
 def with_gradient(activation: nn.Module, x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,14 +76,6 @@ def test_bf16_is_rounded_to_the_nearest() -> None:
     assert torch.equal(TanhGelu()(x), expected)
 
 
-@needs_compiler
-@pytest.mark.usefixtures("anew")
-def test_it_works_where_it_is_first_asked_without_a_gradient() -> None:
-    with torch.no_grad():
-        TanhGelu()(torch.ones(3))
-    assert gelu._works()
-
-
 def test_other_dtypes_are_pytorchs() -> None:
     x = torch.linspace(-5, 5, 100, dtype=torch.float64)
     assert torch.equal(TanhGelu()(x), torch.nn.functional.gelu(x, approximate="tanh"))
@@ -111,57 +88,3 @@ def test_it_is_told_whether_a_model_has_it() -> None:
     fuse_gelu(model)
     assert compiled_gelu(model)
     assert not compiled_gelu(model.double())
-
-
-@needs_compiler
-def test_there_is_one_openmp() -> None:
-    maps = Path("/proc/self/maps")
-    if not maps.exists():
-        pytest.skip("the system does not tell what is loaded")
-    TanhGelu()(torch.ones(10**6))
-    loaded = {line.split()[-1] for line in maps.read_text().splitlines() if ".so" in line}
-    names = ("libgomp", "libiomp", "libomp")
-    assert len([path for path in loaded if Path(path).name.startswith(names)]) == 1
-
-
-@pytest.mark.usefixtures("anew")
-@pytest.mark.parametrize(
-    ("compiler", "reason"),
-    [
-        ("no-such-compiler", "[Errno 2] No such file or directory: 'no-such-compiler'"),
-        ("cc --no-such-option", "cc says: "),
-    ],
-)
-def test_without_a_compiler_pytorchs_is_there(
-    compiler: str,
-    reason: str,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    monkeypatch.setenv("CC", compiler)
-    x = torch.linspace(-5, 5, 100)
-    with caplog.at_level("INFO", "loraqa"):
-        for _ in range(2):
-            assert torch.equal(TanhGelu()(x), torch.nn.functional.gelu(x, approximate="tanh"))
-    (message,) = caplog.messages
-    assert message.startswith(f"GELU is not compiled, and takes longer: {reason}")
-
-
-@needs_compiler
-@pytest.mark.usefixtures("anew")
-@pytest.mark.parametrize(
-    ("right", "wrong"),
-    [
-        ("return x * gate", "return 1.001f * x * gate"),
-        ("gate + x * small", "gate - x * small"),
-    ],
-)
-def test_a_kernel_that_computes_something_else_is_not_taken(
-    right: str, wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = gelu._SOURCE.read_text()
-    assert source.count(right) == 1
-    changed = tmp_path / "gelu.c"
-    changed.write_text(source.replace(right, wrong))
-    monkeypatch.setattr(gelu, "_SOURCE", changed)
-    assert not gelu._works()

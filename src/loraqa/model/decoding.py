@@ -15,9 +15,10 @@ from torch.nn.functional import pad
 from transformers import Cache, PreTrainedModel
 
 from loraqa.model.attention import PackedTrees
+from loraqa.model.compiled_rows import CompiledRows, compiles
 from loraqa.model.last_layer import wanted_logits
 from loraqa.model.packed import Pack
-from loraqa.model.rows import GrowingRows
+from loraqa.model.rows import GrowingRows, Rows
 from loraqa.prompt.batch import TreeBatch, collate_padded
 from loraqa.prompt.tree import Tree
 
@@ -45,7 +46,7 @@ class DecodingSession(Protocol):
 class TreeSession:
     """Decoding over trees: `advance` and `select` after one `prefill`."""
 
-    _rows: GrowingRows
+    _rows: Rows
 
     def __init__(self, model: PreTrainedModel, batch: TreeBatch, pack: Pack) -> None:
         self._model = model
@@ -59,7 +60,8 @@ class TreeSession:
         """See `DecodingSession`."""
         prompts = _RecordedTrees(self._pack(self._batch, self._model))
         logits = wanted_logits(self._model, self._batch, prompts)
-        self._rows = GrowingRows(self._batch.spans, prompts.states)
+        kind = CompiledRows if compiles(prompts.states[0][0]) else GrowingRows
+        self._rows = kind(self._batch.spans, prompts.states)
         return logits[: len(self._positions)]
 
     @torch.no_grad()

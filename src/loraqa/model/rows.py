@@ -8,22 +8,36 @@ from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
+from loraqa.model.attention import Trees
 from loraqa.prompt.batch import TreeSpan
 
 # How much longer than another a trunk may be whose keys lie beside it, padded to the same length.
 _ALIKE = 1.3
 # For how many tokens rows get room at a time, for making room copies all that they have.
-_ROOM = 16
+ROOM = 16
+
+
+class Rows(Trees, Protocol):
+    """Rows that each see the trunk of their tree, their own prompt and what they have written."""
+
+    def make_room(self) -> None:
+        """Before each forward pass: every row is to see one more token of its own."""
+        ...
+
+    def select(self, rows: Tensor) -> "Rows":
+        """These rows, and the trunks they need. They may go another way than those here."""
+        ...
 
 
 class GrowingRows:
-    """Rows that each see the trunk of their tree, their own prompt and what they have written.
+    """`Rows` by tensor operations, on any device.
 
     Of N rows, each has its own states in (N, key heads, longest own and room, d), padded on the
     left, so that all rows grow at the same place.
@@ -35,7 +49,7 @@ class GrowingRows:
         device = prompts[0][0].device
         branches = [piece for span in spans for piece in span.branch_slices()]
         self._own = {
-            layer: tuple(_padded(states, branches, "left") for states in pair)
+            layer: tuple(padded(states, branches, "left") for states in pair)
             for layer, pair in prompts.items()
         }
         own_lengths = [length for span in spans for length in span.branches]
@@ -45,11 +59,11 @@ class GrowingRows:
         self._trunks = _trunks(spans, prompts)
 
     def make_room(self) -> None:
-        """Before each forward pass: every row is to see one more token of its own."""
+        """See `Rows`."""
         self._own_seen = pad(self._own_seen, (0, 1), value=True)
         if self._own_seen.shape[1] > self._own[0][0].shape[2]:
             self._own = {
-                layer: tuple(pad(states, (0, 0, 0, _ROOM)) for states in pair)
+                layer: tuple(pad(states, (0, 0, 0, ROOM)) for states in pair)
                 for layer, pair in self._own.items()
             }
         seen = torch.cat([self._trunk_seen, self._own_seen], dim=1)
@@ -81,7 +95,7 @@ class GrowingRows:
         return attended.reshape(rows, heads, size).transpose(0, 1)[None]
 
     def select(self, rows: Tensor) -> "GrowingRows":
-        """These rows, and the trunks they need. They may go another way than those here."""
+        """See `Rows`."""
         selected = (trunks.select(rows, len(self._own_seen)) for trunks in self._trunks)
         other = copy(self)
         other._own = {
@@ -183,7 +197,7 @@ def _trunks(
         counts = torch.tensor([len(each) for each in rows], device=device)
         trunk = torch.repeat_interleave(torch.arange(len(trees), device=device), counts)
         states = {
-            layer: tuple(_padded(states, pieces, "right") for states in pair)
+            layer: tuple(padded(states, pieces, "right") for states in pair)
             for layer, pair in prompts.items()
         }
         found.append(_Trunks(states, torch.cat(rows), trunk))
@@ -200,7 +214,7 @@ def _alike(lengths: Sequence[int]) -> list[list[int]]:
     return groups
 
 
-def _padded(states: Tensor, pieces: Sequence[slice], side: str) -> Tensor:
+def padded(states: Tensor, pieces: Sequence[slice], side: str) -> Tensor:
     """Cut (key heads, T, d) into pieces and pad them to (pieces, key heads, longest, d)."""
     cut = [states[:, piece].transpose(0, 1) for piece in pieces]
     return pad_sequence(cut, batch_first=True, padding_side=side).transpose(1, 2).contiguous()

@@ -1,0 +1,116 @@
+"""Rows of answers being written, on a CPU: attention by `native/rows.c`."""
+
+from collections.abc import Mapping, Sequence
+from copy import copy
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from loraqa.model import native
+from loraqa.model.rows import ROOM, GrowingRows, padded
+from loraqa.prompt.batch import TreeSpan
+
+# Of what is computed to compare: three rows on two trunks.
+_SPANS = (TreeSpan(0, trunk=5, branches=(2, 3)), TreeSpan(10, trunk=3, branches=(1,)))
+
+
+class CompiledRows:
+    """`Rows` whose keys and values are read where they lie, by a kernel that needs no masks.
+
+    All trunks lie one after another in (key heads, tokens, d). Of N rows, each has its own states
+    in (N, key heads, longest own and room, d), padded on the left, so that all rows grow at the
+    same place.
+    """
+
+    def __init__(
+        self, spans: Sequence[TreeSpan], prompts: Mapping[int, tuple[Tensor, Tensor]]
+    ) -> None:
+        branches = [piece for span in spans for piece in span.branch_slices()]
+        self._own = {
+            layer: tuple(padded(states, branches, "left") for states in pair)
+            for layer, pair in prompts.items()
+        }
+        trunks = [slice(span.start, span.branches_start) for span in spans]
+        self._trunks = {
+            layer: tuple(
+                torch.cat([states[:, trunk] for trunk in trunks], dim=1) for states in pair
+            )
+            for layer, pair in prompts.items()
+        }
+        lengths = torch.tensor([piece.stop - piece.start for piece in branches])
+        self._end = int(lengths.max())
+        self._own_starts = self._end - lengths
+        edges = list(accumulate((span.trunk for span in spans), initial=0))
+        counts = torch.tensor([len(span.branches) for span in spans])
+        self._trunk_starts, self._trunk_ends = (
+            torch.tensor(places).repeat_interleave(counts) for places in (edges[:-1], edges[1:])
+        )
+
+    def make_room(self) -> None:
+        """See `Rows`."""
+        self._end += 1
+        if self._end > self._own[0][0].shape[2]:
+            self._own = {
+                layer: tuple(pad(states, (0, 0, 0, ROOM)) for states in pair)
+                for layer, pair in self._own.items()
+            }
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> Tensor:
+        """See `Trees.attend`: here T is the number of rows, one new token each."""
+        own, trunks = self._own[layer], self._trunks[layer]
+        for states, new in zip(own, (key, value), strict=True):
+            states[:, :, self._end - 1] = new[0].transpose(0, 1)
+        queries = query[0].transpose(0, 1).contiguous()
+        attended = torch.empty_like(queries)
+        rows, heads, size = queries.shape
+        key_heads, tokens, _ = trunks[0].shape
+        room = own[0].shape[2]
+        native.call(
+            "attend_rows",
+            query.dtype,
+            *(queries, *trunks, *own, self._trunk_starts, self._trunk_ends, self._own_starts),
+            *(attended, self._end, rows, heads, key_heads, tokens, room, size, scaling),
+        )
+        return attended.transpose(0, 1)[None]
+
+    def select(self, rows: Tensor) -> "CompiledRows":
+        """See `Rows`."""
+        other = copy(self)
+        other._own = {
+            layer: tuple(states[rows] for states in pair) for layer, pair in self._own.items()
+        }
+        other._own_starts = self._own_starts[rows]
+        other._trunk_starts, other._trunk_ends = self._trunk_starts[rows], self._trunk_ends[rows]
+        return other
+
+
+def _joined(states: Tensor, pieces: Sequence[slice]) -> Tensor:
+    """Cut (key heads, T, d) into pieces and lay them one after another."""
+    return torch.cat([states[:, piece] for piece in pieces], dim=1)
+
+
+def compiles(states: Tensor) -> bool:
+    """Whether there is a kernel for rows with such states."""
+    return native.works(_check, states.device, states.dtype)
+
+
+@torch.no_grad()
+def _check(dtype: torch.dtype) -> None:
+    """Raise `AssertionError` where the kernel does not compute what `GrowingRows` does in fp32."""
+    generator = torch.Generator().manual_seed(0)
+    keys, values = torch.randn(2, 2, _SPANS[-1].end, 8, generator=generator).to(dtype)
+    query, key, value = torch.randn(3, 1, 4, 3, 8, generator=generator).to(dtype)
+    numbers = [keys, values, query, key[:, :2], value[:, :2]]
+    expected = _attended(GrowingRows, [each.float() for each in numbers])
+    torch.testing.assert_close(_attended(CompiledRows, numbers), expected.to(dtype))
+
+
+def _attended(kind: type[CompiledRows] | type[GrowingRows], numbers: Sequence[Tensor]) -> Tensor:
+    keys, values, query, key, value = numbers
+    rows = kind(_SPANS, {0: (keys, values)})
+    rows.make_room()
+    return rows.attend(0, query, key, value, scaling=0.3)

@@ -1,0 +1,104 @@
+"""Rows by the kernel in C are those by tensor operations in fp32, rounded once."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.conftest import needs_compiler
+from torch import Tensor
+
+from loraqa.model.compiled_rows import CompiledRows
+from loraqa.model.rows import GrowingRows, Rows
+from loraqa.prompt.batch import TreeSpan
+
+# How far rounding once may be off, relative.
+ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2**-8}
+TREES = st.lists(
+    st.tuples(st.integers(1, 20), st.lists(st.integers(1, 6), min_size=1, max_size=4)),
+    min_size=1,
+    max_size=4,
+)
+
+
+def spans_of(trees: list[tuple[int, list[int]]]) -> list[TreeSpan]:
+    spans: list[TreeSpan] = []
+    for trunk, branches in trees:
+        spans.append(TreeSpan(spans[-1].end if spans else 0, trunk, tuple(branches)))
+    return spans
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ROUNDING)
+@given(
+    trees=TREES,
+    key_heads=st.integers(1, 3),
+    groups=st.integers(1, 3),
+    size=st.integers(1, 40),
+    steps=st.integers(1, 40),
+    data=st.data(),
+)
+def test_both_attend_alike(
+    dtype: torch.dtype,
+    trees: list[tuple[int, list[int]]],
+    key_heads: int,
+    groups: int,
+    size: int,
+    steps: int,
+    data: st.DataObject,
+) -> None:
+    spans = spans_of(trees)
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+
+    def some(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    # As a model gives them: what lies side by side is a token's heads, not a head's tokens.
+    states = {
+        layer: (some(spans[-1].end, key_heads, size).transpose(0, 1),) * 2 for layer in range(2)
+    }
+    precise = {layer: (key.float(), value.float()) for layer, (key, value) in states.items()}
+    both: list[Rows] = [GrowingRows(spans, precise), CompiledRows(spans, states)]
+    count = sum(len(span.branches) for span in spans)
+    for step in range(steps):
+        if step % 7 == 1:
+            chosen = data.draw(st.lists(st.integers(0, count - 1), min_size=1, max_size=9))
+            both = [rows.select(torch.tensor(chosen)) for rows in both]
+            count = len(chosen)
+        for rows in both:
+            rows.make_room()
+        for layer in range(2):
+            query = some(1, key_heads * groups, count, size)
+            key, value = some(1, key_heads, count, size), some(1, key_heads, count, size)
+            new = query, key, value
+            expected = both[0].attend(layer, *(each.float() for each in new), 0.4)
+            actual = both[1].attend(layer, *new, 0.4)
+            assert (actual.dtype, actual.shape) == (dtype, query.shape)
+            torch.testing.assert_close(actual.float(), expected, rtol=ROUNDING[dtype], atol=1e-5)
+
+
+@needs_compiler
+def test_they_go_their_own_way_after_branching_off() -> None:
+    spans = spans_of([(3, [2, 1])])
+    states = {0: (torch.randn(1, 6, 4), torch.randn(1, 6, 4))}
+    rows = CompiledRows(spans, states)
+    other = rows.select(torch.tensor([0, 1]))
+    query, key, value = torch.randn(3, 1, 1, 2, 4)
+    for each in (rows, other):
+        each.make_room()
+    before = rows.attend(0, query, key, value, 0.5)
+    other.attend(0, query, -key, 5 * value, 0.5)
+    again = rows.attend(0, query, key, value, 0.5)
+    assert torch.equal(before, again)
+
+
+@needs_compiler
+def test_scores_of_any_size_are_no_trouble() -> None:
+    """As in any softmax that takes the largest score off."""
+    spans = spans_of([(3, [2])])
+    states = {0: (torch.full((1, 5, 4), 1e4), torch.randn(1, 5, 4))}
+    rows = CompiledRows(spans, states)
+    rows.make_room()
+    query, value = torch.full((1, 1, 1, 4), 1e4), torch.zeros(1, 1, 1, 4)
+    attended = rows.attend(0, query, -query, value, 1.0)
+    expected = states[0][1][:, [0, 1, 2, 3, 4]].mean(dim=1)
+    torch.testing.assert_close(attended[0, :, 0], expected)

@@ -1,0 +1,112 @@
+"""Kernels in C are there where a compiler is, share PyTorch's threads, and give way where wrong."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tests.conftest import needs_compiler
+from torch.nn.functional import gelu
+
+from loraqa.model import compiled_rows, native
+from loraqa.model.gelu import TanhGelu
+
+
+@pytest.fixture
+def anew() -> Iterator[None]:
+    """What is known of the compiler is forgotten, before and after."""
+    forgetting = (native._passes.cache_clear, native._library.cache_clear)
+    for forget in forgetting:
+        forget()
+    yield
+    for forget in forgetting:
+        forget()
+
+
+@needs_compiler
+def test_there_is_one_openmp() -> None:
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("the system does not tell what is loaded")
+    TanhGelu()(torch.ones(10**6))
+    loaded = {line.split()[-1] for line in maps.read_text().splitlines() if ".so" in line}
+    names = ("libgomp", "libiomp", "libomp")
+    assert len([path for path in loaded if Path(path).name.startswith(names)]) == 1
+
+
+@needs_compiler
+@pytest.mark.usefixtures("anew")
+def test_it_works_where_it_is_first_asked_without_a_gradient(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with torch.no_grad(), caplog.at_level("INFO", "loraqa"):
+        TanhGelu()(torch.ones(3))
+    assert not caplog.messages
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "wrong", [torch.ones(4, dtype=torch.float64), torch.ones(4, 4).t(), torch.ones(4).bfloat16()]
+)
+def test_what_a_kernel_would_misread_is_refused(wrong: torch.Tensor) -> None:
+    y = torch.ones(4)
+    with pytest.raises(ValueError, match=r"^gelu takes contiguous tensors of torch.float32"):
+        native.call("gelu", torch.float32, wrong, y, 4)
+
+
+@pytest.mark.usefixtures("anew")
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [
+        ("no-such-compiler", "[Errno 2] No such file or directory: 'no-such-compiler'"),
+        ("cc --no-such-option", "cc says: "),
+    ],
+)
+def test_without_a_compiler_pytorchs_operations_are_there(
+    compiler: str,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("CC", compiler)
+    x = torch.linspace(-5, 5, 100)
+    with caplog.at_level("INFO", "loraqa"):
+        for _ in range(2):
+            assert torch.equal(TanhGelu()(x), gelu(x, approximate="tanh"))
+    (message,) = caplog.messages
+    assert message.startswith(f"PyTorch's slower operations are used ({reason}")
+
+
+@needs_compiler
+@pytest.mark.usefixtures("anew")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("file", "right", "wrong", "still"),
+    [
+        ("gelu.c", "return x * gate", "return 1.02f * x * gate", (False, True)),
+        ("gelu.c", "gate + x * small", "gate - x * small", (False, True)),
+        ("rows.c", "trunk_starts[row]) * size", "0) * size", (True, False)),
+        ("rows.c", "own_starts[row]) * size", "0) * size", (True, False)),
+        ("rows.c", "nth * key_heads / heads", "0", (True, False)),
+        ("numbers.h", "sum * scale", "sum", (False, False)),
+    ],
+)
+def test_kernels_that_compute_something_else_are_not_taken(
+    file: str,
+    right: str,
+    wrong: str,
+    still: tuple[bool, bool],
+    dtype: torch.dtype,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    changed = tmp_path / "changed"
+    shutil.copytree(native._SOURCES, changed)
+    source = (changed / file).read_text()
+    assert right in source
+    (changed / file).write_text(source.replace(right, wrong))
+    monkeypatch.setattr(native, "_SOURCES", changed)
+    x = torch.linspace(-5, 5, 100, dtype=dtype)
+    compiled = not torch.equal(TanhGelu()(x), gelu(x, approximate="tanh"))
+    assert (compiled, compiled_rows.compiles(x)) == still
