@@ -1,0 +1,48 @@
+"""What a GPU runs, on one that is none: nothing is left on the CPU, and the results are as there.
+
+Its kernels and its speed are not tested: that takes a real one.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch.utils import backend_registration
+
+from loraqa.squad import write_official
+from tests.train.conftest import PASSAGES, settings
+
+needs_python_devices = pytest.mark.skipif(
+    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="this PyTorch has no devices written in Python",
+)
+
+
+@needs_python_devices
+def test_training_and_answering_give_what_they_give_on_the_cpu(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data.json"
+    write_official(data, PASSAGES, "1.1")
+    chosen = settings(
+        f"model.source={tiny_folder}",
+        "model.dtype=float32",
+        "model.device=cpu",
+        f"data.train={data}",
+        # Rows are padded there, so that other numbers would be drawn.
+        "lora.dropout=0",
+        "optimisation.epochs=2",
+        "evaluation.max_answer_tokens=8",
+    )
+    file = tmp_path / "settings.yaml"
+    file.write_text(chosen.to_yaml())
+    command = [sys.executable, "-m", "tests.pretended_gpu", str(file), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    here, there = json.loads(done.stdout)
+    # It gives way to another one where anything is wrong with it.
+    assert there["runner"] == "BucketRunner", done.stderr
+    assert there["losses"] == pytest.approx(here["losses"], rel=1e-4)
+    assert there["answers"] == here["answers"]
