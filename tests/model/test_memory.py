@@ -13,7 +13,11 @@ from loraqa.errors import LoraqaError
 from loraqa.model.choose import choose_runner
 from loraqa.model.compiled_layers import compile_layers
 from loraqa.model.load import load_base
-from loraqa.model.memory import explaining_lack_of_memory, keep_freed_memory
+from loraqa.model.memory import (
+    explaining_lack_of_memory,
+    keep_freed_memory,
+    tokens_at_once,
+)
 from loraqa.model.runner import BucketRunner
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -115,3 +119,25 @@ def test_a_model_too_large_is_told_in_a_sentence(
     monkeypatch.setattr("loraqa.model.compiled_layers.small_gradients", full)
     with pytest.raises(LoraqaError, match=rf"^Memory is out {where} \(CUDA out of memory\)"):
         call(tiny_folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "free", "tokens"),
+    [
+        # Two layers of keys and values of 32 numbers, 2 bytes each: 256 bytes a token.
+        ("gpt2", "bfloat16", 8 * 256 * 50_000, 50_000),
+        ("gpt2", "float32", 8 * 256 * 50_000, 25_000),
+        # Half of the heads have keys of their own.
+        ("llama", "bfloat16", 8 * 256 * 50_000, 100_000),
+        ("gpt2", "bfloat16", 8 * 256 * 100, 16_384),
+        ("gpt2", "bfloat16", 2**40, 262_144),
+    ],
+)
+def test_on_a_gpu_as_many_tokens_as_fit_are_answered_at_once(
+    kind: str, dtype: str, free: int, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(kind, dtype)
+    assert tokens_at_once(model) == 16_384
+    monkeypatch.setattr(type(model), "device", torch.device("cuda:0"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 2 * free))
+    assert tokens_at_once(model) == tokens

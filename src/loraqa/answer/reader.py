@@ -20,7 +20,7 @@ from loraqa.answer.strategies import parse_strategy
 from loraqa.errors import InputError
 from loraqa.model.choose import choose_runner
 from loraqa.model.load import position_limit
-from loraqa.model.memory import explaining_lack_of_memory
+from loraqa.model.memory import explaining_lack_of_memory, tokens_at_once
 from loraqa.model.prepacked import prepack
 from loraqa.model.runner import Runner
 from loraqa.prompt.encode import EncodingCounts, PromptEncoder
@@ -100,9 +100,11 @@ class Reader:
         prepack(loaded.model)
         tokenizer = SegmentTokenizer(loaded.tokenizer)
         info = loaded.info
+        tokens = tokens_at_once(loaded.model)
         if info is None:
             limit = position_limit(loaded.model.config)
-            return cls(choose_runner(loaded.model, limit), tokenizer, Template(), limit)
+            runner = choose_runner(loaded.model, limit)
+            return cls(runner, tokenizer, Template(), limit, tokens_per_batch=tokens)
         return cls(
             choose_runner(loaded.model, info.max_length),
             tokenizer,
@@ -111,6 +113,7 @@ class Reader:
             info.stride,
             info.max_answer_tokens,
             no_answer=info.version == "2.0",
+            tokens_per_batch=tokens,
         )
 
     def answer(

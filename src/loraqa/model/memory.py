@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from transformers import PreTrainedModel
 
 from loraqa.errors import LoraqaError
 
@@ -15,6 +16,11 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _NEVER_TRIM, _NEVER_MMAP = 2**31 - 1, 2**30
 # Older glibc refuses more: HEAP_MAX_SIZE / 2 of its malloc.c, on 64 bits.
 _SELDOM_MMAP = 2**25
+# Tokens to answer with at once: enough for a CPU's full rate, and more than any GPU needs.
+_FEWEST_TOKENS, _MOST_TOKENS = 2**14, 2**18
+# Of free memory, for keys and values: they are kept up to three times, and a layer's own numbers
+# and the logits take their part.
+_FOR_STATES = 1 / 8
 
 
 def keep_freed_memory() -> None:
@@ -28,6 +34,28 @@ def keep_freed_memory() -> None:
         if not mallopt(_M_MMAP_THRESHOLD, _NEVER_MMAP):
             mallopt(_M_MMAP_THRESHOLD, _SELDOM_MMAP)
         mallopt(_M_TRIM_THRESHOLD, _NEVER_TRIM)
+
+
+def tokens_at_once(model: PreTrainedModel) -> int:
+    """How many tokens of prompts and answers a model is to have in memory while it answers.
+
+    On a GPU as many as fit: launching its kernels takes longer than small ones do, and the larger a
+    batch, the fewer they are.
+    """
+    if model.device.type != "cuda":
+        return _FEWEST_TOKENS
+    free, _ = torch.cuda.mem_get_info(model.device)
+    fitting = int(_FOR_STATES * free) // _bytes_of_states(model)
+    return min(max(fitting, _FEWEST_TOKENS), _MOST_TOKENS)
+
+
+def _bytes_of_states(model: PreTrainedModel) -> int:
+    """Of the keys and values of one token; of models that keep something else, about as much."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", 1)
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return int(2 * config.num_hidden_layers * key_heads * size * model.dtype.itemsize)
 
 
 # Where nothing has been trained yet, and there is no batch to make smaller.
