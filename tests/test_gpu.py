@@ -39,7 +39,8 @@ def test_training_and_answering_give_what_they_give_on_the_cpu(
     file = tmp_path / "settings.yaml"
     file.write_text(chosen.to_yaml())
     command = [sys.executable, "-m", "tests.pretended_gpu", str(file), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     here, there = json.loads(done.stdout)
     # It gives way to another one where anything is wrong with it.

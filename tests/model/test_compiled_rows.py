@@ -54,7 +54,7 @@ def test_both_attend_alike(
 
     # As a model gives them: what lies side by side is a token's heads, not a head's tokens.
     states = {
-        layer: (some(spans[-1].end, key_heads, size).transpose(0, 1),) * 2 for layer in range(2)
+        layer: tuple(some(2, spans[-1].end, key_heads, size).transpose(1, 2)) for layer in range(2)
     }
     precise = {layer: (key.float(), value.float()) for layer, (key, value) in states.items()}
     both: list[Rows] = [GrowingRows(spans, precise), CompiledRows(spans, states)]
@@ -80,15 +80,25 @@ def test_both_attend_alike(
 def test_they_go_their_own_way_after_branching_off() -> None:
     spans = spans_of([(3, [2, 1])])
     states = {0: (torch.randn(1, 6, 4), torch.randn(1, 6, 4))}
-    rows = CompiledRows(spans, states)
+    first, second, elsewhere = torch.randn(3, 3, 1, 1, 2, 4)
+    alone, rows = CompiledRows(spans, states), CompiledRows(spans, states)
     other = rows.select(torch.tensor([0, 1]))
-    query, key, value = torch.randn(3, 1, 1, 2, 4)
-    for each in (rows, other):
+    for each, new in ((alone, first), (rows, first), (other, elsewhere)):
         each.make_room()
-    before = rows.attend(0, query, key, value, 0.5)
-    other.attend(0, query, -key, 5 * value, 0.5)
-    again = rows.attend(0, query, key, value, 0.5)
-    assert torch.equal(before, again)
+        each.attend(0, *new, 0.5)
+    for each in (alone, rows):
+        each.make_room()
+    assert torch.equal(rows.attend(0, *second, 0.5), alone.attend(0, *second, 0.5))
+
+
+@needs_compiler
+def test_a_whole_scaling_is_a_number_too_and_other_widths_are_refused() -> None:
+    rows = CompiledRows(spans_of([(3, [2])]), {0: (torch.randn(1, 5, 4), torch.randn(1, 5, 4))})
+    rows.make_room()
+    query, key, value = torch.randn(3, 1, 1, 1, 4)
+    assert torch.equal(rows.attend(0, query, key, value, 1), rows.attend(0, query, key, value, 1.0))
+    with pytest.raises(ValueError, match="width"):
+        rows.attend(0, query, key, value[..., :3], 1.0)
 
 
 @needs_compiler

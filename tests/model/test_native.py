@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,17 +38,24 @@ def test_there_is_one_openmp() -> None:
 
 @needs_compiler
 @pytest.mark.usefixtures("anew")
-def test_it_works_where_it_is_first_asked_without_a_gradient(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    with torch.no_grad(), caplog.at_level("INFO", "loraqa"):
-        TanhGelu()(torch.ones(3))
+@pytest.mark.parametrize("mode", [torch.no_grad(), torch.inference_mode(), torch.device("meta")])
+def test_it_works_wherever_it_is_first_asked(mode: Any, caplog: pytest.LogCaptureFixture) -> None:
+    x = torch.ones(3)
+    with mode, caplog.at_level("INFO", "loraqa"):
+        TanhGelu()(x)
+        assert compiled_rows.compiles(x)
     assert not caplog.messages
 
 
 @needs_compiler
 @pytest.mark.parametrize(
-    "wrong", [torch.ones(4, dtype=torch.float64), torch.ones(4, 4).t(), torch.ones(4).bfloat16()]
+    "wrong",
+    [
+        torch.ones(4, dtype=torch.float64),
+        torch.ones(4).bfloat16(),
+        torch.ones(4, 4).t(),
+        torch.ones(4, device="meta"),
+    ],
 )
 def test_what_a_kernel_would_misread_is_refused(wrong: torch.Tensor) -> None:
     y = torch.ones(4)
@@ -75,7 +83,7 @@ def test_without_a_compiler_pytorchs_operations_are_there(
         for _ in range(2):
             assert torch.equal(TanhGelu()(x), gelu(x, approximate="tanh"))
     (message,) = caplog.messages
-    assert message.startswith(f"PyTorch's slower operations are used ({reason}")
+    assert message.startswith(f"GELU by PyTorch's slower operations: {reason}")
 
 
 @needs_compiler

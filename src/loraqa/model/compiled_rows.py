@@ -1,6 +1,6 @@
 """Rows of answers being written, on a CPU: attention by `native/rows.c`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from itertools import accumulate
 
@@ -34,19 +34,17 @@ class CompiledRows:
         }
         trunks = [slice(span.start, span.branches_start) for span in spans]
         self._trunks = {
-            layer: tuple(
-                torch.cat([states[:, trunk] for trunk in trunks], dim=1) for states in pair
-            )
+            layer: tuple(_joined(states, trunks) for states in pair)
             for layer, pair in prompts.items()
         }
-        lengths = torch.tensor([piece.stop - piece.start for piece in branches])
-        self._end = int(lengths.max())
-        self._own_starts = self._end - lengths
-        edges = list(accumulate((span.trunk for span in spans), initial=0))
-        counts = torch.tensor([len(span.branches) for span in spans])
-        self._trunk_starts, self._trunk_ends = (
-            torch.tensor(places).repeat_interleave(counts) for places in (edges[:-1], edges[1:])
-        )
+        lengths = [length for span in spans for length in span.branches]
+        self._end = max(lengths)
+        self._own_starts = _places(self._end - length for length in lengths)
+        ends = list(accumulate(span.trunk for span in spans))
+        seen = [(end - span.trunk, end) for span, end in zip(spans, ends, strict=True)]
+        of_rows = [trunk for span, trunk in zip(spans, seen, strict=True) for _ in span.branches]
+        self._trunk_starts = _places(start for start, _ in of_rows)
+        self._trunk_ends = _places(end for _, end in of_rows)
 
     def make_room(self) -> None:
         """See `Rows`."""
@@ -60,7 +58,13 @@ class CompiledRows:
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
-        """See `Trees.attend`: here T is the number of rows, one new token each."""
+        """See `Trees.attend`: here T is the number of rows, one new token each.
+
+        Raises:
+            ValueError: values are not as wide as keys and queries.
+        """
+        if key.shape != value.shape or key.shape[-1] != query.shape[-1]:
+            raise ValueError("queries, keys and values differ in their width")
         own, trunks = self._own[layer], self._trunks[layer]
         for states, new in zip(own, (key, value), strict=True):
             states[:, :, self._end - 1] = new[0].transpose(0, 1)
@@ -73,7 +77,7 @@ class CompiledRows:
             "attend_rows",
             query.dtype,
             *(queries, *trunks, *own, self._trunk_starts, self._trunk_ends, self._own_starts),
-            *(attended, self._end, rows, heads, key_heads, tokens, room, size, scaling),
+            *(attended, self._end, rows, heads, key_heads, tokens, room, size, float(scaling)),
         )
         return attended.transpose(0, 1)[None]
 
@@ -93,9 +97,13 @@ def _joined(states: Tensor, pieces: Sequence[slice]) -> Tensor:
     return torch.cat([states[:, piece] for piece in pieces], dim=1)
 
 
+def _places(places: Iterable[int]) -> Tensor:
+    return torch.tensor(list(places), device="cpu")
+
+
 def compiles(states: Tensor) -> bool:
     """Whether there is a kernel for rows with such states."""
-    return native.works(_check, states.device, states.dtype)
+    return native.works("Answers are written", _check, states.device, states.dtype)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Attention over trees on a GPU: one kernel for all trees of a row, which skips what nobody sees.
+"""Attention over trees on a GPU: one kernel for all trees of a row, which skips other trees.
 
 FlexAttention (Dong et al. 2024) is given who sees whom as a function of two places in the row, and
 in which blocks of 128 by 128 anybody may: a block of queries looks no further back than where its

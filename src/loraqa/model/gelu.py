@@ -31,7 +31,7 @@ def fuse_gelu(model: nn.Module) -> None:
 def compiled_gelu(model: PreTrainedModel) -> bool:
     """Whether a model's GELUs are computed by the compiled kernel: its last bits depend on that."""
     fused = any(isinstance(module, TanhGelu) for module in model.modules())
-    return fused and native.works(_check, model.device, model.dtype)
+    return fused and _compiles(model.device, model.dtype)
 
 
 class TanhGelu(nn.Module):
@@ -39,7 +39,7 @@ class TanhGelu(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Of bf16 computed in fp32, and rounded once."""
-        if not native.works(_check, x.device, x.dtype):
+        if not _compiles(x.device, x.dtype):
             return gelu(x, approximate="tanh")
         y: Tensor = _Compiled.apply(x)  # type: ignore[no-untyped-call]
         return y
@@ -67,6 +67,10 @@ class _Compiled(torch.autograd.Function):
         (slope,) = ctx.saved_tensors
         dx: Tensor = dy * slope
         return dx
+
+
+def _compiles(device: torch.device, dtype: torch.dtype) -> bool:
+    return native.works("GELU", _check, device, dtype)
 
 
 def _check(dtype: torch.dtype) -> None:

@@ -32,7 +32,7 @@ class Rows(Trees, Protocol):
         ...
 
     def select(self, rows: Tensor) -> "Rows":
-        """These rows, and the trunks they need. They may go another way than those here."""
+        """These rows with their trunks. They may go another way than those here."""
         ...
 
 

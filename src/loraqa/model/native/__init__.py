@@ -29,7 +29,7 @@ _DTYPES = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16"}
 
 
 def call(kernel: str, dtype: torch.dtype, *arguments: Tensor | int | float) -> None:
-    """Call a kernel with contiguous tensors of this dtype or of int64, and with numbers.
+    """Call a kernel with contiguous tensors of this dtype or of int64 on a CPU, and with numbers.
 
     Raises:
         OSError: it cannot be compiled or loaded.
@@ -37,31 +37,36 @@ def call(kernel: str, dtype: torch.dtype, *arguments: Tensor | int | float) -> N
     """
     for argument in arguments:
         if isinstance(argument, Tensor) and not (
-            argument.is_contiguous() and argument.dtype in (dtype, torch.int64)
+            argument.device.type == "cpu"
+            and argument.is_contiguous()
+            and argument.dtype in (dtype, torch.int64)
         ):
-            raise ValueError(f"{kernel} takes contiguous tensors of {dtype} or int64")
+            raise ValueError(f"{kernel} takes contiguous tensors of {dtype} or int64 on a CPU")
     getattr(_library(dtype), kernel)(*map(_as_in_c, arguments))
 
 
-def works(check: Callable[[torch.dtype], None], device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether there are kernels for this device and dtype that pass a check.
+def works(
+    what: str, check: Callable[[torch.dtype], None], device: torch.device, dtype: torch.dtype
+) -> bool:
+    """Whether there is a kernel for this device and dtype that passes a check.
 
     Args:
-        check: calls a kernel, and raises any exception where it is wrong. It is asked once, with
-            gradients on, and a line says why a kernel is not used.
+        what: it computes, for the line that says why it is not used.
+        check: calls it, and raises any exception where it is wrong. It is asked once, with
+            gradients on, whatever the caller's mode and default device.
         device, dtype: of the tensors to come.
     """
-    return device.type == "cpu" and dtype in _DTYPES and _passes(check, dtype)
+    return device.type == "cpu" and dtype in _DTYPES and _passes(what, check, dtype)
 
 
 @cache
-@torch.enable_grad()
-def _passes(check: Callable[[torch.dtype], None], dtype: torch.dtype) -> bool:
+def _passes(what: str, check: Callable[[torch.dtype], None], dtype: torch.dtype) -> bool:
     try:
-        check(dtype)
+        with torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"):
+            check(dtype)
     # Whatever comes of a compiler, or the lack of one.
     except Exception as problem:
-        logger.info("PyTorch's slower operations are used (%s).", in_a_line(problem))
+        logger.info("%s by PyTorch's slower operations: %s.", what, in_a_line(problem))
         return False
     return True
 

@@ -38,14 +38,14 @@ static inline float exponential(float x)
 {
     x = x < -87.0f ? -87.0f : x;
     float power = rintf(x * 1.44269504f);
-    float rest = fmaf(power, 2.12194440e-4f, fmaf(power, -0.693359375f, x));
+    float rest = x - power * 0.693359375f + power * 2.12194440e-4f;
     float sum = 1.9875691500e-4f;
-    sum = fmaf(sum, rest, 1.3981999507e-3f);
-    sum = fmaf(sum, rest, 8.3334519073e-3f);
-    sum = fmaf(sum, rest, 4.1665795894e-2f);
-    sum = fmaf(sum, rest, 1.6666665459e-1f);
-    sum = fmaf(sum, rest, 5.0000001201e-1f);
-    sum = fmaf(sum, rest * rest, rest) + 1.0f;
+    sum = sum * rest + 1.3981999507e-3f;
+    sum = sum * rest + 8.3334519073e-3f;
+    sum = sum * rest + 4.1665795894e-2f;
+    sum = sum * rest + 1.6666665459e-1f;
+    sum = sum * rest + 5.0000001201e-1f;
+    sum = sum * rest * rest + rest + 1.0f;
     int32_t bits = ((int32_t)power + 127) << 23;
     float scale;
     memcpy(&scale, &bits, sizeof scale);
