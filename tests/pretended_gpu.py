@@ -70,15 +70,14 @@ def compute(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     name = operation.overloadpacket.__name__
     tensors = [each for each in tree_iter((args, kwargs)) if isinstance(each, Tensor)]
     wanted = kwargs.get("device")
-    if name != "copy_":
-        check_one_device(name, args, tensors)
+    here = any(isinstance(each, OnGpu) for each in tensors)
     if name == "copy_":
         here = isinstance(args[0], OnGpu)
-    elif wanted is not None:
+    else:
+        check_one_device(name, args, tensors)
+    if wanted is not None:
         here = torch.device(wanted).type == GPU.type
         kwargs = kwargs | {"device": torch.device("cpu")}
-    else:
-        here = any(isinstance(each, OnGpu) for each in tensors)
     result = operation(*tree_map(numbers_of, args), **tree_map(numbers_of, kwargs))
     if not here:
         return result
@@ -97,7 +96,7 @@ def check_one_device(name: str, args: Any, tensors: list[Tensor]) -> None:
     """Indices may lie on the CPU, and single numbers."""
     if name in _INDEXING and isinstance(args[0], OnGpu):
         tensors = [each for each in tree_iter((args[0], args[2:])) if isinstance(each, Tensor)]
-    devices = {type(each) is OnGpu or isinstance(each, OnGpu) for each in tensors if each.dim()}
+    devices = {isinstance(each, OnGpu) for each in tensors if each.dim()}
     if len(devices) > 1:
         raise RuntimeError(f"{name}: some tensors are on the GPU, and some on the CPU")
 
