@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,18 +23,15 @@ from loraqa.answer.reader import Reader
 from loraqa.finetune import finetune
 from loraqa.lora.adapter import load_adapter
 from loraqa.model.choose import choose_runner
-from loraqa.model.compiled_layers import compile_layers
 from loraqa.model.load import load_base
 from loraqa.model.runner import PaddedRunner, Runner
 from loraqa.prompt.plan import BatchPlan
 from loraqa.prompt.tree import Tree
+from loraqa.train.graphs import choose_gradients
 from loraqa.train.loop import train
-from loraqa.train.loss import accumulate
+from loraqa.train.loss import Gradients, Launch
 from loraqa.train.run import RunDirectory
 from loraqa.train.settings import RunSettings, parse_settings
-
-# Of an epoch of SQuAD, about: what is measured is a step of a whole training.
-_STEPS = 3_000
 
 
 def trees(task: dict[str, Any], tokens_per_batch: int | None = None) -> dict[str, Any]:
@@ -49,27 +47,31 @@ def padded(task: dict[str, Any]) -> dict[str, Any]:
 def overhead(task: dict[str, Any], checkpoint_every: int) -> dict[str, Any]:
     """How much of a run is not forward and backward: plan, optimizer, logging, checkpoints.
 
-    The loop's own calls of `accumulate`, forward and backward, are timed within it. The one
+    The loop's own forward and backward passes are timed within it. The one
     checkpoint, at the end, is counted as a share: one in `checkpoint_every` steps.
     """
     the = Task(**task)
     inside: list[float] = []
     ends: list[float] = []
 
-    def timed(*arguments: Any) -> Tensor:
+    def timed(launch: Launch) -> Tensor:
         wait()
         start = time.perf_counter()
-        loss = accumulate(*arguments)
+        loss = launch()
         wait()
         inside.append(time.perf_counter() - start)
         return loss
+
+    def chosen(*arguments: Any) -> Gradients:
+        gradients = choose_gradients(*arguments)
+        return lambda step: partial(timed, gradients(step))
 
     def tell(_: Any) -> None:
         wait()
         ends.append(time.perf_counter())
 
     runner = load_runner(the, choose)
-    with patch("loraqa.train.loop.accumulate", timed):
+    with patch("loraqa.train.loop.choose_gradients", chosen):
         _fit(the, runner, the.trees(), None, tell)
     checkpoint = time.perf_counter() - ends[-1]
     steps = [end - start for start, end in pairwise(ends)]
@@ -138,9 +140,7 @@ def load_runner(the: Task, chosen: Callable[[PreTrainedModel], Runner]) -> Runne
     """The model with its adapter, ready to train, and how it computes."""
     model, _ = load_base(the.model_path, dtype=the.precision, device=str(device()))
     load_adapter(model, the.adapter_path)
-    runner = chosen(model)
-    compile_layers(runner, _STEPS)
-    return runner
+    return chosen(model)
 
 
 def _train(

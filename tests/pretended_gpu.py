@@ -20,7 +20,6 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 from loraqa.answer.reader import Reader
 from loraqa.answer.strategies import parse_strategy
 from loraqa.finetune import finetune
-from loraqa.model import choose
 from loraqa.model.runner import BucketRunner
 from loraqa.train.run import RunDirectory
 from loraqa.train.settings import RunSettings, load_settings
@@ -131,7 +130,7 @@ def main() -> None:
     both = [results(out / "cpu", settings)]
     with (
         patch("loraqa.model.flex.flex_attention", dense),
-        patch.dict(choose._OVER_TREES, {GPU.type: (BucketRunner,)}),
+        patch("loraqa.model.choose._over_trees", lambda *_: (BucketRunner,)),
         Gpu(),
     ):
         both.append(results(out / "gpu", settings.model_copy(update={"model": there})))

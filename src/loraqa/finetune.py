@@ -21,10 +21,8 @@ from loraqa.files import replacing_folder, write_text
 from loraqa.lora.adapt import adapt, parameter_counts
 from loraqa.lora.adapter import load_adapter
 from loraqa.model.choose import choose_runner
-from loraqa.model.compiled_layers import compile_layers
 from loraqa.model.gelu import compiled_gelu
 from loraqa.model.load import choose_max_length, load_base
-from loraqa.model.runner import Runner
 from loraqa.prompt.cache import encode_training_once
 from loraqa.prompt.encode import Encoded, EncodingCounts, PromptEncoder
 from loraqa.prompt.plan import BatchPlan
@@ -119,7 +117,7 @@ def finetune(
     facts = {"base": base.model_dump(), **_data_facts(data, encoded.counts)}
     plan = _plan(settings, encoded, reader)
     total, done = total_steps(plan, settings.optimisation), step_of(checkpoint)
-    compiled = _compile(reader.runner, total, done)
+    compiled = {"compiled_gelu": compiled_gelu(model)}
     surroundings = environment(model.device, model.dtype, command) | compiled
     begin = run.resume if resume else run.start
     begin(settings, facts, surroundings)
@@ -225,15 +223,6 @@ def _plan(settings: RunSettings, encoded: Encoded, reader: Reader) -> BatchPlan:
         settings.seed,
         reader.runner.size,
     )
-
-
-def _compile(runner: Runner, steps: int, done: int) -> dict[str, bool]:
-    """Compile what pays over the whole training, so that a resumed one has the same bits."""
-    compiled = {"compiled_gelu": compiled_gelu(runner.model)}
-    # Scoring, which may be left to do after the last step, computes no compiled layers.
-    if done < steps:
-        compiled["compiled_layers"] = compile_layers(runner, steps)
-    return compiled
 
 
 def _scorer(

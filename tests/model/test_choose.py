@@ -202,7 +202,8 @@ class TestModelsWithoutTrees:
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(choose._OVER_TREES, "cpu", choose._OVER_TREES["cuda"])
+    over_trees = choose._over_trees
+    monkeypatch.setattr(choose, "_over_trees", lambda _, dtype: over_trees("cuda", dtype))
 
 
 @pytest.mark.usefixtures("as_on_a_gpu", "flex_gradients")

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from tests.conftest import needs_compiler
 from torch import Tensor
 
+from loraqa.model.attention import Rows
 from loraqa.model.compiled_rows import CompiledRows
-from loraqa.model.rows import GrowingRows, Rows
+from loraqa.model.rows import GrowingRows
 from loraqa.prompt.batch import TreeSpan
 
 # How far rounding once may be off, relative.

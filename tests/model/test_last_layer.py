@@ -6,8 +6,8 @@ import pytest
 import torch
 from tests.conftest import tiny_model
 
+from loraqa.model.blocks import BlockTrees
 from loraqa.model.last_layer import last_layer, wanted_logits
-from loraqa.model.packed import pack_blocks
 from loraqa.model.runner import TreeRunner
 from loraqa.prompt.batch import collate_trees
 from loraqa.prompt.tree import Tree
@@ -17,7 +17,7 @@ from loraqa.prompt.tree import Tree
 def test_logits_are_those_of_the_whole_layer(kind: str, trees: list[Tree]) -> None:
     model = TreeRunner(tiny_model(kind, "float64")).model
     batch = collate_trees(trees)
-    packed = pack_blocks(batch, model)
+    packed = BlockTrees(batch.spans, batch.supervised)
     whole = model(
         input_ids=batch.input_ids, position_ids=batch.position_ids, trees=packed, use_cache=False
     ).logits[0]
@@ -33,7 +33,7 @@ def test_the_model_is_left_as_it_was(trees: list[Tree]) -> None:
     model: Any = TreeRunner(tiny_model("gpt2")).model
     before = model.transformer.h[-1].forward
     batch = collate_trees(trees)
-    packed = pack_blocks(batch, model)
+    packed = BlockTrees(batch.spans, batch.supervised)
     model.transformer.h[-1].mlp.c_fc.weight = None
     with pytest.raises((AttributeError, TypeError)):
         wanted_logits(model, batch, packed)

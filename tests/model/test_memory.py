@@ -11,14 +11,12 @@ from tests.conftest import tiny_model
 
 from loraqa.errors import LoraqaError
 from loraqa.model.choose import choose_runner
-from loraqa.model.compiled_layers import compile_layers
 from loraqa.model.load import load_base
 from loraqa.model.memory import (
     explaining_lack_of_memory,
     keep_freed_memory,
     tokens_at_once,
 )
-from loraqa.model.runner import BucketRunner
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
@@ -102,10 +100,6 @@ def test_another_error_stays_what_it_is() -> None:
             "while the model was tried on small trees",
             lambda _: choose_runner(tiny_model("gpt2"), 256),
         ),
-        (
-            "while layers were compiled",
-            lambda _: compile_layers(BucketRunner(tiny_model("gpt2")), 100_000),
-        ),
     ],
 )
 def test_a_model_too_large_is_told_in_a_sentence(
@@ -116,7 +110,6 @@ def test_a_model_too_large_is_told_in_a_sentence(
 
     monkeypatch.setattr("loraqa.model.load.fuse_gelu", full)
     monkeypatch.setattr("loraqa.model.choose._alone", full)
-    monkeypatch.setattr("loraqa.model.compiled_layers.small_gradients", full)
     with pytest.raises(LoraqaError, match=rf"^Memory is out {where} \(CUDA out of memory\)"):
         call(tiny_folder)
 

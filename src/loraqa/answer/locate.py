@@ -1,6 +1,7 @@
 """Where in its context an answer stands that the model wrote freely."""
 
 import re
+from collections.abc import Iterator
 
 
 def locate(text: str, context: str, window: tuple[int, int]) -> tuple[int, int] | None:
@@ -10,7 +11,7 @@ def locate(text: str, context: str, window: tuple[int, int]) -> tuple[int, int] 
     punctuation between words; else as part of a word. The first place in the window that the
     answer was read from comes before one elsewhere.
     """
-    if not text:
+    if not text or not _may_stand(text, context):
         return None
     for pattern in _patterns(text):
         found = pattern.search(context, *window) or pattern.search(context)
@@ -19,14 +20,26 @@ def locate(text: str, context: str, window: tuple[int, int]) -> tuple[int, int] 
     return None
 
 
-def _patterns(text: str) -> list[re.Pattern[str]]:
+def _patterns(text: str) -> Iterator[re.Pattern[str]]:
     exact = re.escape(text)
-    words = r"[\W_]+".join(map(re.escape, re.findall(r"[^\W_]+", text)))
-    return [
-        re.compile(_whole_words(exact, text)),
-        *([re.compile(rf"\b{words}\b", re.IGNORECASE)] if words else []),
-        re.compile(exact),
-    ]
+    yield re.compile(_whole_words(exact, text))
+    words = r"[\W_]+".join(map(re.escape, _words(text)))
+    if words:
+        yield re.compile(rf"\b{words}\b", re.IGNORECASE)
+    yield re.compile(exact)
+
+
+def _may_stand(text: str, context: str) -> bool:
+    """False only if no pattern can match: to compile them takes longer than to look for words."""
+    # Beyond ASCII, what is the same letter in another case is for `re` to say.
+    if not (text.isascii() and context.isascii()):
+        return True
+    lowered = context.lower()
+    return all(word in lowered for word in _words(text.lower()))
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+", text)
 
 
 def _whole_words(pattern: str, text: str) -> str:

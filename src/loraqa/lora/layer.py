@@ -129,10 +129,10 @@ class LoraLinear(nn.Module):
             as_matrix(self.base, self.base.weight),
             self.base.bias,
             self.lora_A.to(x.dtype),
-            # Scaled while it is small and fp32; autograd scales the gradient of B in turn.
-            (self.lora_B * self.scaling).to(x.dtype),
+            self.lora_B.to(x.dtype),
             self._dropout_mask(x),
             self.rows,
+            self.scaling,
         )
         return result
 
@@ -157,7 +157,7 @@ def features(base: nn.Linear | Conv1D) -> tuple[int, int]:
 
 
 class _LowRankLinear(torch.autograd.Function):
-    """y = x M + b + (x ∘ mask) Aᵀ Bᵀ, for M (in, out) and b frozen, and B with its scale in it.
+    """y = x M + b + s (x ∘ mask) Aᵀ Bᵀ, for M (in, out) and b frozen.
 
     The update is added into y, and its part of x's gradient into that of the frozen product, both
     in place: nothing of the size of x or y is made twice. Where nothing trainable lies below, x's
@@ -174,9 +174,10 @@ class _LowRankLinear(torch.autograd.Function):
         b: Tensor,
         mask: Tensor | None,
         rows: tuple[Rows, ...],
+        scale: float,
     ) -> Tensor:
         dropped = x if mask is None else x * mask
-        hidden = dropped @ a.t()
+        hidden = _scaled_product(scale, dropped, a.t())
         # Elsewhere than on a CPU the large product adds the bias as it ends, for nothing.
         if x.is_cpu and bias is not None and len(b) == len(bias):
             y = x @ matrix
@@ -184,7 +185,7 @@ class _LowRankLinear(torch.autograd.Function):
         else:
             y = _affine(x, matrix, bias)
             add_update(y, hidden, b, rows)
-        ctx.rows = rows
+        ctx.rows, ctx.scale = rows, scale
         ctx.save_for_backward(dropped, matrix, a, b, mask, hidden)
         return y
 
@@ -194,16 +195,22 @@ class _LowRankLinear(torch.autograd.Function):
         (dy,) = grads
         dropped, matrix, a, b, mask, hidden = ctx.saved_tensors
         blocks = _by_block(ctx.rows, hidden, b)
-        d_hidden = torch.cat([dy[:, block.slice] @ b_block for block, _, b_block in blocks], dim=1)
+        d_hidden = _joined(
+            [
+                _scaled_product(ctx.scale, dy[:, block.slice], b_block)
+                for block, _, b_block in blocks
+            ],
+            dim=1,
+        )
         d_a = d_hidden.t() @ dropped
         # In this order the product is up to five times faster than dyᵀ h, which is tall and thin.
-        d_b = torch.cat([(h.t() @ dy[:, block.slice]).t() for block, h, _ in blocks])
+        d_b = _joined([(h.t() @ dy[:, block.slice]).t() for block, h, _ in blocks])
         dx = _input_gradient(dy, matrix, d_hidden, a, mask) if ctx.needs_input_grad[0] else None
-        return dx, None, None, d_a, d_b, None, None
+        return dx, None, None, d_a, d_b, None, None, None
 
 
 def add_update(y: Tensor, hidden: Tensor, b: Tensor, rows: tuple[Rows, ...]) -> None:
-    """y += h Bᵀ in place, by blocks: y (n, out), h = x Aᵀ (n, k·rank), B (heights, rank)."""
+    """y += h Bᵀ in place, by blocks: y (n, out), h = s x Aᵀ (n, k·rank), B (heights, rank)."""
     for block, h, b_block in _by_block(rows, hidden, b):
         y[:, block.slice].addmm_(h, b_block.t())
 
@@ -237,6 +244,15 @@ def _by_block(
     heights = [block.height for block in rows]
     h_blocks, b_blocks = torch.split(hidden, b.shape[1], dim=1), torch.split(b, heights)
     return list(zip(rows, h_blocks, b_blocks, strict=True))
+
+
+def _scaled_product(scale: float, left: Tensor, right: Tensor) -> Tensor:
+    """Without a pass of its own over the result."""
+    return torch.addmm(left.new_empty(1, 1), left, right, beta=0, alpha=scale)
+
+
+def _joined(pieces: list[Tensor], dim: int = 0) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
 
 
 def _affine(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:

@@ -6,12 +6,16 @@ model's `forward` as `trees`: those of `packed.py`, for training and for prompts
 rows of `rows.py`.
 """
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
 TREE_ATTENTION = "loraqa_trees"
+
+States = Mapping[int, tuple[Tensor, Tensor]]
+"""Keys and values of each layer, (key heads, T, head size) both."""
 
 # What models pass along that changes nothing here: positions are in queries and keys already, who
 # chooses trees has looked at the window, and the model is in eval mode.
@@ -40,13 +44,33 @@ class Trees(Protocol):
         ...
 
 
-class PackedTrees(Trees, Protocol):
-    """Trees in one row: each trunk is causal, each branch sees its trunk and itself."""
+class WantedTrees(Trees, Protocol):
+    """Trees of which the last layer computes some tokens only."""
 
     def attend_from_wanted(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
         """As `attend`, of the S wanted tokens alone: query and result are (1, heads, S, d)."""
+        ...
+
+
+class PackedTrees(WantedTrees, Protocol):
+    """Trees in one row: each trunk is causal, each branch sees its trunk and itself."""
+
+    def rows(self, prompts: "States") -> "Rows":
+        """A row for each branch, to go on from the keys and values of all tokens."""
+        ...
+
+
+class Rows(Trees, Protocol):
+    """Rows that each see the trunk of their tree, their own prompt and what they have written."""
+
+    def make_room(self) -> None:
+        """Before each forward pass: every row is to see one more token of its own."""
+        ...
+
+    def select(self, rows: Tensor) -> "Rows":
+        """These rows with their trunks. They may go another way than those here."""
         ...
 
 

@@ -22,6 +22,7 @@ from loraqa.model.runner import (
     RecomputingRunner,
     Runner,
     TreeRunner,
+    VarlenRunner,
 )
 from loraqa.prompt.tree import Branch, TokenIds, Tree
 
@@ -31,13 +32,17 @@ logger = logging.getLogger("loraqa")
 # GPT-2 reaches 0.009, models of 48 layers 0.01 to 0.025; in fp32 and fp64 all stay far below.
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 0.03}
 
-# Tokens of the longest path of `_small_trees`.
+_GRADIENT_TOLERANCE = 0.1
+
+# Tokens of the longest path of `small_trees`.
 _LONGEST_PATH = 29
 
 _Kind = Callable[[PreTrainedModel], Runner]
 
 # From the fastest on.
-_OVER_TREES: dict[str, tuple[type[TreeRunner], ...]] = {"cuda": (BucketRunner, TreeRunner)}
+_ON_A_GPU = (VarlenRunner, BucketRunner, TreeRunner)
+# What the first of them has kernels for.
+_IN_VARLEN = (torch.bfloat16, torch.float16)
 
 
 @explaining_lack_of_memory("while the model was tried on small trees", ADVICE_TO_LOADERS)
@@ -61,7 +66,7 @@ def choose_runner(model: PreTrainedModel, max_length: int, *, training: bool = F
         )
     reason = _why_no_full_attention(model, max_length)
     if reason is None:
-        for over_trees in _OVER_TREES.get(model.device.type, (TreeRunner,)):
+        for over_trees in _over_trees(model.device.type, model.dtype):
             reason = _why_wrong(over_trees, model, training)
             if reason is None:
                 return over_trees(model)
@@ -75,6 +80,13 @@ def choose_runner(model: PreTrainedModel, max_length: int, *, training: bool = F
         slowness,
     )
     return kind(model)
+
+
+def _over_trees(device: str, dtype: torch.dtype) -> Sequence[type[TreeRunner]]:
+    """Those to be tried, from the fastest on."""
+    if device != "cuda":
+        return (TreeRunner,)
+    return _ON_A_GPU if dtype in _IN_VARLEN else _ON_A_GPU[1:]
 
 
 def _by_rows(model: PreTrainedModel) -> tuple[_Kind, str]:
@@ -107,14 +119,19 @@ def _why_no_full_attention(model: PreTrainedModel, max_length: int) -> str | Non
 @torch.no_grad()
 def _why_wrong(kind: _Kind, model: PreTrainedModel, training: bool = False) -> str | None:
     """Why a runner does not give the logits of every row alone, or in training no gradients."""
-    trees = _small_trees(model)
+    trees = small_trees(model)
     expected = _alone(model, trees)
     implementation = model.config._attn_implementation
     try:
         runner = kind(model)
         error = _relative_error(runner, trees, expected)
-        if training and isinstance(runner, BucketRunner):
-            small_gradients(runner, trainable(model)[:1])
+        if training and isinstance(runner, VarlenRunner | BucketRunner):
+            reason = why_gradients_differ(
+                small_gradients(runner, trainable(model)[:1]),
+                small_gradients(TreeRunner(model), trainable(model)[:1]),
+            )
+            if reason is not None:
+                return reason
     except torch.OutOfMemoryError:
         raise
     # Whatever a model makes of arguments that it does not know, or a compiler of a kernel.
@@ -135,12 +152,18 @@ def small_gradients(runner: Runner, weights: Sequence[nn.Parameter]) -> Tensor:
     """Gradients of these weights, one after another, over small trees."""
     if not weights:
         return torch.zeros(0)
-    logits, _ = runner.answer_logits(_small_trees(runner.model))
+    logits, _ = runner.answer_logits(small_trees(runner.model))
     gradients = torch.autograd.grad(logits.logsumexp(dim=1).sum(), weights)
     return torch.cat([gradient.flatten() for gradient in gradients])
 
 
-def _small_trees(model: PreTrainedModel) -> list[Tree]:
+def why_gradients_differ(actual: Tensor, expected: Tensor) -> str | None:
+    """None if it may be rounding alone: that makes hundredths of a gradient in bf16."""
+    error = float((actual.double() - expected.double()).norm() / expected.double().norm())
+    return None if error < _GRADIENT_TOLERANCE else f"gradients are {error:.1g} off"
+
+
+def small_trees(model: PreTrainedModel) -> list[Tree]:
     """Three branches on two trunks, of unlike lengths, with answers of three tokens each."""
     vocabulary = model.config.get_text_config().vocab_size
     ids = iter(np.random.default_rng(0).integers(vocabulary, size=50, dtype=np.int32))

@@ -1,6 +1,6 @@
 """Rows of answers being written, on a CPU: attention by `native/rows.c`."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from itertools import accumulate
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from loraqa.model import native
+from loraqa.model.attention import Rows, States
 from loraqa.model.rows import ROOM, GrowingRows, padded
 from loraqa.prompt.batch import TreeSpan
 
@@ -24,9 +25,7 @@ class CompiledRows:
     same place.
     """
 
-    def __init__(
-        self, spans: Sequence[TreeSpan], prompts: Mapping[int, tuple[Tensor, Tensor]]
-    ) -> None:
+    def __init__(self, spans: Sequence[TreeSpan], prompts: States) -> None:
         branches = [piece for span in spans for piece in span.branch_slices()]
         self._own = {
             layer: tuple(padded(states, branches, "left") for states in pair)
@@ -99,6 +98,12 @@ def _joined(states: Tensor, pieces: Sequence[slice]) -> Tensor:
 
 def _places(places: Iterable[int]) -> Tensor:
     return torch.tensor(list(places), device="cpu")
+
+
+def rows_of(spans: Sequence[TreeSpan], prompts: States) -> Rows:
+    """Rows that go on from packed trees: compiled ones where there is a kernel for them."""
+    kind = CompiledRows if compiles(prompts[0][0]) else GrowingRows
+    return kind(spans, prompts)
 
 
 def compiles(states: Tensor) -> bool:

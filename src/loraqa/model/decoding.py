@@ -14,12 +14,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import Cache, PreTrainedModel
 
-from loraqa.model.attention import PackedTrees
-from loraqa.model.compiled_rows import CompiledRows, compiles
+from loraqa.model.attention import PackedTrees, Rows
 from loraqa.model.last_layer import wanted_logits
-from loraqa.model.packed import Pack
-from loraqa.model.rows import GrowingRows, Rows
-from loraqa.prompt.batch import TreeBatch, collate_padded
+from loraqa.prompt.batch import PackedBatch, collate_padded
 from loraqa.prompt.tree import Tree
 
 
@@ -48,20 +45,18 @@ class TreeSession:
 
     _rows: Rows
 
-    def __init__(self, model: PreTrainedModel, batch: TreeBatch, pack: Pack) -> None:
+    def __init__(self, model: PreTrainedModel, batch: PackedBatch, trees: PackedTrees) -> None:
         self._model = model
         self._batch = batch
-        self._pack = pack
-        lengths = [span.trunk + length for span in batch.spans for length in span.branches]
-        self._positions = torch.tensor(lengths, device=model.device)
+        self._trees = trees
+        self._positions = torch.tensor(batch.path_lengths, device=model.device)
 
     @torch.no_grad()
     def prefill(self) -> Tensor:
         """See `DecodingSession`."""
-        prompts = _RecordedTrees(self._pack(self._batch, self._model))
+        prompts = _RecordedTrees(self._trees)
         logits = wanted_logits(self._model, self._batch, prompts)
-        kind = CompiledRows if compiles(prompts.states[0][0]) else GrowingRows
-        self._rows = kind(self._batch.spans, prompts.states)
+        self._rows = self._trees.rows(prompts.states)
         return logits[: len(self._positions)]
 
     @torch.no_grad()

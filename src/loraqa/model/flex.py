@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from loraqa.model.attention import Rows, States
+from loraqa.model.compiled_rows import rows_of
 from loraqa.prompt.batch import TreeSpan
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -38,6 +40,7 @@ class FlexTrees:
     def __init__(
         self, spans: Sequence[TreeSpan], tokens: int, wanted: Tensor, device: torch.device
     ) -> None:
+        self._spans = spans
         end = spans[-1].end
         padding = TreeSpan(end, trunk=0, branches=(1,) * (tokens - end))
         tree, branch = (labels.to(device) for labels in token_labels([*spans, padding]))
@@ -53,8 +56,12 @@ class FlexTrees:
     def attend_from_wanted(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
-        """See `PackedTrees.attend_from_wanted`."""
+        """See `WantedTrees.attend_from_wanted`."""
         return _attend(query, key, value, self._wanted_mask, scaling)
+
+    def rows(self, prompts: States) -> Rows:
+        """See `PackedTrees.rows`."""
+        return rows_of(self._spans, prompts)
 
 
 def token_labels(spans: Sequence[TreeSpan]) -> tuple[Tensor, Tensor]:

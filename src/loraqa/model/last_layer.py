@@ -12,13 +12,14 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from loraqa.model.attention import PackedTrees
-from loraqa.prompt.batch import TreeBatch
+from loraqa.model.attention import WantedTrees
+from loraqa.prompt.batch import PackedBatch
 
 
-def wanted_logits(model: PreTrainedModel, batch: TreeBatch, trees: PackedTrees) -> Tensor:
+def wanted_logits(model: PreTrainedModel, batch: PackedBatch, trees: WantedTrees) -> Tensor:
     """Logits (S, vocabulary) at the supervised tokens of a batch."""
     wanted = batch.supervised.to(model.device)
     with _last_layer_only_at(wanted, model):
@@ -26,7 +27,7 @@ def wanted_logits(model: PreTrainedModel, batch: TreeBatch, trees: PackedTrees) 
             input_ids=batch.input_ids.to(model.device),
             position_ids=batch.position_ids.to(model.device),
             trees=trees,
-            logits_to_keep=wanted,
+            logits_to_keep=len(wanted),
             use_cache=False,
         ).logits
     return logits[0]
@@ -61,9 +62,9 @@ def layers_of(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def _forward_wanted(
-    forward: Callable[..., Any], wanted: Tensor, *args: Any, trees: PackedTrees, **kwargs: Any
+    forward: Callable[..., Any], wanted: Tensor, *args: Any, trees: WantedTrees, **kwargs: Any
 ) -> Any:
-    """What the layer's `forward` gives for the wanted tokens, and zeros for the others."""
+    """What the layer's `forward` gives for the wanted tokens, as the last; 0 for the others."""
     key, value = _keys_and_values(forward, *args, **kwargs)
     tokens = key.shape[2]
     narrow = partial(_narrow, wanted, tokens)
@@ -71,7 +72,7 @@ def _forward_wanted(
     output = forward(
         *narrow(args), **{name: narrow(each) for name, each in kwargs.items()}, trees=narrowed
     )
-    return _widen(wanted, tokens, output)
+    return _widen(tokens, output)
 
 
 def _keys_and_values(
@@ -107,7 +108,7 @@ class _UpToAttention:
 class _WantedTokens:
     """Some tokens of packed trees, which attend to the keys and values of all."""
 
-    trees: PackedTrees
+    trees: WantedTrees
     key: Tensor
     value: Tensor
 
@@ -123,12 +124,12 @@ def _narrow(wanted: Tensor, tokens: int, value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_narrow(wanted, tokens, item) for item in value)
     has_rows = isinstance(value, Tensor) and value.ndim > 1 and value.shape[:2] == (1, tokens)
-    return value[:, wanted] if has_rows else value
+    # Unlike that of indexing, its gradient needs no sorting.
+    return value.index_select(1, wanted) if has_rows else value
 
 
-def _widen(wanted: Tensor, tokens: int, output: Any) -> Any:
-    """Put a layer's output for the wanted tokens back into their places among all."""
+def _widen(tokens: int, output: Any) -> Any:
+    """Make a layer's output for the wanted tokens that of the last ones of so many."""
     if isinstance(output, tuple):
-        return (_widen(wanted, tokens, output[0]), *output[1:])
-    everywhere = output.new_zeros(1, tokens, output.shape[2])
-    return everywhere.index_copy(1, wanted, output)
+        return (_widen(tokens, output[0]), *output[1:])
+    return pad(output, (0, 0, tokens - output.shape[1], 0))

@@ -8,32 +8,19 @@ from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
-from loraqa.model.attention import Trees
+from loraqa.model.attention import States
 from loraqa.prompt.batch import TreeSpan
 
 # How much longer than another a trunk may be whose keys lie beside it, padded to the same length.
 _ALIKE = 1.3
 # For how many tokens rows get room at a time, for making room copies all that they have.
 ROOM = 16
-
-
-class Rows(Trees, Protocol):
-    """Rows that each see the trunk of their tree, their own prompt and what they have written."""
-
-    def make_room(self) -> None:
-        """Before each forward pass: every row is to see one more token of its own."""
-        ...
-
-    def select(self, rows: Tensor) -> "Rows":
-        """These rows with their trunks. They may go another way than those here."""
-        ...
 
 
 class GrowingRows:
@@ -43,9 +30,7 @@ class GrowingRows:
     left, so that all rows grow at the same place.
     """
 
-    def __init__(
-        self, spans: Sequence[TreeSpan], prompts: Mapping[int, tuple[Tensor, Tensor]]
-    ) -> None:
+    def __init__(self, spans: Sequence[TreeSpan], prompts: States) -> None:
         device = prompts[0][0].device
         branches = [piece for span in spans for piece in span.branch_slices()]
         self._own = {
@@ -184,9 +169,7 @@ class _Trunks:
         return place, int(counts.max())
 
 
-def _trunks(
-    spans: Sequence[TreeSpan], prompts: Mapping[int, tuple[Tensor, Tensor]]
-) -> list[_Trunks]:
+def _trunks(spans: Sequence[TreeSpan], prompts: States) -> list[_Trunks]:
     """All trunks, those of like length together."""
     device = prompts[0][0].device
     edges = [0, *accumulate(len(span.branches) for span in spans)]

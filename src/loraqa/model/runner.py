@@ -10,7 +10,8 @@ from typing import Protocol
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from loraqa.model.attention import TREE_ATTENTION
+from loraqa.model.attention import TREE_ATTENTION, PackedTrees
+from loraqa.model.blocks import BlockTrees
 from loraqa.model.buckets import fill_bucket, padded_row
 from loraqa.model.decoding import (
     DecodingSession,
@@ -19,8 +20,8 @@ from loraqa.model.decoding import (
     TreeSession,
 )
 from loraqa.model.last_layer import wanted_logits
-from loraqa.model.packed import Pack, pack_blocks, pack_flex
-from loraqa.prompt.batch import TreeBatch, collate_padded, collate_trees
+from loraqa.model.varlen import VarlenTrees, collate_varlen
+from loraqa.prompt.batch import PackedBatch, collate_padded, collate_trees
 from loraqa.prompt.plan import padded_tokens, tree_tokens
 from loraqa.prompt.tree import Tree
 
@@ -44,17 +45,15 @@ class Runner(Protocol):
 
 
 class TreeRunner:
-    """Computes every trunk once.
+    """Computes every trunk once, on any device.
 
     Args:
         model: one that can take trees (see `choose_runner`).
-        pack: how attention over trees is computed.
     """
 
-    def __init__(self, model: PreTrainedModel, pack: Pack = pack_blocks) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         model.set_attn_implementation(TREE_ATTENTION)
         self.model = model
-        self._pack = pack
 
     def size(self, trees: Sequence[Tree]) -> int:
         """See `Runner`."""
@@ -62,31 +61,45 @@ class TreeRunner:
 
     def answer_logits(self, trees: Sequence[Tree]) -> tuple[Tensor, Tensor]:
         """See `Runner`. The output head runs on the supervised positions alone."""
-        batch = self._collate(trees)
-        packed = self._pack(batch, self.model)
+        batch, packed = self._lay_out(trees)
         targets = batch.targets.to(self.model.device)
         return wanted_logits(self.model, batch, packed)[: len(targets)], targets
 
     def session(self, trees: Sequence[Tree]) -> DecodingSession:
         """See `Runner`."""
-        return TreeSession(self.model, self._collate(trees), self._pack)
+        return TreeSession(self.model, *self._lay_out(trees))
 
-    def _collate(self, trees: Sequence[Tree]) -> TreeBatch:
-        return collate_trees(trees)
+    def _lay_out(self, trees: Sequence[Tree]) -> tuple[PackedBatch, PackedTrees]:
+        batch = collate_trees(trees)
+        return batch, BlockTrees(batch.spans, batch.supervised)
+
+
+class VarlenRunner(TreeRunner):
+    """Computes every trunk once on a GPU, by kernels for bf16 and fp16."""
+
+    def size(self, trees: Sequence[Tree]) -> int:
+        """See `Runner`. In training rows are padded to few lengths (see `train/graphs.py`)."""
+        return padded_row(tree_tokens(trees))
+
+    def _lay_out(self, trees: Sequence[Tree]) -> tuple[PackedBatch, PackedTrees]:
+        batch = collate_varlen(trees).to(self.model.device)
+        return batch, VarlenTrees(batch)
 
 
 class BucketRunner(TreeRunner):
     """Computes every trunk once on a GPU, in rows of few lengths, so that little is compiled."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__(model, pack_flex)
-
     def size(self, trees: Sequence[Tree]) -> int:
         """See `Runner`."""
         return padded_row(tree_tokens(trees))
 
-    def _collate(self, trees: Sequence[Tree]) -> TreeBatch:
-        return fill_bucket(collate_trees(trees))
+    def _lay_out(self, trees: Sequence[Tree]) -> tuple[PackedBatch, PackedTrees]:
+        # Its import takes long.
+        from loraqa.model.flex import FlexTrees
+
+        batch = fill_bucket(collate_trees(trees))
+        tokens = batch.input_ids.shape[1]
+        return batch, FlexTrees(batch.spans, tokens, batch.supervised, self.model.device)
 
 
 class PaddedRunner:

@@ -83,6 +83,8 @@ def pack(trees: Sequence[Tree], tokens: int, size: Size = tree_tokens) -> Step:
 
 def _split(tree: Tree, tokens: int, size: Size) -> Iterator[Tree]:
     """Share out the branches among trees of at most `tokens`, but at least one branch each."""
+    if size([tree]) <= tokens:
+        return iter([tree])
 
     def with_branches(branches: Sequence[Branch]) -> Tree:
         return replace(tree, branches=tuple(branches))

@@ -34,7 +34,8 @@ from loraqa.train.checkpoint import (
     restore,
     save_checkpoint,
 )
-from loraqa.train.loss import Loss, accumulate, answer_loss
+from loraqa.train.graphs import choose_gradients
+from loraqa.train.loss import Launch, Loss, answer_loss
 from loraqa.train.run import Record, RunDirectory
 from loraqa.train.schedule import learning_rate, total_steps
 from loraqa.train.settings import OptimisationSettings, RunSettings
@@ -84,6 +85,7 @@ class _PlannedStep:
     """An optimizer step and its place: the `index`-th of `length` in its epoch."""
 
     micro_batches: Step
+    compute_gradients: Launch
     epoch: int
     index: int
     length: int
@@ -110,6 +112,7 @@ class _Training:
     def __post_init__(self) -> None:
         self.model = self.runner.model
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.gradients = choose_gradients(self.runner, self.loss)
         self.optimizer = _adamw(self.parameters, self.settings.optimisation)
         self.total = total_steps(self.plan, self.settings.optimisation)
         self.state = TrainState()
@@ -131,6 +134,7 @@ class _Training:
     def fit(self, stop: StopRequest) -> None:
         """Train to the end, or until a request to stop."""
         steps = self._remaining_steps()
+        planned = next(steps)
         self._lap()
         self._set_mode(training=True)
         while True:
@@ -143,7 +147,7 @@ class _Training:
             if stop.received:
                 raise StoppedError(self._how_to_resume(stop.received), stop.received)
             with self._explaining_lack_of_memory(f"in step {self.state.step + 1}"):
-                self._train(next(steps))
+                planned = self._train(planned, steps)
         self._set_mode(training=False)
 
     def _remaining_steps(self) -> Iterator[_PlannedStep]:
@@ -151,22 +155,25 @@ class _Training:
         for epoch in count(self.state.epoch):
             length = self.plan.steps_in(epoch)
             for index, step in enumerate(self.plan.epoch(epoch, start), start):
-                yield _PlannedStep(step, epoch, index, length)
+                yield _PlannedStep(step, self.gradients(step), epoch, index, length)
             start = 0
 
-    def _train(self, planned: _PlannedStep) -> None:
-        """One optimizer step."""
+    def _train(self, planned: _PlannedStep, later: Iterator[_PlannedStep]) -> _PlannedStep:
+        """Do an optimizer step. Returns the next one."""
         options, state = self.settings.optimisation, self.state
         rate = learning_rate(state.step, self.total, options)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         _seed_step(self.settings.seed, state.step)
-        loss = accumulate(self.runner, planned.micro_batches, self.loss).item()
-        norm = clip_grad_norm_(self.parameters, options.clip_norm or math.inf).item()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise LoraqaError(self._explain_divergence(planned, loss, norm))
+        step_loss = planned.compute_gradients()
+        step_norm = clip_grad_norm_(self.parameters, options.clip_norm or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        # All is launched: a GPU computes while the next step is prepared.
+        upcoming = next(later)
+        loss, norm = step_loss.item(), step_norm.item()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise LoraqaError(self._explain_divergence(planned, loss, norm))
         state.step += 1
         state.epoch, state.step_in_epoch = planned.epoch, planned.index + 1
         self._record(
@@ -178,6 +185,7 @@ class _Training:
             **self._speed(planned),
             memory_mib=_peak_memory(self.model.device),
         )
+        return upcoming
 
     def _speed(self, planned: _PlannedStep) -> dict[str, float]:
         """Since the last step: with the time that checkpoints took, without that of evaluations."""

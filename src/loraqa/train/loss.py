@@ -17,6 +17,13 @@ Loss = Callable[[Runner, MicroBatch], Tensor]
 """Sum, over the supervised tokens of a micro-batch, of what is to be small."""
 
 
+Launch = Callable[[], Tensor]
+"""Adds the gradient of a step's mean loss to the parameters'; returns that loss, detached."""
+
+Gradients = Callable[[Step], Launch]
+"""Prepares a step. A GPU has time for that while it computes the step before."""
+
+
 def answer_loss(runner: Runner, trees: MicroBatch) -> Tensor:
     """Cross-entropy of the answer tokens, summed; in fp32 (fp64 for an fp64 model)."""
     logits, targets = runner.answer_logits(trees)

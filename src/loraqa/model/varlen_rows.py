@@ -1,0 +1,127 @@
+"""Rows of answers being written, on a GPU: nothing is padded, and a trunk's keys are read once."""
+
+from collections.abc import Mapping, Sequence
+from copy import copy
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from loraqa.model.attention import States
+from loraqa.model.flash import Part, attend_part, merge
+from loraqa.model.rows import ROOM
+
+_Places = NDArray[np.int64]
+
+
+class VarlenRows:
+    """`Rows` whose keys and values lie one after another, by the kernels of `flash.py`.
+
+    Args:
+        trunks: lengths of the trunks, in tokens.
+        branches: those of their branches, of which each is a row.
+        prompts: keys and values of each layer, (key heads, tokens, d) both: of all trunks, then of
+            all branches.
+    """
+
+    _starts: _Places
+    _lengths: _Places
+    _room: int
+    _own_edges: Tensor
+    _row_edges: Tensor
+
+    def __init__(
+        self,
+        trunks: Sequence[int],
+        branches: Sequence[Sequence[int]],
+        prompts: States,
+    ) -> None:
+        self._device = prompts[0][0].device
+        end = sum(trunks)
+        by_token = {
+            layer: tuple(states.transpose(0, 1) for states in pair)
+            for layer, pair in prompts.items()
+        }
+        self._trunks = {
+            layer: tuple(states[:end] for states in pair) for layer, pair in by_token.items()
+        }
+        self._trunk_edges = self._edges(trunks)
+        self._longest_trunk = max(trunks)
+        self._tree = np.repeat(np.arange(len(trunks)), [len(each) for each in branches])
+        lengths = np.array([length for tree in branches for length in tree])
+        self._keep(by_token, end + np.cumsum(lengths) - lengths, lengths)
+        self._meet_trunks()
+
+    def make_room(self) -> None:
+        """See `Rows`."""
+        if not self._room:
+            self._keep(self._own, self._starts, self._lengths)
+        self._room -= 1
+        self._new = self._on_device(self._starts + self._lengths)
+        self._lengths = self._lengths + 1
+        self._own_part = Part(
+            # The kernel takes another way for queries of one token, and lays out sums otherwise.
+            *(self._row_edges, self._own_edges, 2, int(self._lengths.max())),
+            used=self._on_device(self._lengths.astype(np.int32)),
+        )
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> Tensor:
+        """See `Trees.attend`: here T is the number of rows, one new token each."""
+        queries, *new = (each[0].transpose(0, 1) for each in (query, key, value))
+        for states, token in zip(self._own[layer], new, strict=True):
+            states.index_copy_(0, self._new, token)
+        own_key, own_value = self._own[layer]
+        trunk_key, trunk_value = self._trunks[layer]
+        by_own, own_sums, _ = attend_part(queries, own_key, own_value, self._own_part, scaling)
+        by_trunk, trunk_sums, _ = attend_part(
+            queries[self._by_tree], trunk_key, trunk_value, self._trunk_part, scaling
+        )
+        back = self._back
+        attended, _ = merge(by_own, own_sums, by_trunk[back], trunk_sums[:, back])
+        return attended.transpose(0, 1)[None]
+
+    def select(self, rows: Tensor) -> "VarlenRows":
+        """See `Rows`."""
+        chosen = rows.cpu().numpy()
+        other = copy(self)
+        other._tree = self._tree[chosen]
+        other._keep(self._own, self._starts[chosen], self._lengths[chosen])
+        other._meet_trunks()
+        return other
+
+    def _keep(
+        self, states: Mapping[int, tuple[Tensor, ...]], starts: _Places, lengths: _Places
+    ) -> None:
+        """Take each row's own tokens, so many from where they start, and leave room behind them."""
+        edges = np.concatenate([[0], np.cumsum(lengths + ROOM)])
+        row = np.repeat(np.arange(len(lengths)), lengths + ROOM)
+        within = np.arange(edges[-1]) - edges[row]
+        # Any token fills the room.
+        places = self._on_device(starts[row] + np.minimum(within, lengths[row] - 1))
+        self._own = {
+            layer: tuple(each.index_select(0, places) for each in pair)
+            for layer, pair in states.items()
+        }
+        self._starts, self._lengths, self._room = edges[:-1], lengths, ROOM
+        self._own_edges = self._on_device(edges.astype(np.int32))
+        self._row_edges = torch.arange(len(lengths) + 1, dtype=torch.int32, device=self._device)
+
+    def _meet_trunks(self) -> None:
+        """Bring rows of one tree together, so that they are segments beside their trunk."""
+        order = np.argsort(self._tree, kind="stable")
+        counts = np.bincount(self._tree, minlength=len(self._trunk_edges) - 1)
+        self._by_tree, self._back = self._on_device(order), self._on_device(np.argsort(order))
+        self._trunk_part = Part(
+            # See `make_room`.
+            *(self._edges(counts), self._trunk_edges, max(int(counts.max()), 2)),
+            self._longest_trunk,
+        )
+
+    def _edges(self, lengths: Sequence[int] | _Places) -> Tensor:
+        return self._on_device(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+
+    def _on_device(self, numbers: NDArray[np.integer]) -> Tensor:
+        return torch.from_numpy(numbers).to(self._device)

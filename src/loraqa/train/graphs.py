@@ -1,0 +1,209 @@
+"""Gradients on a GPU by CUDA graphs: all kernels of a micro-batch are launched as one.
+
+A small model's step is hundreds of small kernels, and launching them one by one takes several
+times as long as they do. A graph repeats kernels on the same memory, so batches are padded to few
+lengths, and their numbers copied to where the first of that length lay. The first is computed
+without, the second is recorded, which takes little longer.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy, pad
+
+from loraqa.errors import in_a_line
+from loraqa.model.buckets import bucket
+from loraqa.model.choose import small_trees, why_gradients_differ
+from loraqa.model.last_layer import wanted_logits
+from loraqa.model.runner import Runner, VarlenRunner
+from loraqa.model.varlen import VarlenBatch, VarlenTrees, collate_varlen
+from loraqa.prompt.plan import MicroBatch, Step, tree_tokens
+from loraqa.train.loss import (
+    Gradients,
+    Launch,
+    Loss,
+    accumulate,
+    answer_loss,
+    supervised_tokens,
+)
+
+logger = logging.getLogger("loraqa")
+
+_SHORTEST_ROW, _FEWEST_WANTED = 256, 256
+# What `cross_entropy` leaves out by default.
+_NO_TARGET = -100
+
+
+def choose_gradients(runner: Runner, loss: Loss = answer_loss) -> Gradients:
+    """How to compute gradients of a model with its adapter: by graphs where they work."""
+    if isinstance(runner, VarlenRunner) and loss is answer_loss:
+        graphed = GraphedGradients(runner)
+        reason = _why_wrong(graphed, [small_trees(runner.model)])
+        if reason is None:
+            return graphed
+        logger.info("No CUDA graphs are used: %s.", reason)
+    return lambda step: partial(accumulate, runner, step, loss)
+
+
+def _why_wrong(gradients: "GraphedGradients", step: Step) -> str | None:
+    """Why a graph, made for the second time, does not compute what is computed for the first."""
+    results = []
+    try:
+        for _ in range(2):
+            gradients(step)()
+            results.append(gradients.flat.clone())
+    except torch.OutOfMemoryError:
+        raise
+    # Whatever a model does that cannot be recorded.
+    except Exception as problem:
+        return in_a_line(problem)
+    finally:
+        for parameter in gradients.parameters:
+            parameter.grad = None
+    return why_gradients_differ(results[1], results[0])
+
+
+class GraphedGradients:
+    """`Gradients` of the answers' loss, as `accumulate` gives them.
+
+    All matrices of the adapter lie side by side, in fp32 as in the model's dtype, and so do their
+    gradients: what happens to each of them takes one kernel.
+    """
+
+    def __init__(self, runner: VarlenRunner) -> None:
+        self._loss = _AnswerLoss(runner)
+        named = {name: p for name, p in self._loss.named_parameters() if p.requires_grad}
+        self.parameters = list(named.values())
+        self._device = runner.model.device
+        self._weights = torch.cat([p.detach().flatten() for p in self.parameters])
+        for parameter, piece in zip(self.parameters, self._pieces(self._weights), strict=True):
+            parameter.data = piece
+        self._rounded = self._weights.to(runner.model.dtype)
+        self._copies = {
+            name: piece.requires_grad_()
+            for name, piece in zip(named, self._pieces(self._rounded), strict=True)
+        }
+        self.flat = torch.zeros_like(self._weights)
+        self._seen: set[_Kind] = set()
+        self._graphs: dict[_Kind, _Graph] = {}
+
+    def __call__(self, step: Step) -> Launch:
+        """See `Gradients`."""
+        targets = supervised_tokens(step)
+        return partial(self._launch, [_Inputs.of(trees, targets) for trees in step])
+
+    def _launch(self, micro_batches: Sequence["_Inputs"]) -> Tensor:
+        self.flat.zero_()
+        for parameter, piece in zip(self.parameters, self._pieces(self.flat), strict=True):
+            parameter.grad = piece
+        loss = torch.zeros((), device=self._device)
+        for inputs in micro_batches:
+            loss += self._add(inputs)
+        return loss
+
+    def _add(self, inputs: "_Inputs") -> Tensor:
+        """Add the gradient of a micro-batch's share of the loss, which is returned."""
+        kind = inputs.kind
+        if kind not in self._seen:
+            self._seen.add(kind)
+            return self._compute(inputs, inputs.numbers.to(self._device))
+        if kind not in self._graphs:
+            self._graphs[kind] = self._record(inputs)
+        graph = self._graphs[kind]
+        graph.numbers.copy_(inputs.numbers)
+        graph.graph.replay()
+        return graph.loss
+
+    def _record(self, inputs: "_Inputs") -> "_Graph":
+        numbers = inputs.numbers.to(self._device)
+        graph = torch.cuda.CUDAGraph()
+        others = next((other.graph.pool() for other in self._graphs.values()), None)
+        with torch.cuda.graph(graph, pool=others, capture_error_mode="thread_local"):
+            loss = self._compute(inputs, numbers)
+        return _Graph(graph, numbers, loss)
+
+    def _compute(self, inputs: "_Inputs", numbers: Tensor) -> Tensor:
+        """The same on the device, by kernels alone."""
+        with torch.no_grad():
+            self._rounded.copy_(self._weights)
+        loss: Tensor = functional_call(self._loss, self._copies, (inputs, numbers))
+        gradients = torch.autograd.grad(loss, list(self._copies.values()))
+        self.flat += torch.cat([gradient.flatten() for gradient in gradients])
+        return loss.detach()
+
+    def _pieces(self, flat: Tensor) -> list[Tensor]:
+        """Each matrix's part of all."""
+        shapes = [p.shape for p in self.parameters]
+        pieces = flat.split([shape.numel() for shape in shapes])
+        return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+
+
+_Kind = tuple[Any, ...]
+"""What is the same for all batches that a graph can compute."""
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """A recorded computation, where it reads its numbers, and where it leaves its loss."""
+
+    graph: torch.cuda.CUDAGraph
+    numbers: Tensor
+    loss: Tensor
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """A padded batch as one tensor of numbers, so that one copy brings it to the device.
+
+    Attributes:
+        batch: its tensors, on the CPU.
+        numbers: all of them, int32, and last how many targets the step has.
+    """
+
+    batch: VarlenBatch
+    numbers: Tensor
+
+    @classmethod
+    def of(cls, trees: MicroBatch, targets_in_step: int) -> "_Inputs":
+        wanted = supervised_tokens([trees])
+        row = bucket(tree_tokens(trees) + 1, _SHORTEST_ROW)
+        batch = collate_varlen(trees, row, bucket(wanted, _FEWEST_WANTED))
+        missing = len(batch.supervised) - len(batch.targets)
+        padded = batch.with_tensors({"targets": pad(batch.targets, (0, missing), value=_NO_TARGET)})
+        flat = [each.flatten().int() for each in padded.tensors().values()]
+        return cls(padded, torch.cat([*flat, torch.tensor([targets_in_step], dtype=torch.int32)]))
+
+    @property
+    def kind(self) -> _Kind:
+        shapes = (tuple(each.shape) for each in self.batch.tensors().values())
+        return self.batch.limit, *shapes
+
+    def unpack(self, numbers: Tensor) -> tuple[VarlenBatch, Tensor]:
+        """Batch and number of targets from other numbers of the same kind."""
+        tensors = self.batch.tensors()
+        pieces = numbers[:-1].split([each.numel() for each in tensors.values()])
+        unpacked = {
+            name: piece.view(each.shape).to(each.dtype)
+            for (name, each), piece in zip(tensors.items(), pieces, strict=True)
+        }
+        return self.batch.with_tensors(unpacked), numbers[-1]
+
+
+class _AnswerLoss(nn.Module):
+    """A batch's share of the loss, as a function of the model's parameters."""
+
+    def __init__(self, runner: VarlenRunner) -> None:
+        super().__init__()
+        self.model = runner.model
+
+    def forward(self, inputs: _Inputs, numbers: Tensor) -> Tensor:
+        batch, targets_in_step = inputs.unpack(numbers)
+        logits = wanted_logits(self.model, batch, VarlenTrees(batch))
+        loss = cross_entropy(logits.float(), batch.targets, reduction="sum")
+        return loss / targets_in_step

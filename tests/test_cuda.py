@@ -1,0 +1,151 @@
+"""On a GPU that computes in bf16; elsewhere these are skipped.
+
+Kernels and graphs give what plain operations give, and the same bits each time.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from loraqa.answer.reader import Reader
+from loraqa.answer.strategies import parse_strategy
+from loraqa.lora.adapt import adapt
+from loraqa.lora.layer import lora_layers
+from loraqa.lora.settings import LoraSettings
+from loraqa.model.choose import choose_runner
+from loraqa.model.runner import BucketRunner, TreeRunner, VarlenRunner
+from loraqa.prompt.encode import PromptEncoder
+from loraqa.prompt.plan import BatchPlan
+from loraqa.prompt.segments import SegmentTokenizer
+from loraqa.prompt.template import Template
+from loraqa.prompt.tree import Tree
+from loraqa.train.graphs import GraphedGradients, choose_gradients
+from loraqa.train.loop import train
+from loraqa.train.loss import accumulate
+from loraqa.train.run import RunDirectory
+from loraqa.train.settings import parse_settings
+from tests.conftest import tiny_config
+from tests.model.conftest import PASSAGES
+
+pytestmark = pytest.mark.skipif(
+    not (torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)),
+    reason="there is no GPU with bf16",
+)
+KINDS = ("gpt2", "llama")
+
+
+@pytest.fixture
+def trees(tiny_tokenizer: Any) -> list[Tree]:
+    encoder = PromptEncoder(SegmentTokenizer(tiny_tokenizer), Template(), 250, 20)
+    return encoder.encode_training(PASSAGES).trees
+
+
+def model_of(kind: str, dropout: float = 0.0) -> Any:
+    """On the GPU, with an adapter whose matrices all count."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny_config(kind), dtype=torch.bfloat16).cuda().eval()
+    adapt(model, LoraSettings(target_modules="all-linear", dropout=dropout))
+    for layer in lora_layers(model).values():
+        torch.nn.init.normal_(layer.lora_B, std=0.05)
+        layer.train(dropout > 0)
+    return model
+
+
+def gradients_of(model: Any) -> Tensor:
+    found = [p.grad.flatten().clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [(torch.bfloat16, VarlenRunner), (torch.float32, BucketRunner)]
+)
+def test_the_fastest_runner_works(kind: str, dtype: torch.dtype, expected: type) -> None:
+    model = AutoModelForCausalLM.from_config(tiny_config(kind), dtype=dtype).cuda().eval()
+    assert type(choose_runner(model, 200, training=True)) is expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_graphs_give_the_gradients_of_plain_operations(kind: str, trees: list[Tree]) -> None:
+    model = model_of(kind)
+    step = [trees[:2], trees[2:], trees[:1]]
+    expected_loss = accumulate(TreeRunner(model), step)
+    expected = gradients_of(model)
+    chosen = choose_gradients(VarlenRunner(model))
+    assert isinstance(chosen, GraphedGradients)
+    results = []
+    for _ in range(3):
+        loss = chosen(step)()
+        results.append(gradients_of(model))
+        assert loss.item() == pytest.approx(expected_loss.item(), rel=0.01)
+        assert (results[-1] - expected).norm() < 0.03 * expected.norm()
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_other_weights_and_batches_are_seen_by_graphs(trees: list[Tree]) -> None:
+    model = model_of("gpt2")
+    chosen = choose_gradients(VarlenRunner(model))
+    for _ in range(2):
+        chosen([trees])()
+    for layer in lora_layers(model).values():
+        layer.lora_B.data.mul_(3)
+    others = [[trees[1], trees[0], replace(trees[2], branches=trees[2].branches[:1])]]
+    chosen(others)()
+    actual = gradients_of(model)
+    accumulate(TreeRunner(model), others)
+    expected = gradients_of(model)
+    assert (actual - expected).norm() < 0.03 * expected.norm()
+
+
+def test_dropout_is_drawn_by_the_seed(trees: list[Tree]) -> None:
+    model = model_of("gpt2", dropout=0.5)
+    chosen = choose_gradients(VarlenRunner(model))
+    results = []
+    for seed in (1, 1, 1, 2):
+        torch.manual_seed(seed)
+        chosen([trees])()
+        results.append(gradients_of(model))
+    assert isinstance(chosen, GraphedGradients)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[1], results[2])
+    assert not torch.equal(results[2], results[3])
+
+
+def test_a_training_has_the_same_bits_each_time(trees: list[Tree], tmp_path: Path) -> None:
+    settings = parse_settings(
+        {
+            "model": {"source": "tiny"},
+            "data": {"train": "none"},
+            "optimisation": {"epochs": 4, "questions_per_step": 3, "learning_rate": 0.01},
+        }
+    )
+    results = []
+    for run in ("one", "two"):
+        model = model_of("gpt2")
+        runner = choose_runner(model, 200, training=True)
+        plan = BatchPlan(trees * 4, 3, 4096, 0, runner.size)
+        (tmp_path / run).mkdir()
+        train(runner, plan, settings, RunDirectory(tmp_path / run))
+        results.append([p.detach().clone() for p in model.parameters() if p.requires_grad])
+    assert all(map(torch.equal, *results))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("strategy", ["greedy", "beam:3", "span", "top-p:0.9"])
+def test_answers_are_those_of_plain_operations(
+    kind: str, strategy: str, tiny_tokenizer: Any
+) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny_config(kind), dtype=torch.bfloat16).cuda().eval()
+    found = []
+    for runner in (VarlenRunner, TreeRunner):
+        reader = Reader(runner(model), SegmentTokenizer(tiny_tokenizer), Template(), 250)
+        answers = reader.read(PASSAGES, parse_strategy(strategy))
+        found.append([answer.log_probability for answer, *_ in answers])
+    assert found[0] == pytest.approx(found[1], rel=0.05)
