@@ -42,7 +42,7 @@ def by_hand() -> Any:
         for name in ("attend_part", "part_gradients"):
             patch.setattr(f"loraqa.model.flash.{name}", getattr(flash_by_hand, name))
         patch.setattr("loraqa.model.varlen_rows.attend_part", flash_by_hand.attend_part)
-        patch.setattr("loraqa.model.varlen._SHORTEST_LIMIT", SHORT)
+        patch.setattr("loraqa.model.varlen._LIMIT", SHORT)
         yield
 
 

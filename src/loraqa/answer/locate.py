@@ -1,49 +1,67 @@
 """Where in its context an answer stands that the model wrote freely."""
 
 import re
-from collections.abc import Iterator
+from functools import lru_cache
+
+Place = tuple[int, int]
 
 
-def locate(text: str, context: str, window: tuple[int, int]) -> tuple[int, int] | None:
+def locate(text: str, context: str, window: Place) -> Place | None:
     """Character offsets (start, end) of `text` in `context`, or None where it does not stand.
 
     As whole words and to the letter, if it stands so; else whatever its case, white space and
     punctuation between words; else as part of a word. The first place in the window that the
     answer was read from comes before one elsewhere.
     """
-    if not text or not _may_stand(text, context):
+    if not text:
         return None
-    for pattern in _patterns(text):
-        found = pattern.search(context, *window) or pattern.search(context)
-        if found:
-            return found.span()
+    for find in (_find_whole_words, _find_words_in_any_case, _find_part):
+        for within in (window, (0, len(context))):
+            place = find(text, context, within)
+            if place:
+                return place
     return None
 
 
-def _patterns(text: str) -> Iterator[re.Pattern[str]]:
-    exact = re.escape(text)
-    yield re.compile(_whole_words(exact, text))
-    words = r"[\W_]+".join(map(re.escape, _words(text)))
-    if words:
-        yield re.compile(rf"\b{words}\b", re.IGNORECASE)
-    yield re.compile(exact)
+def _find_whole_words(text: str, context: str, within: Place) -> Place | None:
+    """Where no word goes on at either end of `text`, if a word of it is there."""
+    start, end = within
+    place = context.find(text, start, end)
+    while place >= 0:
+        after = place + len(text)
+        goes_on = _is_word(text[0]) and place > 0 and _is_word(context[place - 1])
+        if not goes_on and not (_is_word(text[-1]) and after < end and _is_word(context[after])):
+            return place, after
+        place = context.find(text, place + 1, end)
+    return None
 
 
-def _may_stand(text: str, context: str) -> bool:
-    """False only if no pattern can match: to compile them takes longer than to look for words."""
-    # Beyond ASCII, what is the same letter in another case is for `re` to say.
-    if not (text.isascii() and context.isascii()):
-        return True
-    lowered = context.lower()
-    return all(word in lowered for word in _words(text.lower()))
+def _is_word(character: str) -> bool:
+    return character.isalnum() or character == "_"
+
+
+def _find_words_in_any_case(text: str, context: str, within: Place) -> Place | None:
+    words = _words(text)
+    # To compile a pattern takes longer than to see that it cannot match. In a window a last word
+    # may be cut, and beyond ASCII only `re` knows what is the same letter in another case.
+    whole = within[1] == len(context) and text.isascii() and context.isascii()
+    if not words or (whole and f" {' '.join(words)} ".lower() not in _words_only(context)):
+        return None
+    pattern = r"[\W_]+".join(map(re.escape, words))
+    found = re.compile(rf"\b{pattern}\b", re.IGNORECASE).search(context, *within)
+    return found.span() if found else None
+
+
+# All questions about a context come one after another.
+@lru_cache(maxsize=1)
+def _words_only(context: str) -> str:
+    return f" {' '.join(_words(context))} ".lower()
 
 
 def _words(text: str) -> list[str]:
     return re.findall(r"[^\W_]+", text)
 
 
-def _whole_words(pattern: str, text: str) -> str:
-    """Let no word go on at either end, where `text` has a word there."""
-    before = r"(?<!\w)" if re.match(r"\w", text) else ""
-    after = r"(?!\w)" if re.search(r"\w\Z", text) else ""
-    return before + pattern + after
+def _find_part(text: str, context: str, within: Place) -> Place | None:
+    place = context.find(text, *within)
+    return (place, place + len(text)) if place >= 0 else None

@@ -196,9 +196,10 @@ class Reader:
 
     def _cost(self, trees: Sequence[Tree], rows: int) -> int:
         """Tokens in memory while each question takes `rows` rows of the computation."""
-        forked = [replace(tree, branches=tree.branches * rows) for tree in trees]
-        answers = sum(len(tree.branches) for tree in forked)
-        return self.runner.size(forked) + answers * self.max_answer_tokens
+        if rows > 1:
+            trees = [replace(tree, branches=tree.branches * rows) for tree in trees]
+        answers = sum(len(tree.branches) for tree in trees)
+        return self.runner.size(trees) + answers * self.max_answer_tokens
 
     def _explaining_lack_of_memory(self) -> AbstractContextManager[None]:
         return explaining_lack_of_memory(

@@ -203,8 +203,7 @@ class _LowRankLinear(torch.autograd.Function):
             dim=1,
         )
         d_a = d_hidden.t() @ dropped
-        # In this order the product is up to five times faster than dyᵀ h, which is tall and thin.
-        d_b = _joined([(h.t() @ dy[:, block.slice]).t() for block, h, _ in blocks])
+        d_b = _joined([_thin_product(dy[:, block.slice], h) for block, h, _ in blocks])
         dx = _input_gradient(dy, matrix, d_hidden, a, mask) if ctx.needs_input_grad[0] else None
         return dx, None, None, d_a, d_b, None, None, None
 
@@ -249,6 +248,11 @@ def _by_block(
 def _scaled_product(scale: float, left: Tensor, right: Tensor) -> Tensor:
     """Without a pass of its own over the result."""
     return torch.addmm(left.new_empty(1, 1), left, right, beta=0, alpha=scale)
+
+
+def _thin_product(wide: Tensor, thin: Tensor) -> Tensor:
+    """wideᵀ thin. On a CPU the other order is up to five times faster, but leaves it transposed."""
+    return (thin.t() @ wide).t() if wide.is_cpu else wide.t() @ thin
 
 
 def _joined(pieces: list[Tensor], dim: int = 0) -> Tensor:

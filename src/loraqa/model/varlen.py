@@ -16,13 +16,15 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from loraqa.model.attention import States
+from loraqa.model.buckets import bucket
 from loraqa.model.flash import Part, attend_parts
 from loraqa.model.varlen_rows import VarlenRows
 from loraqa.prompt.batch import collate_trees
 from loraqa.prompt.tree import Tree
 
-# Segments are at most so long, or a power of two: the kernels are launched for the longest.
-_SHORTEST_LIMIT = 512
+# The length that no segment exceeds is a multiple of the height of the kernels' blocks: they are
+# launched for as many of them in each segment.
+_LIMIT = 128
 # Numbers of segments are multiples of these, so that graphs of few kinds are made.
 _OWN_SEGMENTS, _TRUNK_SEGMENTS = 64, 32
 
@@ -93,7 +95,7 @@ def collate_varlen(
     tokens, wanted = tokens or real, wanted or predicting
     places = _trunks_first([(span.start, span.branches_start, span.end) for span in packed.spans])
     behind = (0, tokens - real)
-    limit = _limit([*trunks, *map(sum, branches)])
+    limit = bucket(max([*trunks, *map(sum, branches)]), _LIMIT)
     predictions = [[max(len(branch.answer), 1) for branch in tree.branches] for tree in trees]
     padding, unseen = _chunks(tokens - real, limit), _chunks(tokens - sum(trunks), limit)
     repeated = _chunks(wanted - predicting, limit)
@@ -163,7 +165,8 @@ class VarlenTrees:
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, parts: tuple[Part, Part], scaling: float
 ) -> Tensor:
-    by_token = [each[0].transpose(0, 1) for each in (query, key, value)]
+    # Unlike that of indexing, its gradient is no copy.
+    by_token = [each.squeeze(0).transpose(0, 1) for each in (query, key, value)]
     attended = attend_parts(by_token[0], by_token[1], by_token[2], *parts, scaling)
     return attended.transpose(0, 1)[None]
 
@@ -173,11 +176,6 @@ def _trunks_first(trees: Sequence[tuple[int, int, int]]) -> Tensor:
     trunks = (torch.arange(start, middle) for start, middle, _ in trees)
     branches = (torch.arange(middle, end) for _, middle, end in trees)
     return torch.cat([*trunks, *branches])
-
-
-def _limit(lengths: Iterable[int]) -> int:
-    longest = max(_SHORTEST_LIMIT, *lengths)
-    return 1 << (longest - 1).bit_length()
 
 
 def _chunks(count: int, limit: int) -> list[int]:

@@ -7,7 +7,7 @@ without, the second is recorded, which takes little longer.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import pad
 
 from loraqa.errors import in_a_line
 from loraqa.model.buckets import bucket
@@ -30,13 +30,16 @@ from loraqa.train.loss import (
     Loss,
     accumulate,
     answer_loss,
+    summed_loss,
     supervised_tokens,
 )
 
 logger = logging.getLogger("loraqa")
 
 _SHORTEST_ROW, _FEWEST_WANTED = 256, 256
-# What `cross_entropy` leaves out by default.
+# GPT-2's 50,257 tokens are a multiple of nothing, so that its head takes six times as long.
+_HEAD_ROWS = 64
+# What the loss leaves out.
 _NO_TARGET = -100
 
 
@@ -79,6 +82,7 @@ class GraphedGradients:
     def __init__(self, runner: VarlenRunner) -> None:
         self._loss = _AnswerLoss(runner)
         named = {name: p for name, p in self._loss.named_parameters() if p.requires_grad}
+        self._head = _padded_head(self._loss)
         self.parameters = list(named.values())
         self._device = runner.model.device
         self._weights = torch.cat([p.detach().flatten() for p in self.parameters])
@@ -90,8 +94,10 @@ class GraphedGradients:
             for name, piece in zip(named, self._pieces(self._rounded), strict=True)
         }
         self.flat = torch.zeros_like(self._weights)
+        self._gradients = self._pieces(self.flat)
         self._seen: set[_Kind] = set()
-        self._graphs: dict[_Kind, _Graph] = {}
+        self._recorder = Recorder()
+        self._recordings: dict[_Kind, _Recording] = {}
 
     def __call__(self, step: Step) -> Launch:
         """See `Gradients`."""
@@ -100,8 +106,8 @@ class GraphedGradients:
 
     def _launch(self, micro_batches: Sequence["_Inputs"]) -> Tensor:
         self.flat.zero_()
-        for parameter, piece in zip(self.parameters, self._pieces(self.flat), strict=True):
-            parameter.grad = piece
+        for parameter, gradient in zip(self.parameters, self._gradients, strict=True):
+            parameter.grad = gradient
         loss = torch.zeros((), device=self._device)
         for inputs in micro_batches:
             loss += self._add(inputs)
@@ -113,26 +119,20 @@ class GraphedGradients:
         if kind not in self._seen:
             self._seen.add(kind)
             return self._compute(inputs, inputs.numbers.to(self._device))
-        if kind not in self._graphs:
-            self._graphs[kind] = self._record(inputs)
-        graph = self._graphs[kind]
-        graph.numbers.copy_(inputs.numbers)
-        graph.graph.replay()
-        return graph.loss
-
-    def _record(self, inputs: "_Inputs") -> "_Graph":
-        numbers = inputs.numbers.to(self._device)
-        graph = torch.cuda.CUDAGraph()
-        others = next((other.graph.pool() for other in self._graphs.values()), None)
-        with torch.cuda.graph(graph, pool=others, capture_error_mode="thread_local"):
-            loss = self._compute(inputs, numbers)
-        return _Graph(graph, numbers, loss)
+        if kind not in self._recordings:
+            numbers = inputs.numbers.to(self._device)
+            compute = partial(self._compute, inputs, numbers)
+            self._recordings[kind] = _Recording(numbers, *self._recorder.record(compute))
+        recording = self._recordings[kind]
+        recording.numbers.copy_(inputs.numbers)
+        recording.replay()
+        return recording.loss
 
     def _compute(self, inputs: "_Inputs", numbers: Tensor) -> Tensor:
         """The same on the device, by kernels alone."""
         with torch.no_grad():
             self._rounded.copy_(self._weights)
-        loss: Tensor = functional_call(self._loss, self._copies, (inputs, numbers))
+        loss: Tensor = functional_call(self._loss, self._head | self._copies, (inputs, numbers))
         gradients = torch.autograd.grad(loss, list(self._copies.values()))
         self.flat += torch.cat([gradient.flatten() for gradient in gradients])
         return loss.detach()
@@ -149,12 +149,28 @@ _Kind = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
-class _Graph:
-    """A recorded computation, where it reads its numbers, and where it leaves its loss."""
+class _Recording:
+    """A recorded computation: where it reads its numbers, and where it leaves its loss."""
 
-    graph: torch.cuda.CUDAGraph
     numbers: Tensor
+    replay: Callable[[], None]
     loss: Tensor
+
+
+class Recorder:
+    """Records computations as CUDA graphs, which share the memory of what they make."""
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def record(self, compute: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        """What computes it again, and where the result is then. Nothing is computed yet."""
+        graph = torch.cuda.CUDAGraph()
+        # Another thread may go on with its own work meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            result = compute()
+        self._pool = graph.pool()
+        return graph.replay, result
 
 
 @dataclass(frozen=True)
@@ -201,9 +217,20 @@ class _AnswerLoss(nn.Module):
     def __init__(self, runner: VarlenRunner) -> None:
         super().__init__()
         self.model = runner.model
+        self.vocabulary = runner.model.config.get_text_config().vocab_size
 
     def forward(self, inputs: _Inputs, numbers: Tensor) -> Tensor:
         batch, targets_in_step = inputs.unpack(numbers)
         logits = wanted_logits(self.model, batch, VarlenTrees(batch))
-        loss = cross_entropy(logits.float(), batch.targets, reduction="sum")
-        return loss / targets_in_step
+        return summed_loss(logits[:, : self.vocabulary], batch.targets) / targets_in_step
+
+
+def _padded_head(loss: _AnswerLoss) -> dict[str, Tensor]:
+    """The head's weight, with rows of zeros up to a number for which products are fast."""
+    head = loss.model.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or getattr(head, "bias", None) is not None:
+        return {}
+    missing = -len(head.weight) % _HEAD_ROWS
+    padded = pad(head.weight.detach(), (0, 0, 0, missing))
+    everything = loss.named_parameters(remove_duplicate=False)
+    return {name: padded for name, each in everything if each is head.weight}

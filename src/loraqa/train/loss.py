@@ -26,7 +26,11 @@ Gradients = Callable[[Step], Launch]
 
 def answer_loss(runner: Runner, trees: MicroBatch) -> Tensor:
     """Cross-entropy of the answer tokens, summed; in fp32 (fp64 for an fp64 model)."""
-    logits, targets = runner.answer_logits(trees)
+    return summed_loss(*runner.answer_logits(trees))
+
+
+def summed_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """The same from logits (S, vocabulary) and targets (S,), but where these are -100."""
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return cross_entropy(precise, targets, reduction="sum")
 

@@ -1,0 +1,143 @@
+"""Graphed gradients are those of plain operations.
+
+Kernels are computed by hand here, and a graph is what is computed again from the same memory;
+`tests/test_cuda.py` has both as they are on a GPU.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tests.conftest import tiny_model
+from tests.model import flash_by_hand
+from tests.train.conftest import settings
+from torch import Tensor
+
+from loraqa.lora.adapt import adapt
+from loraqa.lora.layer import lora_layers
+from loraqa.model.runner import TreeRunner, VarlenRunner
+from loraqa.prompt.tree import Tree
+from loraqa.train import graphs
+from loraqa.train.graphs import GraphedGradients, choose_gradients
+from loraqa.train.loss import accumulate, answer_loss
+
+
+class AgainFromTheSameMemory:
+    """In place of a `Recorder`."""
+
+    recorded = 0
+
+    def record(self, compute: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        type(self).recorded += 1
+        result = torch.zeros((), dtype=torch.float64)
+        return lambda: result.copy_(compute()) and None, result
+
+
+@pytest.fixture(autouse=True)
+def without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("attend_part", "part_gradients"):
+        monkeypatch.setattr(f"loraqa.model.flash.{name}", getattr(flash_by_hand, name))
+    monkeypatch.setattr(graphs, "Recorder", AgainFromTheSameMemory)
+    AgainFromTheSameMemory.recorded = 0
+
+
+def randomised(kind: str = "gpt2") -> Any:
+    model = tiny_model(kind, "float64")
+    adapt(model, settings().lora)
+    for layer in lora_layers(model).values():
+        torch.nn.init.normal_(layer.lora_B, std=0.1)
+    return model
+
+
+def gradients_of(model: Any) -> list[Tensor]:
+    found = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_they_are_those_of_plain_operations_each_time(kind: str, trees: list[Tree]) -> None:
+    model = randomised(kind)
+    step = [trees[:2], trees[2:], trees[:1]]
+    expected_loss = accumulate(TreeRunner(model), step)
+    expected = gradients_of(model)
+    gradients = choose_gradients(VarlenRunner(model))
+    assert isinstance(gradients, GraphedGradients)
+    for _ in range(3):
+        assert gradients(step)().item() == pytest.approx(expected_loss.item())
+        torch.testing.assert_close(gradients_of(model), expected)
+
+
+def test_a_recording_sees_other_batches_and_weights(trees: list[Tree]) -> None:
+    model = randomised()
+    gradients = choose_gradients(VarlenRunner(model))
+    for _ in range(2):
+        gradients([trees])()
+    recorded = AgainFromTheSameMemory.recorded
+    with torch.no_grad():
+        for layer in lora_layers(model).values():
+            layer.lora_A.mul_(2)
+            layer.lora_B.sub_(0.01)
+    fewer = replace(trees[0], branches=trees[0].branches[:1])
+    others = [[*reversed(trees[1:]), fewer]]
+    loss = gradients(others)()
+    found = gradients_of(model)
+    assert loss.item() == pytest.approx(accumulate(TreeRunner(model), others).item())
+    torch.testing.assert_close(found, gradients_of(model))
+    assert AgainFromTheSameMemory.recorded == recorded
+
+
+def test_a_step_can_be_prepared_before_the_last_one_has_changed_the_weights(
+    trees: list[Tree],
+) -> None:
+    model = randomised()
+    gradients = choose_gradients(VarlenRunner(model))
+    first, second = gradients([trees[:1]]), gradients([trees[1:]])
+    first()
+    with torch.no_grad():
+        for layer in lora_layers(model).values():
+            layer.lora_B.mul_(2)
+    second()
+    found = gradients_of(model)
+    accumulate(TreeRunner(model), [trees[1:]])
+    torch.testing.assert_close(found, gradients_of(model))
+
+
+def test_what_cannot_be_recorded_is_computed_plainly(
+    trees: list[Tree], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    monkeypatch.setattr(AgainFromTheSameMemory, "record", refuse)
+    model = randomised()
+    with caplog.at_level(logging.INFO, "loraqa"):
+        gradients = choose_gradients(VarlenRunner(model))
+    assert "No CUDA graphs are used: operation not permitted when stream is cap" in caplog.text
+    gradients([trees])()
+    found = gradients_of(model)
+    accumulate(TreeRunner(model), [trees])
+    torch.testing.assert_close(found, gradients_of(model))
+
+
+def test_a_wrong_recording_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def nothing(*_: Any) -> tuple[Callable[[], None], Tensor]:
+        return lambda: None, torch.zeros(())
+
+    monkeypatch.setattr(AgainFromTheSameMemory, "record", nothing)
+    with caplog.at_level(logging.INFO, "loraqa"):
+        gradients = choose_gradients(VarlenRunner(randomised()))
+    assert not isinstance(gradients, GraphedGradients)
+    assert "No CUDA graphs are used: gradients are " in caplog.text
+
+
+def test_other_runners_and_losses_are_computed_plainly() -> None:
+    model = randomised()
+    assert not isinstance(choose_gradients(TreeRunner(model)), GraphedGradients)
+    doubled = choose_gradients(VarlenRunner(model), lambda *args: 2 * answer_loss(*args))
+    assert not isinstance(doubled, GraphedGradients)
