@@ -128,7 +128,7 @@ def plain_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 ANSWERING: dict[str, tuple[str, Any]] = {
     "compiled GELU: PyTorch's instead": ("loraqa.model.gelu._check", not_taken),
     "a kernel for rows: tensor operations instead": (
-        "loraqa.model.compiled_rows._check",
+        "loraqa.model.choose_rows._check_compiled",
         not_taken,
     ),
     "prepacked weights: laid out anew for each product instead": (

@@ -1,5 +1,6 @@
 """Fixtures for all rooms."""
 
+import importlib.util
 import json
 import logging
 import os
@@ -15,6 +16,15 @@ from hypothesis import settings
 # Tiny models gain nothing from threads, and lose much where other work keeps the cores busy. Torch
 # reads this when it is first imported; processes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Triton asks, when it is first imported, whether to interpret kernels; where there is a GPU they
+# run on it (`test_cuda.py`).
+INTERPRETS = importlib.util.find_spec("triton") is not None and not shutil.which("nvidia-smi")
+if INTERPRETS:
+    os.environ["TRITON_INTERPRET"] = "1"
+needs_interpreter = pytest.mark.skipif(
+    not INTERPRETS, reason="no Triton here to interpret kernels, or a GPU to run them"
+)
 
 # How long an example takes says something about the machine's load, nothing about the code.
 settings.register_profile("untimed", deadline=None)

@@ -20,9 +20,11 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 from loraqa.answer.reader import Reader
 from loraqa.answer.strategies import parse_strategy
 from loraqa.finetune import finetune
-from loraqa.model.runner import BucketRunner
+from loraqa.model import choose
+from loraqa.model.runner import KernelRunner
 from loraqa.train.run import RunDirectory
 from loraqa.train.settings import RunSettings, load_settings
+from tests.model import flash_by_hand
 from tests.train.conftest import PASSAGES
 
 STRATEGIES = ("greedy", "top-p:0.9", "beam:3", "span")
@@ -100,16 +102,6 @@ def check_one_device(name: str, args: Any, tensors: list[Tensor]) -> None:
         raise RuntimeError(f"{name}: some tensors are on the GPU, and some on the CPU")
 
 
-def dense(query: Tensor, key: Tensor, value: Tensor, block_mask: Any, scale: float, **_: Any):
-    """In place of FlexAttention, which knows but a few devices."""
-    places = (torch.arange(states.shape[2], device=GPU) for states in (query, key))
-    queries, keys = torch.meshgrid(*places, indexing="ij")
-    zero = torch.zeros((), dtype=torch.long, device=GPU)
-    seen = block_mask.mask_mod(zero, zero, queries, keys)
-    scores = (query @ key.transpose(2, 3) * scale).masked_fill(~seen, -torch.inf)
-    return scores.softmax(dim=-1) @ value
-
-
 def results(run: Path, settings: RunSettings) -> dict[str, Any]:
     """Losses of a training, and answers of all kinds to the questions that were learned."""
     finetune(settings, run)
@@ -129,8 +121,9 @@ def main() -> None:
     there = settings.model.model_copy(update={"device": str(GPU)})
     both = [results(out / "cpu", settings)]
     with (
-        patch("loraqa.model.flex.flex_attention", dense),
-        patch("loraqa.model.choose._over_trees", lambda *_: (BucketRunner,)),
+        # In place of kernels, which know but a few devices.
+        patch("loraqa.model.kernel_trees._attend", flash_by_hand.attend),
+        patch.dict(choose._OVER_TREES, {GPU.type: (KernelRunner,)}),
         Gpu(),
     ):
         both.append(results(out / "gpu", settings.model_copy(update={"model": there})))

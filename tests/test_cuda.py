@@ -18,7 +18,8 @@ from loraqa.lora.adapt import adapt
 from loraqa.lora.layer import lora_layers
 from loraqa.lora.settings import LoraSettings
 from loraqa.model.choose import choose_runner
-from loraqa.model.runner import BucketRunner, TreeRunner, VarlenRunner
+from loraqa.model.choose_rows import _is_varlen
+from loraqa.model.runner import KernelRunner, TreeRunner
 from loraqa.prompt.encode import PromptEncoder
 from loraqa.prompt.plan import BatchPlan
 from loraqa.prompt.segments import SegmentTokenizer
@@ -63,12 +64,11 @@ def gradients_of(model: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    ("dtype", "expected"), [(torch.bfloat16, VarlenRunner), (torch.float32, BucketRunner)]
-)
-def test_the_fastest_runner_works(kind: str, dtype: torch.dtype, expected: type) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_kernels_are_chosen(kind: str, dtype: torch.dtype) -> None:
     model = AutoModelForCausalLM.from_config(tiny_config(kind), dtype=dtype).cuda().eval()
-    assert type(choose_runner(model, 200, training=True)) is expected
+    assert type(choose_runner(model, 200, training=True)) is KernelRunner
+    assert _is_varlen(model.device, dtype) == (dtype != torch.float32)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -77,7 +77,7 @@ def test_graphs_give_the_gradients_of_plain_operations(kind: str, trees: list[Tr
     step = [trees[:2], trees[2:], trees[:1]]
     expected_loss = accumulate(TreeRunner(model), step)
     expected = gradients_of(model)
-    chosen = choose_gradients(VarlenRunner(model))
+    chosen = choose_gradients(KernelRunner(model))
     assert isinstance(chosen, GraphedGradients)
     results = []
     for _ in range(3):
@@ -90,7 +90,7 @@ def test_graphs_give_the_gradients_of_plain_operations(kind: str, trees: list[Tr
 
 def test_other_weights_and_batches_are_seen_by_graphs(trees: list[Tree]) -> None:
     model = model_of("gpt2")
-    chosen = choose_gradients(VarlenRunner(model))
+    chosen = choose_gradients(KernelRunner(model))
     for _ in range(2):
         chosen([trees])()
     for layer in lora_layers(model).values():
@@ -105,7 +105,7 @@ def test_other_weights_and_batches_are_seen_by_graphs(trees: list[Tree]) -> None
 
 def test_dropout_is_drawn_by_the_seed(trees: list[Tree]) -> None:
     model = model_of("gpt2", dropout=0.5)
-    chosen = choose_gradients(VarlenRunner(model))
+    chosen = choose_gradients(KernelRunner(model))
     results = []
     for seed in (1, 1, 1, 2):
         torch.manual_seed(seed)
@@ -147,7 +147,7 @@ def test_decoding_gives_the_logits_of_plain_operations(kind: str, trees: list[Tr
     written = torch.randint(290, (steps, 6), device="cuda")
     chosen = torch.tensor([3, 0, 3, 1, 5, 2], device="cuda")
     found = []
-    for runner in (VarlenRunner(model), TreeRunner(model)):
+    for runner in (KernelRunner(model), TreeRunner(model)):
         session = runner.session(prompts)
         logits = [session.prefill()]
         for step in range(steps):
@@ -162,7 +162,7 @@ def test_decoding_gives_the_logits_of_plain_operations(kind: str, trees: list[Tr
 @pytest.mark.parametrize("strategy", ["greedy", "beam:3", "span", "top-p:0.9"])
 def test_all_strategies_answer(strategy: str, tiny_tokenizer: Any) -> None:
     tokenizer = SegmentTokenizer(tiny_tokenizer)
-    reader = Reader(VarlenRunner(model_of("gpt2")), tokenizer, Template(), 250)
+    reader = Reader(KernelRunner(model_of("gpt2")), tokenizer, Template(), 250)
     answers = reader.read(PASSAGES, parse_strategy(strategy))
     again = reader.read(PASSAGES, parse_strategy(strategy))
     assert len(answers) == 6

@@ -44,6 +44,6 @@ def test_training_and_answering_give_what_they_give_on_the_cpu(
     assert done.returncode == 0, done.stderr
     here, there = json.loads(done.stdout)
     # It gives way to another one where anything is wrong with it.
-    assert there["runner"] == "BucketRunner", done.stderr
+    assert there["runner"] == "KernelRunner", done.stderr
     assert there["losses"] == pytest.approx(here["losses"], rel=1e-4)
     assert there["answers"] == here["answers"]

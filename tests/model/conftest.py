@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-import torch.nn.attention.flex_attention
 
 from loraqa.prompt.encode import PromptEncoder
 from loraqa.prompt.segments import SegmentTokenizer
@@ -26,12 +25,6 @@ PASSAGES = [
         (Question("c1", "What came?", (Answer("Salt", 0),)), Question("c2", "What of the moon?")),
     ),
 ]
-
-
-@pytest.fixture
-def flex_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let FlexAttention's plain form compute gradients on a CPU: it can, and is not allowed to."""
-    monkeypatch.setattr(torch.nn.attention.flex_attention, "_validate_device", lambda *_: None)
 
 
 @pytest.fixture

@@ -7,12 +7,14 @@ import pytest
 import torch
 import transformers
 from tests.conftest import tiny_model
+from tests.model import flash_by_hand
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from loraqa.errors import InputError
 from loraqa.model import choose
 from loraqa.model.choose import choose_runner
-from loraqa.model.runner import BucketRunner, PaddedRunner, RecomputingRunner, TreeRunner
+from loraqa.model.runner import KernelRunner, PaddedRunner, RecomputingRunner, TreeRunner
 from loraqa.prompt.tree import Tree
 
 SIZES = {
@@ -202,19 +204,17 @@ class TestModelsWithoutTrees:
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    over_trees = choose._over_trees
-    monkeypatch.setattr(choose, "_over_trees", lambda _, dtype: over_trees("cuda", dtype))
-
-
-@pytest.mark.usefixtures("as_on_a_gpu", "flex_gradients")
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3"])
-def test_a_gpu_computes_rows_of_few_lengths(kind: str) -> None:
-    assert type(choose_runner(tiny_model(kind), 200, training=True)) is BucketRunner
+    monkeypatch.setitem(choose._OVER_TREES, "cpu", choose._OVER_TREES["cuda"])
+    monkeypatch.setattr("loraqa.model.kernel_trees._attend", flash_by_hand.attend)
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3"])
+def test_a_gpu_computes_by_kernels(kind: str) -> None:
+    assert type(choose_runner(tiny_model(kind), 200, training=True)) is KernelRunner
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
 def test_gradients_are_nothing_to_those_who_only_answer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -222,15 +222,44 @@ def test_gradients_are_nothing_to_those_who_only_answer(
         raise AssertionError("gradients were computed")
 
     monkeypatch.setattr(choose, "small_gradients", refuse)
-    assert type(choose_runner(tiny_model("gpt2"), 200)) is BucketRunner
+    assert type(choose_runner(tiny_model("gpt2"), 200)) is KernelRunner
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(_: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(_: Any, *grads: Tensor) -> Tensor:
+        return 2 * grads[0]
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
-def test_a_kernel_without_gradients_gives_way_to_blocks(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_kernel_with_wrong_gradients_gives_way_to_blocks(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(
+        "loraqa.model.kernel_trees._attend",
+        lambda *args: Doubled.apply(flash_by_hand.attend(*args)),
+    )
     with caplog.at_level(logging.INFO, "loraqa"):
         runner = choose_runner(tiny_model("gpt2"), 200, training=True)
     assert type(runner) is TreeRunner
-    assert "BucketRunner: FlexAttention does not support backward on CPU" in caplog.text
+    assert "Trees are not computed by KernelRunner: gradients are" in caplog.text
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_without_kernels_trees_are_computed_by_blocks(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def missing(*_: Any) -> None:
+        raise ModuleNotFoundError("No module named 'triton'")
+
+    monkeypatch.setattr("loraqa.model.kernel_trees._attend", missing)
+    with caplog.at_level(logging.INFO, "loraqa"):
+        assert type(choose_runner(tiny_model("gpt2"), 200)) is TreeRunner
+    assert "KernelRunner: No module named 'triton'" in caplog.text
 
 
 def test_a_model_of_few_positions_is_refused_in_words() -> None:

@@ -10,7 +10,7 @@ import torch
 from tests.conftest import needs_compiler
 from torch.nn.functional import gelu
 
-from loraqa.model import compiled_rows, native
+from loraqa.model import choose_rows, native
 from loraqa.model.gelu import TanhGelu
 
 
@@ -43,7 +43,7 @@ def test_it_works_wherever_it_is_first_asked(mode: Any, caplog: pytest.LogCaptur
     x = torch.ones(3)
     with mode, caplog.at_level("INFO", "loraqa"):
         TanhGelu()(x)
-        assert compiled_rows.compiles(x)
+        assert choose_rows.compiles(x.device, x.dtype)
     assert not caplog.messages
 
 
@@ -117,4 +117,4 @@ def test_kernels_that_compute_something_else_are_not_taken(
     monkeypatch.setattr(native, "_SOURCES", changed)
     x = torch.linspace(-5, 5, 100, dtype=dtype)
     compiled = not torch.equal(TanhGelu()(x), gelu(x, approximate="tanh"))
-    assert (compiled, compiled_rows.compiles(x)) == still
+    assert (compiled, choose_rows.compiles(x.device, x.dtype)) == still

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from loraqa.lora.adapt import adapt
 from loraqa.lora.layer import lora_layers
-from loraqa.model.runner import TreeRunner, VarlenRunner
+from loraqa.model.runner import KernelRunner, TreeRunner
 from loraqa.prompt.tree import Tree
 from loraqa.train import graphs
 from loraqa.train.graphs import GraphedGradients, choose_gradients
@@ -38,8 +38,7 @@ class AgainFromTheSameMemory:
 
 @pytest.fixture(autouse=True)
 def without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("attend_part", "part_gradients"):
-        monkeypatch.setattr(f"loraqa.model.flash.{name}", getattr(flash_by_hand, name))
+    monkeypatch.setattr("loraqa.model.kernel_trees._attend", flash_by_hand.attend)
     monkeypatch.setattr(graphs, "Recorder", AgainFromTheSameMemory)
     AgainFromTheSameMemory.recorded = 0
 
@@ -64,7 +63,7 @@ def test_they_are_those_of_plain_operations_each_time(kind: str, trees: list[Tre
     step = [trees[:2], trees[2:], trees[:1]]
     expected_loss = accumulate(TreeRunner(model), step)
     expected = gradients_of(model)
-    gradients = choose_gradients(VarlenRunner(model))
+    gradients = choose_gradients(KernelRunner(model))
     assert isinstance(gradients, GraphedGradients)
     for _ in range(3):
         assert gradients(step)().item() == pytest.approx(expected_loss.item())
@@ -73,7 +72,7 @@ def test_they_are_those_of_plain_operations_each_time(kind: str, trees: list[Tre
 
 def test_a_recording_sees_other_batches_and_weights(trees: list[Tree]) -> None:
     model = randomised()
-    gradients = choose_gradients(VarlenRunner(model))
+    gradients = choose_gradients(KernelRunner(model))
     for _ in range(2):
         gradients([trees])()
     recorded = AgainFromTheSameMemory.recorded
@@ -94,7 +93,7 @@ def test_a_step_can_be_prepared_before_the_last_one_has_changed_the_weights(
     trees: list[Tree],
 ) -> None:
     model = randomised()
-    gradients = choose_gradients(VarlenRunner(model))
+    gradients = choose_gradients(KernelRunner(model))
     first, second = gradients([trees[:1]]), gradients([trees[1:]])
     first()
     with torch.no_grad():
@@ -115,7 +114,7 @@ def test_what_cannot_be_recorded_is_computed_plainly(
     monkeypatch.setattr(AgainFromTheSameMemory, "record", refuse)
     model = randomised()
     with caplog.at_level(logging.INFO, "loraqa"):
-        gradients = choose_gradients(VarlenRunner(model))
+        gradients = choose_gradients(KernelRunner(model))
     assert "No CUDA graphs are used: operation not permitted when stream is cap" in caplog.text
     gradients([trees])()
     found = gradients_of(model)
@@ -131,7 +130,7 @@ def test_a_wrong_recording_is_not_used(
 
     monkeypatch.setattr(AgainFromTheSameMemory, "record", nothing)
     with caplog.at_level(logging.INFO, "loraqa"):
-        gradients = choose_gradients(VarlenRunner(randomised()))
+        gradients = choose_gradients(KernelRunner(randomised()))
     assert not isinstance(gradients, GraphedGradients)
     assert "No CUDA graphs are used: gradients are " in caplog.text
 
@@ -139,5 +138,5 @@ def test_a_wrong_recording_is_not_used(
 def test_other_runners_and_losses_are_computed_plainly() -> None:
     model = randomised()
     assert not isinstance(choose_gradients(TreeRunner(model)), GraphedGradients)
-    doubled = choose_gradients(VarlenRunner(model), lambda *args: 2 * answer_loss(*args))
+    doubled = choose_gradients(KernelRunner(model), lambda *args: 2 * answer_loss(*args))
     assert not isinstance(doubled, GraphedGradients)

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 
 from loraqa.model.attention import Rows, States
-from loraqa.model.compiled_rows import rows_of
+from loraqa.model.choose_rows import choose_rows
 from loraqa.prompt.batch import TreeSpan
 
 _LONGEST_IN_FP32 = 512
@@ -87,7 +87,7 @@ class BlockTrees:
 
     def rows(self, prompts: States) -> Rows:
         """See `PackedTrees.rows`."""
-        return rows_of(self._spans, prompts)
+        return choose_rows(self._spans, prompts)
 
 
 def branch_mask(span: TreeSpan) -> Tensor:

@@ -1,4 +1,4 @@
-"""Rows of few lengths, for what is compiled anew for each.
+"""Rows of few lengths, for what is recorded anew for each.
 
 A row is filled up to the next of these lengths with tokens that nobody sees.
 """
@@ -9,10 +9,8 @@ from torch.nn.functional import pad
 
 from loraqa.prompt.batch import TreeBatch
 
-# A shorter row takes a GPU no less time: it is the launches of its kernels that take it.
-_SHORTEST_ROW = 512
-# The height of a block of FlexAttention.
-_FEWEST_WANTED = 128
+# Of so many tokens, and wanted ones, some more take a GPU hardly more time.
+_SHORTEST_ROW, _FEWEST_WANTED = 256, 256
 
 
 def fill_bucket(batch: TreeBatch) -> TreeBatch:

@@ -17,12 +17,11 @@ from loraqa.errors import InputError, in_a_line
 from loraqa.model.load import position_limit
 from loraqa.model.memory import ADVICE_TO_LOADERS, explaining_lack_of_memory
 from loraqa.model.runner import (
-    BucketRunner,
+    KernelRunner,
     PaddedRunner,
     RecomputingRunner,
     Runner,
     TreeRunner,
-    VarlenRunner,
 )
 from loraqa.prompt.tree import Branch, TokenIds, Tree
 
@@ -40,9 +39,7 @@ _LONGEST_PATH = 29
 _Kind = Callable[[PreTrainedModel], Runner]
 
 # From the fastest on.
-_ON_A_GPU = (VarlenRunner, BucketRunner, TreeRunner)
-# What the first of them has kernels for.
-_IN_VARLEN = (torch.bfloat16, torch.float16)
+_OVER_TREES: dict[str, tuple[type[TreeRunner], ...]] = {"cuda": (KernelRunner, TreeRunner)}
 
 
 @explaining_lack_of_memory("while the model was tried on small trees", ADVICE_TO_LOADERS)
@@ -66,7 +63,7 @@ def choose_runner(model: PreTrainedModel, max_length: int, *, training: bool = F
         )
     reason = _why_no_full_attention(model, max_length)
     if reason is None:
-        for over_trees in _over_trees(model.device.type, model.dtype):
+        for over_trees in _OVER_TREES.get(model.device.type, (TreeRunner,)):
             reason = _why_wrong(over_trees, model, training)
             if reason is None:
                 return over_trees(model)
@@ -80,13 +77,6 @@ def choose_runner(model: PreTrainedModel, max_length: int, *, training: bool = F
         slowness,
     )
     return kind(model)
-
-
-def _over_trees(device: str, dtype: torch.dtype) -> Sequence[type[TreeRunner]]:
-    """Those to be tried, from the fastest on."""
-    if device != "cuda":
-        return (TreeRunner,)
-    return _ON_A_GPU if dtype in _IN_VARLEN else _ON_A_GPU[1:]
 
 
 def _by_rows(model: PreTrainedModel) -> tuple[_Kind, str]:
@@ -125,7 +115,7 @@ def _why_wrong(kind: _Kind, model: PreTrainedModel, training: bool = False) -> s
     try:
         runner = kind(model)
         error = _relative_error(runner, trees, expected)
-        if training and isinstance(runner, VarlenRunner | BucketRunner):
+        if training and isinstance(runner, KernelRunner):
             reason = why_gradients_differ(
                 small_gradients(runner, trainable(model)[:1]),
                 small_gradients(TreeRunner(model), trainable(model)[:1]),

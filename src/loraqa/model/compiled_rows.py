@@ -9,12 +9,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from loraqa.model import native
-from loraqa.model.attention import Rows, States
-from loraqa.model.rows import ROOM, GrowingRows, padded
+from loraqa.model.attention import States
+from loraqa.model.rows import ROOM, padded
 from loraqa.prompt.batch import TreeSpan
-
-# Of what is computed to compare: three rows on two trunks.
-_SPANS = (TreeSpan(0, trunk=5, branches=(2, 3)), TreeSpan(10, trunk=3, branches=(1,)))
 
 
 class CompiledRows:
@@ -98,32 +95,3 @@ def _joined(states: Tensor, pieces: Sequence[slice]) -> Tensor:
 
 def _places(places: Iterable[int]) -> Tensor:
     return torch.tensor(list(places), device="cpu")
-
-
-def rows_of(spans: Sequence[TreeSpan], prompts: States) -> Rows:
-    """Rows that go on from packed trees: compiled ones where there is a kernel for them."""
-    kind = CompiledRows if compiles(prompts[0][0]) else GrowingRows
-    return kind(spans, prompts)
-
-
-def compiles(states: Tensor) -> bool:
-    """Whether there is a kernel for rows with such states."""
-    return native.works("Answers are written", _check, states.device, states.dtype)
-
-
-@torch.no_grad()
-def _check(dtype: torch.dtype) -> None:
-    """Raise `AssertionError` where the kernel does not compute what `GrowingRows` does in fp32."""
-    generator = torch.Generator().manual_seed(0)
-    keys, values = torch.randn(2, 2, _SPANS[-1].end, 8, generator=generator).to(dtype)
-    query, key, value = torch.randn(3, 1, 4, 3, 8, generator=generator).to(dtype)
-    numbers = [keys, values, query, key[:, :2], value[:, :2]]
-    expected = _attended(GrowingRows, [each.float() for each in numbers])
-    torch.testing.assert_close(_attended(CompiledRows, numbers), expected.to(dtype))
-
-
-def _attended(kind: type[CompiledRows] | type[GrowingRows], numbers: Sequence[Tensor]) -> Tensor:
-    keys, values, query, key, value = numbers
-    rows = kind(_SPANS, {0: (keys, values)})
-    rows.make_room()
-    return rows.attend(0, query, key, value, scaling=0.3)

@@ -16,7 +16,7 @@ from transformers import Cache, PreTrainedModel
 
 from loraqa.model.attention import PackedTrees, Rows
 from loraqa.model.last_layer import wanted_logits
-from loraqa.prompt.batch import PackedBatch, collate_padded
+from loraqa.prompt.batch import TreeBatch, collate_padded
 from loraqa.prompt.tree import Tree
 
 
@@ -45,7 +45,7 @@ class TreeSession:
 
     _rows: Rows
 
-    def __init__(self, model: PreTrainedModel, batch: PackedBatch, trees: PackedTrees) -> None:
+    def __init__(self, model: PreTrainedModel, batch: TreeBatch, trees: PackedTrees) -> None:
         self._model = model
         self._batch = batch
         self._trees = trees

@@ -16,10 +16,10 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from loraqa.model.attention import WantedTrees
-from loraqa.prompt.batch import PackedBatch
+from loraqa.prompt.batch import TreeBatch
 
 
-def wanted_logits(model: PreTrainedModel, batch: PackedBatch, trees: WantedTrees) -> Tensor:
+def wanted_logits(model: PreTrainedModel, batch: TreeBatch, trees: WantedTrees) -> Tensor:
     """Logits (S, vocabulary) at the supervised tokens of a batch."""
     wanted = batch.supervised.to(model.device)
     with _last_layer_only_at(wanted, model):

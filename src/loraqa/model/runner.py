@@ -12,16 +12,16 @@ from transformers import PreTrainedModel
 
 from loraqa.model.attention import TREE_ATTENTION, PackedTrees
 from loraqa.model.blocks import BlockTrees
-from loraqa.model.buckets import fill_bucket, padded_row
+from loraqa.model.buckets import padded_row
 from loraqa.model.decoding import (
     DecodingSession,
     PaddedSession,
     RecomputingSession,
     TreeSession,
 )
+from loraqa.model.kernel_trees import KernelTrees, token_sight
 from loraqa.model.last_layer import wanted_logits
-from loraqa.model.varlen import VarlenTrees, collate_varlen
-from loraqa.prompt.batch import PackedBatch, collate_padded, collate_trees
+from loraqa.prompt.batch import TreeBatch, collate_padded, collate_trees
 from loraqa.prompt.plan import padded_tokens, tree_tokens
 from loraqa.prompt.tree import Tree
 
@@ -69,37 +69,22 @@ class TreeRunner:
         """See `Runner`."""
         return TreeSession(self.model, *self._lay_out(trees))
 
-    def _lay_out(self, trees: Sequence[Tree]) -> tuple[PackedBatch, PackedTrees]:
+    def _lay_out(self, trees: Sequence[Tree]) -> tuple[TreeBatch, PackedTrees]:
         batch = collate_trees(trees)
         return batch, BlockTrees(batch.spans, batch.supervised)
 
 
-class VarlenRunner(TreeRunner):
-    """Computes every trunk once on a GPU, by kernels for bf16 and fp16."""
+class KernelRunner(TreeRunner):
+    """Computes every trunk once on a GPU, attention by kernels of our own."""
 
     def size(self, trees: Sequence[Tree]) -> int:
-        """See `Runner`. In training rows are padded to few lengths (see `train/graphs.py`)."""
+        """See `Runner`. In training rows are padded (see `train/graphs.py`)."""
         return padded_row(tree_tokens(trees))
 
-    def _lay_out(self, trees: Sequence[Tree]) -> tuple[PackedBatch, PackedTrees]:
-        batch = collate_varlen(trees).to(self.model.device)
-        return batch, VarlenTrees(batch)
-
-
-class BucketRunner(TreeRunner):
-    """Computes every trunk once on a GPU, in rows of few lengths, so that little is compiled."""
-
-    def size(self, trees: Sequence[Tree]) -> int:
-        """See `Runner`."""
-        return padded_row(tree_tokens(trees))
-
-    def _lay_out(self, trees: Sequence[Tree]) -> tuple[PackedBatch, PackedTrees]:
-        # Its import takes long.
-        from loraqa.model.flex import FlexTrees
-
-        batch = fill_bucket(collate_trees(trees))
-        tokens = batch.input_ids.shape[1]
-        return batch, FlexTrees(batch.spans, tokens, batch.supervised, self.model.device)
+    def _lay_out(self, trees: Sequence[Tree]) -> tuple[TreeBatch, PackedTrees]:
+        batch, device = collate_trees(trees), self.model.device
+        sight = token_sight(batch.spans, batch.input_ids.shape[1])
+        return batch, KernelTrees(sight.to(device), batch.supervised.to(device), batch.spans)
 
 
 class PaddedRunner:

@@ -1,6 +1,6 @@
 """Rows of answers being written, on a GPU: nothing is padded, and a trunk's keys are read once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import copy
 
 import numpy as np
@@ -9,20 +9,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from loraqa.model.attention import States
-from loraqa.model.flash import Part, attend_part, merge
+from loraqa.model.flash import Segments, attend_segments, merge
 from loraqa.model.rows import ROOM
+from loraqa.prompt.batch import TreeSpan
 
 _Places = NDArray[np.int64]
 
 
 class VarlenRows:
-    """`Rows` whose keys and values lie one after another, by the kernels of `flash.py`.
+    """`Rows` whose keys and values lie one after another, for kernels of variable lengths.
 
-    Args:
-        trunks: lengths of the trunks, in tokens.
-        branches: those of their branches, of which each is a row.
-        prompts: keys and values of each layer, (key heads, tokens, d) both: of all trunks, then of
-            all branches.
+    All trunks lie in (tokens, key heads, d), and so do all rows' own states, with room behind those
+    of each.
     """
 
     _starts: _Places
@@ -31,26 +29,20 @@ class VarlenRows:
     _own_edges: Tensor
     _row_edges: Tensor
 
-    def __init__(
-        self,
-        trunks: Sequence[int],
-        branches: Sequence[Sequence[int]],
-        prompts: States,
-    ) -> None:
+    def __init__(self, spans: Sequence[TreeSpan], prompts: States) -> None:
         self._device = prompts[0][0].device
-        end = sum(trunks)
-        by_token = {
+        by_token: dict[int, tuple[Tensor, ...]] = {
             layer: tuple(states.transpose(0, 1) for states in pair)
             for layer, pair in prompts.items()
         }
-        self._trunks = {
-            layer: tuple(states[:end] for states in pair) for layer, pair in by_token.items()
-        }
-        self._trunk_edges = self._edges(trunks)
-        self._longest_trunk = max(trunks)
-        self._tree = np.repeat(np.arange(len(trunks)), [len(each) for each in branches])
-        lengths = np.array([length for tree in branches for length in tree])
-        self._keep(by_token, end + np.cumsum(lengths) - lengths, lengths)
+        trunks = [np.arange(span.start, span.branches_start) for span in spans]
+        self._trunks = _taken(by_token, self._on_device(np.concatenate(trunks)))
+        lengths = [span.trunk for span in spans]
+        self._trunk_edges, self._longest_trunk = self._edges(lengths), max(lengths)
+        self._tree = np.repeat(np.arange(len(spans)), [len(span.branches) for span in spans])
+        branches = [piece for span in spans for piece in span.branch_slices()]
+        starts = np.array([piece.start for piece in branches])
+        self._keep(by_token, starts, np.array([piece.stop for piece in branches]) - starts)
         self._meet_trunks()
 
     def make_room(self) -> None:
@@ -60,7 +52,7 @@ class VarlenRows:
         self._room -= 1
         self._new = self._on_device(self._starts + self._lengths)
         self._lengths = self._lengths + 1
-        self._own_part = Part(
+        self._own_segments = Segments(
             # The kernel takes another way for queries of one token, and lays out sums otherwise.
             *(self._row_edges, self._own_edges, 2, int(self._lengths.max())),
             used=self._on_device(self._lengths.astype(np.int32)),
@@ -75,12 +67,12 @@ class VarlenRows:
             states.index_copy_(0, self._new, token)
         own_key, own_value = self._own[layer]
         trunk_key, trunk_value = self._trunks[layer]
-        by_own, own_sums, _ = attend_part(queries, own_key, own_value, self._own_part, scaling)
-        by_trunk, trunk_sums, _ = attend_part(
-            queries[self._by_tree], trunk_key, trunk_value, self._trunk_part, scaling
+        of_own, own_sums = attend_segments(queries, own_key, own_value, self._own_segments, scaling)
+        of_trunk, trunk_sums = attend_segments(
+            queries[self._by_tree], trunk_key, trunk_value, self._trunk_segments, scaling
         )
         back = self._back
-        attended, _ = merge(by_own, own_sums, by_trunk[back], trunk_sums[:, back])
+        attended = merge(of_own, own_sums, of_trunk[back], trunk_sums[:, back])
         return attended.transpose(0, 1)[None]
 
     def select(self, rows: Tensor) -> "VarlenRows":
@@ -93,18 +85,15 @@ class VarlenRows:
         return other
 
     def _keep(
-        self, states: Mapping[int, tuple[Tensor, ...]], starts: _Places, lengths: _Places
+        self, states: dict[int, tuple[Tensor, ...]], starts: _Places, lengths: _Places
     ) -> None:
         """Take each row's own tokens, so many from where they start, and leave room behind them."""
         edges = np.concatenate([[0], np.cumsum(lengths + ROOM)])
         row = np.repeat(np.arange(len(lengths)), lengths + ROOM)
         within = np.arange(edges[-1]) - edges[row]
         # Any token fills the room.
-        places = self._on_device(starts[row] + np.minimum(within, lengths[row] - 1))
-        self._own = {
-            layer: tuple(each.index_select(0, places) for each in pair)
-            for layer, pair in states.items()
-        }
+        places = starts[row] + np.minimum(within, lengths[row] - 1)
+        self._own = _taken(states, self._on_device(places))
         self._starts, self._lengths, self._room = edges[:-1], lengths, ROOM
         self._own_edges = self._on_device(edges.astype(np.int32))
         self._row_edges = torch.arange(len(lengths) + 1, dtype=torch.int32, device=self._device)
@@ -114,7 +103,7 @@ class VarlenRows:
         order = np.argsort(self._tree, kind="stable")
         counts = np.bincount(self._tree, minlength=len(self._trunk_edges) - 1)
         self._by_tree, self._back = self._on_device(order), self._on_device(np.argsort(order))
-        self._trunk_part = Part(
+        self._trunk_segments = Segments(
             # See `make_room`.
             *(self._edges(counts), self._trunk_edges, max(int(counts.max()), 2)),
             self._longest_trunk,
@@ -125,3 +114,11 @@ class VarlenRows:
 
     def _on_device(self, numbers: NDArray[np.integer]) -> Tensor:
         return torch.from_numpy(numbers).to(self._device)
+
+
+def _taken(states: dict[int, tuple[Tensor, ...]], places: Tensor) -> dict[int, tuple[Tensor, ...]]:
+    """The states of some tokens of each layer, one after another."""
+    return {
+        layer: tuple(each.index_select(0, places) for each in pair)
+        for layer, pair in states.items()
+    }

@@ -8,7 +8,7 @@ trees.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
@@ -39,38 +39,6 @@ class TreeSpan:
         """Where each branch lies."""
         edges = list(accumulate(self.branches, initial=self.branches_start))
         return [slice(start, end) for start, end in pairwise(edges)]
-
-
-class PackedBatch(Protocol):
-    """Trees packed into one row of T tokens, of which S predict a supervised token.
-
-    See `TreeBatch`; how the tokens are ordered, and what fills up the row, is left open here.
-    """
-
-    @property
-    def input_ids(self) -> Tensor:
-        """(1, T)."""
-        ...
-
-    @property
-    def position_ids(self) -> Tensor:
-        """(1, T)."""
-        ...
-
-    @property
-    def supervised(self) -> Tensor:
-        """(S,) indices into T."""
-        ...
-
-    @property
-    def targets(self) -> Tensor:
-        """(S or fewer,) the token to predict at each of the first supervised ones."""
-        ...
-
-    @property
-    def path_lengths(self) -> list[int]:
-        """Of each branch with its trunk, in tokens."""
-        ...
 
 
 @dataclass(frozen=True)

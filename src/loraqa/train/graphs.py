@@ -2,8 +2,8 @@
 
 A small model's step is hundreds of small kernels, and launching them one by one takes several
 times as long as they do. A graph repeats kernels on the same memory, so batches are padded to few
-lengths, and their numbers copied to where the first of that length lay. The first is computed
-without, the second is recorded, which takes little longer.
+lengths, and their numbers copied to where the first of that length lay. To record a graph takes
+little longer than to launch its kernels.
 """
 
 import logging
@@ -18,12 +18,13 @@ from torch.func import functional_call
 from torch.nn.functional import pad
 
 from loraqa.errors import in_a_line
-from loraqa.model.buckets import bucket
+from loraqa.model.buckets import fill_bucket
 from loraqa.model.choose import small_trees, why_gradients_differ
+from loraqa.model.kernel_trees import KernelTrees, token_sight
 from loraqa.model.last_layer import wanted_logits
-from loraqa.model.runner import Runner, VarlenRunner
-from loraqa.model.varlen import VarlenBatch, VarlenTrees, collate_varlen
-from loraqa.prompt.plan import MicroBatch, Step, tree_tokens
+from loraqa.model.runner import KernelRunner, Runner
+from loraqa.prompt.batch import TreeBatch, collate_trees
+from loraqa.prompt.plan import MicroBatch, Step
 from loraqa.train.loss import (
     Gradients,
     Launch,
@@ -36,7 +37,6 @@ from loraqa.train.loss import (
 
 logger = logging.getLogger("loraqa")
 
-_SHORTEST_ROW, _FEWEST_WANTED = 256, 256
 # GPT-2's 50,257 tokens are a multiple of nothing, so that its head takes six times as long.
 _HEAD_ROWS = 64
 # What the loss leaves out.
@@ -45,31 +45,31 @@ _NO_TARGET = -100
 
 def choose_gradients(runner: Runner, loss: Loss = answer_loss) -> Gradients:
     """How to compute gradients of a model with its adapter: by graphs where they work."""
-    if isinstance(runner, VarlenRunner) and loss is answer_loss:
-        graphed = GraphedGradients(runner)
-        reason = _why_wrong(graphed, [small_trees(runner.model)])
-        if reason is None:
-            return graphed
-        logger.info("No CUDA graphs are used: %s.", reason)
-    return lambda step: partial(accumulate, runner, step, loss)
+
+    def plain(step: Step) -> Launch:
+        return partial(accumulate, runner, step, loss)
+
+    if not isinstance(runner, KernelRunner) or loss is not answer_loss:
+        return plain
+    graphed = GraphedGradients(runner)
+    reason = _why_wrong(graphed, plain, [small_trees(runner.model)])
+    if reason is None:
+        return graphed
+    logger.info("No CUDA graphs are used: %s.", reason)
+    return plain
 
 
-def _why_wrong(gradients: "GraphedGradients", step: Step) -> str | None:
-    """Why a graph, made for the second time, does not compute what is computed for the first."""
-    results = []
+def _why_wrong(graphed: "GraphedGradients", plain: Gradients, step: Step) -> str | None:
+    """Why graphs do not give the gradients that are computed without."""
     try:
-        for _ in range(2):
-            gradients(step)()
-            results.append(gradients.flat.clone())
+        # Kernels are loaded by the first, which nothing can be recorded meanwhile.
+        expected, actual = (graphed.after(each(step)) for each in (plain, graphed))
     except torch.OutOfMemoryError:
         raise
     # Whatever a model does that cannot be recorded.
     except Exception as problem:
         return in_a_line(problem)
-    finally:
-        for parameter in gradients.parameters:
-            parameter.grad = None
-    return why_gradients_differ(results[1], results[0])
+    return why_gradients_differ(actual, expected)
 
 
 class GraphedGradients:
@@ -79,7 +79,7 @@ class GraphedGradients:
     gradients: what happens to each of them takes one kernel.
     """
 
-    def __init__(self, runner: VarlenRunner) -> None:
+    def __init__(self, runner: KernelRunner) -> None:
         self._loss = _AnswerLoss(runner)
         named = {name: p for name, p in self._loss.named_parameters() if p.requires_grad}
         self._head = _padded_head(self._loss)
@@ -95,14 +95,21 @@ class GraphedGradients:
         }
         self.flat = torch.zeros_like(self._weights)
         self._gradients = self._pieces(self.flat)
-        self._seen: set[_Kind] = set()
         self._recorder = Recorder()
-        self._recordings: dict[_Kind, _Recording] = {}
+        self._recordings: dict[tuple[int, int], _Recording] = {}
 
     def __call__(self, step: Step) -> Launch:
         """See `Gradients`."""
         targets = supervised_tokens(step)
         return partial(self._launch, [_Inputs.of(trees, targets) for trees in step])
+
+    def after(self, launch: Launch) -> Tensor:
+        """All gradients, one after another, that a step gives; none is left behind."""
+        launch()
+        gradients = [parameter.grad for parameter in self.parameters]
+        for parameter in self.parameters:
+            parameter.grad = None
+        return torch.cat([each.flatten() for each in gradients if each is not None])
 
     def _launch(self, micro_batches: Sequence["_Inputs"]) -> Tensor:
         self.flat.zero_()
@@ -115,10 +122,7 @@ class GraphedGradients:
 
     def _add(self, inputs: "_Inputs") -> Tensor:
         """Add the gradient of a micro-batch's share of the loss, which is returned."""
-        kind = inputs.kind
-        if kind not in self._seen:
-            self._seen.add(kind)
-            return self._compute(inputs, inputs.numbers.to(self._device))
+        kind = inputs.tokens, inputs.wanted
         if kind not in self._recordings:
             numbers = inputs.numbers.to(self._device)
             compute = partial(self._compute, inputs, numbers)
@@ -142,10 +146,6 @@ class GraphedGradients:
         shapes = [p.shape for p in self.parameters]
         pieces = flat.split([shape.numel() for shape in shapes])
         return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
-
-
-_Kind = tuple[Any, ...]
-"""What is the same for all batches that a graph can compute."""
 
 
 @dataclass(frozen=True)
@@ -178,50 +178,46 @@ class _Inputs:
     """A padded batch as one tensor of numbers, so that one copy brings it to the device.
 
     Attributes:
-        batch: its tensors, on the CPU.
-        numbers: all of them, int32, and last how many targets the step has.
+        tokens, wanted: how many there are, padding included.
+        numbers: int32, one after another: ids, positions and sight (see `token_sight`) of the
+            tokens, places and targets of the wanted ones, and how many targets the step has.
     """
 
-    batch: VarlenBatch
+    tokens: int
+    wanted: int
     numbers: Tensor
 
     @classmethod
     def of(cls, trees: MicroBatch, targets_in_step: int) -> "_Inputs":
-        wanted = supervised_tokens([trees])
-        row = bucket(tree_tokens(trees) + 1, _SHORTEST_ROW)
-        batch = collate_varlen(trees, row, bucket(wanted, _FEWEST_WANTED))
-        missing = len(batch.supervised) - len(batch.targets)
-        padded = batch.with_tensors({"targets": pad(batch.targets, (0, missing), value=_NO_TARGET)})
-        flat = [each.flatten().int() for each in padded.tensors().values()]
-        return cls(padded, torch.cat([*flat, torch.tensor([targets_in_step], dtype=torch.int32)]))
+        batch = fill_bucket(collate_trees(trees))
+        tokens, wanted = batch.input_ids.shape[1], len(batch.supervised)
+        targets = pad(batch.targets, (0, wanted - len(batch.targets)), value=_NO_TARGET)
+        pieces = [
+            *(batch.input_ids[0], batch.position_ids[0], *token_sight(batch.spans, tokens)),
+            *(batch.supervised, targets, torch.tensor([targets_in_step])),
+        ]
+        return cls(tokens, wanted, torch.cat([piece.int() for piece in pieces]))
 
-    @property
-    def kind(self) -> _Kind:
-        shapes = (tuple(each.shape) for each in self.batch.tensors().values())
-        return self.batch.limit, *shapes
-
-    def unpack(self, numbers: Tensor) -> tuple[VarlenBatch, Tensor]:
-        """Batch and number of targets from other numbers of the same kind."""
-        tensors = self.batch.tensors()
-        pieces = numbers[:-1].split([each.numel() for each in tensors.values()])
-        unpacked = {
-            name: piece.view(each.shape).to(each.dtype)
-            for (name, each), piece in zip(tensors.items(), pieces, strict=True)
-        }
-        return self.batch.with_tensors(unpacked), numbers[-1]
+    def unpack(self, numbers: Tensor) -> tuple[TreeBatch, KernelTrees, Tensor]:
+        """Batch, trees and number of targets from other numbers of the same kind."""
+        tokens, wanted, (total,) = numbers.split([6 * self.tokens, 2 * self.wanted, 1])
+        ids, positions, *sight = tokens.view(6, -1).unbind()
+        places, targets = wanted.view(2, -1).unbind()
+        batch = TreeBatch(ids[None], positions[None], (), places, targets.long())
+        return batch, KernelTrees(torch.stack(sight), places), total
 
 
 class _AnswerLoss(nn.Module):
     """A batch's share of the loss, as a function of the model's parameters."""
 
-    def __init__(self, runner: VarlenRunner) -> None:
+    def __init__(self, runner: KernelRunner) -> None:
         super().__init__()
         self.model = runner.model
         self.vocabulary = runner.model.config.get_text_config().vocab_size
 
     def forward(self, inputs: _Inputs, numbers: Tensor) -> Tensor:
-        batch, targets_in_step = inputs.unpack(numbers)
-        logits = wanted_logits(self.model, batch, VarlenTrees(batch))
+        batch, trees, targets_in_step = inputs.unpack(numbers)
+        logits = wanted_logits(self.model, batch, trees)
         return summed_loss(logits[:, : self.vocabulary], batch.targets) / targets_in_step
 
 

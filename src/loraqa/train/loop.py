@@ -5,6 +5,7 @@ import math
 import resource
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ from signal import Signals
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
@@ -97,6 +99,16 @@ class _PlannedStep:
         return [branch.question_id for tree in trees for branch in tree.branches]
 
 
+@dataclass(frozen=True)
+class _LaunchedStep:
+    """An optimizer step under way: its learning rate, its loss and its gradient's norm."""
+
+    planned: _PlannedStep
+    rate: float
+    loss: Tensor
+    norm: Tensor
+
+
 @dataclass
 class _Training:
     """A training under way: what it was given, and where it stands."""
@@ -117,6 +129,8 @@ class _Training:
         self.total = total_steps(self.plan, self.settings.optimisation)
         self.state = TrainState()
         self.saved_step = 0
+        # A GPU has the next step to do while the last one is looked at.
+        self.ahead = 1 if self.model.device.type == "cuda" else 0
         self.lap_start = time.perf_counter()
 
     def take_over(self, checkpoint: Path) -> None:
@@ -134,7 +148,6 @@ class _Training:
     def fit(self, stop: StopRequest) -> None:
         """Train to the end, or until a request to stop."""
         steps = self._remaining_steps()
-        planned = next(steps)
         self._lap()
         self._set_mode(training=True)
         while True:
@@ -146,8 +159,7 @@ class _Training:
                 break
             if stop.received:
                 raise StoppedError(self._how_to_resume(stop.received), stop.received)
-            with self._explaining_lack_of_memory(f"in step {self.state.step + 1}"):
-                planned = self._train(planned, steps)
+            self._train(steps, stop)
         self._set_mode(training=False)
 
     def _remaining_steps(self) -> Iterator[_PlannedStep]:
@@ -158,20 +170,37 @@ class _Training:
                 yield _PlannedStep(step, self.gradients(step), epoch, index, length)
             start = 0
 
-    def _train(self, planned: _PlannedStep, later: Iterator[_PlannedStep]) -> _PlannedStep:
-        """Do an optimizer step. Returns the next one."""
-        options, state = self.settings.optimisation, self.state
-        rate = learning_rate(state.step, self.total, options)
+    def _train(self, steps: Iterator[_PlannedStep], stop: StopRequest) -> None:
+        """Do optimizer steps until something else is due, or a request to stop comes."""
+        under_way: deque[_LaunchedStep] = deque()
+        due = False
+        while not due:
+            done = self.state.step + len(under_way)
+            with self._explaining_lack_of_memory(f"in step {done + 1}"):
+                under_way.append(self._launch(next(steps), done))
+                if len(under_way) > self.ahead:
+                    self._complete(under_way.popleft())
+            due = stop.received is not None or self._something_is_due(done + 1)
+        while under_way:
+            self._complete(under_way.popleft())
+
+    def _launch(self, planned: _PlannedStep, done: int) -> _LaunchedStep:
+        """Begin an optimizer step, after so many; a GPU will end it."""
+        options = self.settings.optimisation
+        rate = learning_rate(done, self.total, options)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        _seed_step(self.settings.seed, state.step)
-        step_loss = planned.compute_gradients()
-        step_norm = clip_grad_norm_(self.parameters, options.clip_norm or math.inf)
+        _seed_step(self.settings.seed, done)
+        loss = planned.compute_gradients()
+        norm = clip_grad_norm_(self.parameters, options.clip_norm or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        # All is launched: a GPU computes while the next step is prepared.
-        upcoming = next(later)
-        loss, norm = step_loss.item(), step_norm.item()
+        return _LaunchedStep(planned, rate, loss, norm)
+
+    def _complete(self, launched: _LaunchedStep) -> None:
+        """Wait for a step, and count it if its numbers are any."""
+        planned, state = launched.planned, self.state
+        loss, norm = launched.loss.item(), launched.norm.item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise LoraqaError(self._explain_divergence(planned, loss, norm))
         state.step += 1
@@ -180,12 +209,16 @@ class _Training:
             "train",
             epoch=planned.epoch + (planned.index + 1) / planned.length,
             loss=loss,
-            learning_rate=rate,
+            learning_rate=launched.rate,
             gradient_norm=norm,
             **self._speed(planned),
             memory_mib=_peak_memory(self.model.device),
         )
-        return upcoming
+
+    def _something_is_due(self, step: int) -> bool:
+        """Whether a scoring or a checkpoint may follow this step, or the end."""
+        intervals = self.settings.evaluation.every, self.settings.checkpoint.every
+        return step == self.total or any(step % every == 0 for every in intervals)
 
     def _speed(self, planned: _PlannedStep) -> dict[str, float]:
         """Since the last step: with the time that checkpoints took, without that of evaluations."""

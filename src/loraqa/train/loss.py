@@ -21,7 +21,7 @@ Launch = Callable[[], Tensor]
 """Adds the gradient of a step's mean loss to the parameters'; returns that loss, detached."""
 
 Gradients = Callable[[Step], Launch]
-"""Prepares a step. A GPU has time for that while it computes the step before."""
+"""Prepares a step."""
 
 
 def answer_loss(runner: Runner, trees: MicroBatch) -> Tensor:
