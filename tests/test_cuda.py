@@ -25,6 +25,7 @@ from loraqa.prompt.plan import BatchPlan
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
 from loraqa.prompt.tree import Tree
+from loraqa.train.flat import FlatAdapter
 from loraqa.train.graphs import GraphedGradients, choose_gradients
 from loraqa.train.loop import train
 from loraqa.train.loss import accumulate
@@ -57,10 +58,11 @@ def model_of(kind: str, dropout: float = 0.0) -> Any:
     return model
 
 
-def gradients_of(model: Any) -> Tensor:
-    found = [p.grad.flatten().clone() for p in model.parameters() if p.grad is not None]
-    model.zero_grad()
-    return torch.cat(found)
+def taken(adapter: FlatAdapter) -> Tensor:
+    """The gradient, which is 0 afterwards."""
+    gradient = adapter.gradient.clone()
+    adapter.gradient.zero_()
+    return gradient
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -74,15 +76,16 @@ def test_kernels_are_chosen(kind: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_graphs_give_the_gradients_of_plain_operations(kind: str, trees: list[Tree]) -> None:
     model = model_of(kind)
+    adapter = FlatAdapter(model)
     step = [trees[:2], trees[2:], trees[:1]]
     expected_loss = accumulate(TreeRunner(model), step)
-    expected = gradients_of(model)
-    chosen = choose_gradients(KernelRunner(model))
+    expected = taken(adapter)
+    chosen = choose_gradients(KernelRunner(model), adapter)
     assert isinstance(chosen, GraphedGradients)
     results = []
     for _ in range(3):
         loss = chosen(step)()
-        results.append(gradients_of(model))
+        results.append(taken(adapter))
         assert loss.item() == pytest.approx(expected_loss.item(), rel=0.01)
         assert (results[-1] - expected).norm() < 0.03 * expected.norm()
     assert all(torch.equal(result, results[0]) for result in results)
@@ -90,27 +93,30 @@ def test_graphs_give_the_gradients_of_plain_operations(kind: str, trees: list[Tr
 
 def test_other_weights_and_batches_are_seen_by_graphs(trees: list[Tree]) -> None:
     model = model_of("gpt2")
-    chosen = choose_gradients(KernelRunner(model))
+    adapter = FlatAdapter(model)
+    chosen = choose_gradients(KernelRunner(model), adapter)
     for _ in range(2):
         chosen([trees])()
+    taken(adapter)
     for layer in lora_layers(model).values():
         layer.lora_B.data.mul_(3)
     others = [[trees[1], trees[0], replace(trees[2], branches=trees[2].branches[:1])]]
     chosen(others)()
-    actual = gradients_of(model)
+    actual = taken(adapter)
     accumulate(TreeRunner(model), others)
-    expected = gradients_of(model)
+    expected = taken(adapter)
     assert (actual - expected).norm() < 0.03 * expected.norm()
 
 
 def test_dropout_is_drawn_by_the_seed(trees: list[Tree]) -> None:
     model = model_of("gpt2", dropout=0.5)
-    chosen = choose_gradients(KernelRunner(model))
+    adapter = FlatAdapter(model)
+    chosen = choose_gradients(KernelRunner(model), adapter)
     results = []
     for seed in (1, 1, 1, 2):
         torch.manual_seed(seed)
         chosen([trees])()
-        results.append(gradients_of(model))
+        results.append(taken(adapter))
     assert isinstance(chosen, GraphedGradients)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[1], results[2])

@@ -25,7 +25,6 @@ from loraqa.model.load import load_base
 from loraqa.squad import Passage, Question, write_official
 from loraqa.train.run import Record, RunDirectory
 from loraqa.train.settings import RunSettings, load_settings
-from loraqa.train.stopping import StoppedError
 from tests.conftest import COMPILES
 from tests.train.conftest import PASSAGES
 
@@ -199,29 +198,6 @@ def test_a_finished_run_resumed_stays_as_it_is(
     shutil.copytree(finished[0], run)
     assert finetune(chosen, run, resume=True).after == finished[1].after
     assert weights(run) == weights(finished[0])
-
-
-def test_what_is_compiled_is_chosen_for_the_whole_training(
-    chosen: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: dict[str, int] = {}
-
-    def layers(_: Any, steps: int) -> bool:
-        asked["steps"] = steps
-        return False
-
-    monkeypatch.setattr("loraqa.finetune.compile_layers", layers)
-    run = tmp_path / "run"
-    with stopping_after(5, monkeypatch), pytest.raises(StoppedError):
-        finetune(chosen, run)
-    assert asked == {"steps": 8}
-    assert read(run / "environment.json")["compiled_layers"] is False
-    asked.clear()
-    finetune(chosen, run, resume=True)
-    assert asked == {"steps": 8}
-    asked.clear()
-    finetune(chosen, run, resume=True)
-    assert not asked
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from loraqa.train.checkpoint import (
     restore,
     save_checkpoint,
 )
+from loraqa.train.flat import FlatAdapter
 
 STATE = TrainState(
     step=7,
@@ -34,16 +35,15 @@ STATE = TrainState(
 )
 
 
-def trained() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+def trained() -> tuple[torch.nn.Module, FlatAdapter, torch.optim.Optimizer]:
     """A tiny model after an optimizer step on random gradients."""
     model = adapted(settings()).model
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, fused=True)
+    adapter = FlatAdapter(model)
+    optimizer = torch.optim.AdamW([adapter.vector], fused=True)
     torch.manual_seed(0)
-    for parameter in parameters:
-        parameter.grad = torch.randn_like(parameter)
+    adapter.gradient.normal_()
     optimizer.step()
-    return model, optimizer
+    return model, adapter, optimizer
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +73,9 @@ def test_it_holds_what_it_says(whole: Path) -> None:
 
 
 def test_optimizer_and_state_come_back(whole: Path) -> None:
-    model, optimizer = trained()
-    fresh = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
-    assert restore(whole, model, fresh) == STATE
+    _, adapter, optimizer = trained()
+    fresh = torch.optim.AdamW([adapter.vector], fused=True)
+    assert restore(whole, adapter, fresh) == STATE
     before, after = optimizer.state_dict()["state"], fresh.state_dict()["state"]
     assert before.keys() == after.keys()
     for index, values in before.items():

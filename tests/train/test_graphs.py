@@ -21,6 +21,7 @@ from loraqa.lora.layer import lora_layers
 from loraqa.model.runner import KernelRunner, TreeRunner
 from loraqa.prompt.tree import Tree
 from loraqa.train import graphs
+from loraqa.train.flat import FlatAdapter
 from loraqa.train.graphs import GraphedGradients, choose_gradients
 from loraqa.train.loss import accumulate, answer_loss
 
@@ -51,30 +52,34 @@ def randomised(kind: str = "gpt2") -> Any:
     return model
 
 
-def gradients_of(model: Any) -> list[Tensor]:
-    found = [p.grad.clone() for p in model.parameters() if p.grad is not None]
-    model.zero_grad()
-    return found
+def taken(adapter: FlatAdapter) -> Tensor:
+    """The gradient, which is 0 afterwards."""
+    gradient = adapter.gradient.clone()
+    adapter.gradient.zero_()
+    return gradient
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_they_are_those_of_plain_operations_each_time(kind: str, trees: list[Tree]) -> None:
     model = randomised(kind)
+    adapter = FlatAdapter(model)
     step = [trees[:2], trees[2:], trees[:1]]
     expected_loss = accumulate(TreeRunner(model), step)
-    expected = gradients_of(model)
-    gradients = choose_gradients(KernelRunner(model))
+    expected = taken(adapter)
+    gradients = choose_gradients(KernelRunner(model), adapter)
     assert isinstance(gradients, GraphedGradients)
     for _ in range(3):
         assert gradients(step)().item() == pytest.approx(expected_loss.item())
-        torch.testing.assert_close(gradients_of(model), expected)
+        torch.testing.assert_close(taken(adapter), expected)
 
 
 def test_a_recording_sees_other_batches_and_weights(trees: list[Tree]) -> None:
     model = randomised()
-    gradients = choose_gradients(KernelRunner(model))
+    adapter = FlatAdapter(model)
+    gradients = choose_gradients(KernelRunner(model), adapter)
     for _ in range(2):
         gradients([trees])()
+    taken(adapter)
     recorded = AgainFromTheSameMemory.recorded
     with torch.no_grad():
         for layer in lora_layers(model).values():
@@ -83,9 +88,9 @@ def test_a_recording_sees_other_batches_and_weights(trees: list[Tree]) -> None:
     fewer = replace(trees[0], branches=trees[0].branches[:1])
     others = [[*reversed(trees[1:]), fewer]]
     loss = gradients(others)()
-    found = gradients_of(model)
+    found = taken(adapter)
     assert loss.item() == pytest.approx(accumulate(TreeRunner(model), others).item())
-    torch.testing.assert_close(found, gradients_of(model))
+    torch.testing.assert_close(found, taken(adapter))
     assert AgainFromTheSameMemory.recorded == recorded
 
 
@@ -93,16 +98,18 @@ def test_a_step_can_be_prepared_before_the_last_one_has_changed_the_weights(
     trees: list[Tree],
 ) -> None:
     model = randomised()
-    gradients = choose_gradients(KernelRunner(model))
+    adapter = FlatAdapter(model)
+    gradients = choose_gradients(KernelRunner(model), adapter)
     first, second = gradients([trees[:1]]), gradients([trees[1:]])
     first()
+    taken(adapter)
     with torch.no_grad():
         for layer in lora_layers(model).values():
             layer.lora_B.mul_(2)
     second()
-    found = gradients_of(model)
+    found = taken(adapter)
     accumulate(TreeRunner(model), [trees[1:]])
-    torch.testing.assert_close(found, gradients_of(model))
+    torch.testing.assert_close(found, taken(adapter))
 
 
 def test_what_cannot_be_recorded_is_computed_plainly(
@@ -113,13 +120,14 @@ def test_what_cannot_be_recorded_is_computed_plainly(
 
     monkeypatch.setattr(AgainFromTheSameMemory, "record", refuse)
     model = randomised()
+    adapter = FlatAdapter(model)
     with caplog.at_level(logging.INFO, "loraqa"):
-        gradients = choose_gradients(KernelRunner(model))
+        gradients = choose_gradients(KernelRunner(model), adapter)
     assert "No CUDA graphs are used: operation not permitted when stream is cap" in caplog.text
     gradients([trees])()
-    found = gradients_of(model)
+    found = taken(adapter)
     accumulate(TreeRunner(model), [trees])
-    torch.testing.assert_close(found, gradients_of(model))
+    torch.testing.assert_close(found, taken(adapter))
 
 
 def test_a_wrong_recording_is_not_used(
@@ -129,14 +137,17 @@ def test_a_wrong_recording_is_not_used(
         return lambda: None, torch.zeros(())
 
     monkeypatch.setattr(AgainFromTheSameMemory, "record", nothing)
+    model = randomised()
+    adapter = FlatAdapter(model)
     with caplog.at_level(logging.INFO, "loraqa"):
-        gradients = choose_gradients(KernelRunner(randomised()))
+        gradients = choose_gradients(KernelRunner(model), adapter)
     assert not isinstance(gradients, GraphedGradients)
     assert "No CUDA graphs are used: gradients are " in caplog.text
 
 
 def test_other_runners_and_losses_are_computed_plainly() -> None:
     model = randomised()
-    assert not isinstance(choose_gradients(TreeRunner(model)), GraphedGradients)
-    doubled = choose_gradients(KernelRunner(model), lambda *args: 2 * answer_loss(*args))
+    adapter = FlatAdapter(model)
+    assert not isinstance(choose_gradients(TreeRunner(model), adapter), GraphedGradients)
+    doubled = choose_gradients(KernelRunner(model), adapter, lambda *args: 2 * answer_loss(*args))
     assert not isinstance(doubled, GraphedGradients)

@@ -67,7 +67,8 @@ def _check(kind: _Kind, device: torch.device, dtype: torch.dtype) -> None:
     query, key, value = torch.randn(3, 1, 4, 3, 8, generator=generator).to(device, dtype)
     numbers = [keys, values, query, key[:, :2], value[:, :2]]
     expected = _attended(GrowingRows, [each.float() for each in numbers])
-    torch.testing.assert_close(_attended(kind, numbers), expected.to(dtype))
+    error = (_attended(kind, numbers) - expected).norm() / expected.norm()
+    assert error < 4 * torch.finfo(dtype).eps, f"they are {error:.1g} off"
 
 
 def _attended(kind: _Kind, numbers: Sequence[Tensor]) -> Tensor:

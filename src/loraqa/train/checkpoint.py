@@ -25,11 +25,14 @@ from transformers import PreTrainedModel
 from loraqa.errors import InputError, LoraqaError
 from loraqa.files import read_json, replacing_folder, sha256, write_json, write_tensors
 from loraqa.lora.adapter import save_adapter
+from loraqa.train.flat import FlatAdapter
 
 logger = logging.getLogger("loraqa")
 
 ADAPTER = "adapter"
 _OPTIMIZER = "optimizer.safetensors"
+# What AdamW keeps for each weight, besides the number of its steps.
+_MEANS = ("exp_avg", "exp_avg_sq")
 _STATE = "state.json"
 _MANIFEST = "manifest.json"
 
@@ -87,35 +90,41 @@ def step_of(checkpoint: Path | None) -> int:
 
 
 def save_checkpoint(
-    checkpoints: Path, model: PreTrainedModel, optimizer: Optimizer, state: TrainState
+    checkpoints: Path,
+    model: PreTrainedModel,
+    adapter: FlatAdapter,
+    optimizer: Optimizer,
+    state: TrainState,
 ) -> Path:
     """Write the checkpoint of `state.step`, whole or not at all, and return its folder.
 
     Raises:
         LoraqaError: the adapter holds a NaN or an infinity.
     """
-    _check_finite(model, state.step)
+    _check_finite(adapter, state.step)
     path = checkpoint_folder(checkpoints, state.step)
     with replacing_folder(path) as folder:
         save_adapter(model, folder / ADAPTER, base_name=model.name_or_path or None)
-        write_tensors(folder / _OPTIMIZER, _optimizer_tensors(model, optimizer))
+        write_tensors(folder / _OPTIMIZER, _optimizer_tensors(adapter, optimizer))
         write_json(folder / _STATE, asdict(state))
         write_json(folder / _MANIFEST, _manifest(folder))
     return path
 
 
-def restore(checkpoint: Path, model: PreTrainedModel, optimizer: Optimizer) -> TrainState:
+def restore(checkpoint: Path, adapter: FlatAdapter, optimizer: Optimizer) -> TrainState:
     """Put the optimizer back to where it was; return where the training stood.
 
-    The model must hold the checkpoint's adapter (`load_adapter(model, checkpoint / ADAPTER)`).
+    The adapter must be the checkpoint's (`load_adapter(model, checkpoint / ADAPTER)`).
     """
     saved = load_file(checkpoint / _OPTIMIZER)
-    values: dict[int, dict[str, Tensor]] = {}
-    for index, name in enumerate(_trained(model)):
-        keys = (key for key in saved if key.rpartition(".")[0] == name)
-        values[index] = {key.rpartition(".")[2]: saved[key] for key in keys}
+    first = next(iter(adapter.weights))
+    keys = [key.rpartition(".")[2] for key in saved if key.rpartition(".")[0] == first]
+    parts = {key: {name: saved[f"{name}.{key}"] for name in adapter.weights} for key in keys}
+    values = {
+        key: adapter.join(each) if key in _MEANS else each[first] for key, each in parts.items()
+    }
     groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": values, "param_groups": groups})
+    optimizer.load_state_dict({"state": {0: values}, "param_groups": groups})
     return TrainState.from_json(read_json(checkpoint / _STATE))
 
 
@@ -166,25 +175,25 @@ def _saved_steps(checkpoints: Path) -> list[int]:
     return sorted(map(step_of, named))
 
 
-def _trained(model: PreTrainedModel) -> dict[str, Tensor]:
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+def _check_finite(adapter: FlatAdapter, step: int) -> None:
+    if adapter.vector.isfinite().all():
+        return
+    name = next(name for name, weight in adapter.weights.items() if not weight.isfinite().all())
+    raise LoraqaError(
+        f"After step {step} the adapter holds a NaN or an infinity ({name}) and is not "
+        "saved; start again with a lower optimisation.learning_rate."
+    )
 
 
-def _check_finite(model: PreTrainedModel, step: int) -> None:
-    for name, parameter in _trained(model).items():
-        if not parameter.isfinite().all():
-            raise LoraqaError(
-                f"After step {step} the adapter holds a NaN or an infinity ({name}) and is not "
-                "saved; start again with a lower optimisation.learning_rate."
-            )
-
-
-def _optimizer_tensors(model: PreTrainedModel, optimizer: Optimizer) -> dict[str, Tensor]:
-    return {
-        f"{name}.{key}": value
-        for name, parameter in _trained(model).items()
-        for key, value in optimizer.state[parameter].items()
+def _optimizer_tensors(adapter: FlatAdapter, optimizer: Optimizer) -> dict[str, Tensor]:
+    """By weight, as if the optimizer looked at each of them."""
+    state = optimizer.state[adapter.vector]
+    means = {
+        f"{name}.{key}": part
+        for key in _MEANS
+        for name, part in adapter.split(state[key].cpu()).items()
     }
+    return means | {f"{name}.step": state["step"].clone() for name in adapter.weights}
 
 
 def _manifest(folder: Path) -> dict[str, dict[str, Any]]:

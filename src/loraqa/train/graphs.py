@@ -7,7 +7,8 @@ little longer than to launch its kernels.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from torch.func import functional_call
 from torch.nn.functional import pad
 
 from loraqa.errors import in_a_line
+from loraqa.lora.layer import lora_layers
 from loraqa.model.buckets import fill_bucket
 from loraqa.model.choose import small_trees, why_gradients_differ
 from loraqa.model.kernel_trees import KernelTrees, token_sight
@@ -25,6 +27,7 @@ from loraqa.model.last_layer import wanted_logits
 from loraqa.model.runner import KernelRunner, Runner
 from loraqa.prompt.batch import TreeBatch, collate_trees
 from loraqa.prompt.plan import MicroBatch, Step
+from loraqa.train.flat import FlatAdapter
 from loraqa.train.loss import (
     Gradients,
     Launch,
@@ -43,58 +46,75 @@ _HEAD_ROWS = 64
 _NO_TARGET = -100
 
 
-def choose_gradients(runner: Runner, loss: Loss = answer_loss) -> Gradients:
-    """How to compute gradients of a model with its adapter: by graphs where they work."""
+def choose_gradients(runner: Runner, adapter: FlatAdapter, loss: Loss = answer_loss) -> Gradients:
+    """How to compute gradients of a model's adapter: by graphs where they work."""
 
     def plain(step: Step) -> Launch:
         return partial(accumulate, runner, step, loss)
 
     if not isinstance(runner, KernelRunner) or loss is not answer_loss:
         return plain
-    graphed = GraphedGradients(runner)
-    reason = _why_wrong(graphed, plain, [small_trees(runner.model)])
+    graphed = GraphedGradients(runner, adapter)
+    with _without_dropout(runner.model):
+        reason = _why_wrong(graphed, plain, adapter.gradient, [small_trees(runner.model)])
     if reason is None:
+        graphed.forget()
         return graphed
     logger.info("No CUDA graphs are used: %s.", reason)
     return plain
 
 
-def _why_wrong(graphed: "GraphedGradients", plain: Gradients, step: Step) -> str | None:
+def _why_wrong(graphed: Gradients, plain: Gradients, gradient: Tensor, step: Step) -> str | None:
     """Why graphs do not give the gradients that are computed without."""
+    found = []
     try:
-        # Kernels are loaded by the first, which nothing can be recorded meanwhile.
-        expected, actual = (graphed.after(each(step)) for each in (plain, graphed))
+        # The first also loads all kernels, which cannot be while a graph is recorded.
+        for gradients in (plain, graphed):
+            gradients(step)()
+            found.append(gradient.clone())
+            gradient.zero_()
     except torch.OutOfMemoryError:
         raise
     # Whatever a model does that cannot be recorded.
     except Exception as problem:
+        gradient.zero_()
         return in_a_line(problem)
-    return why_gradients_differ(actual, expected)
+    return why_gradients_differ(found[1], found[0])
+
+
+@contextmanager
+def _without_dropout(model: nn.Module) -> Iterator[None]:
+    """Padding is drawn for too, so that other numbers would be drawn for tokens."""
+    layers = lora_layers(model).values()
+    before = [layer.training for layer in layers]
+    for layer in layers:
+        layer.eval()
+    try:
+        yield
+    finally:
+        for layer, training in zip(layers, before, strict=True):
+            layer.train(training)
 
 
 class GraphedGradients:
     """`Gradients` of the answers' loss, as `accumulate` gives them.
 
-    All matrices of the adapter lie side by side, in fp32 as in the model's dtype, and so do their
-    gradients: what happens to each of them takes one kernel.
+    The adapter is rounded to the model's dtype, and its gradient added up, as one vector.
     """
 
-    def __init__(self, runner: KernelRunner) -> None:
+    def __init__(self, runner: KernelRunner, adapter: FlatAdapter) -> None:
+        self._adapter = adapter
         self._loss = _AnswerLoss(runner)
-        named = {name: p for name, p in self._loss.named_parameters() if p.requires_grad}
         self._head = _padded_head(self._loss)
-        self.parameters = list(named.values())
-        self._device = runner.model.device
-        self._weights = torch.cat([p.detach().flatten() for p in self.parameters])
-        for parameter, piece in zip(self.parameters, self._pieces(self._weights), strict=True):
-            parameter.data = piece
-        self._rounded = self._weights.to(runner.model.dtype)
+        self._rounded = adapter.vector.detach().to(runner.model.dtype)
         self._copies = {
-            name: piece.requires_grad_()
-            for name, piece in zip(named, self._pieces(self._rounded), strict=True)
+            f"model.{name}": part.requires_grad_()
+            for name, part in adapter.split(self._rounded).items()
         }
-        self.flat = torch.zeros_like(self._weights)
-        self._gradients = self._pieces(self.flat)
+        self.forget()
+
+    def forget(self) -> None:
+        """Record anew what is to come."""
         self._recorder = Recorder()
         self._recordings: dict[tuple[int, int], _Recording] = {}
 
@@ -103,19 +123,8 @@ class GraphedGradients:
         targets = supervised_tokens(step)
         return partial(self._launch, [_Inputs.of(trees, targets) for trees in step])
 
-    def after(self, launch: Launch) -> Tensor:
-        """All gradients, one after another, that a step gives; none is left behind."""
-        launch()
-        gradients = [parameter.grad for parameter in self.parameters]
-        for parameter in self.parameters:
-            parameter.grad = None
-        return torch.cat([each.flatten() for each in gradients if each is not None])
-
     def _launch(self, micro_batches: Sequence["_Inputs"]) -> Tensor:
-        self.flat.zero_()
-        for parameter, gradient in zip(self.parameters, self._gradients, strict=True):
-            parameter.grad = gradient
-        loss = torch.zeros((), device=self._device)
+        loss = torch.zeros((), device=self._rounded.device)
         for inputs in micro_batches:
             loss += self._add(inputs)
         return loss
@@ -124,7 +133,7 @@ class GraphedGradients:
         """Add the gradient of a micro-batch's share of the loss, which is returned."""
         kind = inputs.tokens, inputs.wanted
         if kind not in self._recordings:
-            numbers = inputs.numbers.to(self._device)
+            numbers = inputs.numbers.to(self._rounded.device)
             compute = partial(self._compute, inputs, numbers)
             self._recordings[kind] = _Recording(numbers, *self._recorder.record(compute))
         recording = self._recordings[kind]
@@ -135,17 +144,11 @@ class GraphedGradients:
     def _compute(self, inputs: "_Inputs", numbers: Tensor) -> Tensor:
         """The same on the device, by kernels alone."""
         with torch.no_grad():
-            self._rounded.copy_(self._weights)
+            self._rounded.copy_(self._adapter.vector)
         loss: Tensor = functional_call(self._loss, self._head | self._copies, (inputs, numbers))
         gradients = torch.autograd.grad(loss, list(self._copies.values()))
-        self.flat += torch.cat([gradient.flatten() for gradient in gradients])
+        self._adapter.gradient += torch.cat([gradient.flatten() for gradient in gradients])
         return loss.detach()
-
-    def _pieces(self, flat: Tensor) -> list[Tensor]:
-        """Each matrix's part of all."""
-        shapes = [p.shape for p in self.parameters]
-        pieces = flat.split([shape.numel() for shape in shapes])
-        return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
 @dataclass(frozen=True)

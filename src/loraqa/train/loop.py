@@ -36,6 +36,7 @@ from loraqa.train.checkpoint import (
     restore,
     save_checkpoint,
 )
+from loraqa.train.flat import FlatAdapter
 from loraqa.train.graphs import choose_gradients
 from loraqa.train.loss import Launch, Loss, answer_loss
 from loraqa.train.run import Record, RunDirectory
@@ -123,9 +124,9 @@ class _Training:
 
     def __post_init__(self) -> None:
         self.model = self.runner.model
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.gradients = choose_gradients(self.runner, self.loss)
-        self.optimizer = _adamw(self.parameters, self.settings.optimisation)
+        self.adapter = FlatAdapter(self.model)
+        self.gradients = choose_gradients(self.runner, self.adapter, self.loss)
+        self.optimizer = _adamw(self.adapter.vector, self.settings.optimisation)
         self.total = total_steps(self.plan, self.settings.optimisation)
         self.state = TrainState()
         self.saved_step = 0
@@ -135,7 +136,7 @@ class _Training:
 
     def take_over(self, checkpoint: Path) -> None:
         """Stand where a checkpoint was made."""
-        self.state = restore(checkpoint, self.model, self.optimizer)
+        self.state = restore(checkpoint, self.adapter, self.optimizer)
         self.saved_step = self.state.step
         best = self.state.best
         if best:
@@ -190,11 +191,12 @@ class _Training:
         rate = learning_rate(done, self.total, options)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        _seed_step(self.settings.seed, done)
+        if self.settings.lora.dropout:
+            _seed_step(self.settings.seed, done)
         loss = planned.compute_gradients()
-        norm = clip_grad_norm_(self.parameters, options.clip_norm or math.inf)
+        norm = clip_grad_norm_(self.adapter.vector, options.clip_norm or math.inf)
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.adapter.gradient.zero_()
         return _LaunchedStep(planned, rate, loss, norm)
 
     def _complete(self, launched: _LaunchedStep) -> None:
@@ -282,7 +284,7 @@ class _Training:
 
     def _save(self) -> None:
         self.run.flush()
-        save_checkpoint(self.run.checkpoints, self.model, self.optimizer, self.state)
+        save_checkpoint(self.run.checkpoints, self.model, self.adapter, self.optimizer, self.state)
         self.saved_step = self.state.step
         remove_superseded(self.run.checkpoints, self.state, self.settings.checkpoint.keep)
 
@@ -327,13 +329,12 @@ class _Training:
         )
 
 
-def _adamw(parameters: list[Parameter], options: OptimisationSettings) -> AdamW:
+def _adamw(vector: Parameter, options: OptimisationSettings) -> AdamW:
     return AdamW(
-        parameters,
+        [vector],
         lr=options.learning_rate,
         betas=options.betas,
         weight_decay=options.weight_decay,
-        # One kernel for all matrices of an adapter, which are many and small.
         fused=True,
     )
 
@@ -347,6 +348,8 @@ def _seed_step(seed: int, step: int) -> None:
 def _peak_memory(device: torch.device) -> float:
     """The most memory used so far, in MiB: of the GPU by tensors, else of the process in all."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+        # `max_memory_allocated` flattens all statistics to look at this one.
+        peak: int = torch.cuda.memory_stats_as_nested_dict(device)["allocated_bytes"]["all"]["peak"]
+        return peak / 2**20
+    kept = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kept / 2**20 if sys.platform == "darwin" else kept / 2**10
