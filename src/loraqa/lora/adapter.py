@@ -92,7 +92,8 @@ def _key(name: str, matrix: str) -> str:
 def _plain_tensors(layers: Mapping[str, LoraLinear]) -> dict[str, Tensor]:
     tensors = {}
     for name, layer in layers.items():
-        tensors[_key(name, "A")] = layer.lora_A.detach().contiguous()
+        # It may be a part of a larger tensor, of which not all is to be saved.
+        tensors[_key(name, "A")] = layer.lora_A.detach().clone()
         tensors[_key(name, "B")] = _plain_b(layer)
     return tensors
 

@@ -102,12 +102,19 @@ class _PlannedStep:
 
 @dataclass(frozen=True)
 class _LaunchedStep:
-    """An optimizer step under way: its learning rate, its loss and its gradient's norm."""
+    """An optimizer step under way.
+
+    Attributes:
+        planned: what is done.
+        rate: its learning rate.
+        numbers: (2,) its loss and its gradient's norm, which are there once `wait` returns.
+        wait: for these alone, not for what was launched since.
+    """
 
     planned: _PlannedStep
     rate: float
-    loss: Tensor
-    norm: Tensor
+    numbers: Tensor
+    wait: Callable[[], None]
 
 
 @dataclass
@@ -197,12 +204,13 @@ class _Training:
         norm = clip_grad_norm_(self.adapter.vector, options.clip_norm or math.inf)
         self.optimizer.step()
         self.adapter.gradient.zero_()
-        return _LaunchedStep(planned, rate, loss, norm)
+        return _LaunchedStep(planned, rate, *_fetch(torch.stack([loss, norm])))
 
     def _complete(self, launched: _LaunchedStep) -> None:
         """Wait for a step, and count it if its numbers are any."""
         planned, state = launched.planned, self.state
-        loss, norm = launched.loss.item(), launched.norm.item()
+        launched.wait()
+        loss, norm = launched.numbers.tolist()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise LoraqaError(self._explain_divergence(planned, loss, norm))
         state.step += 1
@@ -337,6 +345,16 @@ def _adamw(vector: Parameter, options: OptimisationSettings) -> AdamW:
         weight_decay=options.weight_decay,
         fused=True,
     )
+
+
+def _fetch(numbers: Tensor) -> tuple[Tensor, Callable[[], None]]:
+    """Numbers on their way to the CPU, and what waits for them."""
+    if not numbers.is_cuda:
+        return numbers.cpu(), lambda: None
+    fetched = numbers.to("cpu", non_blocking=True)
+    arrival = torch.cuda.Event()
+    arrival.record()
+    return fetched, arrival.synchronize
 
 
 def _seed_step(seed: int, step: int) -> None:
