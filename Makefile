@@ -21,7 +21,8 @@ demo: setup ## train, evaluate and compare on the embedded example, offline
 	$(BIN)/loraqa demo
 
 test: setup ## run the tests, a few minutes
-	@$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/pip install -c constraints.txt -e '.[kernels]'
+	@test "$$(uname -sm)" != "Linux x86_64" || $(BIN)/python -c 'import triton' 2>/dev/null || \
+	$(BIN)/pip install -c constraints.txt -e '.[kernels]'
 	$(BIN)/pytest
 
 lint: setup ## check style, format and types

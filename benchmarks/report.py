@@ -77,7 +77,7 @@ def speed_plot(groups: Groups) -> "Figure":
         figure = Figure(figsize=(7, 0.4 * len(speeds) + 0.8), layout="constrained")
         axes = figure.subplots()
         bars = axes.barh(list(speeds), list(speeds.values()), color=colours)
-        axes.bar_label(bars, fmt="%.2g", padding=4)
+        axes.bar_label(bars, fmt=lambda speed: f"{float(f'{speed:.3g}'):,g}", padding=4)
         axes.margins(x=0.1)
         axes.set_xlabel("questions a second")
         axes.grid(axis="y", visible=False)

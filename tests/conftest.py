@@ -16,10 +16,11 @@ from hypothesis import settings
 # Tiny models gain nothing from threads, and lose much where other work keeps the cores busy. Torch
 # reads this when it is first imported; processes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+import torch
 
 # Triton asks, when it is first imported, whether to interpret kernels; where there is a GPU they
 # run on it (`test_cuda.py`).
-INTERPRETS = importlib.util.find_spec("triton") is not None and not shutil.which("nvidia-smi")
+INTERPRETS = importlib.util.find_spec("triton") is not None and not torch.cuda.is_available()
 if INTERPRETS:
     os.environ["TRITON_INTERPRET"] = "1"
 needs_interpreter = pytest.mark.skipif(

@@ -117,8 +117,11 @@ def finetune(
     facts = {"base": base.model_dump(), **_data_facts(data, encoded.counts)}
     plan = _plan(settings, encoded, reader)
     total, done = total_steps(plan, settings.optimisation), step_of(checkpoint)
-    compiled = {"compiled_gelu": compiled_gelu(model)}
-    surroundings = environment(model.device, model.dtype, command) | compiled
+    kernels = {
+        "compiled_gelu": compiled_gelu(model),
+        "runner": type(reader.runner).__name__,
+    }
+    surroundings = environment(model.device, model.dtype, command) | kernels
     begin = run.resume if resume else run.start
     begin(settings, facts, surroundings)
 

@@ -91,6 +91,17 @@ def test_kernels_attend_as_blocks_do_with_their_gradients(
     )
 
 
+@needs_interpreter
+def test_what_the_kernels_would_misread_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, key, value = torch.randn(3, 1, 2, 8, 16)
+    queries = queries_of(token_sight([TreeSpan(0, 5, (3,))], 8), torch.arange(8))
+    with pytest.raises(ValueError, match="width"):
+        kernel_trees._attend(query, key, value[..., :8], queries, 0.3)
+    monkeypatch.setattr("loraqa.model.tree_kernels._MOST_NUMBERS", 127)
+    with pytest.raises(ValueError, match="too long"):
+        kernel_trees._attend(query, key, value, queries, 0.3)
+
+
 @given(lengths=LENGTHS, padding=st.integers(0, 150), every=st.integers(1, 50))
 def test_blocks_visit_all_that_is_seen(lengths: Any, padding: int, every: int) -> None:
     spans = spans_of(lengths)

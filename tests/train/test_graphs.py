@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.conftest import tiny_model
+from tests.conftest import tiny_config, tiny_model
 from tests.model import flash_by_hand
 from tests.train.conftest import settings
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from loraqa.lora.adapt import adapt
 from loraqa.lora.layer import lora_layers
@@ -22,7 +23,12 @@ from loraqa.model.runner import KernelRunner, TreeRunner
 from loraqa.prompt.tree import Tree
 from loraqa.train import graphs
 from loraqa.train.flat import FlatAdapter
-from loraqa.train.graphs import GraphedGradients, choose_gradients
+from loraqa.train.graphs import (
+    GraphedGradients,
+    _AnswerLoss,
+    _padded_head,
+    choose_gradients,
+)
 from loraqa.train.loss import accumulate, answer_loss
 
 
@@ -71,6 +77,7 @@ def test_they_are_those_of_plain_operations_each_time(kind: str, trees: list[Tre
     for _ in range(3):
         assert gradients(step)().item() == pytest.approx(expected_loss.item())
         torch.testing.assert_close(taken(adapter), expected)
+    assert len(model.get_output_embeddings().weight) == model.config.vocab_size
 
 
 def test_a_recording_sees_other_batches_and_weights(trees: list[Tree]) -> None:
@@ -143,6 +150,31 @@ def test_a_wrong_recording_is_not_used(
         gradients = choose_gradients(KernelRunner(model), adapter)
     assert not isinstance(gradients, GraphedGradients)
     assert "No CUDA graphs are used: gradients are " in caplog.text
+
+
+def test_a_recording_that_works_but_once_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where it is recorded on another GPU than the one that computes: nothing is repeated."""
+
+    def once(_: Any, compute: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        return lambda: None, compute()
+
+    monkeypatch.setattr(AgainFromTheSameMemory, "record", once)
+    model = randomised()
+    with caplog.at_level(logging.INFO, "loraqa"):
+        gradients = choose_gradients(KernelRunner(model), FlatAdapter(model))
+    assert not isinstance(gradients, GraphedGradients)
+    assert "No CUDA graphs are used: gradients are " in caplog.text
+
+
+@pytest.mark.parametrize(("vocabulary", "padded"), [(300, 320), (320, None)])
+def test_a_head_is_padded_where_it_must_be(vocabulary: int, padded: int | None) -> None:
+    config = tiny_config("gpt2")
+    config.vocab_size = vocabulary
+    model = AutoModelForCausalLM.from_config(config)
+    heads = _padded_head(_AnswerLoss(KernelRunner(model)))
+    assert {len(head) for head in heads.values()} == ({padded} if padded else set())
 
 
 def test_other_runners_and_losses_are_computed_plainly() -> None:

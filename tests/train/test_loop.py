@@ -32,6 +32,14 @@ from loraqa.train.stopping import StoppedError
 STEPS = 8
 
 
+@pytest.fixture(params=[0, 1], ids=["", "a step ahead"], autouse=True)
+def ahead(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """As on a CPU, and as on a GPU."""
+    monkeypatch.setattr("loraqa.train.loop._steps_ahead", lambda _: request.param)
+    steps: int = request.param
+    return steps
+
+
 def start(trees: list[Tree], run: RunDirectory, chosen: RunSettings, **options: Any) -> TrainState:
     return train(adapted(chosen), plan(trees, chosen), chosen, run, **options)
 
@@ -168,12 +176,14 @@ def test_a_signal_saves_and_stops_with_a_sentence(
     undisturbed: RunDirectory,
     number: signal.Signals,
     status: int,
+    ahead: int,
 ) -> None:
-    before = signal.getsignal(number)
-    with pytest.raises(StoppedError, match=r"after step 5 of 8; .*--out .*run --resume") as caught:
+    before, stopped = signal.getsignal(number), 5 + ahead
+    sentence = rf"after step {stopped} of 8; .*--out .*run --resume"
+    with pytest.raises(StoppedError, match=sentence) as caught:
         start(trees, run, settings(), report=at_step(5, send(number)))
     assert caught.value.exit_code == status
-    assert last(run).name == "step-000005"
+    assert last(run).name == f"step-00000{stopped}"
     assert signal.getsignal(number) is before
     go_on(trees, run, settings())
     assert adapter_bytes(last(run)) == adapter_bytes(last(undisturbed))

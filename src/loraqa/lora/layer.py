@@ -137,7 +137,6 @@ class LoraLinear(nn.Module):
         return result
 
     def _dropout_mask(self, x: Tensor) -> Tensor | None:
-        # In this order, a compiler sees nothing that training changes where nothing drops out.
         if self.dropout == 0 or not self.training:
             return None
         return F.dropout(torch.ones_like(x), self.dropout)

@@ -2,7 +2,7 @@
 
 A model that looks its attention up there (`model.set_attn_implementation(TREE_ATTENTION)`) calls
 `attend_trees` in every layer, which hands queries, keys and values to the object passed to the
-model's `forward` as `trees`: those of `packed.py`, for training and for prompts, and the growing
+model's `forward` as `trees`: packed trees, for training and for prompts, and the growing
 rows of `rows.py`.
 """
 

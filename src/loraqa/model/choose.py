@@ -49,8 +49,7 @@ def choose_runner(model: PreTrainedModel, max_length: int, *, training: bool = F
     Args:
         model: any causal language model.
         max_length: the longest path that it will compute, in tokens.
-        training: whether gradients are wanted too. Compiled kernels for them are other ones, may
-            fail where these do not, and take their time to compile.
+        training: whether gradients are wanted too, which come from other kernels.
 
     Raises:
         InputError: the model is not causal.

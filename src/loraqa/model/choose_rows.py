@@ -19,18 +19,19 @@ logger = logging.getLogger("loraqa")
 
 _Kind = type[GrowingRows] | type[CompiledRows] | type[VarlenRows]
 
-# What kernels of variable lengths compute in.
-_IN_VARLEN = (torch.bfloat16, torch.float16)
+# Of which widths kernels of variable lengths compute.
+_WIDTHS = range(8, 257, 8)
 # Of what is computed to compare: three rows on two trunks.
 _SPANS = (TreeSpan(0, trunk=5, branches=(2, 3)), TreeSpan(10, trunk=3, branches=(1,)))
 
 
 def choose_rows(spans: Sequence[TreeSpan], prompts: States) -> Rows:
     """Rows that go on from packed trees, see `PackedTrees.rows`."""
-    states, _ = prompts[0]
+    states, values = prompts[0]
     if compiles(states.device, states.dtype):
         return CompiledRows(spans, prompts)
-    if _is_varlen(states.device, states.dtype):
+    fits = states.shape == values.shape and states.shape[-1] in _WIDTHS
+    if fits and _is_varlen(states.device, states.dtype):
         return VarlenRows(spans, prompts)
     return GrowingRows(spans, prompts)
 
@@ -46,7 +47,7 @@ def _check_compiled(dtype: torch.dtype) -> None:
 
 @cache
 def _is_varlen(device: torch.device, dtype: torch.dtype) -> bool:
-    if device.type != "cuda" or dtype not in _IN_VARLEN:
+    if device.type != "cuda" or dtype != torch.bfloat16:
         return False
     try:
         _check(VarlenRows, device, dtype)

@@ -59,6 +59,9 @@ def load_base(
         LackOfMemoryError: the model does not fit into memory.
     """
     torch_device = choose_device(device)
+    if torch_device.type == "cuda":
+        # Of several GPUs, kernels and graphs of our own are launched on the current one.
+        torch.cuda.set_device(torch_device)
     torch_dtype = choose_dtype(dtype, torch_device)
     where = _Source(source, revision)
     tokenizer = where.load(AutoTokenizer)

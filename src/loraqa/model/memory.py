@@ -18,6 +18,8 @@ _NEVER_TRIM, _NEVER_MMAP = 2**31 - 1, 2**30
 _SELDOM_MMAP = 2**25
 # Tokens to answer with at once: enough for a CPU's full rate, and more than any GPU needs.
 _FEWEST_TOKENS, _MOST_TOKENS = 2**14, 2**18
+# Numbers in a tensor: kernels compute their places in 32 bits.
+_COUNTED = 2**31 - 1
 # Of free memory, for keys and values: they are kept up to three times, and a layer's own numbers
 # and the logits take their part.
 _FOR_STATES = 1 / 8
@@ -46,7 +48,15 @@ def tokens_at_once(model: PreTrainedModel) -> int:
         return _FEWEST_TOKENS
     free, _ = torch.cuda.mem_get_info(model.device)
     fitting = int(_FOR_STATES * free) // _bytes_of_states(model)
-    return min(max(fitting, _FEWEST_TOKENS), _MOST_TOKENS)
+    return min(max(fitting, _FEWEST_TOKENS), _MOST_TOKENS, _COUNTED // _widest_row(model))
+
+
+def _widest_row(model: PreTrainedModel) -> int:
+    """Numbers of queries, keys and values of a token, which may lie side by side."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", 1)
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return int(3 * heads * size)
 
 
 def _bytes_of_states(model: PreTrainedModel) -> int:

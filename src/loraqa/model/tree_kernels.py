@@ -17,6 +17,8 @@ from torch.autograd.function import once_differentiable
 
 from loraqa.model.kernel_trees import BLOCK, Queries
 
+# Their places are computed in 32 bits.
+_MOST_NUMBERS = 2**31 - 1
 # Weights are powers of 2, which a GPU is faster at than at those of e.
 _LOG2_E = 1.4426950408889634
 
@@ -32,11 +34,23 @@ def attend(query: Tensor, key: Tensor, value: Tensor, queries: Queries, scaling:
 
     Returns:
         (1, heads, Q, head size).
+
+    Raises:
+        ValueError: values are not as wide as keys and queries, or there are more numbers than the
+            kernels count, which takes more than 200,000 tokens of most models.
     """
+    if key.shape != value.shape or key.shape[-1] != query.shape[-1]:
+        raise ValueError("queries, keys and values differ in their width")
+    if max(map(_last_place, (query, key, value))) > _MOST_NUMBERS:
+        raise ValueError("a row is too long for attention by kernels; compute fewer tokens at once")
     attended: Tensor = _Attend.apply(
         *(each.squeeze(0).transpose(0, 1) for each in (query, key, value)), queries, scaling
     )
     return attended.transpose(0, 1)[None]
+
+
+def _last_place(states: Tensor) -> int:
+    return sum((n - 1) * stride for n, stride in zip(states.shape, states.stride(), strict=True))
 
 
 class _Attend(torch.autograd.Function):

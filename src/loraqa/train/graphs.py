@@ -24,6 +24,7 @@ from loraqa.model.buckets import fill_bucket
 from loraqa.model.choose import small_trees, why_gradients_differ
 from loraqa.model.kernel_trees import KernelTrees, token_sight
 from loraqa.model.last_layer import wanted_logits
+from loraqa.model.memory import ADVICE_TO_LOADERS, explaining_lack_of_memory
 from loraqa.model.runner import KernelRunner, Runner
 from loraqa.prompt.batch import TreeBatch, collate_trees
 from loraqa.prompt.plan import MicroBatch, Step
@@ -46,8 +47,13 @@ _HEAD_ROWS = 64
 _NO_TARGET = -100
 
 
+@explaining_lack_of_memory("while a training step was tried", ADVICE_TO_LOADERS)
 def choose_gradients(runner: Runner, adapter: FlatAdapter, loss: Loss = answer_loss) -> Gradients:
-    """How to compute gradients of a model's adapter: by graphs where they work."""
+    """How to compute gradients of a model's adapter: by graphs where they work.
+
+    Raises:
+        LackOfMemoryError: not even small trees fit into memory.
+    """
 
     def plain(step: Step) -> Launch:
         return partial(accumulate, runner, step, loss)
@@ -65,11 +71,11 @@ def choose_gradients(runner: Runner, adapter: FlatAdapter, loss: Loss = answer_l
 
 
 def _why_wrong(graphed: Gradients, plain: Gradients, gradient: Tensor, step: Step) -> str | None:
-    """Why graphs do not give the gradients that are computed without."""
+    """Why graphs, made and then used again, do not give the gradients that are computed without."""
     found = []
     try:
         # The first also loads all kernels, which cannot be while a graph is recorded.
-        for gradients in (plain, graphed):
+        for gradients in (plain, graphed, graphed):
             gradients(step)()
             found.append(gradient.clone())
             gradient.zero_()
@@ -79,7 +85,7 @@ def _why_wrong(graphed: Gradients, plain: Gradients, gradient: Tensor, step: Ste
     except Exception as problem:
         gradient.zero_()
         return in_a_line(problem)
-    return why_gradients_differ(found[1], found[0])
+    return why_gradients_differ(found[1], found[0]) or why_gradients_differ(found[2], found[0])
 
 
 @contextmanager
@@ -137,7 +143,8 @@ class GraphedGradients:
             compute = partial(self._compute, inputs, numbers)
             self._recordings[kind] = _Recording(numbers, *self._recorder.record(compute))
         recording = self._recordings[kind]
-        recording.numbers.copy_(inputs.numbers)
+        # Blocking, it would wait for the step before.
+        recording.numbers.copy_(inputs.numbers, non_blocking=True)
         recording.replay()
         return recording.loss
 
@@ -169,8 +176,12 @@ class Recorder:
     def record(self, compute: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         """What computes it again, and where the result is then. Nothing is computed yet."""
         graph = torch.cuda.CUDAGraph()
-        # Another thread may go on with its own work meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with (
+            # Where recording fails, the stream that it took would stay the current one.
+            torch.cuda.stream(torch.cuda.current_stream()),
+            # Another thread may go on with its own work meanwhile.
+            torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
+        ):
             result = compute()
         self._pool = graph.pool()
         return graph.replay, result
@@ -216,7 +227,8 @@ class _AnswerLoss(nn.Module):
     def __init__(self, runner: KernelRunner) -> None:
         super().__init__()
         self.model = runner.model
-        self.vocabulary = runner.model.config.get_text_config().vocab_size
+        head = _plain_head(runner.model)
+        self.vocabulary = head.out_features if head else None
 
     def forward(self, inputs: _Inputs, numbers: Tensor) -> Tensor:
         batch, trees, targets_in_step = inputs.unpack(numbers)
@@ -224,12 +236,19 @@ class _AnswerLoss(nn.Module):
         return summed_loss(logits[:, : self.vocabulary], batch.targets) / targets_in_step
 
 
+def _plain_head(model: Any) -> nn.Linear | None:
+    """The head of a model, if it is one product."""
+    head = model.get_output_embeddings()
+    plain = isinstance(head, nn.Linear) and getattr(head, "bias", None) is None
+    return head if plain else None
+
+
 def _padded_head(loss: _AnswerLoss) -> dict[str, Tensor]:
     """The head's weight, with rows of zeros up to a number for which products are fast."""
-    head = loss.model.get_output_embeddings()
-    if not isinstance(head, nn.Linear) or getattr(head, "bias", None) is not None:
+    head = _plain_head(loss.model)
+    missing = -head.out_features % _HEAD_ROWS if head else 0
+    if not head or not missing:
         return {}
-    missing = -len(head.weight) % _HEAD_ROWS
     padded = pad(head.weight.detach(), (0, 0, 0, missing))
     everything = loss.named_parameters(remove_duplicate=False)
     return {name: padded for name, each in everything if each is head.weight}

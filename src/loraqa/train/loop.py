@@ -72,7 +72,8 @@ def train(
 
     Raises:
         StoppedError: the user stopped the training; a checkpoint of where it stood is written.
-        LoraqaError: the loss is no number any more, or memory is out; no checkpoint is written.
+        LoraqaError: the loss is no number any more, or memory is out; no checkpoint is written,
+            and the adapter in memory is of no use.
     """
     training = _Training(runner, plan, settings, run, evaluate, report, loss)
     if checkpoint is not None:
@@ -137,8 +138,7 @@ class _Training:
         self.total = total_steps(self.plan, self.settings.optimisation)
         self.state = TrainState()
         self.saved_step = 0
-        # A GPU has the next step to do while the last one is looked at.
-        self.ahead = 1 if self.model.device.type == "cuda" else 0
+        self.ahead = _steps_ahead(self.model.device)
         self.lap_start = time.perf_counter()
 
     def take_over(self, checkpoint: Path) -> None:
@@ -198,7 +198,7 @@ class _Training:
         rate = learning_rate(done, self.total, options)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        if self.settings.lora.dropout:
+        if self.settings.lora.dropout or self.loss is not answer_loss:
             _seed_step(self.settings.seed, done)
         loss = planned.compute_gradients()
         norm = clip_grad_norm_(self.adapter.vector, options.clip_norm or math.inf)
@@ -345,6 +345,11 @@ def _adamw(vector: Parameter, options: OptimisationSettings) -> AdamW:
         weight_decay=options.weight_decay,
         fused=True,
     )
+
+
+def _steps_ahead(device: torch.device) -> int:
+    """A GPU has a next step to do while the last one is looked at."""
+    return 1 if device.type == "cuda" else 0
 
 
 def _fetch(numbers: Tensor) -> tuple[Tensor, Callable[[], None]]:

@@ -18,7 +18,7 @@ Loss = Callable[[Runner, MicroBatch], Tensor]
 
 
 Launch = Callable[[], Tensor]
-"""Adds the gradient of a step's mean loss to the parameters'; returns that loss, detached."""
+"""Adds the gradient of a step's mean loss to the adapter's; returns that loss, detached."""
 
 Gradients = Callable[[Step], Launch]
 """Prepares a step."""
