@@ -103,12 +103,12 @@ def test_of_surroundings_that_are_not_told_nothing_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = RunDirectory(tmp_path / "run")
-    run.start(settings(), DATA, surroundings(compiled_layers=True))
+    run.start(settings(), DATA, surroundings(runner="KernelRunner"))
     with caplog.at_level(logging.WARNING, logger="loraqa"):
         run.resume(settings(), DATA, surroundings())
         assert caplog.text == ""
-        run.resume(settings(), DATA, surroundings(compiled_layers=False))
-    assert "The run began with compiled_layers True and goes on with False" in caplog.text
+        run.resume(settings(), DATA, surroundings(runner="TreeRunner"))
+    assert "The run began with runner KernelRunner and goes on with TreeRunner" in caplog.text
 
 
 def test_a_run_stopped_while_it_began_may_begin_again(begun: RunDirectory) -> None:

@@ -12,7 +12,6 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from torch.nn.utils.rnn import pad_sequence
 
 from loraqa.model.attention import States
 from loraqa.prompt.batch import TreeSpan
@@ -198,9 +197,17 @@ def _alike(lengths: Sequence[int]) -> list[list[int]]:
 
 
 def padded(states: Tensor, pieces: Sequence[slice], side: str) -> Tensor:
-    """Cut (key heads, T, d) into pieces and pad them to (pieces, key heads, longest, d)."""
-    cut = [states[:, piece].transpose(0, 1) for piece in pieces]
-    return pad_sequence(cut, batch_first=True, padding_side=side).transpose(1, 2).contiguous()
+    """Cut (key heads, T, d) into pieces, (pieces, key heads, longest, d), to be masked on one side.
+
+    A token of its own fills up a piece: all are taken at once, which a GPU does in one launch.
+    """
+    starts, stops = torch.tensor([(piece.start, piece.stop) for piece in pieces]).t()[:, :, None]
+    steps = torch.arange(int((stops - starts).max()))
+    if side == "left":
+        places = torch.maximum(stops - 1 - steps.flip(0), starts)
+    else:
+        places = torch.minimum(starts + steps, stops - 1)
+    return states[:, places.to(states.device)].transpose(0, 1).contiguous()
 
 
 def _lengths_mask(lengths: Sequence[int], device: torch.device) -> Tensor:
