@@ -10,6 +10,7 @@ from torch import Tensor
 from loraqa.model.attention import Rows
 from loraqa.model.compiled_rows import CompiledRows
 from loraqa.model.rows import GrowingRows
+from loraqa.model.varlen_rows import VarlenRows
 from loraqa.prompt.batch import TreeSpan
 
 # How far rounding once may be off, relative.
@@ -79,10 +80,14 @@ def test_both_attend_alike(
 
 @needs_compiler
 def test_they_go_their_own_way_after_branching_off() -> None:
+    check_that_they_go_their_own_way(CompiledRows)
+
+
+def check_that_they_go_their_own_way(kind: type[CompiledRows] | type[VarlenRows]) -> None:
     spans = spans_of([(3, [2, 1])])
     states = {0: (torch.randn(1, 6, 4), torch.randn(1, 6, 4))}
     first, second, elsewhere = torch.randn(3, 3, 1, 1, 2, 4)
-    alone, rows = CompiledRows(spans, states), CompiledRows(spans, states)
+    alone, rows = kind(spans, states), kind(spans, states)
     other = rows.select(torch.tensor([0, 1]))
     for each, new in ((alone, first), (rows, first), (other, elsewhere)):
         each.make_room()

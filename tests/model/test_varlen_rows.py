@@ -7,7 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.model import flash_by_hand
-from tests.model.test_compiled_rows import TREES, spans_of
+from tests.model.test_compiled_rows import (
+    TREES,
+    check_that_they_go_their_own_way,
+    spans_of,
+)
 
 from loraqa.model.attention import Rows
 from loraqa.model.rows import GrowingRows
@@ -59,14 +63,4 @@ def test_they_attend_as_growing_ones_do(
 
 
 def test_they_go_their_own_way_after_branching_off() -> None:
-    spans = spans_of([(3, [2, 1])])
-    states = {0: (torch.randn(1, 6, 4), torch.randn(1, 6, 4))}
-    first, second, elsewhere = torch.randn(3, 3, 1, 1, 2, 4)
-    alone, rows = VarlenRows(spans, states), VarlenRows(spans, states)
-    other = rows.select(torch.tensor([0, 1]))
-    for each, new in ((alone, first), (rows, first), (other, elsewhere)):
-        each.make_room()
-        each.attend(0, *new, 0.5)
-    for each in (alone, rows):
-        each.make_room()
-    assert torch.equal(rows.attend(0, *second, 0.5), alone.attend(0, *second, 0.5))
+    check_that_they_go_their_own_way(VarlenRows)

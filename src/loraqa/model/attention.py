@@ -44,21 +44,13 @@ class Trees(Protocol):
         ...
 
 
-class WantedTrees(Trees, Protocol):
-    """Trees of which the last layer computes some tokens only."""
+class PackedTrees(Trees, Protocol):
+    """Trees in one row: each trunk is causal, each branch sees its trunk and itself."""
 
     def attend_from_wanted(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
         """As `attend`, of the S wanted tokens alone: query and result are (1, heads, S, d)."""
-        ...
-
-
-class PackedTrees(WantedTrees, Protocol):
-    """Trees in one row: each trunk is causal, each branch sees its trunk and itself."""
-
-    def rows(self, prompts: "States") -> "Rows":
-        """A row for each branch, to go on from the keys and values of all tokens."""
         ...
 
 

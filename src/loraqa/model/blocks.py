@@ -10,8 +10,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 
-from loraqa.model.attention import Rows, States
-from loraqa.model.choose_rows import choose_rows
 from loraqa.prompt.batch import TreeSpan
 
 _LONGEST_IN_FP32 = 512
@@ -60,7 +58,6 @@ class BlockTrees:
     """
 
     def __init__(self, spans: Sequence[TreeSpan], wanted: Tensor) -> None:
-        self._spans = spans
         self._blocks: list[Block] = []
         self._wanted_blocks: list[Block] = []
         edges = torch.tensor([0, *(span.end for span in spans)])
@@ -82,12 +79,8 @@ class BlockTrees:
     def attend_from_wanted(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
-        """See `WantedTrees.attend_from_wanted`."""
+        """See `PackedTrees.attend_from_wanted`."""
         return attend_blocks(query, key, value, self._wanted_blocks, scaling)
-
-    def rows(self, prompts: States) -> Rows:
-        """See `PackedTrees.rows`."""
-        return choose_rows(self._spans, prompts)
 
 
 def branch_mask(span: TreeSpan) -> Tensor:

@@ -26,7 +26,12 @@ _SPANS = (TreeSpan(0, trunk=5, branches=(2, 3)), TreeSpan(10, trunk=3, branches=
 
 
 def choose_rows(spans: Sequence[TreeSpan], prompts: States) -> Rows:
-    """Rows that go on from packed trees, see `PackedTrees.rows`."""
+    """A row for each branch, to go on from the keys and values of all tokens of packed trees.
+
+    Args:
+        spans: where the trees lie.
+        prompts: the keys and values.
+    """
     states, values = prompts[0]
     if compiles(states.device, states.dtype):
         return CompiledRows(spans, prompts)

@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 from transformers import Cache, PreTrainedModel
 
 from loraqa.model.attention import PackedTrees, Rows
+from loraqa.model.choose_rows import choose_rows
 from loraqa.model.last_layer import wanted_logits
 from loraqa.prompt.batch import TreeBatch, collate_padded
 from loraqa.prompt.tree import Tree
@@ -56,7 +57,7 @@ class TreeSession:
         """See `DecodingSession`."""
         prompts = _RecordedTrees(self._trees)
         logits = wanted_logits(self._model, self._batch, prompts)
-        self._rows = self._trees.rows(prompts.states)
+        self._rows = choose_rows(self._batch.spans, prompts.states)
         return logits[: len(self._positions)]
 
     @torch.no_grad()

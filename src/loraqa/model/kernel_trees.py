@@ -6,8 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from loraqa.model.attention import Rows, States
-from loraqa.model.choose_rows import choose_rows
 from loraqa.prompt.batch import TreeSpan
 
 # Queries, and keys, that a program of a kernel has at hand at once.
@@ -38,14 +36,12 @@ class KernelTrees:
     Args:
         sight: of `token_sight`, on the device.
         wanted: (S,) the tokens that are computed in the last layer, in order, on the device.
-        spans: where the trees lie; for answering alone.
     """
 
-    def __init__(self, sight: Tensor, wanted: Tensor, spans: Sequence[TreeSpan] = ()) -> None:
+    def __init__(self, sight: Tensor, wanted: Tensor) -> None:
         every = torch.arange(sight.shape[1], dtype=torch.int32, device=sight.device)
         self._every = queries_of(sight, every)
         self._wanted = queries_of(sight, wanted.int())
-        self._spans = spans
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
@@ -56,12 +52,8 @@ class KernelTrees:
     def attend_from_wanted(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
-        """See `WantedTrees.attend_from_wanted`."""
+        """See `PackedTrees.attend_from_wanted`."""
         return _attend(query, key, value, self._wanted, scaling)
-
-    def rows(self, prompts: States) -> Rows:
-        """See `PackedTrees.rows`."""
-        return choose_rows(self._spans, prompts)
 
 
 def token_sight(spans: Sequence[TreeSpan], tokens: int) -> Tensor:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from loraqa.model.attention import WantedTrees
+from loraqa.model.attention import PackedTrees
 from loraqa.prompt.batch import TreeBatch
 
 
-def wanted_logits(model: PreTrainedModel, batch: TreeBatch, trees: WantedTrees) -> Tensor:
+def wanted_logits(model: PreTrainedModel, batch: TreeBatch, trees: PackedTrees) -> Tensor:
     """Logits (S, vocabulary) at the supervised tokens of a batch."""
     wanted = batch.supervised.to(model.device)
     with _last_layer_only_at(wanted, model):
@@ -62,7 +62,7 @@ def layers_of(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def _forward_wanted(
-    forward: Callable[..., Any], wanted: Tensor, *args: Any, trees: WantedTrees, **kwargs: Any
+    forward: Callable[..., Any], wanted: Tensor, *args: Any, trees: PackedTrees, **kwargs: Any
 ) -> Any:
     """What the layer's `forward` gives for the wanted tokens, as the last; 0 for the others."""
     key, value = _keys_and_values(forward, *args, **kwargs)
@@ -108,7 +108,7 @@ class _UpToAttention:
 class _WantedTokens:
     """Some tokens of packed trees, which attend to the keys and values of all."""
 
-    trees: WantedTrees
+    trees: PackedTrees
     key: Tensor
     value: Tensor
 

@@ -53,19 +53,23 @@ def tokens_at_once(model: PreTrainedModel) -> int:
 
 def _widest_row(model: PreTrainedModel) -> int:
     """Numbers of queries, keys and values of a token, which may lie side by side."""
-    config = model.config.get_text_config()
-    heads = getattr(config, "num_attention_heads", 1)
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return int(3 * heads * size)
+    heads, _, size = _heads(model)
+    return 3 * heads * size
 
 
 def _bytes_of_states(model: PreTrainedModel) -> int:
     """Of the keys and values of one token; of models that keep something else, about as much."""
+    _, key_heads, size = _heads(model)
+    layers = model.config.get_text_config().num_hidden_layers
+    return int(2 * layers * key_heads * size * model.dtype.itemsize)
+
+
+def _heads(model: PreTrainedModel) -> tuple[int, int, int]:
+    """How many heads queries have, and keys, and their size."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_attention_heads", 1)
     key_heads = getattr(config, "num_key_value_heads", None) or heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return int(2 * config.num_hidden_layers * key_heads * size * model.dtype.itemsize)
+    return heads, key_heads, getattr(config, "head_dim", None) or config.hidden_size // heads
 
 
 # Where nothing has been trained yet, and there is no batch to make smaller.

@@ -84,7 +84,7 @@ class KernelRunner(TreeRunner):
     def _lay_out(self, trees: Sequence[Tree]) -> tuple[TreeBatch, PackedTrees]:
         batch, device = collate_trees(trees), self.model.device
         sight = token_sight(batch.spans, batch.input_ids.shape[1])
-        return batch, KernelTrees(sight.to(device), batch.supervised.to(device), batch.spans)
+        return batch, KernelTrees(sight.to(device), batch.supervised.to(device))
 
 
 class PaddedRunner:

@@ -135,6 +135,16 @@ def _shape(query: Tensor, key: Tensor) -> dict[str, Any]:
 
 
 @triton.jit
+def _sight(places, sees, count, rows, real):
+    """Of a block of queries, see `Queries`; those beyond the last see nothing."""
+    place = tl.load(places + rows, real, -1)
+    start = tl.load(sees + rows, real, 0)
+    end = tl.load(sees + count + rows, real, 0)
+    own = tl.load(sees + 2 * count + rows, real, 0)
+    return place, start, end, own
+
+
+@triton.jit
 def _sees(column, start, end, own, place):
     return (((column >= start) & (column < end)) | (column >= own)) & (column <= place)
 
@@ -171,10 +181,7 @@ def _forward(
     real = rows < count
     whole = real[:, None] & (inner < size)[None, :]
     q = tl.load(query + head * query_head + rows[:, None] * query_token + inner, whole, 0.0)
-    place = tl.load(places + rows, real, 0)
-    start = tl.load(sees + rows, real, 0)
-    end = tl.load(sees + count + rows, real, 0)
-    own = tl.load(sees + 2 * count + rows, real, 0)
+    place, start, end, own = _sight(places, sees, count, rows, real)
     first = tl.load(keys + number)
     last = tl.load(keys + tl.num_programs(0) + number)
     key += (head // groups) * key_head
@@ -247,10 +254,7 @@ def _backward_of_queries(
     delta = tl.sum(out.to(tl.float32) * d_out.to(tl.float32), 1)
     tl.store(deltas + head * count + rows, delta, real)
     level = tl.load(sums + head * count + rows, real, 0.0)
-    place = tl.load(places + rows, real, 0)
-    start = tl.load(sees + rows, real, 0)
-    end = tl.load(sees + count + rows, real, 0)
-    own = tl.load(sees + 2 * count + rows, real, 0)
+    place, start, end, own = _sight(places, sees, count, rows, real)
     first = tl.load(keys + number)
     last = tl.load(keys + tl.num_programs(0) + number)
     key += (head // groups) * key_head
@@ -324,10 +328,7 @@ def _backward_of_keys(
             d_out = tl.load(d_attended + by_token, whole, 0.0)
             level = tl.load(sums + head * count + rows, real, 0.0)
             delta = tl.load(deltas + head * count + rows, real, 0.0)
-            place = tl.load(places + rows, real, -1)
-            start = tl.load(sees + rows, real, 0)
-            end = tl.load(sees + count + rows, real, 0)
-            own = tl.load(sees + 2 * count + rows, real, 0)
+            place, start, end, own = _sight(places, sees, count, rows, real)
             scores = tl.dot(k, tl.trans(q), input_precision=precision)
             scores *= log_scaling
             seen = _sees(

@@ -15,7 +15,8 @@ class FlatAdapter:
 
     Attributes:
         weights: these weights by name, in the model's order.
-        vector: (their number,) all of them; its gradient is there from the start.
+        vector: (their number,) all of them.
+        gradient: of the vector, as long; it is there from the start, and stays where it is.
     """
 
     def __init__(self, model: nn.Module) -> None:
