@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from loraqa.errors import InputError
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
+from loraqa.prompt.words import all_offsets
 
 
 def test_segments_are_the_prompt_that_gpt2_knows(shared: Path) -> None:
@@ -65,18 +66,16 @@ def test_a_sentencepiece_tokenizer_gets_no_second_space() -> None:
 
 
 def test_offsets_count_the_space_that_is_not_encoded() -> None:
+    backend = _word_pieces()
     wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=_word_pieces(), bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
-    tokenizer = SegmentTokenizer(wrapped)
     for segment in (" ab cab", "ab cab"):
-        (encoding,) = tokenizer.encode([segment])
-        offsets = tokenizer.offsets(segment, encoding)
-        one_by_one = [tokenizer.offset(segment, encoding, i) for i in range(len(encoding))]
-        assert one_by_one == list(map(tuple, offsets))
-        pieces = [segment[start:end] for start, end in offsets]
-        letters = [i for i, token in enumerate(encoding.tokens) if token != "▁"]
-        assert [pieces[i] for i in letters] == [encoding.tokens[i] for i in letters]
+        (encoded,) = SegmentTokenizer(wrapped).encode([segment])
+        tokens = list(map(backend.id_to_token, encoded.ids))
+        pieces = [segment[start:end] for start, end in all_offsets(encoded)]
+        letters = [i for i, token in enumerate(tokens) if token != "▁"]
+        assert [pieces[i] for i in letters] == [tokens[i] for i in letters]
         assert "".join(pieces[i] for i in letters) == "abcab"
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from loraqa.answer.decode import Prompts, Rules, Written
 from loraqa.model.decoding import DecodingSession
 from loraqa.prompt.segments import SegmentTokenizer
+from loraqa.prompt.words import all_offsets
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -84,7 +85,7 @@ def _spans(context: str, window: tuple[int, int], rules: Rules) -> list[_Span]:
         places.setdefault(context[start:end], (start, end))
     encodings = rules.tokenizer.encode([rules.template.answer(text) for text in places])
     spans = [
-        _Span(tuple(encoding.ids), place)
+        _Span(tuple(encoding.ids.tolist()), place)
         for encoding, place in zip(encodings, places.values(), strict=True)
         if len(encoding.ids) <= longest
     ]
@@ -98,7 +99,7 @@ def _places(
     pieces = [match.span() for match in _PIECE.finditer(context, *window)]
     starts, ends = np.reshape(pieces, (-1, 2)).T
     text = context[slice(*window)]
-    token_ends = tokenizer.offsets(text, tokenizer.encode([text])[0])[:, 1] + window[0]
+    token_ends = all_offsets(tokenizer.encode([text])[0])[:, 1] + window[0]
     first = np.searchsorted(token_ends, starts, side="right")
     reach = token_ends[np.minimum(first + tokens, len(token_ends)) - 1]
     beyond = np.searchsorted(ends, reach, side="right")

@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass, field
 from operator import itemgetter
 
 import numpy as np
-from tokenizers import Encoding
 
 from loraqa.errors import InputError, quote
 from loraqa.garbage import no_garbage
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
 from loraqa.prompt.tree import Branch, TokenIds, Tree
+from loraqa.prompt.words import EncodedText
 from loraqa.squad.passage import Passage, Question
 
 # A window with less room than this holds too little context to answer from.
@@ -94,6 +94,7 @@ class PromptEncoder:
         self.template = template
         self.max_length = max_length
         self.stride = stride
+        self._eos = np.array([tokenizer.eos], dtype=np.int32)
 
     @no_garbage()
     def encode_training(self, passages: Sequence[Passage]) -> Encoded:
@@ -108,8 +109,8 @@ class PromptEncoder:
         not_here_exists = any(not q.answerable for p in passages for q in p.questions)
         answers = [q.answers[0].text if q.answers else "" for p in passages for q in p.questions]
         ends = [
-            np.array([*encoding.ids, self.tokenizer.eos], dtype=np.int32)
-            for encoding in self._encode(map(self.template.answer, answers))
+            np.concatenate([answer.ids, self._eos])
+            for answer in self._encode(map(self.template.answer, answers))
         ]
         counts = EncodingCounts()
         trees: list[Tree] = []
@@ -152,7 +153,7 @@ class PromptEncoder:
             counts.windowed += len(windows) > 1
         return _count(Encoded(trees, counts), passages)
 
-    def _encode(self, segments: Iterable[str]) -> list[Encoding]:
+    def _encode(self, segments: Iterable[str]) -> list[EncodedText]:
         return self.tokenizer.encode(list(segments))
 
     def _encode_questions(
@@ -163,23 +164,19 @@ class PromptEncoder:
             self._encode(self.template.question(q.text) for p in passages for q in p.questions)
         )
         remaining = iter(answers)
-        for index, (passage, encoding) in enumerate(zip(passages, contexts, strict=True)):
-            branches = [
-                Branch(q.id, np.array(next(prompts).ids, dtype=np.int32), next(remaining))
-                for q in passage.questions
-            ]
+        for index, (passage, context) in enumerate(zip(passages, contexts, strict=True)):
+            branches = [Branch(q.id, next(prompts).ids, next(remaining)) for q in passage.questions]
             if branches:
-                yield index, self._context(passage.context, encoding), branches
+                yield index, self._context(passage.context, context), branches
 
-    def _context(self, text: str, encoding: Encoding) -> _Context:
-        segment, before = self.template.context(text), len(self.template.context_lead)
+    def _context(self, text: str, segment: EncodedText) -> _Context:
+        ids, before = segment.ids, len(self.template.context_lead)
 
         def offset(token: int) -> tuple[int, int]:
-            start, end = self.tokenizer.offset(segment, encoding, token)
+            start, end = segment.offset(token)
             return max(start - before, 0), end - before
 
-        lead = bisect_right(range(len(encoding)), 0, key=lambda token: offset(token)[1])
-        ids = np.array(encoding.ids, dtype=np.int32)
+        lead = bisect_right(range(len(ids)), 0, key=lambda token: offset(token)[1])
         start = np.array(self.tokenizer.start, dtype=np.int32)
         return _Context(
             lead=np.concatenate([start, ids[:lead]]),
@@ -224,8 +221,7 @@ class PromptEncoder:
         )
 
     def _not_here(self, branch: Branch) -> Branch:
-        eos = np.array([self.tokenizer.eos], dtype=np.int32)
-        return Branch(branch.question_id, branch.prompt, eos)
+        return Branch(branch.question_id, branch.prompt, self._eos)
 
 
 def _word_starts(context: _Context) -> TokenIds:

@@ -3,20 +3,39 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 
 from loraqa.errors import InputError
 from loraqa.prompt.tree import TokenIds
+from loraqa.prompt.words import EncodedText, cuts_at_blanks, encode_by_words, encode_whole
 
 # What a tokenizer has to give back.
 _PROMPTS = (
     ("Context: In 1066, a b.", " Question: Who? Answer:", " William"),
     ("(He) said - it's $3.50!", " Q: What's it cost? A:", " $3.50"),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _WithSpace:
+    """A segment that may start with a space, and was encoded without it."""
+
+    segment: str
+    encoded: EncodedText
+
+    @property
+    def ids(self) -> TokenIds:
+        return self.encoded.ids
+
+    def offset(self, token: int) -> tuple[int, int]:
+        start, end = self.encoded.offset(token)
+        space = self.segment.startswith(" ")
+        return start + space, end + space
 
 
 class SegmentTokenizer:
@@ -52,38 +71,23 @@ class SegmentTokenizer:
             i for i in tokenizer("")["input_ids"] if i != self.eos or i == _bos(tokenizer)
         ]
         self._plain = _without_added_tokens(tokenizer.backend_tokenizer)
+        self._encode = encode_by_words if cuts_at_blanks(self._plain) else encode_whole
         self._control = _control_ids(tokenizer)
         self._names = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items()}
         self._adds_space = self._decode(["a", " b"]) == "a  b"
         self._check_stable()
 
-    def encode(self, segments: Sequence[str]) -> list[Encoding]:
+    def encode(self, segments: Sequence[str]) -> list[EncodedText]:
         """Encode segments.
 
         Raises:
             InputError: a text would become a control token.
         """
-        encodings: list[Encoding] = self._plain.encode_batch(
-            list(map(self._without_space, segments)), add_special_tokens=False
-        )
-        for segment, encoding in zip(segments, encodings, strict=True):
-            if not self._control.isdisjoint(encoding.ids):
-                raise InputError(
-                    f"The tokenizer {self.name} turns text into a control token, in "
-                    f"{segment[:60]!r}; use another tokenizer or take the text out."
-                )
-        return encodings
-
-    def offsets(self, segment: str, encoding: Encoding) -> TokenIds:
-        """Where each token stands in its segment, as characters (tokens, 2): start and end."""
-        offsets = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
-        return offsets + (len(segment) - len(self._without_space(segment)))
-
-    def offset(self, segment: str, encoding: Encoding, token: int) -> tuple[int, int]:
-        """`offsets` of one token, without making those of all the others."""
-        start, end = encoding.token_to_chars(token)  # type: ignore[misc]
-        left_out = len(segment) - len(self._without_space(segment))
-        return start + left_out, end + left_out
+        encoded = self._encode(self._plain, list(map(self._without_space, segments)))
+        if self._adds_space:
+            encoded = list(map(_WithSpace, segments, encoded))
+        self._check_no_control(segments, encoded)
+        return encoded
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of an answer's token ids, without control tokens and outer blanks."""
@@ -108,6 +112,17 @@ class SegmentTokenizer:
         texts = self._plain.decode_batch([[i] for i in ids], skip_special_tokens=False)
         added = [i for i, name in self._names.items() if "\n" in name]
         return [i for i, text in zip(ids, texts, strict=True) if "\n" in text] + added
+
+    def _check_no_control(self, segments: Sequence[str], encoded: Sequence[EncodedText]) -> None:
+        lengths = [len(text.ids) for text in encoded]
+        ids = np.concatenate([*(text.ids for text in encoded), np.empty(0, dtype=np.int32)])
+        found = np.flatnonzero(np.isin(ids, list(self._control)))
+        if len(found):
+            segment = segments[int(np.searchsorted(np.cumsum(lengths), found[0], side="right"))]
+            raise InputError(
+                f"The tokenizer {self.name} turns text into a control token, in "
+                f"{segment[:60]!r}; use another tokenizer or take the text out."
+            )
 
     def _without_space(self, segment: str) -> str:
         """The segment without the space that the tokenizer itself puts before it."""

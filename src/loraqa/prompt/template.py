@@ -7,6 +7,7 @@ from loraqa.errors import InputError
 
 DEFAULT_TEMPLATE = "Context: {context} Question: {question} Answer: {answer}"
 _FIELDS = ("context", "question", "answer")
+_LINE_BREAK = re.compile(r"\s*[\r\n]\s*")
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Template:
 
     def answer(self, answer: str) -> str:
         """The last segment, on one line; empty for an empty answer, told by the end token alone."""
-        line = re.sub(r"\s*[\r\n]\s*", " ", answer.strip())
+        line = _LINE_BREAK.sub(" ", answer.strip())
         return self._literals[3] + line if line else ""
 
 
