@@ -10,8 +10,9 @@ from torch import Tensor
 
 from benchmarks.base import Task, device, on_a_gpu, wait
 from benchmarks.flops import matrices, tree_work
-from loraqa.model.load import choose_dtype, load_tokenizer
-from loraqa.train.run import environment
+from loraqa.model.load import choose_dtype
+from loraqa.model.source import load_tokenizer
+from loraqa.train.environment import environment
 
 _PEERS = ("transformers", "peft", "trl", "accelerate", "datasets")
 _REPETITIONS = 10

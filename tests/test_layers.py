@@ -108,7 +108,9 @@ def test_squad_knows_nothing_of_torch() -> None:
         assert not names & {"torch", "transformers", "tokenizers", "safetensors", "peft"}
 
 
-@pytest.mark.parametrize("module", ["loraqa", "loraqa.squad", "loraqa.report", "loraqa.cli"])
+@pytest.mark.parametrize(
+    "module", ["loraqa", "loraqa.squad", "loraqa.report", "loraqa.cli", "loraqa.train.run"]
+)
 def test_importing_loads_nothing_heavy(module: str) -> None:
     assert loaded_by(f"import {module}") == set()
 

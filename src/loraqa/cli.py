@@ -77,7 +77,7 @@ def inspect(
     on_bad: OnBad = "stop",
 ) -> None:
     """Show the tokens, the mask and the tree of some contexts; count and measure them all."""
-    from loraqa.model.load import choose_max_length, load_tokenizer
+    from loraqa.model.source import choose_max_length, load_tokenizer
     from loraqa.prompt.encode import PromptEncoder
     from loraqa.prompt.template import DEFAULT_TEMPLATE, Template
     from loraqa.report.inspection import inspection

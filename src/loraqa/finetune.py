@@ -22,7 +22,8 @@ from loraqa.lora.adapt import adapt, parameter_counts
 from loraqa.lora.adapter import load_adapter
 from loraqa.model.choose import choose_runner
 from loraqa.model.gelu import compiled_gelu
-from loraqa.model.load import choose_max_length, load_base
+from loraqa.model.load import load_base
+from loraqa.model.source import choose_max_length
 from loraqa.prompt.cache import encode_training_once
 from loraqa.prompt.encode import Encoded, EncodingCounts, PromptEncoder
 from loraqa.prompt.plan import BatchPlan
@@ -47,8 +48,9 @@ from loraqa.train.checkpoint import (
     newest_whole,
     step_of,
 )
+from loraqa.train.environment import environment
 from loraqa.train.loop import train
-from loraqa.train.run import RunDirectory, environment
+from loraqa.train.run import RunDirectory
 from loraqa.train.schedule import total_steps
 from loraqa.train.settings import DataSettings, RunSettings
 

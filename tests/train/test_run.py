@@ -10,7 +10,8 @@ from tests.train.conftest import settings
 
 from loraqa.errors import InputError
 from loraqa.train.checkpoint import Evaluation, TrainState
-from loraqa.train.run import RunDirectory, environment
+from loraqa.train.environment import environment
+from loraqa.train.run import RunDirectory
 
 DATA = {
     "base": {"source": "gpt2", "sha256": None, "revision": "12"},
@@ -139,12 +140,3 @@ def test_a_crash_may_leave_the_end_of_the_metrics_unwritten(begun: RunDirectory,
     with begun.metrics_file.open("a", encoding="utf-8") as file:
         file.write(rest)
     assert begun.metrics() == [{"kind": "train", "step": 1}]
-
-
-def test_the_environment_names_versions_and_machine() -> None:
-    found = environment(torch.device("cpu"), torch.bfloat16, "loraqa train x")
-    assert found["torch"] == torch.__version__
-    assert found["dtype"] == "bfloat16"
-    assert found["threads"] == torch.get_num_threads()
-    assert found["command"] == "loraqa train x"
-    assert {"python", "loraqa", "transformers", "platform", "processor", "device"} <= found.keys()

@@ -10,7 +10,7 @@ from loraqa.errors import InputError
 from loraqa.files import check_folder_writable, replacing_folder, write_text
 from loraqa.lora.adapter import save_adapter
 from loraqa.lora.merge import merge_and_unload
-from loraqa.model.load import no_bars
+from loraqa.model.source import no_bars
 from loraqa.train.adapter_folder import CARD, merged_card, write_adapter_info
 
 # The adapter's model card, beside that of the model it is merged into.

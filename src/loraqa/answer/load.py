@@ -11,12 +11,8 @@ from loraqa.errors import InputError
 from loraqa.lora.adapter import load_adapter
 from loraqa.lora.peft_config import CONFIG as ADAPTER_CONFIG
 from loraqa.lora.peft_config import PeftConfig
-from loraqa.model.load import (
-    load_base,
-    load_tokenizer,
-    looks_like_a_path,
-    position_limit,
-)
+from loraqa.model.load import load_base
+from loraqa.model.source import load_tokenizer, looks_like_a_path, position_limit
 from loraqa.train.adapter_folder import (
     INFO,
     AdapterInfo,

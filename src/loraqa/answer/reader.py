@@ -19,10 +19,10 @@ from loraqa.answer.locate import locate
 from loraqa.answer.strategies import parse_strategy
 from loraqa.errors import InputError
 from loraqa.model.choose import choose_runner
-from loraqa.model.load import position_limit
 from loraqa.model.memory import explaining_lack_of_memory, tokens_at_once
 from loraqa.model.prepacked import prepack
 from loraqa.model.runner import Runner
+from loraqa.model.source import position_limit
 from loraqa.prompt.encode import EncodingCounts, PromptEncoder
 from loraqa.prompt.plan import pack
 from loraqa.prompt.segments import SegmentTokenizer

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loraqa.errors import InputError, in_a_line
-from loraqa.model.load import position_limit
 from loraqa.model.memory import ADVICE_TO_LOADERS, explaining_lack_of_memory
 from loraqa.model.runner import (
     KernelRunner,
@@ -23,6 +22,7 @@ from loraqa.model.runner import (
     Runner,
     TreeRunner,
 )
+from loraqa.model.source import position_limit
 from loraqa.prompt.tree import Branch, TokenIds, Tree
 
 logger = logging.getLogger("loraqa")

@@ -5,7 +5,8 @@
 - `loss`: the exact loss of a step made of several micro-batches
 - `loop`: `train`, one optimizer step after another
 - `checkpoint`: whole snapshots of the training, to go on from with the same bits
-- `run`: the folder of a run, its metrics, where it was made
+- `run`: the folder of a run, and its metrics (imports no torch)
+- `environment`: where and with what a run is made
 - `adapter_folder`: the finished adapter, with its model card and all that answering with it needs
 - `stopping`: Ctrl-C and SIGTERM
 - `progress`: what the user sees meanwhile

@@ -7,23 +7,23 @@ RUN/
     metrics.jsonl      one line per optimizer step ("train") and per scoring ("evaluation")
     checkpoints/       see `checkpoint`
     adapter/           the result; see `adapter_folder`
+
+Imports no PyTorch, so that a folder that cannot be used is told at once.
 """
 
 import json
 import logging
 import os
-import platform
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from loraqa.errors import InputError
 from loraqa.files import check_folder_writable, read_json, write_json, write_text
-from loraqa.train.checkpoint import TrainState
 from loraqa.train.settings import RunSettings, differences, load_settings
+
+if TYPE_CHECKING:
+    from loraqa.train.checkpoint import TrainState
 
 logger = logging.getLogger("loraqa")
 
@@ -38,7 +38,6 @@ _FREE_ON_RESUME = (
     "model.source",
     "model.revision",
 )
-_PACKAGES = ("loraqa", "torch", "transformers", "tokenizers", "safetensors", "numpy")
 
 
 class RunDirectory:
@@ -135,27 +134,12 @@ class RunDirectory:
                 break
         return records
 
-    def cut_back(self, state: TrainState) -> None:
+    def cut_back(self, state: "TrainState") -> None:
         """Forget what the metrics tell beyond a checkpoint: it will happen again."""
         evaluated = -1 if state.latest is None else state.latest.step
         last = {"train": state.step, "evaluation": evaluated}
         kept = [r for r in self.metrics() if r["step"] <= last[r["kind"]]]
         write_text(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept))
-
-
-def environment(device: torch.device, dtype: torch.dtype, command: str) -> dict[str, Any]:
-    """Where and with what a run is made."""
-    cuda = device.type == "cuda"
-    return {
-        "command": command,
-        "python": platform.python_version(),
-        **{package: version(package) for package in _PACKAGES},
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if cuda else device.type,
-        "dtype": str(dtype).removeprefix("torch."),
-    }
 
 
 def _check_same_settings(before: RunSettings, after: RunSettings) -> None:
@@ -177,11 +161,3 @@ def _fingerprints(data: Record) -> dict[str, str]:
         name: part["sha256"] or part.get("revision") or part["source"]
         for name, part in data.items()
     }
-
-
-def _processor() -> str:
-    """The processor's name, where Linux tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    names = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.partition(":")[2].strip() for line in names if line.startswith("model name")]
-    return f"{models[0]} ({os.cpu_count()} threads)" if models else platform.processor()

@@ -1,0 +1,126 @@
+"""Where a base model comes from: a local folder, or the hub by name. Imports no PyTorch."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError
+from transformers import AutoConfig, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from loraqa.errors import InputError
+from loraqa.prompt.segments import SegmentTokenizer
+
+# For models whose positions have no table, such as ALiBi's: as long as GPT-2's.
+_NO_LIMIT = 1024
+# Seconds that the hub has to answer.
+_HUB_TIMEOUT = 10.0
+_CHOICE = (
+    "a folder with config.json, model.safetensors and the tokenizer, or a model's name on the hub"
+)
+
+
+def load_tokenizer(source: str | Path, revision: str | None = None) -> tuple[SegmentTokenizer, Any]:
+    """Load a base model's tokenizer, wrapped for prompts, and the model's configuration.
+
+    Raises:
+        InputError: as `load_base`, or the tokenizer cannot encode prompts.
+    """
+    where = ModelSource(source, revision)
+    return SegmentTokenizer(where.load(AutoTokenizer)), where.load(AutoConfig)
+
+
+def position_limit(config: Any) -> int:
+    """The longest input a model of this configuration takes, in tokens."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return int(limit) if limit else _NO_LIMIT
+
+
+def choose_max_length(wanted: int | None, config: Any) -> int:
+    """How long a path of a tree may be, in tokens: as wanted, else as long as the model takes.
+
+    Raises:
+        InputError: the model takes no such length.
+    """
+    limit = position_limit(config)
+    if wanted and wanted > limit:
+        raise InputError(
+            f"A length of {wanted} tokens is wanted, but the model takes no more than {limit}; "
+            "lower max_length."
+        )
+    return wanted or limit
+
+
+class ModelSource:
+    """A folder or a name on the hub."""
+
+    def __init__(self, source: str | Path, revision: str | None) -> None:
+        self.name = str(source)
+        self.revision = revision
+        folder = Path(source).expanduser()
+        self.is_folder = folder.is_dir()
+        if not self.name:
+            raise InputError(f"The model's name is empty; give {_CHOICE}.")
+        if self.is_folder and not (folder / "config.json").exists():
+            raise InputError(f"The folder {self.name} has no config.json; give {_CHOICE}.")
+        if not self.is_folder and looks_like_a_path(self.name):
+            raise InputError(f"There is no folder {self.name}; give {_CHOICE}.")
+
+    def load(self, kind: Any, **options: Any) -> Any:
+        """Call `from_pretrained`, and say in one sentence why it failed."""
+        try:
+            with no_bars() if self.is_folder else nullcontext():
+                return kind.from_pretrained(
+                    str(Path(self.name).expanduser()) if self.is_folder else self.name,
+                    revision=self.revision or "main",
+                    local_files_only=not self._hub_answers,
+                    trust_remote_code=False,
+                    **options,
+                )
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise InputError(self._explain(error)) from error
+
+    @cached_property
+    def _hub_answers(self) -> bool:
+        """Whether to ask the hub. Where it is out of reach, transformers would try for long."""
+        if self.is_folder or constants.HF_HUB_OFFLINE:
+            return False
+        try:
+            HfApi().model_info(self.name, revision=self.revision, timeout=_HUB_TIMEOUT)
+        except HfHubHTTPError as error:
+            raise InputError(self._explain(error)) from error
+        # Whatever the network throws; there may be a copy from an earlier download.
+        except Exception:
+            return False
+        return True
+
+    def _explain(self, error: Exception) -> str:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        if self.is_folder:
+            return f"The model folder {self.name} cannot be loaded ({reason}); give {_CHOICE}."
+        return (
+            f"There is no folder {self.name}, nor could a model of this name be loaded from the "
+            f"hub ({reason}); check the name and the connection, or download it where there is one "
+            f"(`hf download {self.name} --local-dir FOLDER`) and give the folder."
+        )
+
+
+def looks_like_a_path(name: str) -> bool:
+    """Whether what is no folder was meant as one, rather than as a model's name on the hub."""
+    in_a_folder = "/" in name and Path(Path(name).parts[0]).is_dir()
+    return in_a_folder or name.startswith((".", "~")) or name.count("/") > 1 or name.endswith("/")
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Without transformers' bars: a folder is read or written in a moment, unlike a download."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
