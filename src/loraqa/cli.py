@@ -1,8 +1,6 @@
 """The command line: arguments in, results out. What a command does is written elsewhere."""
 
 import json
-import logging
-import os
 import shlex
 import sys
 from dataclasses import asdict, replace
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from loraqa.errors import LoraqaError
+from loraqa.notices import show_notices
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -113,7 +112,7 @@ def train(
     ] = False,
 ) -> None:
     """Fine-tune a model with LoRA. The settings are listed in docs/settings.md."""
-    from loraqa.finetune import finetune
+    from loraqa.ahead import preparing
     from loraqa.train.run import RunDirectory
     from loraqa.train.settings import load_settings
 
@@ -126,10 +125,15 @@ def train(
         "model.random_weights": "true" if random_weights else None,
     }
     given = [f"{key}={value}" for key, value in flags.items() if value is not None]
-    begun = [RunDirectory(out).begun_settings()] if resume else []
+    run = RunDirectory(out)
+    begun = [run.begun_settings()] if resume else []
     files = [*begun, *([config] if config else [])]
     chosen = load_settings(files, [*given, *(settings or [])])
-    finetune(chosen, out, resume=resume, command=_command())
+    run.check_usable(chosen, resume)
+    with preparing(chosen) as prepared:
+        from loraqa.finetune import finetune
+
+        finetune(chosen, out, resume=resume, command=_command(), data=prepared)
     _console(stderr=True).print(f"The adapter is in {out / 'adapter'}; its model card says more.")
 
 
@@ -385,7 +389,7 @@ def export(
 
 def main() -> NoReturn:
     """Run the command line. Every error is one sentence; the exit status tells its kind."""
-    _show_notices()
+    show_notices()
     try:
         app()
     except LoraqaError as error:
@@ -394,16 +398,6 @@ def main() -> NoReturn:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}.", 1)
     raise SystemExit(0)
-
-
-def _show_notices() -> None:
-    """What the library notes goes to standard error, and other libraries' chatter nowhere."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("loraqa: %(message)s"))
-    notices = logging.getLogger("loraqa")
-    notices.addHandler(handler)
-    notices.setLevel(logging.INFO)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def _fail(message: str, status: int) -> NoReturn:

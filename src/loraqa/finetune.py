@@ -7,11 +7,13 @@ Reader.load("runs/squad").answer(context, questions)
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from loraqa.answer.evaluate import evaluate, sample_questions
@@ -23,9 +25,9 @@ from loraqa.lora.adapter import load_adapter
 from loraqa.model.choose import choose_runner
 from loraqa.model.gelu import compiled_gelu
 from loraqa.model.load import load_base
+from loraqa.model.runner import Runner
 from loraqa.model.source import choose_max_length
-from loraqa.prompt.cache import encode_training_once
-from loraqa.prompt.encode import Encoded, EncodingCounts, PromptEncoder
+from loraqa.prompt.encode import Encoded
 from loraqa.prompt.plan import BatchPlan
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
@@ -48,6 +50,7 @@ from loraqa.train.checkpoint import (
     newest_whole,
     step_of,
 )
+from loraqa.train.data import TrainingData, describe, read_training_data
 from loraqa.train.environment import environment
 from loraqa.train.loop import train
 from loraqa.train.run import RunDirectory
@@ -91,6 +94,7 @@ def finetune(
     *,
     resume: bool = False,
     command: str = "finetune(settings, run_dir)",
+    data: Callable[[], TrainingData] | None = None,
 ) -> FinetuneResult:
     """Fine-tune a model as `settings` say, in the folder `run_dir`.
 
@@ -99,6 +103,7 @@ def finetune(
         run_dir: new or empty; on resuming, that of the run.
         resume: go on from the newest whole checkpoint.
         command: what made the run, for its model card.
+        data: waits for the training data, if they are prepared elsewhere already.
 
     Raises:
         InputError: settings, data, model or folder cannot be used; nothing was trained.
@@ -109,15 +114,22 @@ def finetune(
     settings = settings.with_full_paths()
     run = RunDirectory(run_dir)
     run.check_usable(settings, resume)
-    data = _read_data(settings.data)
+    wait_for_data = data or _read_now(settings)
+    dev = _read_dev(settings.data)
     model, tokenizer = load_base(**settings.model.model_dump())
-    reader = _reader(settings, model, SegmentTokenizer(tokenizer), data["train"])
-    encoded = _encode(reader, data["train"])
+    max_length = choose_max_length(settings.prompt.max_length, model.config)
+    base = describe_base(settings.model, model)
+    with _one_core_less() if data else nullcontext():
+        runner = choose_runner(model, max_length, training=True)
+    training = wait_for_data()
+    _tell(training, max_length)
+    reader = _reader(settings, runner, SegmentTokenizer(tokenizer), max_length, training)
     checkpoint = newest_whole(run.checkpoints)
     _put_in_adapter(model, settings, checkpoint)
-    base = describe_base(settings.model, model)
-    facts = {"base": base.model_dump(), **_data_facts(data, encoded.counts)}
-    plan = _plan(settings, encoded, reader)
+    facts = {"base": base.model_dump(), "train": training.facts}
+    if dev is not None:
+        facts["dev"] = describe(dev)
+    plan = _plan(settings, training.encoded, reader)
     total, done = total_steps(plan, settings.optimisation), step_of(checkpoint)
     kernels = {
         "compiled_gelu": compiled_gelu(model),
@@ -134,7 +146,7 @@ def finetune(
             settings,
             run,
             checkpoint=checkpoint,
-            evaluate=_scorer(settings, reader, data.get("dev")),
+            evaluate=_scorer(settings, reader, dev),
             report=report,
         )
     info = _adapter_info(reader, base)
@@ -150,42 +162,41 @@ def finetune(
     )
 
 
-def _read_data(settings: DataSettings) -> dict[str, QADataset]:
-    data = {"train": read_passages(settings.train, on_bad=settings.on_bad, split="train")}
-    if settings.dev is not None:
-        data["dev"] = read_passages(settings.dev, on_bad=settings.on_bad)
-    return data
+def _read_now(settings: RunSettings) -> Callable[[], TrainingData]:
+    """Bad data are told before a model is loaded."""
+    training = read_training_data(settings)
+    return lambda: training
 
 
-def _reader(
-    settings: RunSettings, model: PreTrainedModel, tokenizer: SegmentTokenizer, data: QADataset
-) -> Reader:
-    """The model, and how questions are put to it, in training as in answering."""
-    max_length = choose_max_length(settings.prompt.max_length, model.config)
-    return Reader(
-        choose_runner(model, max_length, training=True),
-        tokenizer,
-        Template(settings.prompt.template),
-        max_length,
-        settings.prompt.stride,
-        settings.evaluation.max_answer_tokens,
-        no_answer=not all(question.answerable for question in data.questions),
-        tokens_per_batch=_WITHOUT_GRADIENTS * settings.optimisation.tokens_per_batch,
-    )
+@contextmanager
+def _one_core_less() -> Iterator[None]:
+    """Leave a core to the process that prepares data.
+
+    Where there are more threads than cores, all wait again and again for the one that is not run.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(threads - 1, 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
-def _encode(reader: Reader, data: QADataset) -> Encoded:
-    encoder = PromptEncoder(reader.tokenizer, reader.template, reader.max_length, reader.stride)
-    encoded = encode_training_once(encoder, data)
-    counts = encoded.counts
+def _read_dev(settings: DataSettings) -> QADataset | None:
+    return read_passages(settings.dev, on_bad=settings.on_bad) if settings.dev is not None else None
+
+
+def _tell(training: TrainingData, max_length: int) -> None:
+    """Say what there is to learn from. Raises `InputError` where it is nothing."""
+    source, counts = training.facts["source"], training.encoded.counts
     logger.info(
         f"Training on {counts.questions:,} questions on {counts.passages:,} contexts of "
-        f"{data.source}: {counts.tree_tokens:,} tokens as trees, {counts.separate_tokens:,} as "
+        f"{source}: {counts.tree_tokens:,} tokens as trees, {counts.separate_tokens:,} as "
         "separate examples."
     )
     if counts.windowed:
         logger.warning(
-            f"{counts.windowed:,} contexts are longer than {reader.max_length} tokens allow and "
+            f"{counts.windowed:,} contexts are longer than {max_length} tokens allow and "
             f"are read in windows: {counts.left_out:,} examples whose window holds no answer are "
             f"left out, {counts.not_here:,} are trained to say so."
         )
@@ -194,9 +205,28 @@ def _encode(reader: Reader, data: QADataset) -> Encoded:
             f"{len(counts.skipped):,} questions are skipped, for no window holds their whole "
             f"answer: {some_of(counts.skipped)}."
         )
-    if not encoded.trees:
-        raise InputError(f"{data.source} holds no question to train on.")
-    return encoded
+    if not training.encoded.trees:
+        raise InputError(f"{source} holds no question to train on.")
+
+
+def _reader(
+    settings: RunSettings,
+    runner: Runner,
+    tokenizer: SegmentTokenizer,
+    max_length: int,
+    training: TrainingData,
+) -> Reader:
+    """The model, and how questions are put to it, in training as in answering."""
+    return Reader(
+        runner,
+        tokenizer,
+        Template(settings.prompt.template),
+        max_length,
+        settings.prompt.stride,
+        settings.evaluation.max_answer_tokens,
+        no_answer=not training.all_answerable,
+        tokens_per_batch=_WITHOUT_GRADIENTS * settings.optimisation.tokens_per_batch,
+    )
 
 
 def _put_in_adapter(model: PreTrainedModel, settings: RunSettings, checkpoint: Path | None) -> None:
@@ -206,17 +236,6 @@ def _put_in_adapter(model: PreTrainedModel, settings: RunSettings, checkpoint: P
         logger.info("Going on from %s.", checkpoint)
         load_adapter(model, checkpoint / ADAPTER)
     logger.info("%s.", parameter_counts(model))
-
-
-def _data_facts(data: Mapping[str, QADataset], counts: EncodingCounts) -> dict[str, Any]:
-    """Source, fingerprint and counts of each part."""
-    facts = {
-        name: {"source": part.source, "version": part.version, "sha256": part.fingerprint}
-        | part.counts()
-        for name, part in data.items()
-    }
-    facts["train"]["encoding"] = counts.to_json()
-    return facts
 
 
 def _plan(settings: RunSettings, encoded: Encoded, reader: Reader) -> BatchPlan:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
-from loraqa.files import write_tensors
+from loraqa.files import replacing
 from loraqa.garbage import no_garbage
 from loraqa.prompt.encode import Encoded, EncodingCounts, PromptEncoder
 from loraqa.prompt.tree import Branch, Tree
@@ -64,7 +64,8 @@ def save_encoded(encoded: Encoded, path: Path) -> None:
         "counts": json.dumps(encoded.counts.to_json()),
         "sha256": _digest(arrays),
     }
-    write_tensors(path, {name: torch.from_numpy(a) for name, a in arrays.items()}, metadata)
+    with replacing(path) as temporary:
+        save_file(arrays, temporary, metadata)
 
 
 @no_garbage()

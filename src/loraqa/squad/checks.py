@@ -1,7 +1,7 @@
 """Checks on parsed JSON that collect every problem instead of stopping at the first."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 _LISTED = 20
 _TYPE_NAMES = {
@@ -15,8 +15,7 @@ _TYPE_NAMES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where in a source: a JSON path, in tables inside a row; the question's id where known."""
 
     path: str = ""

@@ -2,7 +2,6 @@
 
 import re
 from collections import Counter
-from dataclasses import replace
 from typing import Any
 
 from loraqa.errors import quote
@@ -74,8 +73,8 @@ class Intake(Checks):
             return None
         first_use = self._first_use.setdefault(id, place)
         if first_use is not place:
-            first = replace(first_use, id=None)
-            self.report(replace(place, id=id), f"the id is already that of {first}")
+            first = first_use._replace(id=None)
+            self.report(place._replace(id=id), f"the id is already that of {first}")
             return None
         return id
 

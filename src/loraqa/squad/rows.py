@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 from loraqa.errors import InputError
@@ -119,7 +118,7 @@ def _read_row(row: Any, place: Place, intake: Intake) -> None:
         intake.skipped["rows"] += 1
         return
     if type(row.get("id")) is str:
-        place = replace(place, id=row["id"])
+        place = place._replace(id=row["id"])
     context, title = intake.context(row, place), intake.title(row, place)
     answers = _answers(row, place, intake)
     question = {key: row[key] for key in ("id", "question") if key in row}

@@ -1,0 +1,53 @@
+"""What a run learns from: read, checked and encoded. Imports no PyTorch."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from loraqa.model.source import choose_max_length, load_tokenizer
+from loraqa.prompt.cache import encode_training_once
+from loraqa.prompt.encode import Encoded, PromptEncoder
+from loraqa.prompt.template import Template
+from loraqa.squad import QADataset, read_passages
+from loraqa.train.settings import RunSettings
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Trees to learn from.
+
+    Attributes:
+        facts: where the questions came from, their fingerprint and counts, as plain JSON values.
+        encoded: the trees, and what encoding did.
+    """
+
+    facts: dict[str, Any]
+    encoded: Encoded
+
+    @property
+    def all_answerable(self) -> bool:
+        """Whether every question has an answer (SQuAD v1.1)."""
+        return not self.facts["unanswerable"]
+
+
+def read_training_data(settings: RunSettings) -> TrainingData:
+    """Read and encode the training data of a run.
+
+    Raises:
+        InputError: the data, the model's tokenizer or the prompt cannot be used.
+    """
+    data = read_passages(settings.data.train, on_bad=settings.data.on_bad, split="train")
+    tokenizer, config = load_tokenizer(settings.model.source, settings.model.revision)
+    encoder = PromptEncoder(
+        tokenizer,
+        Template(settings.prompt.template),
+        choose_max_length(settings.prompt.max_length, config),
+        settings.prompt.stride,
+    )
+    encoded = encode_training_once(encoder, data)
+    return TrainingData(describe(data) | {"encoding": encoded.counts.to_json()}, encoded)
+
+
+def describe(data: QADataset) -> dict[str, Any]:
+    """Source, fingerprint and counts of a data set, as plain JSON values."""
+    told = {"source": data.source, "version": data.version, "sha256": data.fingerprint}
+    return told | data.counts()
