@@ -308,6 +308,41 @@ def test_blank_texts_are_refused_before_the_model_is_loaded(
     assert "is blank" in error
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "--model", "{tmp}/gone", "--train", "{data}", "--out", "{tmp}/run"],
+        ["train", "--model", "{model}", "--train", "gone.json", "--out", "{tmp}/run"],
+        ["train", "--model", "{model}", "--train", "{data}", "--out", "{tmp}"],
+        ["inspect", "--model", "{tmp}/gone", "--data", "{data}"],
+        ["evaluate", "{tmp}/gone", "--data", "{data}"],
+        ["compare", "{model}", "--data", "gone.json"],
+        ["ask", "{model}", "--context-file", "gone.txt", "Who?"],
+        ["analyze", "{tmp}/gone"],
+        ["export", "{tmp}/gone", "--out", "{tmp}/new"],
+    ],
+    ids=lambda command: f"{command[0]} {command[1].strip('-')}",
+)
+def test_a_wrong_path_is_told_before_anything_large_is_imported(
+    tiny_folder: Path, data: Path, tmp_path: Path, command: list[str]
+) -> None:
+    (tmp_path / "not-empty").touch()
+    places = {"model": tiny_folder, "data": data, "tmp": tmp_path}
+    words = ["loraqa", *(word.format_map(places) for word in command)]
+    code = (
+        "import sys\n"
+        "from loraqa.cli import main\n"
+        f"sys.argv = {words!r}\n"
+        "try:\n"
+        "    main()\n"
+        "except SystemExit as stopped:\n"
+        "    print(stopped.code, 'torch' in sys.modules, 'transformers' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "2 False False\n"
+    assert done.stderr.count("\n") == 1
+
+
 def test_training_leaves_out_bad_questions_where_told_to(
     call: Call, tiny_folder: Path, tmp_path: Path
 ) -> None:

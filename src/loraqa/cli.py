@@ -1,4 +1,8 @@
-"""The command line: arguments in, results out. What a command does is written elsewhere."""
+"""The command line: arguments in, results out. What a command does is written elsewhere.
+
+A command looks at its paths and reads its data before it imports PyTorch and transformers, which
+takes seconds: what is wrong with them is told at once.
+"""
 
 import json
 import shlex
@@ -76,14 +80,17 @@ def inspect(
     on_bad: OnBad = "stop",
 ) -> None:
     """Show the tokens, the mask and the tree of some contexts; count and measure them all."""
-    from loraqa.model.source import choose_max_length, load_tokenizer
+    from loraqa.model.source import ModelSource, choose_max_length, load_tokenizer
     from loraqa.prompt.encode import PromptEncoder
     from loraqa.prompt.template import DEFAULT_TEMPLATE, Template
-    from loraqa.report.inspection import inspection
     from loraqa.squad import read_passages
 
     prompt = Template(template or DEFAULT_TEMPLATE)
+    ModelSource(model)
     dataset = read_passages(data, on_bad=on_bad)
+
+    from loraqa.report.inspection import inspection
+
     tokenizer, config = load_tokenizer(model)
     encoder = PromptEncoder(tokenizer, prompt, choose_max_length(max_length, config), stride)
     console = _console()
@@ -131,6 +138,10 @@ def train(
     chosen = load_settings(files, [*given, *(settings or [])])
     run.check_usable(chosen, resume)
     with preparing(chosen) as prepared:
+        from loraqa.train.data import check_sources
+
+        check_sources(chosen)
+
         from loraqa.finetune import finetune
 
         finetune(chosen, out, resume=resume, command=_command(), data=prepared)
@@ -150,19 +161,21 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Answer a whole data set and score the answers as SQuAD does."""
-    from loraqa.answer.evaluate import evaluate as evaluate_reader
-    from loraqa.answer.load import check_source
-    from loraqa.answer.strategies import parse_strategy
+    from loraqa.answer.find import check_source
     from loraqa.files import check_file_writable, write_json
-    from loraqa.report.progress import answering_progress
-    from loraqa.report.tables import scores_table
     from loraqa.squad import read_passages
 
-    decoding = parse_strategy(strategy)
     if out:
         check_file_writable(out)
     check_source(run)
     dataset = read_passages(data, on_bad=on_bad)
+
+    from loraqa.answer.evaluate import evaluate as evaluate_reader
+    from loraqa.answer.strategies import parse_strategy
+    from loraqa.report.progress import answering_progress
+    from loraqa.report.tables import scores_table
+
+    decoding = parse_strategy(strategy)
     reader = _reader(run, base, max_answer_tokens)
     with answering_progress() as progress:
         result = evaluate_reader(
@@ -237,21 +250,23 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare decoding strategies: quality, diversity, and how much is found in the context."""
-    from loraqa.answer.compare import compare as compare_strategies
-    from loraqa.answer.evaluate import sample_questions
-    from loraqa.answer.load import check_source
-    from loraqa.answer.strategies import parse_strategy
+    from loraqa.answer.find import check_source
     from loraqa.files import check_folder_writable
-    from loraqa.report.comparison import save_comparison
-    from loraqa.report.progress import answering_progress
-    from loraqa.report.tables import strategies_table
     from loraqa.squad import read_passages
 
-    decodings = [parse_strategy(name) for name in strategies.split(",")]
     check_source(run)
     folder = out or _place_for(run, "comparison")
     check_folder_writable(folder)
     dataset = read_passages(data, on_bad=on_bad)
+
+    from loraqa.answer.compare import compare as compare_strategies
+    from loraqa.answer.evaluate import sample_questions
+    from loraqa.answer.strategies import parse_strategy
+    from loraqa.report.comparison import save_comparison
+    from loraqa.report.progress import answering_progress
+    from loraqa.report.tables import strategies_table
+
+    decodings = [parse_strategy(name) for name in strategies.split(",")]
     passages = (
         sample_questions(dataset.passages, questions, seed) if questions else dataset.passages
     )
@@ -288,14 +303,18 @@ def ask(
     as_json: Json = False,
 ) -> None:
     """Ask questions about a text."""
+    from loraqa.answer.find import check_source
+    from loraqa.squad.text import read_text
+
+    check_source(run)
+    context = read_text(context_file)
+
     from loraqa.answer.reader import check_asked
     from loraqa.answer.strategies import parse_strategy
     from loraqa.report.answers import answer_lines
-    from loraqa.squad.text import read_text
 
-    decoding = parse_strategy(strategy)
-    context = read_text(context_file)
     check_asked(context, questions)
+    decoding = parse_strategy(strategy)
     reader = _reader(run, base, max_answer_tokens)
     answers = reader.answer(context, questions, decoding, seed=seed)
     if as_json:
@@ -344,14 +363,18 @@ def analyze(
     as_json: Json = False,
 ) -> None:
     """Show what LoRA learned: the size and the directions of every update."""
-    from loraqa.answer.load import load_adapted
+    from loraqa.answer.find import adapter_of
     from loraqa.files import check_file_writable
+
+    adapter_of(run)
+    picture = out or _place_for(run, "spectra.png")
+    check_file_writable(picture)
+
+    from loraqa.answer.load import load_adapted
     from loraqa.lora.spectra import spectra
     from loraqa.report.plots import save_png, singular_values
     from loraqa.report.tables import spectra_table
 
-    picture = out or _place_for(run, "spectra.png")
-    check_file_writable(picture)
     model, _, _ = load_adapted(run, base=base)
     updates = spectra(model)
     save_png(singular_values({each.name: each.singular_values for each in updates}), picture)
@@ -373,6 +396,10 @@ def export(
     base: Base = None,
 ) -> None:
     """Write the adapter for PEFT, or the model with the adapter merged into it."""
+    from loraqa.answer.find import adapter_of
+
+    adapter_of(run)
+
     from loraqa.answer.export import export_adapter, export_merged
 
     console = _console(stderr=True)
@@ -407,7 +434,7 @@ def _fail(message: str, status: int) -> NoReturn:
 
 def _place_for(source: Path, name: str) -> Path:
     """Inside a run what is made of it; a model's or an adapter's folder is left as it is."""
-    from loraqa.answer.load import find_adapter
+    from loraqa.answer.find import find_adapter
 
     is_run = find_adapter(source) == source / "adapter"
     return (source if is_run else Path()) / name

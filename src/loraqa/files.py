@@ -107,6 +107,12 @@ def write_tensors(
         save_file(dict(tensors), temporary, metadata)
 
 
+def looks_like_a_path(name: str) -> bool:
+    """Whether what is no folder was meant as one, rather than as a model's name on the hub."""
+    in_a_folder = "/" in name and Path(Path(name).parts[0]).is_dir()
+    return in_a_folder or name.startswith((".", "~")) or name.count("/") > 1 or name.endswith("/")
+
+
 def sha256(path: Path) -> str:
     """The file's SHA-256 in hex."""
     with path.open("rb") as file:

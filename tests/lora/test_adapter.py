@@ -14,8 +14,7 @@ from loraqa.files import write_tensors
 from loraqa.lora.adapt import adapt
 from loraqa.lora.adapter import TENSORS, load_adapter, save_adapter
 from loraqa.lora.layer import lora_layers
-from loraqa.lora.peft_config import CONFIG
-from loraqa.lora.settings import LoraSettings
+from loraqa.lora.settings import ADAPTER_CONFIG, LoraSettings
 
 # PEFT's own calls into transformers and torch.
 pytestmark = pytest.mark.filterwarnings(
@@ -179,7 +178,7 @@ def test_bf16_model_saves_and_loads_fp32_adapters(tiny_model, stir, logits, tmp_
 
 def test_the_configuration_names_base_and_shortest_targets(adapted, tmp_path):
     save_adapter(adapted(targets="attention"), tmp_path, base_name="gpt2", revision="main")
-    config = json.loads((tmp_path / CONFIG).read_text())
+    config = json.loads((tmp_path / ADAPTER_CONFIG).read_text())
     assert config["base_model_name_or_path"] == "gpt2"
     assert config["revision"] == "main"
     assert config["target_modules"] == ["c_attn", "attn.c_proj"]
@@ -192,7 +191,7 @@ def test_saving_a_model_without_adapter_is_refused(tiny_model, tmp_path):
 
 
 def edit(folder, **values):
-    path = folder / CONFIG
+    path = folder / ADAPTER_CONFIG
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
@@ -224,9 +223,9 @@ def pickle_only(folder):
     ("damage", "words"),
     [
         (lambda f: (f / TENSORS).unlink(), "adapter_model.safetensors does not exist"),
-        (lambda f: (f / CONFIG).unlink(), "adapter_config.json does not exist"),
-        (lambda f: (f / CONFIG).write_text("{"), "not valid JSON"),
-        (lambda f: (f / CONFIG).write_text("[]"), "no JSON object"),
+        (lambda f: (f / ADAPTER_CONFIG).unlink(), "adapter_config.json does not exist"),
+        (lambda f: (f / ADAPTER_CONFIG).write_text("{"), "not valid JSON"),
+        (lambda f: (f / ADAPTER_CONFIG).write_text("[]"), "no JSON object"),
         (pickle_only, "adapter_model.bin, a pickle"),
         (folder_instead, "cannot be read"),
         (truncate, "not a whole safetensors file"),

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from loraqa.answer.load import adapter_of, load_adapted
+from loraqa.answer.find import adapter_of
+from loraqa.answer.load import load_adapted
 from loraqa.errors import InputError
 from loraqa.files import check_folder_writable, replacing_folder, write_text
 from loraqa.lora.adapter import save_adapter

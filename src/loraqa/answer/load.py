@@ -7,12 +7,12 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from loraqa.answer.find import adapter_of, find_adapter_or_model
 from loraqa.errors import InputError
 from loraqa.lora.adapter import load_adapter
-from loraqa.lora.peft_config import CONFIG as ADAPTER_CONFIG
 from loraqa.lora.peft_config import PeftConfig
 from loraqa.model.load import load_base
-from loraqa.model.source import load_tokenizer, looks_like_a_path, position_limit
+from loraqa.model.source import position_limit
 from loraqa.train.adapter_folder import (
     INFO,
     AdapterInfo,
@@ -54,19 +54,13 @@ def load_model(
         InputError: the folder holds none of these, or a file is missing or broken.
     """
     folder = Path(source).expanduser()
-    adapter = _find_adapter_or_model(folder)
+    adapter = find_adapter_or_model(folder)
     if adapter:
         return Loaded(*_load_adapted(adapter, base, dtype, device))
     info = read_adapter_info(folder) if (folder / INFO).exists() else None
     chosen = dtype or _dtype_of(info)
     model, tokenizer = load_base(source, dtype=chosen, device=device)
     return Loaded(model, tokenizer, info)
-
-
-def check_source(source: str | Path) -> None:
-    """Raise `InputError` where `load_model` would find nothing, before other work is done."""
-    if _find_adapter_or_model(Path(source).expanduser()) is None:
-        load_tokenizer(source)
 
 
 def load_adapted(
@@ -82,54 +76,6 @@ def load_adapted(
         InputError: as `load_model`, or there is no adapter.
     """
     return _load_adapted(adapter_of(source), base, dtype, device)
-
-
-def adapter_of(source: str | Path) -> Path:
-    """`find_adapter`, where there must be one.
-
-    Raises:
-        InputError: there is none.
-    """
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        raise InputError(f"There is no folder {source}; give a finished run or an adapter folder.")
-    adapter = find_adapter(folder)
-    if adapter is None:
-        raise InputError(
-            f"{source} holds no adapter: neither adapter/{ADAPTER_CONFIG} nor {ADAPTER_CONFIG}; "
-            "give a finished run or an adapter folder."
-        )
-    return adapter
-
-
-def find_adapter(folder: Path) -> Path | None:
-    """Where the adapter of a run, or of an adapter folder, lies."""
-    places = (folder / "adapter", folder)
-    return next((at for at in places if (at / ADAPTER_CONFIG).exists()), None)
-
-
-def _find_adapter_or_model(folder: Path) -> Path | None:
-    """`find_adapter`; None is a model, in the folder or on the hub."""
-    if not folder.is_dir() and looks_like_a_path(str(folder)):
-        raise InputError(
-            f"There is no folder {folder}; give a finished run, the folder of an adapter or of a "
-            "model, or a model's name on the hub."
-        )
-    adapter = find_adapter(folder)
-    if adapter is None and folder.is_dir() and not (folder / "config.json").exists():
-        raise InputError(
-            f"{folder} holds no model: neither adapter/{ADAPTER_CONFIG} (a finished run) nor "
-            f"{ADAPTER_CONFIG} (an adapter) nor config.json (a model); {_instead_of(folder)}."
-        )
-    return adapter
-
-
-def _instead_of(folder: Path) -> str:
-    """What to do where a folder is none of these, but perhaps one in it is a run."""
-    adapters = sorted(folder.glob(f"*/adapter/{ADAPTER_CONFIG}"))
-    if adapters:
-        return f"give {adapters[0].parents[1]}"
-    return "finish the run with `loraqa train --resume`, or give another folder"
 
 
 def _dtype_of(info: AdapterInfo | None) -> str:

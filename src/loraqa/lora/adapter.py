@@ -20,7 +20,8 @@ from loraqa.errors import InputError
 from loraqa.files import write_json, write_tensors
 from loraqa.lora.adapt import install
 from loraqa.lora.layer import LoraLinear, Rows, features, lora_layers
-from loraqa.lora.peft_config import CONFIG, PeftConfig, describe, plain_rank
+from loraqa.lora.peft_config import PeftConfig, describe, plain_rank
+from loraqa.lora.settings import ADAPTER_CONFIG
 from loraqa.lora.targets import check_unadapted, check_weights
 
 TENSORS = "adapter_model.safetensors"
@@ -55,7 +56,7 @@ def save_adapter(
     if not layers:
         raise InputError("This model holds no adapter to save: call adapt or load_adapter first.")
     write_tensors(Path(folder) / TENSORS, _plain_tensors(layers), _header(layers))
-    write_json(Path(folder) / CONFIG, describe(model, layers, base_name, revision))
+    write_json(Path(folder) / ADAPTER_CONFIG, describe(model, layers, base_name, revision))
 
 
 def load_adapter(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None:
@@ -151,13 +152,13 @@ def _check_keys(
     missing, unexpected = expected - tensors.keys(), tensors.keys() - expected
     if missing:
         raise InputError(
-            f"{path} lacks {len(missing)} tensors that its {CONFIG} asks for in this model, such "
-            f"as {min(missing)}; {_remedy(config)}."
+            f"{path} lacks {len(missing)} tensors that its {ADAPTER_CONFIG} asks for in this "
+            f"model, such as {min(missing)}; {_remedy(config)}."
         )
     if unexpected:
         raise InputError(
-            f"{path} holds {len(unexpected)} tensors for which its {CONFIG} or this model has no "
-            f"place, such as {min(unexpected)}; {_remedy(config)}."
+            f"{path} holds {len(unexpected)} tensors for which its {ADAPTER_CONFIG} or this model "
+            f"has no place, such as {min(unexpected)}; {_remedy(config)}."
         )
 
 

@@ -15,11 +15,11 @@ from transformers.pytorch_utils import Conv1D
 from loraqa.errors import InputError
 from loraqa.files import read_json
 from loraqa.lora.layer import LoraLinear
+from loraqa.lora.settings import ADAPTER_CONFIG
 from loraqa.lora.targets import all_linear, linear_layers
 
 _N = TypeVar("_N", int, float)
 
-CONFIG = "adapter_config.json"
 
 # Keys of PEFT's that do not change what a trained adapter computes.
 _WITHOUT_EFFECT = frozenset(
@@ -74,7 +74,7 @@ class PeftConfig(BaseModel):
 
         Raises `InputError` where it is missing, broken, or asks for more than plain LoRA.
         """
-        path = folder / CONFIG
+        path = folder / ADAPTER_CONFIG
         values = read_json(path)
         if not isinstance(values, dict):
             raise InputError(f"{path} holds no JSON object.")

@@ -5,6 +5,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+# The file in which PEFT keeps them beside an adapter's weights.
+ADAPTER_CONFIG = "adapter_config.json"
+
 
 def scaling(rank: int, alpha: float, rank_stabilised: bool) -> float:
     """The factor before BA: α/r (Hu et al., 2021), or α/√r (Kalajdzievski, 2023)."""

@@ -1,4 +1,7 @@
-"""Where a base model comes from: a local folder, or the hub by name. Imports no PyTorch."""
+"""Where a base model comes from: a local folder, or the hub by name.
+
+Imports nothing large until something is loaded, so that a folder that is not there is told at once.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -6,12 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, constants
-from huggingface_hub.errors import HfHubHTTPError
-from transformers import AutoConfig, AutoTokenizer
-from transformers.utils import logging as transformers_logging
-
 from loraqa.errors import InputError
+from loraqa.files import looks_like_a_path
 from loraqa.prompt.segments import SegmentTokenizer
 
 # For models whose positions have no table, such as ALiBi's: as long as GPT-2's.
@@ -29,6 +28,8 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> tuple[Seg
     Raises:
         InputError: as `load_base`, or the tokenizer cannot encode prompts.
     """
+    from transformers import AutoConfig, AutoTokenizer
+
     where = ModelSource(source, revision)
     return SegmentTokenizer(where.load(AutoTokenizer)), where.load(AutoConfig)
 
@@ -55,9 +56,13 @@ def choose_max_length(wanted: int | None, config: Any) -> int:
 
 
 class ModelSource:
-    """A folder or a name on the hub."""
+    """A folder or a name on the hub.
 
-    def __init__(self, source: str | Path, revision: str | None) -> None:
+    Raises:
+        InputError: it is neither.
+    """
+
+    def __init__(self, source: str | Path, revision: str | None = None) -> None:
         self.name = str(source)
         self.revision = revision
         folder = Path(source).expanduser()
@@ -86,6 +91,9 @@ class ModelSource:
     @cached_property
     def _hub_answers(self) -> bool:
         """Whether to ask the hub. Where it is out of reach, transformers would try for long."""
+        from huggingface_hub import HfApi, constants
+        from huggingface_hub.errors import HfHubHTTPError
+
         if self.is_folder or constants.HF_HUB_OFFLINE:
             return False
         try:
@@ -108,15 +116,11 @@ class ModelSource:
         )
 
 
-def looks_like_a_path(name: str) -> bool:
-    """Whether what is no folder was meant as one, rather than as a model's name on the hub."""
-    in_a_folder = "/" in name and Path(Path(name).parts[0]).is_dir()
-    return in_a_folder or name.startswith((".", "~")) or name.count("/") > 1 or name.endswith("/")
-
-
 @contextmanager
 def no_bars() -> Iterator[None]:
     """Without transformers' bars: a folder is read or written in a moment, unlike a download."""
+    from transformers.utils import logging as transformers_logging
+
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:

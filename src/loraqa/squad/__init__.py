@@ -4,7 +4,7 @@ from loraqa.squad.dataset import QADataset
 from loraqa.squad.official import write_official
 from loraqa.squad.passage import Answer, Passage, Question, Version
 from loraqa.squad.predictions import read_no_answer_probabilities, read_predictions
-from loraqa.squad.read import read_passages
+from loraqa.squad.read import check_there, read_passages
 from loraqa.squad.score import QuestionScore, Scores, normalize_answer, score, score_question
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "QuestionScore",
     "Scores",
     "Version",
+    "check_there",
     "normalize_answer",
     "read_no_answer_probabilities",
     "read_passages",

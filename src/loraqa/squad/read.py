@@ -13,7 +13,12 @@ from loraqa.squad.dataset import QADataset
 from loraqa.squad.intake import Intake
 from loraqa.squad.official import read_official
 from loraqa.squad.rows import read_csv, read_hub, read_jsonl, read_parquet
-from loraqa.squad.text import BYTE_ORDER_MARK, decode, explain_json_error, read_bytes
+from loraqa.squad.text import (
+    BYTE_ORDER_MARK,
+    decode,
+    explain_json_error,
+    read_bytes,
+)
 
 logger = logging.getLogger("loraqa")
 
@@ -39,6 +44,13 @@ def read_passages(
     else:
         _read_file(Path(source), intake)
     return _conclude(intake, str(source), on_bad)
+
+
+def check_there(source: str | Path) -> None:
+    """Raise `InputError` where `read_passages` would find no file, nor a name for the hub."""
+    if not _is_hub_name(source) and not Path(source).exists():
+        # Says why not.
+        read_bytes(Path(source))
 
 
 def _is_hub_name(source: str | Path) -> bool:

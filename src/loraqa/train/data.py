@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from loraqa.model.source import choose_max_length, load_tokenizer
+from loraqa.model.source import ModelSource, choose_max_length, load_tokenizer
 from loraqa.prompt.cache import encode_training_once
 from loraqa.prompt.encode import Encoded, PromptEncoder
 from loraqa.prompt.template import Template
-from loraqa.squad import QADataset, read_passages
+from loraqa.squad import QADataset, check_there, read_passages
 from loraqa.train.settings import RunSettings
 
 
@@ -27,6 +27,14 @@ class TrainingData:
     def all_answerable(self) -> bool:
         """Whether every question has an answer (SQuAD v1.1)."""
         return not self.facts["unanswerable"]
+
+
+def check_sources(settings: RunSettings) -> None:
+    """Raise `InputError` where the model or the data are not there, before anything is read."""
+    ModelSource(settings.model.source, settings.model.revision)
+    for source in (settings.data.train, settings.data.dev):
+        if source is not None:
+            check_there(source)
 
 
 def read_training_data(settings: RunSettings) -> TrainingData:
