@@ -8,8 +8,9 @@ be encoded of SQuAD's train set are some hundred thousand different ones.
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from tokenizers import Encoding, Tokenizer
 
 from loraqa.prompt.tree import TokenIds
 
-Integers = NDArray[np.int64]
+Integers = NDArray[np.int32]
 
 # What cuts at blanks: GPT-2's pattern, Llama 3's and Qwen 2's. No piece that they cut a text into
 # has a blank behind its first character, unless another stands beside it.
@@ -55,7 +56,7 @@ class EncodedText(Protocol):
 def all_offsets(text: EncodedText) -> Integers:
     """Where each token of a text stands in it (tokens, 2)."""
     places = [text.offset(token) for token in range(len(text.ids))]
-    return np.array(places, dtype=np.int64).reshape(-1, 2)
+    return _integers(places).reshape(-1, 2)
 
 
 def encode_whole(tokenizer: Tokenizer, texts: Sequence[str]) -> list[EncodedText]:
@@ -72,9 +73,9 @@ def encode_by_words(tokenizer: Tokenizer, texts: Sequence[str]) -> list[EncodedT
         texts: one with several blanks in a row, or with a character of code 0, is encoded whole.
     """
     numbers = _Numbering()
-    sizes = np.array([text.count(" ") + text.count(_CUT) + 1 for text in texts], dtype=np.int64)
+    sizes = _integers([text.count(" ") + text.count(_CUT) + 1 for text in texts])
     cut = chain.from_iterable(map(_cut, texts))
-    words = np.fromiter(map(numbers.__getitem__, cut), np.int64, int(sizes.sum()))
+    words = np.fromiter(map(numbers.__getitem__, cut), np.int32, int(sizes.sum()))
     encoded = list(_join(tokenizer, list(numbers), words, sizes))
     not_alone = np.array(list(map(_has_blank_not_alone, numbers)), dtype=bool)
     whole = set(np.repeat(np.arange(len(texts)), sizes)[not_alone[words]].tolist())
@@ -107,10 +108,24 @@ class _Whole:
 
 @dataclass(frozen=True)
 class _Row:
-    """The tokens of many texts in a row: ids (tokens,), places in their texts (tokens, 2)."""
+    """The tokens of many texts, one after another.
+
+    Attributes:
+        ids: their ids (tokens,).
+        in_word: where each stands in its word (tokens, 2).
+        word_starts: where each word starts in its text (words,).
+        counts: how many tokens each word has (words,).
+    """
 
     ids: TokenIds
-    offsets: Integers
+    in_word: Integers
+    word_starts: Integers
+    counts: Integers
+
+    @cached_property
+    def offsets(self) -> Integers:
+        """Where each token stands in its text (tokens, 2)."""
+        return self.in_word + np.repeat(self.word_starts, self.counts)[:, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,22 +177,28 @@ def _join(
     """
     encodings = tokenizer.encode_batch(list(different), add_special_tokens=False)
     ids = [token for encoding in encodings for token in encoding.ids]
-    offsets = [place for encoding in encodings for place in encoding.offsets]
-    counts = np.array(list(map(len, encodings)), dtype=np.int64)
-    count = counts[words]
-    source = np.arange(count.sum()) + np.repeat(_starts(counts)[words] - _starts(count), count)
-    starts = _starts(np.array(list(map(len, different)), dtype=np.int64)[words])
-    in_text = np.repeat(starts - np.repeat(starts[_starts(sizes)], sizes), count)
+    places = [place for encoding in encodings for place in encoding.offsets]
+    all_counts = _integers([len(encoding.ids) for encoding in encodings])
+    counts = all_counts[words]
+    shifts = np.repeat(_starts(all_counts)[words] - _starts(counts), counts)
+    tokens = np.arange(len(shifts), dtype=np.int32) + shifts
+    starts = _starts(_integers([len(word) for word in different])[words])
     row = _Row(
-        np.array(ids, dtype=np.int32)[source],
-        np.array(offsets, dtype=np.int64).reshape(-1, 2)[source] + in_text[:, None],
+        _integers(ids)[tokens],
+        _integers(places).reshape(-1, 2)[tokens],
+        starts - np.repeat(starts[_starts(sizes)], sizes),
+        counts,
     )
-    edges = np.append(_starts(count)[_starts(sizes)], len(row.ids))
+    edges = np.append(_starts(counts)[_starts(sizes)], len(tokens))
     for start, end in pairwise(edges.tolist()):
         yield _Joined(row, start, end)
 
 
+def _integers(values: Sequence[Any]) -> Integers:
+    return np.array(values, dtype=np.int32)
+
+
 def _starts(lengths: Integers) -> Integers:
     """Where each of several in a row starts."""
-    starts: Integers = np.cumsum(lengths) - lengths
+    starts: Integers = np.cumsum(lengths, dtype=np.int32) - lengths
     return starts
