@@ -67,7 +67,7 @@ def test_what_a_kernel_would_misread_is_refused(wrong: torch.Tensor) -> None:
 @pytest.mark.parametrize(
     ("compiler", "reason"),
     [
-        ("no-such-compiler", "[Errno 2] No such file or directory: 'no-such-compiler'"),
+        ("no-such-compiler", "there is no no-such-compiler; with a C compiler (such as gcc)"),
         ("cc --no-such-option", "cc says: "),
     ],
 )

@@ -21,7 +21,7 @@ EVALUATIONS = [
     {"kind": "evaluation", "step": 100, "exact_match": 30.0, "f1": 45.0},
 ]
 STRATEGIES = [
-    Comparison(name, 5, 70.0, f1, 95.0, 0.9, distinct, 0.3, 1.0)
+    Comparison(name, 100, 5, 70.0, f1, 95.0, 0.9, distinct, 0.3, 1.0)
     for name, f1, distinct in (
         ("greedy", 91.0, 1.0),
         ("$top_p$ 0.9", 88.0, 1.5),

@@ -118,6 +118,7 @@ def test_row_of_the_wrong_length_is_refused() -> None:
 def comparison(strategy: str, **changes: Any) -> Comparison:
     same = Comparison(
         strategy=strategy,
+        questions=1234,
         samples=1,
         exact_match=50.0,
         f1=60.06,
@@ -132,7 +133,9 @@ def comparison(strategy: str, **changes: Any) -> Comparison:
 
 def test_strategies_show_spread_only_where_something_was_drawn() -> None:
     drawn = comparison("top-p", samples=5, oracle_f1=70, found=None, distinct=2.345, entropy=0.5)
-    assert Cells(strategies_table([comparison("greedy"), drawn]).to_html()).rows[1:] == [
+    table = strategies_table([comparison("greedy"), drawn])
+    assert table.title == "Decoding strategies on 1,234 questions"
+    assert Cells(table.to_html()).rows[1:] == [
         ["greedy", "50.0", "60.1", "90%", "–", "–", "–", "1.5"],
         ["top-p", "50.0", "60.1", "–", "2.35", "0.50", "70.0", "1.5"],
     ]

@@ -23,6 +23,7 @@ class Comparison:
 
     Attributes:
         strategy: its name.
+        questions: how many were answered.
         samples: answers to each question; 1 where nothing is drawn.
         exact_match, f1: of one answer, in percent: the mean over all of them.
         oracle_f1: of the best answer to each question, in percent.
@@ -34,6 +35,7 @@ class Comparison:
     """
 
     strategy: str
+    questions: int
     samples: int
     exact_match: float
     f1: float
@@ -93,6 +95,7 @@ def summarize(
     not_empty = [answer for given in answers for answer in given if answer.text]
     return Comparison(
         strategy=strategy,
+        questions=len(questions),
         samples=len(answers[0]),
         exact_match=100 * fmean(fmean(s.exact_match for s in each) for each in scores),
         f1=100 * fmean(fmean(s.f1 for s in each) for each in scores),

@@ -33,12 +33,13 @@ def _place(context: str, answer: Answered) -> "Text":
 
     if answer.start is None or answer.end is None:
         return Text("  not a piece of the context" if answer.text else "", "dim")
-    before = context[max(0, answer.start - _AROUND) : answer.start]
-    after = context[answer.end : answer.end + _AROUND]
+    first, last = max(answer.start - _AROUND, 0), answer.end + _AROUND
+    before = ("…" if first else "") + _one_line(context[first : answer.start])
+    after = _one_line(context[answer.end : last]) + ("…" if last < len(context) else "")
     return Text.assemble(
-        (f"  characters {answer.start} to {answer.end}: …{_one_line(before)}", "dim"),
+        (f"  characters {answer.start} to {answer.end}: {before}", "dim"),
         (_one_line(context[answer.start : answer.end]), "green underline"),
-        (f"{_one_line(after)}…", "dim"),
+        (after, "dim"),
     )
 
 

@@ -103,10 +103,11 @@ def printable(text: str) -> str:
 
 
 def strategies_table(comparisons: Iterable["Comparison"]) -> Table:
-    """Decoding strategies side by side. Where nothing was drawn, no spread is shown.
+    """Decoding strategies side by side, on the same questions; no spread where nothing was drawn.
 
     Per question: distinct answers, and the entropy of its answers in nats.
     """
+    comparisons = list(comparisons)
     columns = (
         Column("strategy"),
         Column("EM", ".1f"),
@@ -121,12 +122,14 @@ def strategies_table(comparisons: Iterable["Comparison"]) -> Table:
         (each.strategy, each.exact_match, each.f1, each.found, *_spread(each), each.seconds)
         for each in comparisons
     )
-    return Table("Decoding strategies", columns, rows)
+    asked = max((each.questions for each in comparisons), default=0)
+    return Table(f"Decoding strategies on {asked:,} questions", columns, rows)
 
 
 def scores_table(scores: Mapping[str, Any]) -> Table:
-    """Figures by name, as `Scores.to_json` gives them."""
-    return Table("Scores", (Column("figure"), Column("value", ",.10g")), tuple(scores.items()))
+    """Figures by name, as `Scores.to_json` gives them, rounded to hundredths."""
+    rows = tuple((name, round(value, 2)) for name, value in scores.items())
+    return Table("Scores", (Column("figure"), Column("value", ",.10g")), rows)
 
 
 SCORE_NAMES = {

@@ -97,5 +97,9 @@ def _library(dtype: torch.dtype) -> CDLL:
 def _run(command: list[str], folder: str) -> None:
     try:
         subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise OSError(
+            f"there is no {command[0]}; with a C compiler (such as gcc) they are faster"
+        ) from None
     except subprocess.CalledProcessError as error:
         raise OSError(f"{command[0]} says: {error.stderr}") from error
