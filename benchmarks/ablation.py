@@ -79,6 +79,10 @@ PATCHES: dict[str, tuple[str, Any]] = {
         "loraqa.model.blocks._products_pay",
         lambda *_: False,
     ),
+    "causal products by 128 queries: all at once instead": (
+        "loraqa.model.blocks._QUERIES_AT_ONCE",
+        2**31,
+    ),
     "in-place LoRA with its own backward: autograd's instead": (
         "loraqa.lora.layer.LoraLinear._adapted",
         plain_lora,

@@ -14,13 +14,15 @@ from loraqa.model.blocks import Block, attend_blocks
 SCALING = 0.3
 
 
-@pytest.fixture(params=["products", "fused"])
-def _either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    by_products = request.param == "products"
+@pytest.fixture(params=["products", "products of a few queries", "fused"])
+def _any_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_products = request.param != "fused"
     monkeypatch.setattr("loraqa.model.blocks._products_pay", lambda *_: by_products)
+    if request.param == "products of a few queries":
+        monkeypatch.setattr("loraqa.model.blocks._QUERIES_AT_ONCE", 3)
 
 
-either_way = pytest.mark.usefixtures("_either_way")
+any_way = pytest.mark.usefixtures("_any_way")
 
 
 def blocks_and_mask(lengths: list[int], generator: torch.Generator) -> tuple[list[Block], Tensor]:
@@ -46,7 +48,7 @@ def states(length: int, heads: int, generator: torch.Generator) -> Tensor:
     return drawn.requires_grad_()
 
 
-@either_way
+@any_way
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lengths=st.lists(st.integers(1, 7), min_size=1, max_size=5), seed=st.integers(0, 99))
 def test_it_is_attention_with_one_mask(lengths: list[int], seed: int) -> None:
@@ -63,7 +65,7 @@ def test_it_is_attention_with_one_mask(lengths: list[int], seed: int) -> None:
     torch.testing.assert_close(gradients, expected_gradients)
 
 
-@either_way
+@any_way
 def test_key_heads_are_shared_by_query_heads() -> None:
     generator = torch.Generator().manual_seed(0)
     blocks, seen = blocks_and_mask([4, 3], generator)
@@ -74,7 +76,7 @@ def test_key_heads_are_shared_by_query_heads() -> None:
     torch.testing.assert_close(attend_blocks(query, key, value, blocks, SCALING), expected)
 
 
-@either_way
+@any_way
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rounding_is_that_of_the_dtype(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -84,6 +86,18 @@ def test_rounding_is_that_of_the_dtype(dtype: torch.dtype) -> None:
     rounded = attend_blocks(*(each.to(dtype) for each in exact), blocks, SCALING)
     error = (rounded - expected).norm() / expected.norm()
     assert error < 2 * torch.finfo(dtype).eps
+
+
+def test_a_causal_block_in_pieces_leaves_out_most_of_what_is_masked() -> None:
+    block = Block(slice(5, 305), slice(5, 305))
+    assert [(p.queries, p.keys) for p in block.pieces] == [
+        (slice(5, 105), slice(5, 105)),
+        (slice(105, 205), slice(5, 205)),
+        (slice(205, 305), slice(5, 305)),
+    ]
+    assert block.pieces is block.pieces
+    short = Block(slice(0, 128), slice(0, 128))
+    assert short.pieces == (short,)
 
 
 def test_a_bias_is_made_once_in_each_dtype() -> None:

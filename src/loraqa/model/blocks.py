@@ -1,7 +1,9 @@
 """Attention over trees block by block: some tokens of a row, and the keys that they see."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice, pairwise
 from typing import Any
 
@@ -12,7 +14,10 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from loraqa.prompt.batch import TreeSpan
 
-_LONGEST_IN_FP32 = 512
+_LONGEST_IN_FP32 = 1024
+# Queries of a causal block that are multiplied with keys at once. Of the keys behind them none is,
+# but small products run at a lower rate.
+_QUERIES_AT_ONCE = 128
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,24 @@ class Block:
     _biases: dict[tuple[torch.dtype, torch.device], Tensor] = field(
         default_factory=dict, init=False
     )
+
+    @cached_property
+    def pieces(self) -> tuple["Block", ...]:
+        """Blocks that are the same together, without most of what is masked in a causal one."""
+        length = self.queries.stop - self.queries.start
+        if self.seen is not None or length <= _QUERIES_AT_ONCE:
+            return (self,)
+        count = math.ceil(length / _QUERIES_AT_ONCE)
+        edges = [length * number // count for number in range(count + 1)]
+        causal = self._causal_mask()
+        return tuple(
+            Block(
+                slice(self.queries.start + first, self.queries.start + last),
+                slice(self.keys.start, self.keys.start + last),
+                causal[first:last, :last],
+            )
+            for first, last in pairwise(edges)
+        )
 
     def bias(self, states: Tensor) -> Tensor:
         """What is added to scores: (queries, keys), 0 where a query sees a key, else -inf.
@@ -109,11 +132,12 @@ def attend_blocks(
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_heads(key, groups), repeat_heads(value, groups)
     if _products_pay(query, blocks):
+        pieces = tuple(piece for block in blocks for piece in block.pieces)
         attended: Tensor = ByProducts.apply(  # type: ignore[no-untyped-call]
-            query[0], key[0], value[0], tuple(blocks), scaling
+            query[0], key[0], value[0], pieces, scaling
         )
         return attended[None]
-    pieces = [
+    parts = [
         scaled_dot_product_attention(
             query[:, :, block.queries],
             key[:, :, block.keys],
@@ -124,7 +148,7 @@ def attend_blocks(
         )
         for block in blocks
     ]
-    return torch.cat(pieces, dim=2)
+    return torch.cat(parts, dim=2)
 
 
 def _products_pay(query: Tensor, blocks: Sequence[Block]) -> bool:
