@@ -1,15 +1,18 @@
 """What another process prepares is what this one would read, and so are its errors."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
 
-from loraqa.ahead import _collect, preparing
+from loraqa.ahead import Preparation, _prepare, preparing
 from loraqa.errors import InputError, LoraqaError
+from loraqa.files import read_json, write_json
 from loraqa.finetune import finetune
 from loraqa.squad import write_official
 from loraqa.train.data import read_training_data
@@ -80,10 +83,36 @@ def test_what_the_data_lack_is_noted(
     assert "loraqa: " in capfd.readouterr().err
 
 
-def test_a_process_that_is_killed_is_told_of(tmp_path: Path) -> None:
+def test_an_error_can_be_told_before_the_data_are_asked_for(
+    chosen: RunSettings, tmp_path: Path
+) -> None:
+    with preparing(chosen) as prepared:
+        prepared.check()
+        prepared()
+    (tmp_path / "train.json").write_text("{")
+    with preparing(chosen) as prepared:
+        prepared._process.wait(timeout=60)
+        with pytest.raises(InputError, match="bad JSON"):
+            prepared.check()
+
+
+def test_what_the_system_refuses_is_told_in_one_sentence(
+    chosen: RunSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device", "encoded.safetensors")
+
+    monkeypatch.setattr("loraqa.prompt.cache.save_encoded", refuse)
+    write_json(tmp_path / "settings.json", chosen.model_dump(mode="json"))
+    _prepare(tmp_path)
+    told = read_json(tmp_path / "outcome.json")
+    assert told == {"error": "encoded.safetensors: No space left on device.", "status": 1}
+
+
+def test_a_process_that_is_killed_is_told_of() -> None:
     process = subprocess.Popen([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
     with pytest.raises(LoraqaError, match=r"status -9; see that there is enough memory"):
-        _collect(process, tmp_path)
+        Preparation(process, TemporaryDirectory())()
 
 
 def test_a_process_that_is_not_waited_for_is_stopped(
@@ -100,6 +129,42 @@ def test_a_process_that_is_not_waited_for_is_stopped(
     with pytest.raises(KeyboardInterrupt), preparing(chosen):
         raise KeyboardInterrupt
     assert [process.returncode for process in started] == [-9]
+
+
+def test_when_this_process_is_killed_the_other_ends_and_leaves_nothing(
+    chosen: RunSettings, tmp_path: Path
+) -> None:
+    (tmp_path / "settings.yaml").write_text(chosen.to_yaml())
+    (tmp_path / "temporary").mkdir()
+    code = (
+        "import os\n"
+        "from pathlib import Path\n"
+        "from loraqa.ahead import preparing\n"
+        "from loraqa.train.settings import load_settings\n"
+        f"with preparing(load_settings([Path({str(tmp_path / 'settings.yaml')!r})])):\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    environment = os.environ | {"TMPDIR": str(tmp_path / "temporary")}
+    # The other process holds standard output open until it ends.
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, timeout=60, env=environment
+    )
+    assert done.returncode == -9
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_libraries_that_ask_for_pytorch_find_it() -> None:
+    code = (
+        "import sys\n"
+        "from loraqa.ahead import _import_tokenizers_alone\n"
+        "_import_tokenizers_alone()\n"
+        "assert 'torch' not in sys.modules\n"
+        "import datasets\n"
+        "data = datasets.Dataset.from_list([{'id': '1'}])\n"
+        "print(data.map(lambda row: {'id': row['id'] * 2}).to_list())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[{'id': '11'}]"
 
 
 def test_nothing_in_the_working_directory_is_taken_for_a_library(

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 import shutil
 import signal
 import subprocess
@@ -313,11 +314,23 @@ def test_blank_texts_are_refused_before_the_model_is_loaded(
     [
         ["train", "--model", "{tmp}/gone", "--train", "{data}", "--out", "{tmp}/run"],
         ["train", "--model", "{model}", "--train", "gone.json", "--out", "{tmp}/run"],
+        [
+            "train",
+            "--model",
+            "{model}",
+            "--train",
+            "~/town.json",
+            "--dev",
+            "gone",
+            "--out",
+            "{tmp}/run",
+        ],
         ["train", "--model", "{model}", "--train", "{data}", "--out", "{tmp}"],
         ["inspect", "--model", "{tmp}/gone", "--data", "{data}"],
         ["evaluate", "{tmp}/gone", "--data", "{data}"],
         ["compare", "{model}", "--data", "gone.json"],
         ["ask", "{model}", "--context-file", "gone.txt", "Who?"],
+        ["serve", "{tmp}/gone"],
         ["analyze", "{tmp}/gone"],
         ["export", "{tmp}/gone", "--out", "{tmp}/new"],
     ],
@@ -338,9 +351,13 @@ def test_a_wrong_path_is_told_before_anything_large_is_imported(
         "except SystemExit as stopped:\n"
         "    print(stopped.code, 'torch' in sys.modules, 'transformers' in sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    environment = os.environ | {"HOME": str(data.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
     assert done.stdout == "2 False False\n"
     assert done.stderr.count("\n") == 1
+    assert "gone" in done.stderr or f"{tmp_path} exists already" in done.stderr
 
 
 def test_training_leaves_out_bad_questions_where_told_to(

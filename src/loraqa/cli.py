@@ -1,7 +1,7 @@
 """The command line: arguments in, results out. What a command does is written elsewhere.
 
-A command looks at its paths and reads its data before it imports PyTorch and transformers, which
-takes seconds: what is wrong with them is told at once.
+A command looks at its paths before it imports PyTorch and transformers, which takes seconds: what
+is wrong with them is told at once.
 """
 
 import gc
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from loraqa.errors import LoraqaError
+from loraqa.errors import LoraqaError, explain
 from loraqa.notices import show_notices
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def train(
     run = RunDirectory(out)
     begun = [run.begun_settings()] if resume else []
     files = [*begun, *([config] if config else [])]
-    chosen = load_settings(files, [*given, *(settings or [])])
+    chosen = load_settings(files, [*given, *(settings or [])]).with_full_paths()
     run.check_usable(chosen, resume)
     with preparing(chosen) as prepared:
         from loraqa.train.data import check_sources
@@ -147,6 +147,7 @@ def train(
 
         # What was imported stays: half a second for each time that the collector walks over it.
         gc.freeze()
+        prepared.check()
         finetune(chosen, out, resume=resume, command=_command(), data=prepared)
     _console(stderr=True).print(f"The adapter is in {out / 'adapter'}; its model card says more.")
 
@@ -166,12 +167,12 @@ def evaluate(
     """Answer a whole data set and score the answers as SQuAD does."""
     from loraqa.answer.find import check_source
     from loraqa.files import check_file_writable, write_json
-    from loraqa.squad import read_passages
+    from loraqa.squad import check_there, read_passages
 
     if out:
         check_file_writable(out)
     check_source(run)
-    dataset = read_passages(data, on_bad=on_bad)
+    check_there(data)
 
     from loraqa.answer.evaluate import evaluate as evaluate_reader
     from loraqa.answer.strategies import parse_strategy
@@ -179,6 +180,7 @@ def evaluate(
     from loraqa.report.tables import scores_table
 
     decoding = parse_strategy(strategy)
+    dataset = read_passages(data, on_bad=on_bad)
     reader = _reader(run, base, max_answer_tokens)
     with answering_progress() as progress:
         result = evaluate_reader(
@@ -255,12 +257,12 @@ def compare(
     """Compare decoding strategies: quality, diversity, and how much is found in the context."""
     from loraqa.answer.find import check_source
     from loraqa.files import check_folder_writable
-    from loraqa.squad import read_passages
+    from loraqa.squad import check_there, read_passages
 
     check_source(run)
     folder = out or _place_for(run, "comparison")
     check_folder_writable(folder)
-    dataset = read_passages(data, on_bad=on_bad)
+    check_there(data)
 
     from loraqa.answer.compare import compare as compare_strategies
     from loraqa.answer.evaluate import sample_questions
@@ -270,6 +272,7 @@ def compare(
     from loraqa.report.tables import strategies_table
 
     decodings = [parse_strategy(name) for name in strategies.split(",")]
+    dataset = read_passages(data, on_bad=on_bad)
     passages = (
         sample_questions(dataset.passages, questions, seed) if questions else dataset.passages
     )
@@ -337,6 +340,9 @@ def serve(
     base: Base = None,
 ) -> None:
     """Answer questions on a web page and over HTTP, until Ctrl-C."""
+    from loraqa.answer.find import check_source
+
+    check_source(run)
     try:
         from loraqa.serve import server
         from loraqa.serve.app import Served, create_app
@@ -422,11 +428,8 @@ def main() -> NoReturn:
     show_notices()
     try:
         app()
-    except LoraqaError as error:
-        _fail(str(error), error.exit_code)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}.", 1)
+    except (LoraqaError, OSError) as error:
+        _fail(*explain(error))
     raise SystemExit(0)
 
 

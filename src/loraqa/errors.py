@@ -16,6 +16,14 @@ class InputError(LoraqaError):
     exit_code = 2
 
 
+def explain(error: LoraqaError | OSError) -> tuple[str, int]:
+    """What to say of an error, and the exit status."""
+    if isinstance(error, LoraqaError):
+        return str(error), error.exit_code
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}.", 1
+
+
 def some_of(names: Collection[str], most: int = 5) -> str:
     """The first of some names, and how many more there are, for a message."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""

@@ -1,5 +1,6 @@
 """Trees of random text for the model room."""
 
+import socket
 from typing import Any
 
 import pytest
@@ -40,3 +41,13 @@ def trees(encoder: PromptEncoder) -> list[Tree]:
 @pytest.fixture
 def prompts(encoder: PromptEncoder) -> list[Tree]:
     return encoder.encode_prompts(PASSAGES, 20).trees
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no network."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)

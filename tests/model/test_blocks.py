@@ -95,6 +95,7 @@ def test_a_causal_block_in_pieces_leaves_out_most_of_what_is_masked() -> None:
         (slice(105, 205), slice(5, 205)),
         (slice(205, 305), slice(5, 305)),
     ]
+    # Their biases are made once for all layers.
     assert block.pieces is block.pieces
     short = Block(slice(0, 128), slice(0, 128))
     assert short.pieces == (short,)

@@ -120,14 +120,6 @@ def test_remote_code_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
         load_base(folder)
 
 
-@pytest.fixture
-def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise OSError("no network")
-
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-
-
 @pytest.mark.usefixtures("no_hub")
 def test_a_hub_out_of_reach_leaves_what_was_downloaded(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

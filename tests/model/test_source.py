@@ -1,24 +1,14 @@
 """Models are named by folders and by names on the hub; errors say which of them there are."""
 
-import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import transformers
 
 from loraqa.errors import InputError
 from loraqa.model.source import choose_max_length, load_tokenizer, position_limit
-
-
-@pytest.fixture
-def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise OSError("no network")
-
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:

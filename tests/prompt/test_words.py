@@ -15,7 +15,8 @@ from loraqa.squad import read_passages
 
 _BLANKS = st.sampled_from([" ", " ", " ", "  ", "\n", " \n", "\n ", "\t", "\u00a0", "\u3000", "\0"])
 _WORDS = st.sampled_from(["the", "king's", "It", "won't", "1066", "25,000", "(AD)", "–", "Å"])
-_TEXTS = st.lists(_BLANKS | _WORDS | st.text(max_size=5), max_size=12).map("".join)
+_MARKS = st.sampled_from(["a\u0301", "\u0308", "\u212b", "\u2001"])
+_TEXTS = st.lists(_BLANKS | _WORDS | _MARKS | st.text(max_size=5), max_size=12).map("".join)
 
 
 def _byte_level(*cutters: Any) -> Tokenizer:
@@ -39,9 +40,14 @@ def _split_by(pattern: str) -> Tokenizer:
     )
 
 
+def _composed(tokenizer: Tokenizer) -> Tokenizer:
+    tokenizer.normalizer = normalizers.NFC()
+    return tokenizer
+
+
 TOKENIZERS = {
     "gpt2": _byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False)),
-    "qwen": _split_by(PRETOKENIZE_REGEX),
+    "qwen": _composed(_split_by(PRETOKENIZE_REGEX)),
     "llama": _split_by(PRETOKENIZE_REGEX.replace(r"\p{N}|", r"\p{N}{1,3}|")),
 }
 

@@ -46,12 +46,16 @@ def test_ipv6_is_written_in_brackets() -> None:
 
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn"])
 def test_a_missing_extra_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], package: str
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    package: str,
 ) -> None:
+    (tmp_path / "config.json").touch()
     for name in ("loraqa.serve", "loraqa.serve.app", "loraqa.serve.server"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setattr(sys, "argv", ["loraqa", "serve", "anywhere"])
+    monkeypatch.setattr(sys, "argv", ["loraqa", "serve", str(tmp_path)])
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 1

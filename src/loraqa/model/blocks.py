@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from loraqa.prompt.batch import TreeSpan
 
-_LONGEST_IN_FP32 = 1024
+_LONGEST_IN_FP32 = 512
 # Queries of a causal block that are multiplied with keys at once. Of the keys behind them none is,
 # but small products run at a lower rate.
 _QUERIES_AT_ONCE = 128
@@ -37,12 +37,15 @@ class Block:
         default_factory=dict, init=False
     )
 
-    @cached_property
+    @property
     def pieces(self) -> tuple["Block", ...]:
         """Blocks that are the same together, without most of what is masked in a causal one."""
         length = self.queries.stop - self.queries.start
-        if self.seen is not None or length <= _QUERIES_AT_ONCE:
-            return (self,)
+        return (self,) if self.seen is not None or length <= _QUERIES_AT_ONCE else self._split
+
+    @cached_property
+    def _split(self) -> tuple["Block", ...]:
+        length = self.queries.stop - self.queries.start
         count = math.ceil(length / _QUERIES_AT_ONCE)
         edges = [length * number // count for number in range(count + 1)]
         causal = self._causal_mask()
@@ -172,7 +175,7 @@ class ByProducts(torch.autograd.Function):
     """Two matrix products and a softmax for each block; the weights are kept for the gradient.
 
     Query, key and value are (heads, tokens, head size). Each block's part of them is laid out once
-    for all its products, which would else copy it every time.
+    for all products of that block, which would else copy it every time.
     """
 
     @staticmethod

@@ -6,15 +6,16 @@ be encoded of SQuAD's train set are some hundred thousand different ones.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, pairwise
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
+from tokenizers.normalizers import NFC
 
 from loraqa.prompt.tree import TokenIds
 
@@ -55,8 +56,8 @@ class EncodedText(Protocol):
 
 def all_offsets(text: EncodedText) -> Integers:
     """Where each token of a text stands in it (tokens, 2)."""
-    places = [text.offset(token) for token in range(len(text.ids))]
-    return _integers(places).reshape(-1, 2)
+    places = map(text.offset, range(len(text.ids)))
+    return _integers(chain.from_iterable(places)).reshape(-1, 2)
 
 
 def encode_whole(tokenizer: Tokenizer, texts: Sequence[str]) -> list[EncodedText]:
@@ -73,7 +74,7 @@ def encode_by_words(tokenizer: Tokenizer, texts: Sequence[str]) -> list[EncodedT
         texts: one with several blanks in a row, or with a character of code 0, is encoded whole.
     """
     numbers = _Numbering()
-    sizes = _integers([text.count(" ") + text.count(_CUT) + 1 for text in texts])
+    sizes = _integers(text.count(" ") + text.count(_CUT) + 1 for text in texts)
     cut = chain.from_iterable(map(_cut, texts))
     words = np.fromiter(map(numbers.__getitem__, cut), np.int32, int(sizes.sum()))
     encoded = list(_join(tokenizer, list(numbers), words, sizes))
@@ -86,8 +87,11 @@ def encode_by_words(tokenizer: Tokenizer, texts: Sequence[str]) -> list[EncodedT
 
 
 def cuts_at_blanks(tokenizer: Tokenizer) -> bool:
-    """Whether it is known to cut before every blank that stands between two words."""
-    if tokenizer.normalizer is not None or tokenizer.pre_tokenizer is None:
+    """Whether it is known to cut before every blank that stands between two words.
+
+    Qwen 2 composes characters before (NFC), which none does with a blank.
+    """
+    if not isinstance(tokenizer.normalizer, NFC | None) or tokenizer.pre_tokenizer is None:
         return False
     state = json.loads(tokenizer.pre_tokenizer.__getstate__())
     parts = state["pretokenizers"] if state["type"] == "Sequence" else [state]
@@ -176,16 +180,16 @@ def _join(
         sizes: how many each text has.
     """
     encodings = tokenizer.encode_batch(list(different), add_special_tokens=False)
-    ids = [token for encoding in encodings for token in encoding.ids]
-    places = [place for encoding in encodings for place in encoding.offsets]
-    all_counts = _integers([len(encoding.ids) for encoding in encodings])
+    ids = chain.from_iterable(encoding.ids for encoding in encodings)
+    places = chain.from_iterable(encoding.offsets for encoding in encodings)
+    all_counts = _integers(map(len, encodings))
     counts = all_counts[words]
     shifts = np.repeat(_starts(all_counts)[words] - _starts(counts), counts)
     tokens = np.arange(len(shifts), dtype=np.int32) + shifts
-    starts = _starts(_integers([len(word) for word in different])[words])
+    starts = _starts(_integers(map(len, different))[words])
     row = _Row(
         _integers(ids)[tokens],
-        _integers(places).reshape(-1, 2)[tokens],
+        _integers(chain.from_iterable(places)).reshape(-1, 2)[tokens],
         starts - np.repeat(starts[_starts(sizes)], sizes),
         counts,
     )
@@ -194,8 +198,9 @@ def _join(
         yield _Joined(row, start, end)
 
 
-def _integers(values: Sequence[Any]) -> Integers:
-    return np.array(values, dtype=np.int32)
+def _integers(values: Iterable[int]) -> Integers:
+    """An array of what need not be in memory as Python's numbers all at once."""
+    return np.fromiter(values, dtype=np.int32)
 
 
 def _starts(lengths: Integers) -> Integers:

@@ -13,5 +13,6 @@ from loraqa.report.tables import strategies_table
 def save_comparison(compared: Sequence[Comparison], folder: Path) -> None:
     """Write `comparison.json`, `comparison.md` and `quality-against-diversity.png`."""
     write_json(folder / "comparison.json", [asdict(row) for row in compared])
-    write_text(folder / "comparison.md", strategies_table(compared).to_markdown())
+    table = strategies_table(compared)
+    write_text(folder / "comparison.md", f"{table.title}\n\n{table.to_markdown()}")
     save_png(quality_against_diversity(compared), folder / "quality-against-diversity.png")

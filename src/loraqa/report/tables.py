@@ -127,8 +127,8 @@ def strategies_table(comparisons: Iterable["Comparison"]) -> Table:
 
 
 def scores_table(scores: Mapping[str, Any]) -> Table:
-    """Figures by name, as `Scores.to_json` gives them, rounded to hundredths."""
-    rows = tuple((name, round(value, 2)) for name, value in scores.items())
+    """Figures by name, as `Scores.to_json` gives them, to six digits."""
+    rows = tuple((name, float(f"{value:.6g}")) for name, value in scores.items())
     return Table("Scores", (Column("figure"), Column("value", ",.10g")), rows)
 
 

@@ -13,12 +13,7 @@ from loraqa.squad.dataset import QADataset
 from loraqa.squad.intake import Intake
 from loraqa.squad.official import read_official
 from loraqa.squad.rows import read_csv, read_hub, read_jsonl, read_parquet
-from loraqa.squad.text import (
-    BYTE_ORDER_MARK,
-    decode,
-    explain_json_error,
-    read_bytes,
-)
+from loraqa.squad.text import BYTE_ORDER_MARK, decode, explain_json_error, read_bytes
 
 logger = logging.getLogger("loraqa")
 

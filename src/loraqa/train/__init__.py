@@ -1,6 +1,7 @@
 """Training an adapter: settings, loop, checkpoints, and the folder of a run.
 
 - `settings`: what a run may choose (`RunSettings`, `load_settings`; imports no torch)
+- `data`: the training data, read and encoded (imports no torch)
 - `schedule`: how many steps, and the learning rate of each
 - `loss`: the exact loss of a step made of several micro-batches
 - `loop`: `train`, one optimizer step after another
