@@ -145,7 +145,7 @@ def train(
 
         from loraqa.finetune import finetune
 
-        # What was imported stays: half a second for each time that the collector walks over it.
+        # What was imported stays: the collector need not walk over all of it again and again.
         gc.freeze()
         prepared.check()
         finetune(chosen, out, resume=resume, command=_command(), data=prepared)

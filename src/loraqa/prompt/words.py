@@ -78,9 +78,7 @@ def encode_by_words(tokenizer: Tokenizer, texts: Sequence[str]) -> list[EncodedT
     cut = chain.from_iterable(map(_cut, texts))
     words = np.fromiter(map(numbers.__getitem__, cut), np.int32, int(sizes.sum()))
     encoded = list(_join(tokenizer, list(numbers), words, sizes))
-    not_alone = np.array(list(map(_has_blank_not_alone, numbers)), dtype=bool)
-    whole = set(np.repeat(np.arange(len(texts)), sizes)[not_alone[words]].tolist())
-    whole.update(index for index, text in enumerate(texts) if _CUT in text)
+    whole = _not_by_words(texts, list(numbers), words, sizes)
     for index, text in zip(whole, encode_whole(tokenizer, [texts[i] for i in whole]), strict=True):
         encoded[index] = text
     return encoded
@@ -160,6 +158,16 @@ class _Numbering(dict[str, int]):
 def _cut(text: str) -> list[str]:
     """The words, one at least; all but the first with the blank before them."""
     return text.replace(" ", f"{_CUT} ").split(_CUT)
+
+
+def _not_by_words(
+    texts: Sequence[str], different: Sequence[str], words: Integers, sizes: Integers
+) -> list[int]:
+    """Which texts have blanks in a row, or what stands for a cut; see `_join`."""
+    in_a_row = np.array([_has_blank_not_alone(word) for word in different], dtype=bool)
+    text_of_word = np.repeat(np.arange(len(texts)), sizes)
+    with_a_cut = [index for index, text in enumerate(texts) if _CUT in text]
+    return sorted({*text_of_word[in_a_row[words]].tolist(), *with_a_cut})
 
 
 def _has_blank_not_alone(word: str) -> bool:
