@@ -1,10 +1,12 @@
 """What another process prepares is what this one would read, and so are its errors."""
 
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from loraqa.errors import InputError, LoraqaError
 from loraqa.files import read_json, write_json
 from loraqa.finetune import finetune
 from loraqa.squad import write_official
-from loraqa.train.data import read_training_data
+from loraqa.train.data import load_encoder, read_training_data
 from loraqa.train.settings import RunSettings, load_settings
 from tests.train.conftest import PASSAGES
 
@@ -44,6 +46,7 @@ def with_data(settings: RunSettings, train: Path) -> RunSettings:
 def test_prepared_data_are_those_that_are_read(chosen: RunSettings) -> None:
     expected = read_training_data(chosen)
     with preparing(chosen) as prepared:
+        prepared.encode_with(load_encoder(chosen))
         data = prepared()
     assert data.facts == expected.facts
     assert data.encoded.counts == expected.encoded.counts
@@ -55,6 +58,7 @@ def test_prepared_data_are_those_that_are_read(chosen: RunSettings) -> None:
 def test_the_adapter_has_the_same_bits(chosen: RunSettings, tmp_path: Path) -> None:
     finetune(chosen, tmp_path / "at-once")
     with preparing(chosen) as prepared:
+        prepared.encode_with(load_encoder(chosen))
         finetune(chosen, tmp_path / "ahead", data=prepared)
     one, other = (
         (tmp_path / run / "adapter" / "adapter_model.safetensors").read_bytes()
@@ -79,6 +83,7 @@ def test_what_the_data_lack_is_noted(
     (tmp_path / "train.json").write_text(text.replace('"text": "', '"text": "no such ', 1))
     data = chosen.data.model_copy(update={"on_bad": "skip"})
     with preparing(chosen.model_copy(update={"data": data})) as prepared:
+        prepared.encode_with(load_encoder(chosen))
         assert prepared().facts["skipped"] == {"questions": 1}
     assert "loraqa: " in capfd.readouterr().err
 
@@ -88,12 +93,14 @@ def test_an_error_can_be_told_before_the_data_are_asked_for(
 ) -> None:
     with preparing(chosen) as prepared:
         prepared.check()
+        prepared.encode_with(load_encoder(chosen))
         prepared()
     (tmp_path / "train.json").write_text("{")
     with preparing(chosen) as prepared:
         prepared._process.wait(timeout=60)
-        with pytest.raises(InputError, match="bad JSON"):
-            prepared.check()
+        for tell in (prepared.check, lambda: prepared.encode_with(load_encoder(chosen))):
+            with pytest.raises(InputError, match="bad JSON"):
+                tell()
 
 
 def test_what_the_system_refuses_is_told_in_one_sentence(
@@ -104,7 +111,10 @@ def test_what_the_system_refuses_is_told_in_one_sentence(
 
     monkeypatch.setattr("loraqa.prompt.cache.save_encoded", refuse)
     write_json(tmp_path / "settings.json", chosen.model_dump(mode="json"))
-    _prepare(tmp_path)
+    (tmp_path / "encoder.pickle").write_bytes(pickle.dumps(load_encoder(chosen)))
+    handed_over = Event()
+    handed_over.set()
+    _prepare(tmp_path, handed_over)
     told = read_json(tmp_path / "outcome.json")
     assert told == {"error": "encoded.safetensors: No space left on device.", "status": 1}
 
@@ -153,18 +163,21 @@ def test_when_this_process_is_killed_the_other_ends_and_leaves_nothing(
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
-def test_libraries_that_ask_for_pytorch_find_it() -> None:
+def test_the_other_process_imports_nothing_large(chosen: RunSettings, tmp_path: Path) -> None:
+    write_json(tmp_path / "settings.json", chosen.model_dump(mode="json"))
+    (tmp_path / "encoder.pickle").write_bytes(pickle.dumps(load_encoder(chosen)))
     code = (
         "import sys\n"
-        "from loraqa.ahead import _import_tokenizers_alone\n"
-        "_import_tokenizers_alone()\n"
-        "assert 'torch' not in sys.modules\n"
-        "import datasets\n"
-        "data = datasets.Dataset.from_list([{'id': '1'}])\n"
-        "print(data.map(lambda row: {'id': row['id'] * 2}).to_list())\n"
+        "from pathlib import Path\n"
+        "from threading import Event\n"
+        "from loraqa.ahead import _prepare\n"
+        "handed_over = Event()\n"
+        "handed_over.set()\n"
+        f"_prepare(Path({str(tmp_path)!r}), handed_over)\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[{'id': '11'}]"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert "facts" in read_json(tmp_path / "outcome.json")
 
 
 def test_nothing_in_the_working_directory_is_taken_for_a_library(
@@ -173,4 +186,5 @@ def test_nothing_in_the_working_directory_is_taken_for_a_library(
     (tmp_path / "yaml.py").write_text("raise SystemExit('not the library')")
     monkeypatch.chdir(tmp_path)
     with preparing(chosen) as prepared:
+        prepared.encode_with(load_encoder(chosen))
         assert prepared().encoded.trees

@@ -4,7 +4,7 @@ import gc
 
 import pytest
 
-from loraqa.garbage import no_garbage
+from loraqa.garbage import importing, no_garbage
 
 
 @no_garbage()
@@ -40,3 +40,14 @@ def test_a_collector_that_was_off_stays_off() -> None:
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+def test_what_is_imported_is_not_looked_at_again() -> None:
+    before = gc.get_freeze_count()
+    try:
+        with importing():
+            imported = [[] for _ in range(1000)]
+        assert gc.isenabled()
+        assert gc.get_freeze_count() >= before + len(imported)
+    finally:
+        gc.unfreeze()

@@ -1,21 +1,27 @@
 """Training data read and encoded by a process of its own, while this one imports PyTorch.
 
 with preparing(settings) as prepared:
+    prepared.encode_with(load_encoder(settings))
+
     from loraqa.finetune import finetune
 
     prepared.check()
     finetune(settings, run, data=prepared)
+
+The other process imports neither PyTorch nor transformers, which takes seconds: it is handed what
+encodes.
 """
 
 import os
+import pickle
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Thread
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 from loraqa.errors import InputError, LoraqaError, explain
@@ -24,10 +30,12 @@ from loraqa.notices import show_notices
 from loraqa.train.settings import RunSettings, parse_settings
 
 if TYPE_CHECKING:
+    from loraqa.prompt.encode import PromptEncoder
     from loraqa.train.data import TrainingData
 
 # What the two processes leave each other in a folder.
-_SETTINGS, _ENCODED, _OUTCOME = "settings.json", "encoded.safetensors", "outcome.json"
+_SETTINGS, _ENCODER = "settings.json", "encoder.pickle"
+_ENCODED, _OUTCOME = "encoded.safetensors", "outcome.json"
 
 
 class Preparation:
@@ -36,6 +44,19 @@ class Preparation:
     def __init__(self, process: subprocess.Popen[bytes], folder: TemporaryDirectory[str]) -> None:
         self._process = process
         self._folder = folder
+
+    def encode_with(self, encoder: "PromptEncoder") -> None:
+        """Hand over what encodes; the other process reads until then, and waits for it.
+
+        Raises:
+            InputError, LoraqaError: as `check`.
+        """
+        self.check()
+        assert self._process.stdin is not None
+        (Path(self._folder.name) / _ENCODER).write_bytes(pickle.dumps(encoder))
+        # If the other has ended since, that is told later.
+        with suppress(BrokenPipeError):
+            os.write(self._process.stdin.fileno(), b"\n")
 
     def check(self) -> None:
         """Raise what went wrong, if something has by now.
@@ -93,12 +114,16 @@ def preparing(settings: RunSettings) -> Iterator[Preparation]:
                 process.wait()
 
 
-def _prepare(folder: Path) -> None:
+def _prepare(folder: Path, handed_over: Event) -> None:
     from loraqa.prompt.cache import save_encoded
-    from loraqa.train.data import read_training_data
+    from loraqa.train.data import encode_training_data, read_training_questions
 
     try:
-        data = read_training_data(parse_settings(read_json(folder / _SETTINGS)))
+        questions = read_training_questions(parse_settings(read_json(folder / _SETTINGS)))
+        # Reckoned while there is nothing else to do.
+        _ = questions.fingerprint
+        handed_over.wait()
+        data = encode_training_data(questions, pickle.loads((folder / _ENCODER).read_bytes()))
         save_encoded(data.encoded, folder / _ENCODED)
         outcome: dict[str, Any] = {"facts": data.facts}
     except (LoraqaError, OSError) as error:
@@ -107,29 +132,21 @@ def _prepare(folder: Path) -> None:
     write_json(folder / _OUTCOME, outcome)
 
 
-def _import_tokenizers_alone() -> None:
-    """Import what loads tokenizers without PyTorch, which they do not need: that takes seconds."""
-    sys.modules["torch"] = None  # type: ignore[assignment]
-    from transformers import AutoConfig, AutoTokenizer  # noqa: F401
-
-    # Other libraries look there for whether it is loaded.
-    del sys.modules["torch"]
-
-
-def _end_with_the_other(folder: Path) -> None:
-    """Wait until the other process is gone, however it ended, and leave nothing behind."""
-    os.read(sys.stdin.fileno(), 1)
+def _listen(folder: Path, handed_over: Event) -> None:
+    """Wait for a byte from the other process, then until it is gone, however it ended."""
+    if os.read(sys.stdin.fileno(), 1):
+        handed_over.set()
+        os.read(sys.stdin.fileno(), 1)
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
 
 def main() -> None:
     """Prepare what the settings in a folder ask for, and leave it there."""
-    folder = Path(sys.argv[1])
-    Thread(target=_end_with_the_other, args=[folder], daemon=True).start()
+    folder, handed_over = Path(sys.argv[1]), Event()
+    Thread(target=_listen, args=[folder, handed_over], daemon=True).start()
     show_notices()
-    _import_tokenizers_alone()
-    _prepare(folder)
+    _prepare(folder, handed_over)
 
 
 if __name__ == "__main__":

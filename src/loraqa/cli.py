@@ -4,7 +4,6 @@ A command looks at its paths before it imports PyTorch and transformers, which t
 is wrong with them is told at once.
 """
 
-import gc
 import json
 import shlex
 import sys
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from loraqa.errors import LoraqaError, explain
+from loraqa.garbage import importing
 from loraqa.notices import show_notices
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Fine-tune the embedded model on its small world, offline, and report."""
-    from loraqa.demo.run import run_demo
+    with importing():
+        from loraqa.demo.run import run_demo
 
     result = run_demo(out, _console(stderr=as_json))
     if as_json:
@@ -90,7 +91,8 @@ def inspect(
     ModelSource(model)
     dataset = read_passages(data, on_bad=on_bad)
 
-    from loraqa.report.inspection import inspection
+    with importing():
+        from loraqa.report.inspection import inspection
 
     tokenizer, config = load_tokenizer(model)
     encoder = PromptEncoder(tokenizer, prompt, choose_max_length(max_length, config), stride)
@@ -139,14 +141,14 @@ def train(
     chosen = load_settings(files, [*given, *(settings or [])]).with_full_paths()
     run.check_usable(chosen, resume)
     with preparing(chosen) as prepared:
-        from loraqa.train.data import check_sources
+        from loraqa.train.data import check_sources, load_encoder
 
         check_sources(chosen)
+        with importing():
+            prepared.encode_with(load_encoder(chosen))
 
-        from loraqa.finetune import finetune
+            from loraqa.finetune import finetune
 
-        # What was imported stays: the collector need not walk over all of it again and again.
-        gc.freeze()
         prepared.check()
         finetune(chosen, out, resume=resume, command=_command(), data=prepared)
     _console(stderr=True).print(f"The adapter is in {out / 'adapter'}; its model card says more.")
@@ -174,10 +176,11 @@ def evaluate(
     check_source(run)
     check_there(data)
 
-    from loraqa.answer.evaluate import evaluate as evaluate_reader
-    from loraqa.answer.strategies import parse_strategy
-    from loraqa.report.progress import answering_progress
-    from loraqa.report.tables import scores_table
+    with importing():
+        from loraqa.answer.evaluate import evaluate as evaluate_reader
+        from loraqa.answer.strategies import parse_strategy
+        from loraqa.report.progress import answering_progress
+        from loraqa.report.tables import scores_table
 
     decoding = parse_strategy(strategy)
     dataset = read_passages(data, on_bad=on_bad)
@@ -264,12 +267,13 @@ def compare(
     check_folder_writable(folder)
     check_there(data)
 
-    from loraqa.answer.compare import compare as compare_strategies
-    from loraqa.answer.evaluate import sample_questions
-    from loraqa.answer.strategies import parse_strategy
-    from loraqa.report.comparison import save_comparison
-    from loraqa.report.progress import answering_progress
-    from loraqa.report.tables import strategies_table
+    with importing():
+        from loraqa.answer.compare import compare as compare_strategies
+        from loraqa.answer.evaluate import sample_questions
+        from loraqa.answer.strategies import parse_strategy
+        from loraqa.report.comparison import save_comparison
+        from loraqa.report.progress import answering_progress
+        from loraqa.report.tables import strategies_table
 
     decodings = [parse_strategy(name) for name in strategies.split(",")]
     dataset = read_passages(data, on_bad=on_bad)
@@ -315,9 +319,10 @@ def ask(
     check_source(run)
     context = read_text(context_file)
 
-    from loraqa.answer.reader import check_asked
-    from loraqa.answer.strategies import parse_strategy
-    from loraqa.report.answers import answer_lines
+    with importing():
+        from loraqa.answer.reader import check_asked
+        from loraqa.answer.strategies import parse_strategy
+        from loraqa.report.answers import answer_lines
 
     check_asked(context, questions)
     decoding = parse_strategy(strategy)
@@ -344,8 +349,9 @@ def serve(
 
     check_source(run)
     try:
-        from loraqa.serve import server
-        from loraqa.serve.app import Served, create_app
+        with importing():
+            from loraqa.serve import server
+            from loraqa.serve.app import Served, create_app
     except ModuleNotFoundError as error:
         raise LoraqaError(
             f"`loraqa serve` needs {error.name}; install it with `pip install -e '.[serve]'`."
@@ -379,10 +385,11 @@ def analyze(
     picture = out or _place_for(run, "spectra.png")
     check_file_writable(picture)
 
-    from loraqa.answer.load import load_adapted
-    from loraqa.lora.spectra import spectra
-    from loraqa.report.plots import save_png, singular_values
-    from loraqa.report.tables import spectra_table
+    with importing():
+        from loraqa.answer.load import load_adapted
+        from loraqa.lora.spectra import spectra
+        from loraqa.report.plots import save_png, singular_values
+        from loraqa.report.tables import spectra_table
 
     model, _, _ = load_adapted(run, base=base)
     updates = spectra(model)
@@ -409,7 +416,8 @@ def export(
 
     adapter_of(run)
 
-    from loraqa.answer.export import export_adapter, export_merged
+    with importing():
+        from loraqa.answer.export import export_adapter, export_merged
 
     console = _console(stderr=True)
     if format == "peft":

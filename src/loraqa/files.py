@@ -55,6 +55,12 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def cache_folder(name: str) -> Path:
+    """For files of a kind that can be made again: in `$LORAQA_CACHE`, else in the user's caches."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("LORAQA_CACHE") or caches / "loraqa") / name
+
+
 def check_file_writable(path: Path) -> None:
     """Raise `InputError` where no file can be written at `path`, before long work for it begins."""
     if path.is_dir():

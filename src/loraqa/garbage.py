@@ -21,3 +21,11 @@ def no_garbage() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Collect no garbage while large libraries are imported, nor look at what they made after."""
+    with no_garbage():
+        yield
+        gc.freeze()

@@ -264,7 +264,7 @@ def test_without_kernels_trees_are_computed_by_blocks(
 
 def test_a_model_of_few_positions_is_refused_in_words() -> None:
     model = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(n_embd=8, n_head=2, n_layer=1, vocab_size=300, n_positions=24)
+        transformers.GPT2Config(n_embd=8, n_head=2, n_layer=1, vocab_size=300, n_positions=12)
     )
-    with pytest.raises(InputError, match="no more than 24 tokens"):
+    with pytest.raises(InputError, match="no more than 12 tokens"):
         choose_runner(model, 24)

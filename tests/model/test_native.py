@@ -48,6 +48,47 @@ def test_it_works_wherever_it_is_first_asked(mode: Any, caplog: pytest.LogCaptur
 
 
 @needs_compiler
+@pytest.mark.usefixtures("anew")
+def test_what_was_compiled_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORAQA_CACHE", str(tmp_path / "one"))
+    commands: list[list[str]] = []
+    run = native._run
+
+    def noted(command: list[str], folder: Path) -> None:
+        commands.append(command)
+        run(command, folder)
+
+    monkeypatch.setattr(native, "_run", noted)
+
+    def compiled() -> bool:
+        native._library.cache_clear()
+        commands.clear()
+        y = torch.empty(1)
+        native.call("gelu", torch.float32, torch.ones(1), y, 1)
+        assert y.item() == pytest.approx(0.841192)
+        return bool(commands)
+
+    assert compiled()
+    assert not compiled()
+    (kept,) = (tmp_path / "one" / "kernels").iterdir()
+
+    damaged = tmp_path / "other" / "kernels" / kept.name
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"damaged")
+    monkeypatch.setenv("LORAQA_CACHE", str(tmp_path / "other"))
+    assert compiled()
+    assert damaged.read_bytes() != b"damaged"
+
+    monkeypatch.setattr(native, "_processor", lambda: ["another"])
+    assert compiled()
+    assert not compiled()
+    # No folder can be made there.
+    monkeypatch.setenv("LORAQA_CACHE", str(kept))
+    assert compiled()
+    assert compiled()
+
+
+@needs_compiler
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loraqa.prompt.cache import _KEPT, cache_folder, encode_training_once
+from loraqa.files import cache_folder
+from loraqa.prompt.cache import _KEPT, encode_training_once
 from loraqa.prompt.encode import Encoded, PromptEncoder
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
@@ -89,14 +90,14 @@ def test_whatever_changes_is_encoded_anew(
 @pytest.mark.parametrize("cut", [0, 10, -1])
 def test_a_damaged_file_is_made_again(encoder: PromptEncoder, cut: int) -> None:
     expected = encode_training_once(encoder, DATA)
-    (path,) = cache_folder().glob("*.safetensors")
+    (path,) = cache_folder("encoded").glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:cut])
     assert same(encode_training_once(encoder, DATA), expected)
 
 
 def test_a_changed_byte_is_found_out(encoder: PromptEncoder) -> None:
     expected = encode_training_once(encoder, DATA)
-    (path,) = cache_folder().glob("*.safetensors")
+    (path,) = cache_folder("encoded").glob("*.safetensors")
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
@@ -111,14 +112,14 @@ def test_the_file_used_longest_ago_goes_and_those_of_others_stay(
     foreign.touch()
     for encoder.stride in range(_KEPT):
         encode_training_once(encoder, DATA)
-    _, oldest, *_ = cache_folder().iterdir()
+    _, oldest, *_ = cache_folder("encoded").iterdir()
     for path in (foreign, oldest):
         os.utime(path, (0, 0))
     encoder.stride = _KEPT
     encode_training_once(encoder, DATA)
     assert foreign.exists()
     assert not oldest.exists()
-    assert len(list(cache_folder().iterdir())) == _KEPT
+    assert len(list(cache_folder("encoded").iterdir())) == _KEPT
 
 
 def test_a_folder_that_cannot_be_made_stops_nothing(

@@ -34,7 +34,7 @@ _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 0.03}
 _GRADIENT_TOLERANCE = 0.1
 
 # Tokens of the longest path of `small_trees`.
-_LONGEST_PATH = 29
+_LONGEST_PATH = 15
 
 _Kind = Callable[[PreTrainedModel], Runner]
 
@@ -155,7 +155,7 @@ def why_gradients_differ(actual: Tensor, expected: Tensor) -> str | None:
 def small_trees(model: PreTrainedModel) -> list[Tree]:
     """Three branches on two trunks, of unlike lengths, with answers of three tokens each."""
     vocabulary = model.config.get_text_config().vocab_size
-    ids = iter(np.random.default_rng(0).integers(vocabulary, size=50, dtype=np.int32))
+    ids = iter(np.random.default_rng(0).integers(vocabulary, size=29, dtype=np.int32))
 
     def take(length: int) -> TokenIds:
         return np.fromiter(ids, np.int32, length)
@@ -164,7 +164,7 @@ def small_trees(model: PreTrainedModel) -> list[Tree]:
         branches = tuple(Branch("", take(prompt), take(3)) for prompt in prompts)
         return Tree(take(trunk), branches, passage=0, window=(0, 0))
 
-    return [tree(20, 4, 7), tree(3, 2)]
+    return [tree(9, 2, 4), tree(3, 2)]
 
 
 def _alone(model: PreTrainedModel, trees: Sequence[Tree]) -> Tensor:

@@ -7,7 +7,6 @@ code that encodes. So nothing in it can be out of date; a damaged one is made ag
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from functools import cache
 from itertools import accumulate, chain, islice, pairwise
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from loraqa.files import replacing
+from loraqa.files import cache_folder, replacing
 from loraqa.garbage import no_garbage
 from loraqa.prompt.encode import Encoded, EncodingCounts, PromptEncoder
 from loraqa.prompt.tree import Branch, Tree
@@ -31,18 +30,9 @@ Arrays = dict[str, NDArray[np.int32]]
 _KEPT = 20
 
 
-def cache_folder() -> Path:
-    """In `$LORAQA_CACHE`, else in `loraqa` where the user's caches lie.
-
-    A folder of its own, for it is cleared of old files, and others may lie beside it.
-    """
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("LORAQA_CACHE") or caches / "loraqa") / "encoded"
-
-
 def encode_training_once(encoder: PromptEncoder, data: QADataset) -> Encoded:
     """`encoder.encode_training(data.passages)`, from the cache where it was done before."""
-    path = cache_folder() / f"{_key(encoder, data)}.safetensors"
+    path = cache_folder("encoded") / f"{_key(encoder, data)}.safetensors"
     with contextlib.suppress(OSError, SafetensorError, KeyError, ValueError):
         encoded = load_encoded(path)
         path.touch()

@@ -1,8 +1,8 @@
 """From passages to trees, with windows where a context is too long. Nothing is cut in silence."""
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate, chain, pairwise, repeat
 from operator import itemgetter
 
 import numpy as np
@@ -107,14 +107,16 @@ class PromptEncoder:
             InputError: a question and its answer leave no room for a context.
         """
         not_here_exists = any(not q.answerable for p in passages for q in p.questions)
-        answers = [q.answers[0].text if q.answers else "" for p in passages for q in p.questions]
-        ends = [
-            np.concatenate([answer.ids, self._eos])
-            for answer in self._encode(map(self.template.answer, answers))
-        ]
+        texts = [q.answers[0].text if q.answers else "" for p in passages for q in p.questions]
+        contexts, prompts, answers = self._encode(
+            _contexts(self.template, passages),
+            _prompts(self.template, passages),
+            map(self.template.answer, texts),
+        )
+        ends = (np.concatenate([answer.ids, self._eos]) for answer in answers)
         counts = EncodingCounts()
         trees: list[Tree] = []
-        for index, context, branches in self._encode_questions(passages, ends):
+        for index, context, branches in self._branches(passages, contexts, prompts, ends):
             passage = passages[index]
             windows = self._windows(context, passage.questions, branches, room=0)
             held: set[str] = set()
@@ -142,30 +144,36 @@ class PromptEncoder:
         Raises:
             InputError: a question leaves no room for a context.
         """
-        count = sum(len(p.questions) for p in passages)
-        no_answers = [np.empty(0, dtype=np.int32)] * count
+        contexts, prompts = self._encode(
+            _contexts(self.template, passages), _prompts(self.template, passages)
+        )
+        no_answers = repeat(np.empty(0, dtype=np.int32))
         counts = EncodingCounts()
         trees: list[Tree] = []
-        for index, context, branches in self._encode_questions(passages, no_answers):
+        for index, context, branches in self._branches(passages, contexts, prompts, no_answers):
             questions = passages[index].questions
             windows = self._windows(context, questions, branches, room=max_answer_tokens)
             trees += [_tree(context, window, branches, index) for window in windows]
             counts.windowed += len(windows) > 1
         return _count(Encoded(trees, counts), passages)
 
-    def _encode(self, segments: Iterable[str]) -> list[EncodedText]:
-        return self.tokenizer.encode(list(segments))
+    def _encode(self, *kinds: Iterable[str]) -> list[Iterator[EncodedText]]:
+        """Encode all kinds of segments at once: what they have in common is encoded once."""
+        lists = list(map(list, kinds))
+        encoded = self.tokenizer.encode(list(chain.from_iterable(lists)))
+        ends = accumulate(map(len, lists), initial=0)
+        return [iter(encoded[start:end]) for start, end in pairwise(ends)]
 
-    def _encode_questions(
-        self, passages: Sequence[Passage], answers: Sequence[TokenIds]
+    def _branches(
+        self,
+        passages: Sequence[Passage],
+        contexts: Iterator[EncodedText],
+        prompts: Iterator[EncodedText],
+        answers: Iterator[TokenIds],
     ) -> Iterator[tuple[int, _Context, list[Branch]]]:
-        contexts = self._encode(self.template.context(p.context) for p in passages)
-        prompts = iter(
-            self._encode(self.template.question(q.text) for p in passages for q in p.questions)
-        )
-        remaining = iter(answers)
+        """The passages that have questions: index, context, and a branch for each question."""
         for index, (passage, context) in enumerate(zip(passages, contexts, strict=True)):
-            branches = [Branch(q.id, next(prompts).ids, next(remaining)) for q in passage.questions]
+            branches = [Branch(q.id, next(prompts).ids, next(answers)) for q in passage.questions]
             if branches:
                 yield index, self._context(passage.context, context), branches
 
@@ -176,7 +184,7 @@ class PromptEncoder:
             start, end = segment.offset(token)
             return max(start - before, 0), end - before
 
-        lead = bisect_right(range(len(ids)), 0, key=lambda token: offset(token)[1])
+        lead = next((token for token in range(len(ids)) if offset(token)[1] > 0), len(ids))
         start = np.array(self.tokenizer.start, dtype=np.int32)
         return _Context(
             lead=np.concatenate([start, ids[:lead]]),
@@ -222,6 +230,14 @@ class PromptEncoder:
 
     def _not_here(self, branch: Branch) -> Branch:
         return Branch(branch.question_id, branch.prompt, self._eos)
+
+
+def _contexts(template: Template, passages: Sequence[Passage]) -> Iterator[str]:
+    return (template.context(passage.context) for passage in passages)
+
+
+def _prompts(template: Template, passages: Sequence[Passage]) -> Iterator[str]:
+    return (template.question(q.text) for passage in passages for q in passage.questions)
 
 
 def _word_starts(context: _Context) -> TokenIds:

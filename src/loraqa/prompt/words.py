@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, pairwise
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,17 +130,12 @@ class _Row:
         return self.in_word + np.repeat(self.word_starts, self.counts)[:, None]
 
 
-@dataclass(frozen=True, slots=True)
-class _Joined:
-    """A text put together from words: a part of a row."""
+class _Joined(NamedTuple):
+    """A text put together from words: a part of a row, which starts there."""
 
+    ids: TokenIds
     row: _Row
     start: int
-    end: int
-
-    @property
-    def ids(self) -> TokenIds:
-        return self.row.ids[self.start : self.end]
 
     def offset(self, token: int) -> tuple[int, int]:
         start, end = self.row.offsets[self.start + token].tolist()
@@ -203,7 +198,7 @@ def _join(
     )
     edges = np.append(_starts(counts)[_starts(sizes)], len(tokens))
     for start, end in pairwise(edges.tolist()):
-        yield _Joined(row, start, end)
+        yield _Joined(row.ids[start:end], row, start)
 
 
 def _integers(values: Iterable[int]) -> Integers:

@@ -43,14 +43,28 @@ def read_training_data(settings: RunSettings) -> TrainingData:
     Raises:
         InputError: the data, the model's tokenizer or the prompt cannot be used.
     """
-    data = read_passages(settings.data.train, on_bad=settings.data.on_bad, split="train")
+    questions = read_training_questions(settings)
+    return encode_training_data(questions, load_encoder(settings))
+
+
+def read_training_questions(settings: RunSettings) -> QADataset:
+    """Read what a run is to learn from, or raise `InputError`."""
+    return read_passages(settings.data.train, on_bad=settings.data.on_bad, split="train")
+
+
+def load_encoder(settings: RunSettings) -> PromptEncoder:
+    """What makes a run's trees, with the tokenizer of its model, or raise `InputError`."""
     tokenizer, config = load_tokenizer(settings.model.source, settings.model.revision)
-    encoder = PromptEncoder(
+    return PromptEncoder(
         tokenizer,
         Template(settings.prompt.template),
         choose_max_length(settings.prompt.max_length, config),
         settings.prompt.stride,
     )
+
+
+def encode_training_data(data: QADataset, encoder: PromptEncoder) -> TrainingData:
+    """Encode what was read, or take it from the cache; raise `InputError` for lack of room."""
     encoded = encode_training_once(encoder, data)
     return TrainingData(describe(data) | {"encoding": encoded.counts.to_json()}, encoded)
 

@@ -1,16 +1,21 @@
 """Kernels of our own for a CPU, in C: what PyTorch has no fast operation for.
 
-They are compiled when they are first needed, in a tenth of a second, for the very processor that
-they run on. Who calls them compares them with PyTorch first, and does without them where they do
-not compute the same or where no C compiler works.
+They are compiled when they are first needed, for the very processor that they run on, and kept on
+disk. Who calls them compares them with PyTorch first, and does without them where they do not
+compute the same or where no C compiler works.
 """
 
+import hashlib
+import json
 import logging
 import os
+import platform
 import shlex
+import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from ctypes import CDLL, c_float, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -19,12 +24,15 @@ import torch
 from torch import Tensor
 
 from loraqa.errors import in_a_line
+from loraqa.files import cache_folder, replacing
 
 logger = logging.getLogger("loraqa")
 
 _SOURCES = Path(__file__).parent
 # No errno and no floating-point exceptions: nobody asks for them, and they forbid vectors.
 _FLAGS = shlex.split("-O3 -march=native -fno-math-errno -fno-trapping-math -fPIC -fopenmp")
+# Of a processor, on x86 and on ARM.
+_ABILITIES = ("model name", "flags", "CPU part", "Features")
 _DTYPES = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16"}
 
 
@@ -79,22 +87,53 @@ def _as_in_c(argument: Tensor | int | float) -> c_void_p | c_int64 | c_float:
 
 @cache
 def _library(dtype: torch.dtype) -> CDLL:
-    """All kernels, compiled for a dtype, and loaded.
+    """All kernels for a dtype, compiled if they have not been before, and loaded."""
+    compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    options = [*_FLAGS, f"-D{_DTYPES[dtype]}"]
+    kept = cache_folder("kernels") / f"{_key([*compiler, *options])}.so"
+    # Not there, or damaged.
+    with suppress(OSError):
+        return CDLL(str(kept))
+    with tempfile.TemporaryDirectory() as folder:
+        library = _compile(compiler, options, Path(folder))
+        # Where nothing can be kept, they are compiled each time.
+        with suppress(OSError), replacing(kept) as temporary:
+            shutil.copyfile(library, temporary)
+        return CDLL(str(library))
+
+
+def _compile(compiler: Sequence[str], options: Sequence[str], folder: Path) -> Path:
+    """Compile all kernels into a library in this folder.
 
     They are linked to no OpenMP of their own, but find PyTorch's, already loaded: two of them would
     fight for the cores.
     """
-    compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
     sources = sorted(map(str, _SOURCES.glob("*.c")))
-    with tempfile.TemporaryDirectory() as folder:
-        _run([*compiler, *_FLAGS, f"-D{_DTYPES[dtype]}", "-c", *sources], folder)
-        objects = sorted(map(str, Path(folder).glob("*.o")))
-        library = Path(folder) / "kernels.so"
-        _run([*compiler, "-shared", *objects, "-o", str(library), "-lm"], folder)
-        return CDLL(str(library))
+    _run([*compiler, *options, "-c", *sources], folder)
+    objects = sorted(map(str, folder.glob("*.o")))
+    library = folder / "kernels.so"
+    _run([*compiler, "-shared", *objects, "-o", str(library), "-lm"], folder)
+    return library
 
 
-def _run(command: list[str], folder: str) -> None:
+def _key(command: Sequence[str]) -> str:
+    """SHA-256 (hex) of all that compiled kernels depend on: the processor, command and sources."""
+    sources = [path.read_text() for path in sorted(_SOURCES.glob("*.[ch]"))]
+    return hashlib.sha256(json.dumps([_processor(), command, sources]).encode()).hexdigest()
+
+
+def _processor() -> list[str]:
+    """What the processor can do, as Linux tells it, else which machine this is.
+
+    A home folder may be that of many machines, and a kernel for another one's processor kills.
+    """
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    told = {line for line in lines if line.partition(":")[0].strip() in _ABILITIES}
+    return sorted(told) or list(platform.uname())
+
+
+def _run(command: list[str], folder: Path) -> None:
     try:
         subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
     except FileNotFoundError:
