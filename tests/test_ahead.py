@@ -1,9 +1,9 @@
 """What another process prepares is what this one would read, and so are its errors."""
 
 import os
-import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event
@@ -43,11 +43,30 @@ def with_data(settings: RunSettings, train: Path) -> RunSettings:
     return settings.model_copy(update={"data": data})
 
 
-def test_prepared_data_are_those_that_are_read(chosen: RunSettings) -> None:
-    expected = read_training_data(chosen)
-    with preparing(chosen) as prepared:
-        prepared.encode_with(load_encoder(chosen))
-        data = prepared()
+@pytest.fixture(params=["anew", "from the cache", "where nothing can be kept"])
+def prepared(
+    request: pytest.FixtureRequest,
+    chosen: RunSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Preparation]:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("LORAQA_CACHE", str(cache))
+    encoder = load_encoder(chosen)
+    if request.param == "from the cache":
+        read_training_data(chosen)
+    elif request.param == "where nothing can be kept":
+        cache.touch()
+    with preparing(chosen) as preparation:
+        preparation.encode_with(encoder)
+        yield preparation
+
+
+def test_prepared_data_are_those_that_are_read(prepared: Preparation, chosen: RunSettings) -> None:
+    data = prepared()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORAQA_CACHE", os.devnull)
+        expected = read_training_data(chosen)
     assert data.facts == expected.facts
     assert data.encoded.counts == expected.encoded.counts
     assert expected.encoded.counts.windowed > 0
@@ -55,11 +74,13 @@ def test_prepared_data_are_those_that_are_read(chosen: RunSettings) -> None:
         assert repr(data.encoded.trees) == repr(expected.encoded.trees)
 
 
-def test_the_adapter_has_the_same_bits(chosen: RunSettings, tmp_path: Path) -> None:
-    finetune(chosen, tmp_path / "at-once")
-    with preparing(chosen) as prepared:
-        prepared.encode_with(load_encoder(chosen))
-        finetune(chosen, tmp_path / "ahead", data=prepared)
+def test_the_adapter_has_the_same_bits(
+    prepared: Preparation, chosen: RunSettings, tmp_path: Path
+) -> None:
+    finetune(chosen, tmp_path / "ahead", data=prepared)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORAQA_CACHE", os.devnull)
+        finetune(chosen, tmp_path / "at-once")
     one, other = (
         (tmp_path / run / "adapter" / "adapter_model.safetensors").read_bytes()
         for run in ("at-once", "ahead")
@@ -67,12 +88,23 @@ def test_the_adapter_has_the_same_bits(chosen: RunSettings, tmp_path: Path) -> N
     assert one == other
 
 
+def test_what_encodes_has_to_be_handed_over(chosen: RunSettings) -> None:
+    with preparing(chosen) as prepared, pytest.raises(ValueError, match="encode_with comes first"):
+        prepared()
+
+
 def test_errors_are_told_as_those_of_reading(chosen: RunSettings, tmp_path: Path) -> None:
     settings = with_data(chosen, tmp_path / "nowhere.json")
     with pytest.raises(InputError) as expected:
         read_training_data(settings)
-    with preparing(settings) as prepared, pytest.raises(InputError) as told:
-        prepared()
+
+    def prepare() -> None:
+        with preparing(settings) as prepared:
+            prepared.encode_with(load_encoder(settings))
+            prepared()
+
+    with pytest.raises(InputError) as told:
+        prepare()
     assert str(told.value) == str(expected.value)
 
 
@@ -110,8 +142,9 @@ def test_what_the_system_refuses_is_told_in_one_sentence(
         raise OSError(28, "No space left on device", "encoded.safetensors")
 
     monkeypatch.setattr("loraqa.prompt.cache.save_encoded", refuse)
-    write_json(tmp_path / "settings.json", chosen.model_dump(mode="json"))
-    (tmp_path / "encoder.pickle").write_bytes(pickle.dumps(load_encoder(chosen)))
+    monkeypatch.setenv("LORAQA_CACHE", str(tmp_path / "cache"))
+    write_json(tmp_path / "questions.json", {"source": chosen.data.train, "on_bad": "stop"})
+    write_json(tmp_path / "encoder.json", load_encoder(chosen).to_json())
     handed_over = Event()
     handed_over.set()
     _prepare(tmp_path, handed_over)
@@ -121,8 +154,9 @@ def test_what_the_system_refuses_is_told_in_one_sentence(
 
 def test_a_process_that_is_killed_is_told_of() -> None:
     process = subprocess.Popen([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
+    process.wait()
     with pytest.raises(LoraqaError, match=r"status -9; see that there is enough memory"):
-        Preparation(process, TemporaryDirectory())()
+        Preparation(process, TemporaryDirectory()).check()
 
 
 def test_a_process_that_is_not_waited_for_is_stopped(
@@ -164,8 +198,8 @@ def test_when_this_process_is_killed_the_other_ends_and_leaves_nothing(
 
 
 def test_the_other_process_imports_nothing_large(chosen: RunSettings, tmp_path: Path) -> None:
-    write_json(tmp_path / "settings.json", chosen.model_dump(mode="json"))
-    (tmp_path / "encoder.pickle").write_bytes(pickle.dumps(load_encoder(chosen)))
+    write_json(tmp_path / "questions.json", {"source": chosen.data.train, "on_bad": "stop"})
+    write_json(tmp_path / "encoder.json", load_encoder(chosen).to_json())
     code = (
         "import sys\n"
         "from pathlib import Path\n"
@@ -174,7 +208,7 @@ def test_the_other_process_imports_nothing_large(chosen: RunSettings, tmp_path: 
         "handed_over = Event()\n"
         "handed_over.set()\n"
         f"_prepare(Path({str(tmp_path)!r}), handed_over)\n"
-        "assert not {'torch', 'transformers'} & set(sys.modules)\n"
+        "assert not {'torch', 'transformers', 'pydantic'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert "facts" in read_json(tmp_path / "outcome.json")

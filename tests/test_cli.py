@@ -1,5 +1,6 @@
 """The command line: every command on a tiny model, its exit status and what it prints where."""
 
+import gc
 import io
 import json
 import logging
@@ -49,6 +50,8 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         monkeypatch.setattr(sys, "argv", ["loraqa", *map(str, arguments)])
         with pytest.raises(SystemExit) as stopped:
             main()
+        # Else what earlier tests left is never collected.
+        gc.unfreeze()
         captured = capsys.readouterr()
         return int(stopped.value.code or 0), captured.out, captured.err
 

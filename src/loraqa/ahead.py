@@ -8,12 +8,11 @@ with preparing(settings) as prepared:
     prepared.check()
     finetune(settings, run, data=prepared)
 
-The other process imports neither PyTorch nor transformers, which takes seconds: it is handed what
+The other process imports nothing large, but what a data set of the hub takes: it is handed what
 encodes.
 """
 
 import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -27,14 +26,14 @@ from typing import TYPE_CHECKING, Any
 from loraqa.errors import InputError, LoraqaError, explain
 from loraqa.files import read_json, write_json
 from loraqa.notices import show_notices
-from loraqa.train.settings import RunSettings, parse_settings
 
 if TYPE_CHECKING:
     from loraqa.prompt.encode import PromptEncoder
     from loraqa.train.data import TrainingData
+    from loraqa.train.settings import RunSettings
 
 # What the two processes leave each other in a folder.
-_SETTINGS, _ENCODER = "settings.json", "encoder.pickle"
+_QUESTIONS, _ENCODER = "questions.json", "encoder.json"
 _ENCODED, _OUTCOME = "encoded.safetensors", "outcome.json"
 
 
@@ -44,6 +43,7 @@ class Preparation:
     def __init__(self, process: subprocess.Popen[bytes], folder: TemporaryDirectory[str]) -> None:
         self._process = process
         self._folder = folder
+        self._handed_over = False
 
     def encode_with(self, encoder: "PromptEncoder") -> None:
         """Hand over what encodes; the other process reads until then, and waits for it.
@@ -53,7 +53,8 @@ class Preparation:
         """
         self.check()
         assert self._process.stdin is not None
-        (Path(self._folder.name) / _ENCODER).write_bytes(pickle.dumps(encoder))
+        write_json(Path(self._folder.name) / _ENCODER, encoder.to_json())
+        self._handed_over = True
         # If the other has ended since, that is told later.
         with suppress(BrokenPipeError):
             os.write(self._process.stdin.fileno(), b"\n")
@@ -73,6 +74,8 @@ class Preparation:
         from loraqa.prompt.cache import load_encoded
         from loraqa.train.data import TrainingData
 
+        if not self._handed_over:
+            raise ValueError("encode_with comes first: the other process waits for it")
         data = TrainingData(self._facts(), load_encoded(Path(self._folder.name) / _ENCODED))
         self._folder.cleanup()
         return data
@@ -94,7 +97,7 @@ class Preparation:
 
 
 @contextmanager
-def preparing(settings: RunSettings) -> Iterator[Preparation]:
+def preparing(settings: "RunSettings") -> Iterator[Preparation]:
     """Begin to read and encode the training data of a run. On leaving, what still runs is stopped.
 
     Args:
@@ -102,7 +105,8 @@ def preparing(settings: RunSettings) -> Iterator[Preparation]:
     """
     folder = TemporaryDirectory(prefix="loraqa-")
     with folder as name:
-        write_json(Path(name) / _SETTINGS, settings.model_dump(mode="json"))
+        asked = {"source": settings.data.train, "on_bad": settings.data.on_bad}
+        write_json(Path(name) / _QUESTIONS, asked)
         # Python's -P: nothing in the working directory is taken for a library. In a session of its
         # own, it gets no Ctrl-C.
         command = [sys.executable, "-P", "-m", "loraqa.ahead", name]
@@ -116,14 +120,16 @@ def preparing(settings: RunSettings) -> Iterator[Preparation]:
 
 def _prepare(folder: Path, handed_over: Event) -> None:
     from loraqa.prompt.cache import save_encoded
+    from loraqa.prompt.encode import PromptEncoder
     from loraqa.train.data import encode_training_data, read_training_questions
 
     try:
-        questions = read_training_questions(parse_settings(read_json(folder / _SETTINGS)))
+        questions = read_training_questions(**read_json(folder / _QUESTIONS))
         # Reckoned while there is nothing else to do.
         _ = questions.fingerprint
         handed_over.wait()
-        data = encode_training_data(questions, pickle.loads((folder / _ENCODER).read_bytes()))
+        encoder = PromptEncoder.from_json(read_json(folder / _ENCODER))
+        data = encode_training_data(questions, encoder)
         save_encoded(data.encoded, folder / _ENCODED)
         outcome: dict[str, Any] = {"facts": data.facts}
     except (LoraqaError, OSError) as error:
@@ -142,11 +148,13 @@ def _listen(folder: Path, handed_over: Event) -> None:
 
 
 def main() -> None:
-    """Prepare what the settings in a folder ask for, and leave it there."""
+    """Read and encode what is asked for in a folder, and leave it there."""
     folder, handed_over = Path(sys.argv[1]), Event()
     Thread(target=_listen, args=[folder, handed_over], daemon=True).start()
     show_notices()
     _prepare(folder, handed_over)
+    # The other waits; Python would first take apart all that was read.
+    os._exit(0)
 
 
 if __name__ == "__main__":

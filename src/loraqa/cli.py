@@ -94,7 +94,8 @@ def inspect(
     with importing():
         from loraqa.report.inspection import inspection
 
-    tokenizer, config = load_tokenizer(model)
+        tokenizer, config = load_tokenizer(model)
+
     encoder = PromptEncoder(tokenizer, prompt, choose_max_length(max_length, config), stride)
     console = _console()
     for piece in inspection(encoder.encode_training(dataset.passages), tokenizer, examples):

@@ -56,9 +56,21 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def cache_folder(name: str) -> Path:
-    """For files of a kind that can be made again: in `$LORAQA_CACHE`, else in the user's caches."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("LORAQA_CACHE") or caches / "loraqa") / name
+    """For files of a kind that can be made again: in `$LORAQA_CACHE`, else in the user's caches.
+
+    Raises:
+        InputError: there are none, as the user has no home.
+    """
+    if chosen := os.environ.get("LORAQA_CACHE"):
+        return Path(chosen) / name
+    try:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        raise InputError(
+            "There is no home folder to keep files in that are needed again; name another folder "
+            "in LORAQA_CACHE."
+        ) from None
+    return caches / "loraqa" / name
 
 
 def check_file_writable(path: Path) -> None:

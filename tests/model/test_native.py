@@ -88,6 +88,23 @@ def test_what_was_compiled_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert compiled()
 
 
+def test_processors_are_told_apart_by_what_they_can_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x86 = "model name\t: AMD EPYC\ncpu MHz\t\t: 2445.4\nflags\t\t: fma avx avx2\n"
+    arm = "BogoMIPS\t: 243.75\nFeatures\t: fp asimd\nCPU part\t: 0xd40\n"
+    monkeypatch.setattr(native, "_CPUINFO", tmp_path / "cpuinfo")
+
+    def told(text: str) -> list[str]:
+        (tmp_path / "cpuinfo").write_text(text)
+        return native._processor()
+
+    assert told(x86) == told(x86.replace("2445.4", "1500.0") + "\n" + x86)
+    assert told(arm) == told(arm.replace("243.75", "100.00"))
+    different = [x86, x86.replace("avx2", "avx2 avx512f"), arm, arm.replace("0xd40", "0xd4f"), ""]
+    assert len({tuple(told(text)) for text in different}) == len(different)
+
+
 @needs_compiler
 @pytest.mark.parametrize(
     "wrong",

@@ -1,5 +1,6 @@
 """Texts become ids segment by segment, and never control tokens."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from loraqa.errors import InputError
@@ -46,8 +48,6 @@ def test_an_answer_is_decoded_without_its_end(tiny_tokenizer: Any) -> None:
 
 
 def test_a_tokenizer_that_starts_texts_with_bos_starts_trunks_with_it() -> None:
-    from tokenizers.processors import TemplateProcessing
-
     backend = _word_pieces()
     backend.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     wrapped = PreTrainedTokenizerFast(
@@ -77,6 +77,26 @@ def test_offsets_count_the_space_that_is_not_encoded() -> None:
         letters = [i for i, token in enumerate(tokens) if token != "▁"]
         assert [pieces[i] for i in letters] == [tokens[i] for i in letters]
         assert "".join(pieces[i] for i in letters) == "abcab"
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "with bos and spaces"])
+def test_what_another_process_gets_is_the_same(kind: str, tiny_tokenizer: Any) -> None:
+    backend = _word_pieces()
+    backend.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    tokenizer = SegmentTokenizer(tiny_tokenizer if kind == "byte-level" else wrapped)
+    other = SegmentTokenizer.from_json(json.loads(json.dumps(tokenizer.to_json())))
+    assert (other.name, other.eos, other.start) == (tokenizer.name, tokenizer.eos, tokenizer.start)
+    assert other.fingerprint == tokenizer.fingerprint
+    segments = ["Context: a b  c", " Question: a?", "ab"]
+    for one, same in zip(tokenizer.encode(segments), other.encode(segments), strict=True):
+        assert one.ids.tolist() == same.ids.tolist()
+        assert all_offsets(one).tolist() == all_offsets(same).tolist()
+    ids = [*tokenizer.encode(["ab"])[0].ids, tokenizer.eos]
+    assert other.decode(ids) == tokenizer.decode(ids) == "ab"
+    assert [other.show(i) for i in ids] == [tokenizer.show(i) for i in ids]
 
 
 def test_a_tokenizer_that_loses_text_is_refused() -> None:

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from loraqa.errors import InputError
-from loraqa.squad import Answer, read_passages
+from loraqa.squad import Answer, Passage, QADataset, Question, Version, read_passages
 
 Row = dict[str, Any]
 COLUMNS = ["id", "title", "context", "question", "answers"]
@@ -97,6 +97,17 @@ def test_the_fingerprint_tells_data_apart(tmp_path: Path, rows: list[Row]) -> No
         to_jsonl(rows, tmp_path / "data.jsonl")
         prints.add(read_passages(tmp_path / "data.jsonl").fingerprint)
     assert len(prints) == 4
+
+
+def test_the_fingerprint_tells_answers_and_versions_apart() -> None:
+    def fingerprint(version: Version, *answers: Answer) -> str:
+        passages = (Passage("to be or not to be", (Question("q", "What?", answers),)),)
+        return QADataset("", version, passages, ("q",)).fingerprint
+
+    answers = [(), (Answer("to", 0),), (Answer("to", 13),), (Answer("be", 3),)]
+    answers.append((*answers[1], *answers[2]))
+    prints = {fingerprint(version, *each) for version in ("1.1", "2.0") for each in answers}
+    assert len(prints) == 10
 
 
 def test_one_answer_a_row_in_two_columns(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate, chain, pairwise, repeat
 from operator import itemgetter
+from typing import Any
 
 import numpy as np
 
@@ -96,6 +97,21 @@ class PromptEncoder:
         self.stride = stride
         self._eos = np.array([tokenizer.eos], dtype=np.int32)
 
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain JSON values, for another process."""
+        return {
+            "tokenizer": self.tokenizer.to_json(),
+            "template": self.template.text,
+            "max_length": self.max_length,
+            "stride": self.stride,
+        }
+
+    @classmethod
+    def from_json(cls, told: dict[str, Any]) -> "PromptEncoder":
+        """The reverse of `to_json`."""
+        tokenizer = SegmentTokenizer.from_json(told["tokenizer"])
+        return cls(tokenizer, Template(told["template"]), told["max_length"], told["stride"])
+
     @no_garbage()
     def encode_training(self, passages: Sequence[Passage]) -> Encoded:
         """Trees with answers: each question's first, or eos alone where it has none.
@@ -184,6 +200,7 @@ class PromptEncoder:
             start, end = segment.offset(token)
             return max(start - before, 0), end - before
 
+        # A short one: two tokens with the default prompt.
         lead = next((token for token in range(len(ids)) if offset(token)[1] > 0), len(ids))
         start = np.array(self.tokenizer.start, dtype=np.int32)
         return _Context(

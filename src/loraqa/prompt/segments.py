@@ -55,27 +55,66 @@ class SegmentTokenizer:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self.name = tokenizer.name_or_path or type(tokenizer).__name__
+        name = tokenizer.name_or_path or type(tokenizer).__name__
         if not getattr(tokenizer, "is_fast", False):
             raise InputError(
-                f"The tokenizer {self.name} has no fast version (tokenizer.json); convert it with "
+                f"The tokenizer {name} has no fast version (tokenizer.json); convert it with "
                 "transformers' convert_slow_tokenizer first."
             )
         if tokenizer.eos_token_id is None:
             raise InputError(
-                f"The tokenizer {self.name} has no eos_token, which ends every answer; "
+                f"The tokenizer {name} has no eos_token, which ends every answer; "
                 "set one in its tokenizer_config.json."
             )
-        self.eos: int = tokenizer.eos_token_id
-        self.start = [
-            i for i in tokenizer("")["input_ids"] if i != self.eos or i == _bos(tokenizer)
-        ]
-        self._plain = _without_added_tokens(tokenizer.backend_tokenizer)
-        self._encode = encode_by_words if cuts_at_blanks(self._plain) else encode_whole
-        self._control = _control_ids(tokenizer)
-        self._names = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items()}
-        self._adds_space = self._decode(["a", " b"]) == "a  b"
+        eos = tokenizer.eos_token_id
+        self._set_up(
+            name,
+            eos,
+            [i for i in tokenizer("")["input_ids"] if i != eos or i == _bos(tokenizer)],
+            _without_added_tokens(tokenizer.backend_tokenizer),
+            _control_ids(tokenizer),
+            {i: str(token) for i, token in tokenizer.added_tokens_decoder.items()},
+        )
         self._check_stable()
+
+    def _set_up(
+        self,
+        name: str,
+        eos: int,
+        start: list[int],
+        plain: Tokenizer,
+        control: frozenset[int],
+        names: dict[int, str],
+    ) -> None:
+        self.name, self.eos, self.start = name, eos, start
+        self._plain, self._control, self._names = plain, control, names
+        self._encode = encode_by_words if cuts_at_blanks(plain) else encode_whole
+        self._adds_space = self._decode(["a", " b"]) == "a  b"
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain JSON values, for another process."""
+        return {
+            "name": self.name,
+            "eos": self.eos,
+            "start": self.start,
+            "plain": self._plain.to_str(),
+            "control": sorted(self._control),
+            "names": list(self._names.items()),
+        }
+
+    @classmethod
+    def from_json(cls, told: dict[str, Any]) -> "SegmentTokenizer":
+        """The reverse of `to_json`."""
+        tokenizer = cls.__new__(cls)
+        tokenizer._set_up(
+            told["name"],
+            told["eos"],
+            told["start"],
+            Tokenizer.from_str(told["plain"]),
+            frozenset(told["control"]),
+            dict(told["names"]),
+        )
+        return tokenizer
 
     def encode(self, segments: Sequence[str]) -> list[EncodedText]:
         """Encode segments.

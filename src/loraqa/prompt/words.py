@@ -131,7 +131,7 @@ class _Row:
 
 
 class _Joined(NamedTuple):
-    """A text put together from words: a part of a row, which starts there."""
+    """A text put together from words: those tokens of a row that begin with the one of `start`."""
 
     ids: TokenIds
     row: _Row

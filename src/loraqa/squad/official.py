@@ -24,10 +24,10 @@ def read_official(document: dict[str, Any], intake: Intake) -> None:
 
 def write_official(path: Path, passages: Iterable[Passage], version: Version) -> None:
     """Write official JSON; raise `InputError` where v1.1 is asked for and cannot say it."""
-    write_text(path, json.dumps(official_document(passages, version), ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(_document(passages, version), ensure_ascii=False) + "\n")
 
 
-def official_document(passages: Iterable[Passage], version: Version) -> dict[str, Any]:
+def _document(passages: Iterable[Passage], version: Version) -> dict[str, Any]:
     """What official JSON holds. Neighbouring passages of one title are one article."""
     articles = [
         {"title": title, "paragraphs": [_paragraph(passage, version) for passage in group]}

@@ -1,14 +1,16 @@
-"""What a run learns from: read, checked and encoded. Imports no PyTorch."""
+"""What a run learns from: read, checked and encoded. Imports nothing large by itself."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from loraqa.model.source import ModelSource, choose_max_length, load_tokenizer
 from loraqa.prompt.cache import encode_training_once
 from loraqa.prompt.encode import Encoded, PromptEncoder
 from loraqa.prompt.template import Template
 from loraqa.squad import QADataset, check_there, read_passages
-from loraqa.train.settings import RunSettings
+
+if TYPE_CHECKING:
+    from loraqa.train.settings import RunSettings
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class TrainingData:
         return not self.facts["unanswerable"]
 
 
-def check_sources(settings: RunSettings) -> None:
+def check_sources(settings: "RunSettings") -> None:
     """Raise `InputError` where the model or the data are not there, before anything is read."""
     ModelSource(settings.model.source, settings.model.revision)
     for source in (settings.data.train, settings.data.dev):
@@ -37,22 +39,22 @@ def check_sources(settings: RunSettings) -> None:
             check_there(source)
 
 
-def read_training_data(settings: RunSettings) -> TrainingData:
+def read_training_data(settings: "RunSettings") -> TrainingData:
     """Read and encode the training data of a run.
 
     Raises:
         InputError: the data, the model's tokenizer or the prompt cannot be used.
     """
-    questions = read_training_questions(settings)
+    questions = read_training_questions(settings.data.train, settings.data.on_bad)
     return encode_training_data(questions, load_encoder(settings))
 
 
-def read_training_questions(settings: RunSettings) -> QADataset:
-    """Read what a run is to learn from, or raise `InputError`."""
-    return read_passages(settings.data.train, on_bad=settings.data.on_bad, split="train")
+def read_training_questions(source: str, on_bad: Literal["stop", "skip"]) -> QADataset:
+    """Read what a run is to learn from, or raise `InputError`; see `read_passages`."""
+    return read_passages(source, on_bad=on_bad, split="train")
 
 
-def load_encoder(settings: RunSettings) -> PromptEncoder:
+def load_encoder(settings: "RunSettings") -> PromptEncoder:
     """What makes a run's trees, with the tokenizer of its model, or raise `InputError`."""
     tokenizer, config = load_tokenizer(settings.model.source, settings.model.revision)
     return PromptEncoder(

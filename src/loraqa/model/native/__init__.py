@@ -31,8 +31,12 @@ logger = logging.getLogger("loraqa")
 _SOURCES = Path(__file__).parent
 # No errno and no floating-point exceptions: nobody asks for them, and they forbid vectors.
 _FLAGS = shlex.split("-O3 -march=native -fno-math-errno -fno-trapping-math -fPIC -fopenmp")
-# Of a processor, on x86 and on ARM.
-_ABILITIES = ("model name", "flags", "CPU part", "Features")
+_CPUINFO = Path("/proc/cpuinfo")
+# What tells processors apart there, on x86 and on ARM.
+_ABILITIES = (
+    *("vendor_id", "cpu family", "model", "model name", "flags"),
+    *("CPU implementer", "CPU part", "Features"),
+)
 _DTYPES = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16"}
 
 
@@ -91,14 +95,16 @@ def _library(dtype: torch.dtype) -> CDLL:
     compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
     options = [*_FLAGS, f"-D{_DTYPES[dtype]}"]
     kept = cache_folder("kernels") / f"{_key([*compiler, *options])}.so"
-    # Not there, or damaged.
+    # Not there, or no library.
     with suppress(OSError):
         return CDLL(str(kept))
     with tempfile.TemporaryDirectory() as folder:
         library = _compile(compiler, options, Path(folder))
         # Where nothing can be kept, they are compiled each time.
-        with suppress(OSError), replacing(kept) as temporary:
-            shutil.copyfile(library, temporary)
+        with suppress(OSError):
+            with replacing(kept) as temporary:
+                shutil.copyfile(library, temporary)
+            return CDLL(str(kept))
         return CDLL(str(library))
 
 
@@ -117,9 +123,15 @@ def _compile(compiler: Sequence[str], options: Sequence[str], folder: Path) -> P
 
 
 def _key(command: Sequence[str]) -> str:
-    """SHA-256 (hex) of all that compiled kernels depend on: the processor, command and sources."""
-    sources = [path.read_text() for path in sorted(_SOURCES.glob("*.[ch]"))]
-    return hashlib.sha256(json.dumps([_processor(), command, sources]).encode()).hexdigest()
+    """SHA-256 (hex) of all that compiled kernels depend on.
+
+    One that was compiled wrong would else stay so when the compiler is another.
+    """
+    compiler = Path(shutil.which(command[0]) or command[0])
+    changed = compiler.stat().st_mtime if compiler.exists() else None
+    sources = [path.read_text() for path in sorted(_SOURCES.glob("*.[chp]*"))]
+    told = [_processor(), str(compiler), changed, command, sources]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def _processor() -> list[str]:
@@ -127,8 +139,7 @@ def _processor() -> list[str]:
 
     A home folder may be that of many machines, and a kernel for another one's processor kills.
     """
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    lines = _CPUINFO.read_text().splitlines() if _CPUINFO.exists() else []
     told = {line for line in lines if line.partition(":")[0].strip() in _ABILITIES}
     return sorted(told) or list(platform.uname())
 
