@@ -100,6 +100,28 @@ def test_a_folder_without_weights_says_what_to_give(tiny_folder: Path, tmp_path:
         load_base(folder)
 
 
+@pytest.mark.parametrize(
+    ("file", "damaged"),
+    [
+        ("tokenizer.json", "[]"),
+        ("tokenizer.json", "{}"),
+        ("tokenizer.json", '{"version": "1.0", "added_tokens": []}'),
+        ("tokenizer_config.json", "[]"),
+        ("config.json", "[]"),
+        ("model.safetensors", "cut off"),
+    ],
+)
+def test_damaged_folders_are_told_of_in_one_sentence(
+    tiny_folder: Path, tmp_path: Path, file: str, damaged: str
+) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    assert (folder / file).exists()
+    (folder / file).write_text(damaged)
+    with pytest.raises(InputError, match=f"{folder} cannot be loaded .*; give a folder") as told:
+        load_base(folder)
+    assert "\n" not in str(told.value)
+
+
 def test_pickled_weights_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "pickled"
     shutil.copytree(tiny_folder, folder)

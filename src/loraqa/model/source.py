@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from loraqa.errors import InputError
+from loraqa.errors import InputError, LoraqaError, in_a_line
 from loraqa.files import looks_like_a_path
 from loraqa.prompt.segments import SegmentTokenizer
 
@@ -85,7 +85,10 @@ class ModelSource:
                     trust_remote_code=False,
                     **options,
                 )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (LoraqaError, MemoryError):
+            raise
+        # What is damaged in a folder brings up errors of every kind.
+        except Exception as error:
             raise InputError(self._explain(error)) from error
 
     @cached_property
@@ -106,7 +109,7 @@ class ModelSource:
         return True
 
     def _explain(self, error: Exception) -> str:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        reason = in_a_line(error)
         if self.is_folder:
             return f"The model folder {self.name} cannot be loaded ({reason}); give {_CHOICE}."
         return (
