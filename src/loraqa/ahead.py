@@ -43,7 +43,6 @@ class Preparation:
     def __init__(self, process: subprocess.Popen[bytes], folder: TemporaryDirectory[str]) -> None:
         self._process = process
         self._folder = folder
-        self._handed_over = False
 
     def encode_with(self, encoder: "PromptEncoder") -> None:
         """Hand over what encodes; the other process reads until then, and waits for it.
@@ -54,7 +53,6 @@ class Preparation:
         self.check()
         assert self._process.stdin is not None
         write_json(Path(self._folder.name) / _ENCODER, encoder.to_json())
-        self._handed_over = True
         # If the other has ended since, that is told later.
         with suppress(BrokenPipeError):
             os.write(self._process.stdin.fileno(), b"\n")
@@ -74,9 +72,10 @@ class Preparation:
         from loraqa.prompt.cache import load_encoded
         from loraqa.train.data import TrainingData
 
-        if not self._handed_over:
+        folder = Path(self._folder.name)
+        if not (folder / _ENCODER).exists():
             raise ValueError("encode_with comes first: the other process waits for it")
-        data = TrainingData(self._facts(), load_encoded(Path(self._folder.name) / _ENCODED))
+        data = TrainingData(self._facts(), load_encoded(folder / _ENCODED))
         self._folder.cleanup()
         return data
 

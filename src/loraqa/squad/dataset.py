@@ -61,7 +61,7 @@ class QADataset:
 
 
 def _plain(passage: Passage) -> list[Any]:
-    """All that a passage holds, as lists: a third of what objects with names take to write."""
+    """All that a passage holds, as lists, which take less time to write than objects with names."""
     questions = [
         (q.id, q.text, [(answer.text, answer.start) for answer in q.answers])
         for q in passage.questions

@@ -129,7 +129,7 @@ def _key(command: Sequence[str]) -> str:
     """
     compiler = Path(shutil.which(command[0]) or command[0])
     changed = compiler.stat().st_mtime if compiler.exists() else None
-    sources = [path.read_text() for path in sorted(_SOURCES.glob("*.[chp]*"))]
+    sources = [path.read_text() for path in sorted(_SOURCES.iterdir()) if path.is_file()]
     told = [_processor(), str(compiler), changed, command, sources]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
