@@ -38,6 +38,11 @@ def chosen(tiny_folder: Path, tmp_path: Path) -> RunSettings:
     )
 
 
+def asked(settings: RunSettings) -> dict[str, str]:
+    template = settings.prompt.template
+    return {"source": str(settings.data.train), "on_bad": "stop", "template": template}
+
+
 def with_data(settings: RunSettings, train: Path) -> RunSettings:
     data = settings.data.model_copy(update={"train": str(train)})
     return settings.model_copy(update={"data": data})
@@ -143,7 +148,7 @@ def test_what_the_system_refuses_is_told_in_one_sentence(
 
     monkeypatch.setattr("loraqa.prompt.cache.save_encoded", refuse)
     monkeypatch.setenv("LORAQA_CACHE", str(tmp_path / "cache"))
-    write_json(tmp_path / "questions.json", {"source": chosen.data.train, "on_bad": "stop"})
+    write_json(tmp_path / "asked.json", asked(chosen))
     write_json(tmp_path / "encoder.json", load_encoder(chosen).to_json())
     handed_over = Event()
     handed_over.set()
@@ -198,7 +203,7 @@ def test_when_this_process_is_killed_the_other_ends_and_leaves_nothing(
 
 
 def test_the_other_process_imports_nothing_large(chosen: RunSettings, tmp_path: Path) -> None:
-    write_json(tmp_path / "questions.json", {"source": chosen.data.train, "on_bad": "stop"})
+    write_json(tmp_path / "asked.json", asked(chosen))
     write_json(tmp_path / "encoder.json", load_encoder(chosen).to_json())
     code = (
         "import sys\n"

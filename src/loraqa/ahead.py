@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from loraqa.train.settings import RunSettings
 
 # What the two processes leave each other in a folder.
-_QUESTIONS, _ENCODER = "questions.json", "encoder.json"
+_ASKED, _ENCODER = "asked.json", "encoder.json"
 _ENCODED, _OUTCOME = "encoded.safetensors", "outcome.json"
 
 
@@ -104,8 +104,12 @@ def preparing(settings: "RunSettings") -> Iterator[Preparation]:
     """
     folder = TemporaryDirectory(prefix="loraqa-")
     with folder as name:
-        asked = {"source": settings.data.train, "on_bad": settings.data.on_bad}
-        write_json(Path(name) / _QUESTIONS, asked)
+        asked = {
+            "source": settings.data.train,
+            "on_bad": settings.data.on_bad,
+            "template": settings.prompt.template,
+        }
+        write_json(Path(name) / _ASKED, asked)
         # Python's -P: nothing in the working directory is taken for a library. In a session of its
         # own, it gets no Ctrl-C.
         command = [sys.executable, "-P", "-m", "loraqa.ahead", name]
@@ -118,19 +122,21 @@ def preparing(settings: "RunSettings") -> Iterator[Preparation]:
 
 
 def _prepare(folder: Path, handed_over: Event) -> None:
-    from loraqa.prompt.cache import save_encoded
-    from loraqa.prompt.encode import PromptEncoder
-    from loraqa.train.data import encode_training_data, read_training_questions
+    from loraqa.prompt.cache import write_encoded
+    from loraqa.prompt.encode import PromptEncoder, training_texts
+    from loraqa.prompt.template import Template
+    from loraqa.train.data import describe_encoded, read_training_questions
 
     try:
-        questions = read_training_questions(**read_json(folder / _QUESTIONS))
-        # Reckoned while there is nothing else to do.
-        _ = questions.fingerprint
+        asked = read_json(folder / _ASKED)
+        questions = read_training_questions(asked["source"], asked["on_bad"])
+        texts = training_texts(Template(asked["template"]), questions.passages)
+        # Reckoned and cut while there is nothing else to do.
+        _ = questions.fingerprint, texts.words
         handed_over.wait()
         encoder = PromptEncoder.from_json(read_json(folder / _ENCODER))
-        data = encode_training_data(questions, encoder)
-        save_encoded(data.encoded, folder / _ENCODED)
-        outcome: dict[str, Any] = {"facts": data.facts}
+        counts = write_encoded(folder / _ENCODED, encoder, questions, texts)
+        outcome: dict[str, Any] = {"facts": describe_encoded(questions, counts)}
     except (LoraqaError, OSError) as error:
         message, status = explain(error)
         outcome = {"error": message, "status": status}

@@ -8,7 +8,8 @@ Reader.load("runs/squad").answer(context, questions)
 import logging
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -118,9 +119,11 @@ def finetune(
     dev = _read_dev(settings.data)
     model, tokenizer = load_base(**settings.model.model_dump())
     max_length = choose_max_length(settings.prompt.max_length, model.config)
-    base = describe_base(settings.model, model)
-    with _one_core_less() if data else nullcontext():
+    with _one_core_less(), ThreadPoolExecutor(max_workers=1) as beside:
+        # Hashing the weights takes half as long as the trial.
+        described = beside.submit(describe_base, settings.model, model)
         runner = choose_runner(model, max_length, training=True)
+    base = described.result()
     training = wait_for_data()
     _tell(training, max_length)
     reader = _reader(settings, runner, SegmentTokenizer(tokenizer), max_length, training)
@@ -170,7 +173,7 @@ def _read_now(settings: RunSettings) -> Callable[[], TrainingData]:
 
 @contextmanager
 def _one_core_less() -> Iterator[None]:
-    """Leave a core to the process that prepares data.
+    """Leave a core to what is done beside.
 
     Where there are more threads than cores, all wait again and again for the one that is not run.
     """

@@ -1,8 +1,8 @@
 """From passages to trees, with windows where a context is too long. Nothing is cut in silence."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import accumulate, chain, pairwise, repeat
+from itertools import repeat
 from operator import itemgetter
 from typing import Any
 
@@ -13,7 +13,7 @@ from loraqa.garbage import no_garbage
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
 from loraqa.prompt.tree import Branch, TokenIds, Tree
-from loraqa.prompt.words import EncodedText
+from loraqa.prompt.words import EncodedText, Texts
 from loraqa.squad.passage import Passage, Question
 
 # A window with less room than this holds too little context to answer from.
@@ -113,21 +113,24 @@ class PromptEncoder:
         return cls(tokenizer, Template(told["template"]), told["max_length"], told["stride"])
 
     @no_garbage()
-    def encode_training(self, passages: Sequence[Passage]) -> Encoded:
+    def encode_training(
+        self, passages: Sequence[Passage], texts: Sequence[str] | None = None
+    ) -> Encoded:
         """Trees with answers: each question's first, or eos alone where it has none.
 
         If some question of the data has no answer (SQuAD v2.0), a window without the answer of
         its question is an example of "not here"; otherwise it is left out and counted.
 
+        Args:
+            passages: with their answers.
+            texts: `training_texts` of this template and these passages, where they are there.
+
         Raises:
             InputError: a question and its answer leave no room for a context.
         """
         not_here_exists = any(not q.answerable for p in passages for q in p.questions)
-        texts = [q.answers[0].text if q.answers else "" for p in passages for q in p.questions]
         contexts, prompts, answers = self._encode(
-            _contexts(self.template, passages),
-            _prompts(self.template, passages),
-            map(self.template.answer, texts),
+            passages, texts or training_texts(self.template, passages)
         )
         ends = (np.concatenate([answer.ids, self._eos]) for answer in answers)
         counts = EncodingCounts()
@@ -160,9 +163,7 @@ class PromptEncoder:
         Raises:
             InputError: a question leaves no room for a context.
         """
-        contexts, prompts = self._encode(
-            _contexts(self.template, passages), _prompts(self.template, passages)
-        )
+        contexts, prompts, _ = self._encode(passages, _prompt_texts(self.template, passages))
         no_answers = repeat(np.empty(0, dtype=np.int32))
         counts = EncodingCounts()
         trees: list[Tree] = []
@@ -173,12 +174,14 @@ class PromptEncoder:
             counts.windowed += len(windows) > 1
         return _count(Encoded(trees, counts), passages)
 
-    def _encode(self, *kinds: Iterable[str]) -> list[Iterator[EncodedText]]:
-        """Encode all kinds of segments at once: what they have in common is encoded once."""
-        lists = list(map(list, kinds))
-        encoded = self.tokenizer.encode(list(chain.from_iterable(lists)))
-        ends = accumulate(map(len, lists), initial=0)
-        return [iter(encoded[start:end]) for start, end in pairwise(ends)]
+    def _encode(
+        self, passages: Sequence[Passage], texts: Sequence[str]
+    ) -> tuple[Iterator[EncodedText], Iterator[EncodedText], Iterator[EncodedText]]:
+        """Encode contexts, prompts and answers, if there are any, of these passages."""
+        encoded = self.tokenizer.encode(texts)
+        contexts, questions = len(passages), sum(len(p.questions) for p in passages)
+        answers = contexts + questions
+        return iter(encoded[:contexts]), iter(encoded[contexts:answers]), iter(encoded[answers:])
 
     def _branches(
         self,
@@ -249,12 +252,20 @@ class PromptEncoder:
         return Branch(branch.question_id, branch.prompt, self._eos)
 
 
-def _contexts(template: Template, passages: Sequence[Passage]) -> Iterator[str]:
-    return (template.context(passage.context) for passage in passages)
+def training_texts(template: Template, passages: Sequence[Passage]) -> Texts:
+    """All that is to be encoded of passages with answers: no tokenizer is needed for that.
+
+    In one row, what contexts, prompts and answers have in common is encoded once.
+    """
+    questions = [question for passage in passages for question in passage.questions]
+    answers = (q.answers[0].text if q.answers else "" for q in questions)
+    return Texts([*_prompt_texts(template, passages), *map(template.answer, answers)])
 
 
-def _prompts(template: Template, passages: Sequence[Passage]) -> Iterator[str]:
-    return (template.question(q.text) for passage in passages for q in passage.questions)
+def _prompt_texts(template: Template, passages: Sequence[Passage]) -> Texts:
+    contexts = (template.context(passage.context) for passage in passages)
+    prompts = (template.question(q.text) for passage in passages for q in passage.questions)
+    return Texts([*contexts, *prompts])
 
 
 def _word_starts(context: _Context) -> TokenIds:

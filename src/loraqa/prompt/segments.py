@@ -122,9 +122,8 @@ class SegmentTokenizer:
         Raises:
             InputError: a text would become a control token.
         """
-        encoded = self._encode(self._plain, list(map(self._without_space, segments)))
-        if self._adds_space:
-            encoded = list(map(_WithSpace, segments, encoded))
+        encode = self._encode_with_space if self._adds_space else self._encode
+        encoded = encode(self._plain, segments)
         self._check_no_control(segments, encoded)
         return encoded
 
@@ -152,6 +151,11 @@ class SegmentTokenizer:
         added = [i for i, name in self._names.items() if "\n" in name]
         return [i for i, text in zip(ids, texts, strict=True) if "\n" in text] + added
 
+    def _encode_with_space(self, plain: Tokenizer, segments: Sequence[str]) -> list[EncodedText]:
+        """Leave the space before a segment to the tokenizer, which itself puts one there."""
+        texts = [segment.removeprefix(" ") for segment in segments]
+        return list(map(_WithSpace, segments, self._encode(plain, texts)))
+
     def _check_no_control(self, segments: Sequence[str], encoded: Sequence[EncodedText]) -> None:
         lengths = [len(text.ids) for text in encoded]
         ids = np.concatenate([*(text.ids for text in encoded), np.empty(0, dtype=np.int32)])
@@ -162,10 +166,6 @@ class SegmentTokenizer:
                 f"The tokenizer {self.name} turns text into a control token, in "
                 f"{segment[:60]!r}; use another tokenizer or take the text out."
             )
-
-    def _without_space(self, segment: str) -> str:
-        """The segment without the space that the tokenizer itself puts before it."""
-        return segment.removeprefix(" ") if self._adds_space else segment
 
     def _decode(self, segments: Sequence[str]) -> str:
         encodings = self._plain.encode_batch(list(segments), add_special_tokens=False)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from loraqa.model.source import ModelSource, choose_max_length, load_tokenizer
 from loraqa.prompt.cache import encode_training_once
-from loraqa.prompt.encode import Encoded, PromptEncoder
+from loraqa.prompt.encode import Encoded, EncodingCounts, PromptEncoder
 from loraqa.prompt.template import Template
 from loraqa.squad import QADataset, check_there, read_passages
 
@@ -46,7 +46,8 @@ def read_training_data(settings: "RunSettings") -> TrainingData:
         InputError: the data, the model's tokenizer or the prompt cannot be used.
     """
     questions = read_training_questions(settings.data.train, settings.data.on_bad)
-    return encode_training_data(questions, load_encoder(settings))
+    encoded = encode_training_once(load_encoder(settings), questions)
+    return TrainingData(describe_encoded(questions, encoded.counts), encoded)
 
 
 def read_training_questions(source: str, on_bad: Literal["stop", "skip"]) -> QADataset:
@@ -65,13 +66,12 @@ def load_encoder(settings: "RunSettings") -> PromptEncoder:
     )
 
 
-def encode_training_data(data: QADataset, encoder: PromptEncoder) -> TrainingData:
-    """Encode what was read, or take it from the cache; raise `InputError` for lack of room."""
-    encoded = encode_training_once(encoder, data)
-    return TrainingData(describe(data) | {"encoding": encoded.counts.to_json()}, encoded)
-
-
 def describe(data: QADataset) -> dict[str, Any]:
     """Source, fingerprint and counts of a data set, as plain JSON values."""
     told = {"source": data.source, "version": data.version, "sha256": data.fingerprint}
     return told | data.counts()
+
+
+def describe_encoded(data: QADataset, counts: EncodingCounts) -> dict[str, Any]:
+    """Like `describe`, of data to learn from, with what encoding did."""
+    return describe(data) | {"encoding": counts.to_json()}
