@@ -75,7 +75,7 @@ def main() -> None:
     if load > _BUSY:
         sys.stderr.write(f"The machine is busy (load {load:.1f}): the figures will be too low.\n")
     console = Console(width=_WIDTH)
-    for note in _notes():
+    for note in _notes(scale):
         console.print(note)
     targets: list[Target] = []
     failed: list[str] = []
@@ -105,9 +105,15 @@ def main() -> None:
         sys.exit("\n".join(["Not measured:", *failed]))
 
 
-def _notes() -> Iterator[str]:
+def _notes(scale: Scale) -> Iterator[str]:
     """What is to be known of all figures."""
     yield f"On texts of {SOURCE}."
+    if scale is QUICK:
+        yield (
+            "The quick run learns from few questions and answers few, which share less than a "
+            "step's or a data set's do, and measures once: it may miss targets that the full run "
+            "reaches."
+        )
     if on_a_gpu():
         yield (
             "On the GPU: targets set for two cores of a CPU are not judged. To measure the CPU, "
