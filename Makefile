@@ -30,7 +30,7 @@ lint: setup ## check style, format and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: setup ## measure us and our peers (QUICK=1 for 5 minutes; ONLY="training ..." for some)
+bench: setup ## measure us and our peers (QUICK=1 for less, in 5 minutes; ONLY="training ..." for some)
 	@$(BIN)/python -c 'import trl' 2>/dev/null || $(BIN)/pip install -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 

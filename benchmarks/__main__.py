@@ -108,11 +108,10 @@ def main() -> None:
 def _notes(scale: Scale) -> Iterator[str]:
     """What is to be known of all figures."""
     yield f"On texts of {SOURCE}."
-    if scale is QUICK:
+    if scale is QUICK and not on_a_gpu():
         yield (
-            "The quick run learns from few questions and answers few, which share less than a "
-            "step's or a data set's do, and measures once: it may miss targets that the full run "
-            "reaches."
+            "The quick run has few questions, so that contexts are shared less, and measures once: "
+            "it may miss targets that the full run reaches."
         )
     if on_a_gpu():
         yield (

@@ -4,9 +4,11 @@ import importlib.util
 import json
 import logging
 import os
+import resource
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,17 @@ COMPILES = sys.platform == "linux" and shutil.which("cc") is not None
 needs_compiler = pytest.mark.skipif(not COMPILES, reason="no C compiler here, or not Linux")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@contextmanager
+def full_disk(room: int = 1000) -> Iterator[None]:
+    """Let no file of this process grow beyond so many bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,9 +1,10 @@
 """What another process prepares is what this one would read, and so are its errors."""
 
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event
@@ -16,9 +17,13 @@ from loraqa.ahead import Preparation, _prepare, preparing
 from loraqa.errors import InputError, LoraqaError
 from loraqa.files import read_json, write_json
 from loraqa.finetune import finetune
-from loraqa.squad import write_official
+from loraqa.prompt.encode import training_texts
+from loraqa.prompt.template import Template
+from loraqa.prompt.words import Texts
+from loraqa.squad import Passage, write_official
 from loraqa.train.data import load_encoder, read_training_data
 from loraqa.train.settings import RunSettings, load_settings
+from tests.conftest import full_disk
 from tests.train.conftest import PASSAGES
 
 
@@ -30,6 +35,7 @@ def chosen(tiny_folder: Path, tmp_path: Path) -> RunSettings:
             f"model.source={tiny_folder}",
             "model.dtype=float32",
             f"data.train={tmp_path / 'train.json'}",
+            "prompt.template=Text: {context}\nQ: {question} A: {answer}",
             "prompt.max_length=80",
             "prompt.stride=10",
             "lora.rank=4",
@@ -143,18 +149,52 @@ def test_an_error_can_be_told_before_the_data_are_asked_for(
 def test_what_the_system_refuses_is_told_in_one_sentence(
     chosen: RunSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(28, "No space left on device", "encoded.safetensors")
-
-    monkeypatch.setattr("loraqa.prompt.cache.save_encoded", refuse)
-    monkeypatch.setenv("LORAQA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LORAQA_CACHE", os.devnull)
     write_json(tmp_path / "asked.json", asked(chosen))
     write_json(tmp_path / "encoder.json", load_encoder(chosen).to_json())
     handed_over = Event()
     handed_over.set()
-    _prepare(tmp_path, handed_over)
+    with full_disk():
+        _prepare(tmp_path, handed_over)
     told = read_json(tmp_path / "outcome.json")
-    assert told == {"error": "encoded.safetensors: No space left on device.", "status": 1}
+    assert told["status"] == 1
+    assert re.search(r"encoded.safetensors cannot be written \(.*too large.*\)\.$", told["error"])
+
+
+def test_texts_are_cut_before_there_is_a_tokenizer(
+    chosen: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Texts] = []
+
+    def noted(template: Template, passages: Sequence[Passage]) -> Texts:
+        made.append(training_texts(template, passages))
+        return made[-1]
+
+    class Later(Event):
+        def wait(self, _: float | None = None) -> bool:
+            (texts,) = made
+            assert "words" in vars(texts)
+            write_json(tmp_path / "encoder.json", load_encoder(chosen).to_json())
+            return True
+
+    monkeypatch.setenv("LORAQA_CACHE", os.devnull)
+    monkeypatch.setattr("loraqa.prompt.encode.training_texts", noted)
+    write_json(tmp_path / "asked.json", asked(chosen))
+    _prepare(tmp_path, Later())
+    assert "facts" in read_json(tmp_path / "outcome.json")
+    assert len(made) == 1
+
+
+def test_what_encodes_may_have_another_template(
+    chosen: RunSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORAQA_CACHE", os.devnull)
+    prompt = chosen.prompt.model_copy(update={"template": "{context} {question}: {answer}"})
+    other = chosen.model_copy(update={"prompt": prompt})
+    with preparing(chosen) as prepared:
+        prepared.encode_with(load_encoder(other))
+        trees = prepared().encoded.trees
+    assert repr(trees) == repr(read_training_data(other).encoded.trees)
 
 
 def test_a_process_that_is_killed_is_told_of() -> None:

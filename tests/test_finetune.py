@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from loraqa.answer.evaluate import evaluate
 from loraqa.answer.reader import Reader
 from loraqa.errors import InputError
-from loraqa.finetune import FinetuneResult, finetune
+from loraqa.finetune import FinetuneResult, _one_core_less, finetune
 from loraqa.lora.adapter import load_adapter
 from loraqa.model.load import load_base
 from loraqa.squad import Passage, Question, write_official
@@ -332,3 +332,26 @@ def test_random_weights_are_told_and_resumed(
     finetune(chosen, tmp_path / "run")
     assert "RANDOM WEIGHTS" in caplog.text
     assert "random weights" in (tmp_path / "run" / "adapter" / "README.md").read_text()
+
+
+def test_the_trial_leaves_a_core_and_gives_it_back() -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with suppress(KeyError), _one_core_less():
+            assert torch.get_num_threads() == 2
+            raise KeyError
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_hash_that_fails_is_told_of(
+    chosen: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(*_: object) -> None:
+        raise InputError("The weights cannot be read.")
+
+    monkeypatch.setattr("loraqa.finetune.describe_base", unreadable)
+    with pytest.raises(InputError, match="cannot be read"):
+        finetune(chosen, tmp_path / "run")

@@ -9,7 +9,7 @@ with preparing(settings) as prepared:
     finetune(settings, run, data=prepared)
 
 The other process imports nothing large, but what a data set of the hub takes: it is handed what
-encodes.
+encodes, and until then reads the data, and cuts them into words.
 """
 
 import os
@@ -45,7 +45,7 @@ class Preparation:
         self._folder = folder
 
     def encode_with(self, encoder: "PromptEncoder") -> None:
-        """Hand over what encodes; the other process reads until then, and waits for it.
+        """Hand over what encodes; the other process reads and cuts until then, and waits for it.
 
         Raises:
             InputError, LoraqaError: as `check`.
@@ -130,11 +130,16 @@ def _prepare(folder: Path, handed_over: Event) -> None:
     try:
         asked = read_json(folder / _ASKED)
         questions = read_training_questions(asked["source"], asked["on_bad"])
-        texts = training_texts(Template(asked["template"]), questions.passages)
+        template = Template(asked["template"])
+        texts = training_texts(template, questions.passages)
         # Reckoned and cut while there is nothing else to do.
-        _ = questions.fingerprint, texts.words
+        _ = questions.fingerprint
+        if not handed_over.is_set():
+            _ = texts.words
         handed_over.wait()
         encoder = PromptEncoder.from_json(read_json(folder / _ENCODER))
+        if encoder.template != template:
+            texts = training_texts(encoder.template, questions.passages)
         counts = write_encoded(folder / _ENCODED, encoder, questions, texts)
         outcome: dict[str, Any] = {"facts": describe_encoded(questions, counts)}
     except (LoraqaError, OSError) as error:

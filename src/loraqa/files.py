@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from loraqa.errors import InputError
+from loraqa.errors import InputError, in_a_line
 
 
 @contextmanager
@@ -121,8 +121,19 @@ def write_tensors(
     """Write tensors as safetensors, atomically."""
     from safetensors.torch import save_file
 
-    with replacing(path) as temporary:
+    with writing_tensors(path), replacing(path) as temporary:
         save_file(dict(tensors), temporary, metadata)
+
+
+@contextmanager
+def writing_tensors(path: Path) -> Iterator[None]:
+    """Raise `OSError` where safetensors cannot write: on a full disk it has an error of its own."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written ({in_a_line(error)})") from error
 
 
 def looks_like_a_path(name: str) -> bool:

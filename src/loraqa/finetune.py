@@ -8,10 +8,11 @@ Reader.load("runs/squad").answer(context, questions)
 import logging
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -119,17 +120,16 @@ def finetune(
     dev = _read_dev(settings.data)
     model, tokenizer = load_base(**settings.model.model_dump())
     max_length = choose_max_length(settings.prompt.max_length, model.config)
-    with _one_core_less(), ThreadPoolExecutor(max_workers=1) as beside:
-        # Hashing the weights takes half as long as the trial.
-        described = beside.submit(describe_base, settings.model, model)
+    # Hashing GPT-2's weights takes half as long as the trial.
+    base = _beside(lambda: describe_base(settings.model, model))
+    with _one_core_less():
         runner = choose_runner(model, max_length, training=True)
-    base = described.result()
     training = wait_for_data()
     _tell(training, max_length)
     reader = _reader(settings, runner, SegmentTokenizer(tokenizer), max_length, training)
     checkpoint = newest_whole(run.checkpoints)
     _put_in_adapter(model, settings, checkpoint)
-    facts = {"base": base.model_dump(), "train": training.facts}
+    facts = {"base": base.result().model_dump(), "train": training.facts}
     if dev is not None:
         facts["dev"] = describe(dev)
     plan = _plan(settings, training.encoded, reader)
@@ -152,7 +152,7 @@ def finetune(
             evaluate=_scorer(settings, reader, dev),
             report=report,
         )
-    info = _adapter_info(reader, base)
+    info = _adapter_info(reader, base.result())
     card = model_card(info, settings, state, facts, command)
     _write_adapter(run, state, info, card)
     return FinetuneResult(
@@ -169,6 +169,20 @@ def _read_now(settings: RunSettings) -> Callable[[], TrainingData]:
     """Bad data are told before a model is loaded."""
     training = read_training_data(settings)
     return lambda: training
+
+
+def _beside(work: Callable[[], BaseInfo]) -> Future[BaseInfo]:
+    """Do work in a thread that nothing waits for, unless its result is asked for: no Ctrl-C."""
+    future: Future[BaseInfo] = Future()
+
+    def do() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=do, daemon=True).start()
+    return future
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from tests.conftest import full_disk
 
 from loraqa.errors import InputError
 from loraqa.files import write_tensors
@@ -306,17 +307,12 @@ def test_a_tied_head_is_refused(tiny_model, tmp_path):
         load_adapter(tiny_model(tied=True), tmp_path)
 
 
-def test_a_failed_save_leaves_the_old_adapter(adapted, tiny_model, logits, tmp_path, monkeypatch):
+def test_a_failed_save_leaves_the_old_adapter(adapted, tiny_model, logits, tmp_path):
     first, again = adapted(targets="c_attn"), tiny_model()
     save_adapter(first, tmp_path)
     kept = tmp_path.with_name("kept")
     shutil.copytree(tmp_path, kept)
-
-    def out_of_space(*_args):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("safetensors.torch.save_file", out_of_space)
-    with pytest.raises(OSError, match="No space"):
+    with full_disk(), pytest.raises(OSError, match=f"{TENSORS} cannot be written"):
         save_adapter(adapted(targets="c_fc"), tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in kept.iterdir())
     load_adapter(again, tmp_path)

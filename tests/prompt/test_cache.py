@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.conftest import full_disk
 
 from loraqa.files import cache_folder
-from loraqa.prompt.cache import _KEPT, encode_training_once
-from loraqa.prompt.encode import Encoded, PromptEncoder
+from loraqa.prompt.cache import _KEPT, encode_training_once, load_encoded, write_encoded
+from loraqa.prompt.encode import Encoded, PromptEncoder, training_texts
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
 from loraqa.squad import Answer, Passage, QADataset, Question
@@ -34,6 +35,7 @@ DATA = QADataset(
     repaired=0,
     skipped={},
 )
+TEXTS = training_texts(Template(), DATA.passages)
 
 
 @pytest.fixture
@@ -102,6 +104,41 @@ def test_a_changed_byte_is_found_out(encoder: PromptEncoder) -> None:
     content[-1] ^= 1
     path.write_bytes(content)
     assert same(encode_training_once(encoder, DATA), expected)
+
+
+def test_what_is_written_is_what_is_encoded(encoder: PromptEncoder, tmp_path: Path) -> None:
+    expected = encoder.encode_training(DATA.passages)
+    for name in ("anew", "copied"):
+        counts = write_encoded(tmp_path / name, encoder, DATA, TEXTS)
+        assert counts == expected.counts
+        assert same(load_encoded(tmp_path / name), expected)
+    assert (tmp_path / "anew").read_bytes() == (tmp_path / "copied").read_bytes()
+
+
+def test_a_damaged_file_that_cannot_be_replaced_is_not_copied(
+    encoder: PromptEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = encode_training_once(encoder, DATA)
+    (path,) = cache_folder("encoded").glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-4] + bytes(4))
+
+    def read_only(path: Path) -> None:
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr("loraqa.prompt.cache.replacing", read_only)
+    write_encoded(tmp_path / "file", encoder, DATA, TEXTS)
+    assert same(load_encoded(tmp_path / "file"), expected)
+
+
+def test_a_full_disk_is_told_of_where_the_file_is_needed(
+    encoder: PromptEncoder, tmp_path: Path
+) -> None:
+    expected = encoder.encode_training(DATA.passages)
+    with full_disk(room=100):
+        assert same(encode_training_once(encoder, DATA), expected)
+        with pytest.raises(OSError, match=r"file cannot be written \(.*too large"):
+            write_encoded(tmp_path / "file", encoder, DATA, TEXTS)
+    assert list(cache_folder("encoded").iterdir()) == []
 
 
 def test_the_file_used_longest_ago_goes_and_those_of_others_stay(

@@ -8,7 +8,7 @@ import torch
 from loraqa.answer.find import adapter_of
 from loraqa.answer.load import load_adapted
 from loraqa.errors import InputError
-from loraqa.files import check_folder_writable, replacing_folder, write_text
+from loraqa.files import check_folder_writable, replacing_folder, write_text, writing_tensors
 from loraqa.lora.adapter import save_adapter
 from loraqa.lora.merge import merge_and_unload
 from loraqa.model.source import no_bars
@@ -53,7 +53,7 @@ def export_merged(run: Path, out: Path, *, base: str | None = None) -> float:
     generator = torch.Generator().manual_seed(0)
     change = merge_and_unload(model, torch.randint(vocabulary, shape, generator=generator))
     with replacing_folder(out) as folder:
-        with no_bars():
+        with no_bars(), writing_tensors(out):
             model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_adapter_info(folder, info)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from loraqa.files import cache_folder, replacing
+from loraqa.files import cache_folder, replacing, writing_tensors
 from loraqa.garbage import no_garbage
 from loraqa.prompt.encode import Encoded, EncodingCounts, PromptEncoder
 from loraqa.prompt.tree import Branch, Tree
@@ -31,39 +31,53 @@ Arrays = dict[str, NDArray[np.int32]]
 _KEPT = 20
 
 
-def encode_training_once(
-    encoder: PromptEncoder, data: QADataset, texts: Sequence[str] | None = None
-) -> Encoded:
-    """`encoder.encode_training(data.passages, texts)`, from the cache where it was done before."""
-    path = _path(encoder, data)
-    with contextlib.suppress(OSError, SafetensorError, KeyError, ValueError):
-        encoded = load_encoded(path)
-        path.touch()
-        return encoded
-    encoded = encoder.encode_training(data.passages, texts)
-    # Where nothing can be kept, the next run encodes anew.
-    with contextlib.suppress(OSError):
-        with replacing(path) as temporary:
-            save_encoded(encoded, temporary)
-        _remove_oldest(path.parent)
-    return encoded
+def encode_training_once(encoder: PromptEncoder, data: QADataset) -> Encoded:
+    """`encoder.encode_training(data.passages)`, from the cache where it was done before."""
+    return _encode_once(encoder, data, None)[0]
 
 
 def write_encoded(
     path: Path, encoder: PromptEncoder, data: QADataset, texts: Sequence[str]
 ) -> EncodingCounts:
-    """Leave what `encode_training_once` gives in a file, and tell its counts."""
-    encoded = encode_training_once(encoder, data, texts)
-    try:
-        # A tenth of the time that it takes to write it once more.
-        shutil.copyfile(_path(encoder, data), path)
-    except OSError:
-        save_encoded(encoded, path)
+    """Leave what `encode_training_once` gives in a file, and tell its counts.
+
+    Args:
+        path: of the file.
+        encoder, data: what encodes, and what is to be.
+        texts: see `PromptEncoder.encode_training`.
+    """
+    encoded, kept = _encode_once(encoder, data, texts)
+    with contextlib.suppress(OSError):
+        if kept is not None:
+            # A tenth of the time that it takes to write it once more.
+            shutil.copyfile(kept, path)
+            return encoded.counts
+    save_encoded(encoded, path)
     return encoded.counts
 
 
+def _encode_once(
+    encoder: PromptEncoder, data: QADataset, texts: Sequence[str] | None
+) -> tuple[Encoded, Path | None]:
+    """The trees, and the file of the cache that holds them, if one does."""
+    path = cache_folder("encoded") / f"{_key(encoder, data)}.safetensors"
+    with contextlib.suppress(OSError, SafetensorError, KeyError, ValueError):
+        encoded = load_encoded(path)
+        path.touch()
+        return encoded, path
+    encoded = encoder.encode_training(data.passages, texts)
+    try:
+        with replacing(path) as temporary:
+            save_encoded(encoded, temporary)
+        _remove_oldest(path.parent)
+    except OSError:
+        # Where nothing can be kept, the next run encodes anew.
+        return encoded, None
+    return encoded, path
+
+
 def save_encoded(encoded: Encoded, path: Path) -> None:
-    """Write trees and counts as safetensors."""
+    """Write trees and counts as safetensors; raise `OSError` where it cannot be."""
     arrays = _flatten(encoded.trees)
     ids = [branch.question_id for tree in encoded.trees for branch in tree.branches]
     metadata = {
@@ -71,7 +85,8 @@ def save_encoded(encoded: Encoded, path: Path) -> None:
         "counts": json.dumps(encoded.counts.to_json()),
         "sha256": _digest(arrays),
     }
-    save_file(arrays, path, metadata)
+    with writing_tensors(path):
+        save_file(arrays, path, metadata)
 
 
 @no_garbage()
@@ -88,10 +103,6 @@ def load_encoded(path: Path) -> Encoded:
         raise ValueError(f"{path} is damaged")
     counts = EncodingCounts(**json.loads(metadata["counts"]))
     return Encoded(_unflatten(arrays, json.loads(metadata["question_ids"])), counts)
-
-
-def _path(encoder: PromptEncoder, data: QADataset) -> Path:
-    return cache_folder("encoded") / f"{_key(encoder, data)}.safetensors"
 
 
 def _key(encoder: PromptEncoder, data: QADataset) -> str:

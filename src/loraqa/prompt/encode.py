@@ -130,7 +130,7 @@ class PromptEncoder:
         """
         not_here_exists = any(not q.answerable for p in passages for q in p.questions)
         contexts, prompts, answers = self._encode(
-            passages, texts or training_texts(self.template, passages)
+            passages, training_texts(self.template, passages) if texts is None else texts
         )
         ends = (np.concatenate([answer.ids, self._eos]) for answer in answers)
         counts = EncodingCounts()
@@ -177,7 +177,7 @@ class PromptEncoder:
     def _encode(
         self, passages: Sequence[Passage], texts: Sequence[str]
     ) -> tuple[Iterator[EncodedText], Iterator[EncodedText], Iterator[EncodedText]]:
-        """Encode contexts, prompts and answers, if there are any, of these passages."""
+        """The contexts of these passages, their prompts, and their answers where texts go on."""
         encoded = self.tokenizer.encode(texts)
         contexts, questions = len(passages), sum(len(p.questions) for p in passages)
         answers = contexts + questions
@@ -253,9 +253,9 @@ class PromptEncoder:
 
 
 def training_texts(template: Template, passages: Sequence[Passage]) -> Texts:
-    """All that is to be encoded of passages with answers: no tokenizer is needed for that.
+    """All contexts, then all prompts, then all answers, as text: no tokenizer is needed yet.
 
-    In one row, what contexts, prompts and answers have in common is encoded once.
+    In one row, what they have in common is encoded once.
     """
     questions = [question for passage in passages for question in passage.questions]
     answers = (q.answers[0].text if q.answers else "" for q in questions)

@@ -122,8 +122,10 @@ class SegmentTokenizer:
         Raises:
             InputError: a text would become a control token.
         """
-        encode = self._encode_with_space if self._adds_space else self._encode
-        encoded = encode(self._plain, segments)
+        if self._adds_space:
+            encoded = self._encode_with_space(segments)
+        else:
+            encoded = self._encode(self._plain, segments)
         self._check_no_control(segments, encoded)
         return encoded
 
@@ -151,10 +153,10 @@ class SegmentTokenizer:
         added = [i for i, name in self._names.items() if "\n" in name]
         return [i for i, text in zip(ids, texts, strict=True) if "\n" in text] + added
 
-    def _encode_with_space(self, plain: Tokenizer, segments: Sequence[str]) -> list[EncodedText]:
+    def _encode_with_space(self, segments: Sequence[str]) -> list[EncodedText]:
         """Leave the space before a segment to the tokenizer, which itself puts one there."""
         texts = [segment.removeprefix(" ") for segment in segments]
-        return list(map(_WithSpace, segments, self._encode(plain, texts)))
+        return list(map(_WithSpace, segments, self._encode(self._plain, texts)))
 
     def _check_no_control(self, segments: Sequence[str], encoded: Sequence[EncodedText]) -> None:
         lengths = [len(text.ids) for text in encoded]
