@@ -9,9 +9,10 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from signal import SIGINT
+from signal import SIGINT, SIGTERM
 
 import pytest
 import torch
@@ -425,20 +426,46 @@ def test_offsets_are_those_of_the_file(
     assert answer["start"] > 0
 
 
-def test_ctrl_c_before_the_first_step_ends_at_once_and_leaves_nothing(
-    call: Call, data: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def default_signals() -> Iterator[None]:
+    """Those that Python starts with; they are put back."""
+    before = {number: signal.getsignal(number) for number in (SIGINT, SIGTERM)}
+    signal.signal(SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("default_signals")
+@pytest.mark.parametrize("number", [SIGINT, SIGTERM])
+@pytest.mark.parametrize("when", ["choose_runner", "compiled_gelu"])
+def test_who_is_stopped_before_the_first_step_leaves_nothing(
+    call: Call,
+    data: Path,
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    when: str,
 ) -> None:
-    monkeypatch.setattr("loraqa.finetune.compiled_gelu", lambda *_: signal.raise_signal(SIGINT))
-    before = signal.signal(SIGINT, signal.default_int_handler)
-    try:
-        status, out, error = call(
-            "train", "--model", tiny_folder, "--train", data, "--out", tmp_path / "run"
-        )
-    finally:
-        signal.signal(SIGINT, before)
-    assert (status, out) == (130, "")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr(f"loraqa.finetune.{when}", lambda *_, **__: signal.raise_signal(number))
+    status, out, error = call(
+        "train", "--model", tiny_folder, "--train", data, "--out", tmp_path / "run"
+    )
+    assert (status, out) == (128 + number, "")
     assert all(line.startswith("loraqa: ") for line in error.splitlines())
     assert not (tmp_path / "run").exists()
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+@pytest.mark.usefixtures("default_signals")
+def test_ctrl_c_before_there_is_a_command_is_no_traceback(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loraqa.cli.app", lambda: signal.raise_signal(SIGINT))
+    assert call() == (130, "", "")
 
 
 def test_wrong_flags_exit_with_2(call: Call) -> None:

@@ -43,6 +43,7 @@ class Preparation:
     def __init__(self, process: subprocess.Popen[bytes], folder: TemporaryDirectory[str]) -> None:
         self._process = process
         self._folder = folder
+        self._encoder: PromptEncoder | None = None
 
     def encode_with(self, encoder: "PromptEncoder") -> None:
         """Hand over what encodes; the other process reads and cuts until then, and waits for it.
@@ -51,6 +52,7 @@ class Preparation:
             InputError, LoraqaError: as `check`.
         """
         self.check()
+        self._encoder = encoder
         assert self._process.stdin is not None
         write_json(Path(self._folder.name) / _ENCODER, encoder.to_json())
         # If the other has ended since, that is told later.
@@ -72,10 +74,11 @@ class Preparation:
         from loraqa.prompt.cache import load_encoded
         from loraqa.train.data import TrainingData
 
-        folder = Path(self._folder.name)
-        if not (folder / _ENCODER).exists():
+        if self._encoder is None:
             raise ValueError("encode_with comes first: the other process waits for it")
-        data = TrainingData(self._facts(), load_encoded(folder / _ENCODED))
+        facts = self._facts()
+        encoded = load_encoded(Path(self._folder.name) / _ENCODED)
+        data = TrainingData(facts, encoded, self._encoder.tokenizer)
         self._folder.cleanup()
         return data
 

@@ -6,6 +6,7 @@ is wrong with them is told at once.
 
 import json
 import shlex
+import signal
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -435,11 +436,20 @@ def export(
 def main() -> NoReturn:
     """Run the command line. Every error is one sentence; the exit status tells its kind."""
     show_notices()
+    # Python would end at once, and leave what is temporary.
+    signal.signal(signal.SIGTERM, _end)
     try:
         app()
     except (LoraqaError, OSError) as error:
         _fail(*explain(error))
+    except KeyboardInterrupt:
+        _end(signal.SIGINT)
     raise SystemExit(0)
+
+
+def _end(number: int, *_: object) -> NoReturn:
+    """End with the exit status that shells give to who is stopped by a signal."""
+    raise SystemExit(128 + number)
 
 
 def _fail(message: str, status: int) -> NoReturn:

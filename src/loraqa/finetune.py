@@ -26,12 +26,11 @@ from loraqa.lora.adapt import adapt, parameter_counts
 from loraqa.lora.adapter import load_adapter
 from loraqa.model.choose import choose_runner
 from loraqa.model.gelu import compiled_gelu
-from loraqa.model.load import load_base
+from loraqa.model.load import load_model
 from loraqa.model.runner import Runner
 from loraqa.model.source import choose_max_length
 from loraqa.prompt.encode import Encoded
 from loraqa.prompt.plan import BatchPlan
-from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
 from loraqa.report.progress import training_progress
 from loraqa.squad import QADataset, Scores, read_passages
@@ -118,7 +117,7 @@ def finetune(
     run.check_usable(settings, resume)
     wait_for_data = data or _read_now(settings)
     dev = _read_dev(settings.data)
-    model, tokenizer = load_base(**settings.model.model_dump())
+    model = load_model(**settings.model.model_dump())
     max_length = choose_max_length(settings.prompt.max_length, model.config)
     # Hashing GPT-2's weights takes half as long as the trial.
     base = _beside(lambda: describe_base(settings.model, model))
@@ -126,7 +125,7 @@ def finetune(
         runner = choose_runner(model, max_length, training=True)
     training = wait_for_data()
     _tell(training, max_length)
-    reader = _reader(settings, runner, SegmentTokenizer(tokenizer), max_length, training)
+    reader = _reader(settings, runner, max_length, training)
     checkpoint = newest_whole(run.checkpoints)
     _put_in_adapter(model, settings, checkpoint)
     facts = {"base": base.result().model_dump(), "train": training.facts}
@@ -229,14 +228,13 @@ def _tell(training: TrainingData, max_length: int) -> None:
 def _reader(
     settings: RunSettings,
     runner: Runner,
-    tokenizer: SegmentTokenizer,
     max_length: int,
     training: TrainingData,
 ) -> Reader:
     """The model, and how questions are put to it, in training as in answering."""
     return Reader(
         runner,
-        tokenizer,
+        training.tokenizer,
         Template(settings.prompt.template),
         max_length,
         settings.prompt.stride,

@@ -21,7 +21,6 @@ logger = logging.getLogger("loraqa")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
-@explaining_lack_of_memory("while the model was loaded", ADVICE_TO_LOADERS)
 def load_base(
     source: str | Path,
     *,
@@ -30,7 +29,21 @@ def load_base(
     revision: str | None = None,
     random_weights: bool = False,
 ) -> tuple[PreTrainedModel, Any]:
-    """Load a causal language model in eval mode, and its tokenizer.
+    """`load_model`, and transformers' tokenizer of the model."""
+    where = ModelSource(source, revision)
+    tokenizer = where.load(AutoTokenizer)
+    return _load(where, dtype, device, random_weights), tokenizer
+
+
+def load_model(
+    source: str | Path,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    revision: str | None = None,
+    random_weights: bool = False,
+) -> PreTrainedModel:
+    """Load a causal language model in eval mode.
 
     Args:
         source: a local folder in transformers' layout, or a model's name on the hub. A folder
@@ -45,20 +58,23 @@ def load_base(
         InputError: no such folder or model, the hub is out of reach, or the weights are pickled.
         LackOfMemoryError: the model does not fit into memory.
     """
+    return _load(ModelSource(source, revision), dtype, device, random_weights)
+
+
+@explaining_lack_of_memory("while the model was loaded", ADVICE_TO_LOADERS)
+def _load(where: ModelSource, dtype: str, device: str, random_weights: bool) -> PreTrainedModel:
     torch_device = choose_device(device)
     if torch_device.type == "cuda":
         # Of several GPUs, kernels and graphs of our own are launched on the current one.
         torch.cuda.set_device(torch_device)
     torch_dtype = choose_dtype(dtype, torch_device)
-    where = ModelSource(source, revision)
-    tokenizer = where.load(AutoTokenizer)
     if random_weights:
         model = _random_model(where.load(AutoConfig), torch_dtype)
     else:
         model = where.load(AutoModelForCausalLM, dtype=torch_dtype, use_safetensors=True)
     fuse_gelu(model)
     keep_freed_memory()
-    return model.to(torch_device).eval(), tokenizer
+    return model.to(torch_device).eval()
 
 
 def choose_device(device: str) -> torch.device:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from loraqa.model.source import ModelSource, choose_max_length, load_tokenizer
 from loraqa.prompt.cache import encode_training_once
 from loraqa.prompt.encode import Encoded, EncodingCounts, PromptEncoder
+from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
 from loraqa.squad import QADataset, check_there, read_passages
 
@@ -20,10 +21,12 @@ class TrainingData:
     Attributes:
         facts: where the questions came from, their fingerprint and counts, as plain JSON values.
         encoded: the trees, and what encoding did.
+        tokenizer: what they were encoded with.
     """
 
     facts: dict[str, Any]
     encoded: Encoded
+    tokenizer: SegmentTokenizer
 
     @property
     def all_answerable(self) -> bool:
@@ -46,8 +49,10 @@ def read_training_data(settings: "RunSettings") -> TrainingData:
         InputError: the data, the model's tokenizer or the prompt cannot be used.
     """
     questions = read_training_questions(settings.data.train, settings.data.on_bad)
-    encoded = encode_training_once(load_encoder(settings), questions)
-    return TrainingData(describe_encoded(questions, encoded.counts), encoded)
+    encoder = load_encoder(settings)
+    encoded = encode_training_once(encoder, questions)
+    facts = describe_encoded(questions, encoded.counts)
+    return TrainingData(facts, encoded, encoder.tokenizer)
 
 
 def read_training_questions(source: str, on_bad: Literal["stop", "skip"]) -> QADataset:
