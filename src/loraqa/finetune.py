@@ -122,7 +122,7 @@ def finetune(
     # Hashing GPT-2's weights takes half as long as the trial.
     base = _beside(lambda: describe_base(settings.model, model))
     with _one_core_less():
-        runner = choose_runner(model, max_length, training=True)
+        runner = choose_runner(model, max_length, training=True, answering=dev is not None)
     training = wait_for_data()
     _tell(training, max_length)
     reader = _reader(settings, runner, max_length, training)

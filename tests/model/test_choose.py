@@ -116,6 +116,13 @@ def test_models_that_cap_products_or_have_sinks_take_the_padded_path(
     assert isinstance(choose_runner(model_of(kind, dtype), 100), PaddedRunner)
 
 
+def test_what_will_not_answer_is_tried_in_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TreeRunner, "session", lambda *_: 1 / 0)
+    assert isinstance(choose_runner(tiny_model("gpt2"), 200, answering=False), TreeRunner)
+    assert isinstance(choose_runner(tiny_model("gpt2"), 200), PaddedRunner)
+    assert isinstance(choose_runner(model_of("gemma2"), 100, answering=False), PaddedRunner)
+
+
 def test_a_short_sliding_window_takes_the_padded_path(caplog: pytest.LogCaptureFixture) -> None:
     model = tiny_model("mistral")
     model.config.sliding_window = 100

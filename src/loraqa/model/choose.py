@@ -5,7 +5,7 @@ their logits are compared with those of every row alone.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -43,13 +43,16 @@ _OVER_TREES: dict[str, tuple[type[TreeRunner], ...]] = {"cuda": (KernelRunner, T
 
 
 @explaining_lack_of_memory("while the model was tried on small trees", ADVICE_TO_LOADERS)
-def choose_runner(model: PreTrainedModel, max_length: int, *, training: bool = False) -> Runner:
+def choose_runner(
+    model: PreTrainedModel, max_length: int, *, training: bool = False, answering: bool = True
+) -> Runner:
     """Trees if the model can take them, else one row per question, with a line that says so.
 
     Args:
         model: any causal language model.
         max_length: the longest path that it will compute, in tokens.
-        training: whether gradients are wanted too, which come from other kernels.
+        training: whether gradients are wanted, which come from other kernels.
+        answering: whether sessions are, too.
 
     Raises:
         InputError: the model is not causal.
@@ -63,7 +66,7 @@ def choose_runner(model: PreTrainedModel, max_length: int, *, training: bool = F
     reason = _why_no_full_attention(model, max_length)
     if reason is None:
         for over_trees in _OVER_TREES.get(model.device.type, (TreeRunner,)):
-            reason = _why_wrong(over_trees, model, training)
+            reason = _why_wrong(over_trees, model, training, answering)
             if reason is None:
                 return over_trees(model)
             logger.info("Trees are not computed by %s: %s.", over_trees.__name__, reason)
@@ -106,14 +109,19 @@ def _why_no_full_attention(model: PreTrainedModel, max_length: int) -> str | Non
 
 
 @torch.no_grad()
-def _why_wrong(kind: _Kind, model: PreTrainedModel, training: bool = False) -> str | None:
+def _why_wrong(
+    kind: _Kind, model: PreTrainedModel, training: bool = False, answering: bool = True
+) -> str | None:
     """Why a runner does not give the logits of every row alone, or in training no gradients."""
     trees = small_trees(model)
     expected = _alone(model, trees)
     implementation = model.config._attn_implementation
     try:
         runner = kind(model)
-        error = _relative_error(runner, trees, expected)
+        pairs = [(runner.answer_logits(trees)[0], expected.flatten(0, 1))]
+        if answering:
+            pairs += _answered(runner, trees, expected)
+        error = _relative_error(pairs)
         if training and isinstance(runner, KernelRunner):
             reason = why_gradients_differ(
                 small_gradients(runner, trainable(model)[:1]),
@@ -178,11 +186,13 @@ def _alone(model: PreTrainedModel, trees: Sequence[Tree]) -> Tensor:
     return torch.stack(logits)
 
 
-def _relative_error(runner: Runner, trees: Sequence[Tree], expected: Tensor) -> float:
-    """How far a runner's logits are from (rows, places, vocabulary), in both kinds of computation.
+def _answered(
+    runner: Runner, trees: Sequence[Tree], expected: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits of a session, and those of (rows, places, vocabulary) that they should be.
 
-    Decoding goes through all that a session can do: prompts, forks, an order of rows, and going on
-    where another has branched off.
+    It does all that a session can do: prompts, forks, an order of rows, and going on where another
+    has branched off.
     """
     device = expected.device
     answers = torch.stack(
@@ -190,15 +200,16 @@ def _relative_error(runner: Runner, trees: Sequence[Tree], expected: Tensor) -> 
     ).to(device)
     session = runner.session([_without_answers(tree) for tree in trees])
     forks, kept = torch.tensor([2, 0, 2], device=device), torch.tensor([1, 0], device=device)
-    pairs = [
-        (runner.answer_logits(trees)[0], expected.flatten(0, 1)),
-        (session.prefill(), expected[:, 0]),
-    ]
+    yield session.prefill(), expected[:, 0]
     other = session.branch_off(forks)
-    pairs.append((other.advance(answers[forks, 0]), expected[forks, 1]))
+    yield other.advance(answers[forks, 0]), expected[forks, 1]
     other.select(kept)
-    pairs.append((other.advance(answers[forks[kept], 1]), expected[forks[kept], 2]))
-    pairs.append((session.advance(answers[:, 0]), expected[:, 1]))
+    yield other.advance(answers[forks[kept], 1]), expected[forks[kept], 2]
+    yield session.advance(answers[:, 0]), expected[:, 1]
+
+
+def _relative_error(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """How far the first of each pair are from the second, all together."""
     actual, wanted = (torch.cat(logits).cpu().double() for logits in zip(*pairs, strict=True))
     return float((actual - wanted).norm() / wanted.norm())
 
