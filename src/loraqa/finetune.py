@@ -171,7 +171,7 @@ def _read_now(settings: RunSettings) -> Callable[[], TrainingData]:
 
 
 def _beside(work: Callable[[], BaseInfo]) -> Future[BaseInfo]:
-    """Do work in a thread that nothing waits for, unless its result is asked for: no Ctrl-C."""
+    """Do work in a thread for which nothing waits but who asks for the result; Ctrl-C does not."""
     future: Future[BaseInfo] = Future()
 
     def do() -> None:
@@ -226,10 +226,7 @@ def _tell(training: TrainingData, max_length: int) -> None:
 
 
 def _reader(
-    settings: RunSettings,
-    runner: Runner,
-    max_length: int,
-    training: TrainingData,
+    settings: RunSettings, runner: Runner, max_length: int, training: TrainingData
 ) -> Reader:
     """The model, and how questions are put to it, in training as in answering."""
     return Reader(
