@@ -1,1 +1,5 @@
-"""The base model: loading it, attention over trees, logits at answer positions, decoding."""
+"""The plain algorithm: a base model computes trees, and only their answers have a loss.
+
+Read `attention`, `trees`, `rows`, `runner` and `session` in this order. Nothing here knows of the
+accelerations in `loraqa.speed`.
+"""

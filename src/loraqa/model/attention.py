@@ -1,9 +1,9 @@
 """Attention over trees, registered with transformers' attention interface.
 
-A model that looks its attention up there (`model.set_attn_implementation(TREE_ATTENTION)`) calls
-`attend_trees` in every layer, which hands queries, keys and values to the object passed to the
-model's `forward` as `trees`: packed trees, for training and for prompts, and the growing
-rows of `rows.py`.
+After `model.set_attn_implementation(TREE_ATTENTION)` every layer of a model calls `attend_trees`
+instead of its own attention. `attend_trees` hands queries, keys and values to the object that was
+passed to the model as `trees`: `PackedTrees` for training and for prompts, `PaddedRows` for the
+answers being written.
 """
 
 from collections.abc import Mapping
@@ -15,22 +15,22 @@ from transformers import AttentionInterface
 TREE_ATTENTION = "loraqa_trees"
 
 States = Mapping[int, tuple[Tensor, Tensor]]
-"""Keys and values of each layer, (key heads, T, head size) both."""
+"""Keys and values of each layer, both (key heads, T, head size)."""
 
-# What models pass along that changes nothing here: positions are in queries and keys already, who
-# chooses trees has looked at the window, and the model is in eval mode.
+# Options that models pass along and that change nothing here: positions are already in queries and
+# keys, `choose_runner` has checked the sliding window, and the model is in eval mode.
 _HARMLESS = frozenset(
     ["dropout", "is_causal", "output_router_logits", "position_ids", "sliding_window", "use_cache"]
 )
 
 
 class Trees(Protocol):
-    """What is in the row of tokens that the model computes."""
+    """The attention of a packed sequence of tokens."""
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
-        """Attention of one layer.
+        """Compute softmax(scaling · QKᵀ) V of one layer; each token sees only what it may see.
 
         Args:
             layer: index of the layer.
@@ -44,26 +44,24 @@ class Trees(Protocol):
         ...
 
 
-class PackedTrees(Trees, Protocol):
-    """Trees in one row: each trunk is causal, each branch sees its trunk and itself."""
-
-    def attend_from_wanted(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
-    ) -> Tensor:
-        """As `attend`, of the S wanted tokens alone: query and result are (1, heads, S, d)."""
-        ...
-
-
 class Rows(Trees, Protocol):
-    """Rows that each see the trunk of their tree, their own prompt and what they have written."""
+    """Answers being written: in each forward pass every row has one new token.
+
+    A row's token sees the trunk of its tree, the row's own prompt, and the tokens that the row has
+    written.
+    """
 
     def make_room(self) -> None:
-        """Before each forward pass: every row is to see one more token of its own."""
+        """Make room for one more token in every row. Called before each forward pass."""
         ...
 
     def select(self, rows: Tensor) -> "Rows":
-        """These rows with their trunks. They may go another way than those here."""
+        """Return these rows, (rows',), in this order; a row named twice is forked."""
         ...
+
+
+class UnsupportedAttentionError(ValueError):
+    """A model's attention does more than softmax(scaling · QKᵀ) V."""
 
 
 def attend_trees(
@@ -77,16 +75,23 @@ def attend_trees(
     trees: Trees,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in every layer. Returns (1, T, heads, head size), and no weights.
+    """Attend over `trees`; transformers calls this in every layer.
+
+    Returns:
+        (1, T, heads, head size), and None in place of attention weights.
 
     Raises:
-        ValueError: the model asks for more than softmax(scaling · QKᵀ)V, such as a cap on the
-            products or a sink.
+        UnsupportedAttentionError: the model asks for more, such as a cap on the products or a sink.
     """
     _check_plain(attention_mask=attention_mask, **options)
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
     attended = trees.attend(module.layer_idx, query, key, value, factor)  # type: ignore[arg-type]
     return attended.transpose(1, 2), None
+
+
+def repeat_heads(states: Tensor, groups: int) -> Tensor:
+    """Repeat each key head for its query heads: (.., key heads, T, d) to (.., heads, T, d)."""
+    return states if groups == 1 else states.repeat_interleave(groups, dim=-3)
 
 
 def _check_plain(**options: Any) -> None:
@@ -96,7 +101,7 @@ def _check_plain(**options: Any) -> None:
         if name not in _HARMLESS and value is not None and value is not False
     ]
     if unknown:
-        raise ValueError(f"attention over trees has no {', '.join(unknown)}")
+        raise UnsupportedAttentionError(f"attention over trees has no {', '.join(unknown)}")
 
 
 AttentionInterface.register(TREE_ATTENTION, attend_trees)

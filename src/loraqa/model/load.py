@@ -1,4 +1,4 @@
-"""Loading a base model: which device, which dtype, its weights or random ones."""
+"""Loading a base model: its device, its dtype, its weights (or random ones)."""
 
 import logging
 from pathlib import Path
@@ -8,12 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from loraqa.errors import InputError
-from loraqa.model.gelu import fuse_gelu
-from loraqa.model.memory import (
-    ADVICE_TO_LOADERS,
-    explaining_lack_of_memory,
-    keep_freed_memory,
-)
+from loraqa.model.memory import ADVICE_TO_LOADERS, explaining_lack_of_memory
 from loraqa.model.source import ModelSource
 
 logger = logging.getLogger("loraqa")
@@ -29,7 +24,7 @@ def load_base(
     revision: str | None = None,
     random_weights: bool = False,
 ) -> tuple[PreTrainedModel, Any]:
-    """`load_model`, and transformers' tokenizer of the model."""
+    """Load a model as `load_model` does, with transformers' tokenizer of the model."""
     where = ModelSource(source, revision)
     tokenizer = where.load(AutoTokenizer)
     return _load(where, dtype, device, random_weights), tokenizer
@@ -48,9 +43,9 @@ def load_model(
     Args:
         source: a local folder in transformers' layout, or a model's name on the hub. A folder
             never touches the network.
-        dtype: "float32", "bfloat16", "float64", or "auto": bfloat16 where the processor computes
-            in it, else float32.
-        device: a torch device, or "auto": a GPU if there is one.
+        dtype: "float32", "bfloat16", "float64", or "auto": bfloat16 if the device computes in it,
+            else float32.
+        device: a torch device, or "auto": a GPU if there is one, else the CPU.
         revision: branch, tag or commit on the hub.
         random_weights: build the model from its configuration alone, for tests and benchmarks.
 
@@ -65,20 +60,18 @@ def load_model(
 def _load(where: ModelSource, dtype: str, device: str, random_weights: bool) -> PreTrainedModel:
     torch_device = choose_device(device)
     if torch_device.type == "cuda":
-        # Of several GPUs, kernels and graphs of our own are launched on the current one.
+        # Triton kernels and CUDA graphs run on the current GPU.
         torch.cuda.set_device(torch_device)
     torch_dtype = choose_dtype(dtype, torch_device)
     if random_weights:
         model = _random_model(where.load(AutoConfig), torch_dtype)
     else:
         model = where.load(AutoModelForCausalLM, dtype=torch_dtype, use_safetensors=True)
-    fuse_gelu(model)
-    keep_freed_memory()
     return model.to(torch_device).eval()
 
 
 def choose_device(device: str) -> torch.device:
-    """The device of that name, or the first accelerator for "auto"."""
+    """Return the device of that name; "auto" is the first accelerator, else the CPU."""
     if device == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return accelerator or torch.device("cpu")
@@ -90,15 +83,15 @@ def choose_device(device: str) -> torch.device:
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The dtype of that name, or for "auto" bfloat16 where the device computes in it."""
+    """Return the dtype of that name; "auto" is bfloat16 if the device computes in it."""
     if dtype == "auto":
         return torch.bfloat16 if _computes_bfloat16(device) else torch.float32
     if dtype not in _DTYPES:
-        raise InputError(f"The dtype {dtype!r} is none of auto, {', '.join(_DTYPES)}.")
+        raise InputError(f"There is no dtype {dtype!r}; give auto or one of {', '.join(_DTYPES)}.")
     if dtype == "bfloat16" and not _computes_bfloat16(device):
         logger.warning(
-            "It is not known that the %s here multiplies bfloat16 matrices; without, they take up "
-            "to a hundred times as long as float32: give the dtype auto or float32.",
+            "The %s here does not seem to have instructions for bfloat16, so computing in it may "
+            "take a hundred times as long as in float32; give the dtype auto or float32.",
             "processor" if device.type == "cpu" else device,
         )
     return _DTYPES[dtype]

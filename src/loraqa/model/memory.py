@@ -1,6 +1,5 @@
 """Memory: kept between steps, and its lack told in one sentence."""
 
-import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,11 +10,6 @@ from loraqa.errors import LoraqaError
 
 # On the CPU and on some accelerators torch has no type of its own for this.
 _SIGNS = ("can't allocate", "out of memory", "ALLOC_FAILED")
-# Of glibc's malloc.h, and thresholds that no tensor of a training step reaches.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_NEVER_TRIM, _NEVER_MMAP = 2**31 - 1, 2**30
-# Older glibc refuses more: HEAP_MAX_SIZE / 2 of its malloc.c, on 64 bits.
-_SELDOM_MMAP = 2**25
 # Tokens to answer with at once: enough for a CPU's full rate, and more than any GPU needs.
 _FEWEST_TOKENS, _MOST_TOKENS = 2**14, 2**18
 # Numbers in a tensor: kernels compute their places in 32 bits.
@@ -23,19 +17,6 @@ _COUNTED = 2**31 - 1
 # Of free memory, for keys and values: they are kept up to three times, and a layer's own numbers
 # and the logits take their part.
 _FOR_STATES = 1 / 8
-
-
-def keep_freed_memory() -> None:
-    """Let this process keep the memory that tensors free, for the next ones.
-
-    Where malloc is glibc's, it would give large pieces back to the system at once, which then has
-    to clear new ones page by page; large training steps on a CPU take longer for it.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        if not mallopt(_M_MMAP_THRESHOLD, _NEVER_MMAP):
-            mallopt(_M_MMAP_THRESHOLD, _SELDOM_MMAP)
-        mallopt(_M_TRIM_THRESHOLD, _NEVER_TRIM)
 
 
 def tokens_at_once(model: PreTrainedModel) -> int:

@@ -1,205 +1,93 @@
-"""Rows of answers being written: attention of one new token each to a trunk and to what is its own.
+"""Answers being written: the attention of one new token per row.
 
 All rows of a tree share the keys and values of its trunk, which are kept once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import accumulate
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import pad, scaled_dot_product_attention
 
-from loraqa.model.attention import States
+from loraqa.model.attention import States, repeat_heads
 from loraqa.prompt.batch import TreeSpan
 
-# How much longer than another a trunk may be whose keys lie beside it, padded to the same length.
-_ALIKE = 1.3
-# For how many tokens rows get room at a time, for making room copies all that they have.
-ROOM = 16
 
+class PaddedRows:
+    """`Rows` on padded keys and values.
 
-class GrowingRows:
-    """`Rows` by tensor operations, on any device.
+    The trunks of a layer lie in (trees, key heads, longest trunk, d), padded on the right. Each
+    row's own keys and values lie in (rows, key heads, longest own, d), padded on the left, so that
+    every row grows at its end.
 
-    Of N rows, each has its own states in (N, key heads, longest own and room, d), padded on the
-    left, so that all rows grow at the same place.
+    Args:
+        spans: where the trees lie in the packed sequence.
+        states: keys and values of the packed sequence. The answers go on from them.
     """
 
-    def __init__(self, spans: Sequence[TreeSpan], prompts: States) -> None:
-        device = prompts[0][0].device
+    def __init__(self, spans: Sequence[TreeSpan], states: States) -> None:
+        device = states[0][0].device
+        trunks = [slice(span.start, span.branches_start) for span in spans]
         branches = [piece for span in spans for piece in span.branch_slices()]
-        self._own = {
-            layer: tuple(padded(states, branches, "left") for states in pair)
-            for layer, pair in prompts.items()
+        self._trunks = {
+            layer: tuple(cut_and_pad(each, trunks, "right") for each in pair)
+            for layer, pair in states.items()
         }
+        self._own = {
+            layer: tuple(cut_and_pad(each, branches, "left") for each in pair)
+            for layer, pair in states.items()
+        }
+        counts = torch.tensor([len(span.branches) for span in spans])
+        self._tree = torch.repeat_interleave(torch.arange(len(spans)), counts).to(device)
+        trunk_seen = lengths_mask([span.trunk for span in spans], device)[self._tree]
         own_lengths = [length for span in spans for length in span.branches]
-        self._own_seen = _lengths_mask(own_lengths, device).flip(1)
-        trunks = [span.trunk for span in spans for _ in span.branches]
-        self._trunk_seen = _lengths_mask(trunks, device)
-        self._trunks = _trunks(spans, prompts)
+        own_seen = lengths_mask(own_lengths, device).flip(1)
+        self._seen = torch.cat([trunk_seen, own_seen], dim=1)
 
     def make_room(self) -> None:
         """See `Rows`."""
-        self._own_seen = pad(self._own_seen, (0, 1), value=True)
-        if self._own_seen.shape[1] > self._own[0][0].shape[2]:
-            self._own = {
-                layer: tuple(pad(states, (0, 0, 0, ROOM)) for states in pair)
-                for layer, pair in self._own.items()
-            }
-        seen = torch.cat([self._trunk_seen, self._own_seen], dim=1)
-        # One pass over the scores of each layer scales them and hides what is not seen.
-        precise = torch.promote_types(self._own[0][0].dtype, torch.float32)
-        self._bias = torch.where(seen, 0.0, -torch.inf).to(precise)[:, None, None]
+        self._seen = pad(self._seen, (0, 1), value=True)
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
-        """See `Trees.attend`: here T is the number of rows, one new token each."""
-        rows, heads, size = query.shape[2], query.shape[1], query.shape[3]
-        end = self._own_seen.shape[1]
-        for states, new in zip(self._own[layer], (key, value), strict=True):
-            states[:, :, end - 1] = new[0].transpose(0, 1)
-        own_key, own_value = (states[:, :, :end] for states in self._own[layer])
+        """See `Trees.attend`: T is the number of rows, with one new token each."""
+        new = (states[0].transpose(0, 1)[:, :, None] for states in (key, value))
+        own = tuple(
+            torch.cat([states, one], dim=2)
+            for states, one in zip(self._own[layer], new, strict=True)
+        )
+        self._own = self._own | {layer: own}
+        groups = query.shape[1] // key.shape[1]
+        keys, values = (
+            repeat_heads(torch.cat([trunk[self._tree], states], dim=2), groups)
+            for trunk, states in zip(self._trunks[layer], own, strict=True)
+        )
+        attended = scaled_dot_product_attention(
+            query[0].transpose(0, 1)[:, :, None],
+            keys,
+            values,
+            attn_mask=self._seen[:, None, None],
+            scale=scaling,
+        )
+        return attended[:, :, 0].transpose(0, 1)[None]
 
-        queries = query[0].transpose(0, 1).reshape(rows, key.shape[1], -1, size)
-        longest = self._trunk_seen.shape[1]
-        scores = queries.new_zeros(*queries.shape[:3], longest + end)
-        for trunks in self._trunks:
-            scores[trunks.rows, ..., : trunks.longest] = trunks.scores(layer, queries)
-        scores[..., longest:] = queries @ own_key.transpose(2, 3)
-        scores = torch.add(self._bias, scores, alpha=scaling)
-        weights = scores.softmax(dim=-1).to(query.dtype)
-        attended = weights[..., longest:] @ own_value
-        for trunks in self._trunks:
-            attended[trunks.rows] += trunks.attended(layer, weights)
-        return attended.reshape(rows, heads, size).transpose(0, 1)[None]
-
-    def select(self, rows: Tensor) -> "GrowingRows":
+    def select(self, rows: Tensor) -> "PaddedRows":
         """See `Rows`."""
-        selected = (trunks.select(rows, len(self._own_seen)) for trunks in self._trunks)
         other = copy(self)
+        other._tree, other._seen = self._tree[rows], self._seen[rows]
         other._own = {
             layer: tuple(states[rows] for states in pair) for layer, pair in self._own.items()
         }
-        other._own_seen = self._own_seen[rows]
-        other._trunks = [trunks for trunks in selected if len(trunks.rows)]
-        longest = max(trunks.longest for trunks in other._trunks)
-        other._trunk_seen = self._trunk_seen[rows, :longest]
         return other
 
 
-@dataclass(frozen=True)
-class _Trunks:
-    """R trunks of like length, and the n rows that see them.
+def cut_and_pad(states: Tensor, pieces: Sequence[slice], side: str) -> Tensor:
+    """Cut (key heads, T, d) into pieces: (pieces, key heads, longest, d), padded on one side.
 
-    Attributes:
-        states: keys and values of each layer, (R, key heads, longest, d), padded on the right.
-        rows: (n,) which of all rows these are.
-        trunk: (n,) the trunk of each.
-    """
-
-    states: Mapping[int, tuple[Tensor, ...]]
-    rows: Tensor
-    trunk: Tensor
-
-    @cached_property
-    def longest(self) -> int:
-        """Tokens of the longest trunk."""
-        return next(iter(self.states.values()))[0].shape[2]
-
-    def scores(self, layer: int, queries: Tensor) -> Tensor:
-        """Products with the trunks' keys: (n, key heads, groups, longest).
-
-        Args:
-            layer: whose keys.
-            queries: (N, key heads, groups, d) of all rows.
-        """
-        key, _ = self.states[layer]
-        return self._times(queries[self.rows], key.transpose(2, 3))
-
-    def attended(self, layer: int, weights: Tensor) -> Tensor:
-        """Sums of the trunks' values: (n, key heads, groups, d).
-
-        Args:
-            layer: whose values.
-            weights: (N, key heads, groups, longest or more) of all rows.
-        """
-        _, value = self.states[layer]
-        return self._times(weights[self.rows, ..., : self.longest], value)
-
-    def select(self, rows: Tensor, count: int) -> "_Trunks":
-        """What is left of them with these of `count` rows."""
-        numbers = torch.full((count,), -1, device=rows.device)
-        numbers[self.rows] = torch.arange(len(self.rows), device=rows.device)
-        chosen = numbers[rows]
-        kept = (chosen >= 0).nonzero()[:, 0]
-        needed, trunk = torch.unique(self.trunk[chosen[kept]], return_inverse=True)
-        states = self.states
-        if len(needed) < len(next(iter(states.values()))[0]):
-            states = {layer: tuple(s[needed] for s in pair) for layer, pair in states.items()}
-        return _Trunks(states, kept, trunk)
-
-    def _times(self, rows: Tensor, states: Tensor) -> Tensor:
-        """Multiply each row's (key heads, groups, m) with its trunk's (key heads, m, n)."""
-        place, siblings = self._places
-        key_heads, groups, width = rows.shape[1:]
-        placed = rows.new_zeros(len(states), siblings, key_heads, groups, width)
-        placed[self.trunk, place] = rows
-        side_by_side = placed.transpose(1, 2).reshape(len(states), key_heads, -1, width)
-        product = side_by_side @ states
-        apart = product.view(len(states), key_heads, siblings, groups, -1)
-        return apart.transpose(1, 2)[self.trunk, place]
-
-    @cached_property
-    def _places(self) -> tuple[Tensor, int]:
-        """A number for each row among those of its trunk, and how many a trunk has at most.
-
-        So they meet their trunk in one product.
-        """
-        order = self.trunk.argsort(stable=True)
-        counts = torch.bincount(self.trunk)
-        first = counts.cumsum(0) - counts
-        place = torch.empty_like(order)
-        place[order] = torch.arange(len(order), device=order.device) - first[self.trunk[order]]
-        return place, int(counts.max())
-
-
-def _trunks(spans: Sequence[TreeSpan], prompts: States) -> list[_Trunks]:
-    """All trunks, those of like length together."""
-    device = prompts[0][0].device
-    edges = [0, *accumulate(len(span.branches) for span in spans)]
-    found = []
-    for trees in _alike([span.trunk for span in spans]):
-        pieces = [slice(spans[tree].start, spans[tree].branches_start) for tree in trees]
-        rows = [torch.arange(edges[tree], edges[tree + 1], device=device) for tree in trees]
-        counts = torch.tensor([len(each) for each in rows], device=device)
-        trunk = torch.repeat_interleave(torch.arange(len(trees), device=device), counts)
-        states = {
-            layer: tuple(padded(states, pieces, "right") for states in pair)
-            for layer, pair in prompts.items()
-        }
-        found.append(_Trunks(states, torch.cat(rows), trunk))
-    return found
-
-
-def _alike(lengths: Sequence[int]) -> list[list[int]]:
-    """Places of these lengths, in groups of which the longest is at most `_ALIKE` the shortest."""
-    groups: list[list[int]] = []
-    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if not groups or lengths[place] > _ALIKE * lengths[groups[-1][0]]:
-            groups.append([])
-        groups[-1].append(place)
-    return groups
-
-
-def padded(states: Tensor, pieces: Sequence[slice], side: str) -> Tensor:
-    """Cut (key heads, T, d) into pieces, (pieces, key heads, longest, d), to be masked on one side.
-
-    A token of its own fills up a piece: all are taken at once, which a GPU does in one launch.
+    Some token of the piece itself is the padding. All pieces are taken at once, because on a GPU
+    that is a single kernel.
     """
     starts, stops = torch.tensor([(piece.start, piece.stop) for piece in pieces]).t()[:, :, None]
     steps = torch.arange(int((stops - starts).max()))
@@ -210,7 +98,7 @@ def padded(states: Tensor, pieces: Sequence[slice], side: str) -> Tensor:
     return states[:, places.to(states.device)].transpose(0, 1).contiguous()
 
 
-def _lengths_mask(lengths: Sequence[int], device: torch.device) -> Tensor:
-    """(rows, longest), true at each row's first `length` places."""
+def lengths_mask(lengths: Sequence[int], device: torch.device) -> Tensor:
+    """Return (rows, longest) booleans: true at the first `length` places of each row."""
     wanted = torch.tensor(lengths, device=device)
     return torch.arange(max(lengths), device=device) < wanted[:, None]

@@ -1,8 +1,12 @@
-"""Attention over trees block by block: some tokens of a row, and the keys that they see."""
+"""Attention over packed trees on a CPU by matrix products and a softmax.
+
+PyTorch's fused attention takes twice the time or more: in bf16 up to a context's 1,000 tokens and
+beyond, in fp32 as long as the memory traffic that fused attention saves is little.
+"""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice, pairwise
 from typing import Any
@@ -12,22 +16,36 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 
-from loraqa.prompt.batch import TreeSpan
+from loraqa.model.attention import repeat_heads
+from loraqa.model.runner import Runner, TreeRunner, Use
+from loraqa.model.trees import branch_mask
+from loraqa.prompt.batch import TreeBatch
 
+# Keys of a block, in tokens, up to which products are faster in fp32.
 _LONGEST_IN_FP32 = 512
-# Queries of a causal block that are multiplied with keys at once. Of the keys behind them none is,
-# but small products run at a lower rate.
+# A causal block is multiplied in pieces of so many queries. Keys behind a piece are left out, but
+# smaller pieces run at a lower rate.
 _QUERIES_AT_ONCE = 128
+
+
+def applies(runner: Runner, _uses: frozenset[Use]) -> bool:
+    """Return whether the runner computes trees on a CPU."""
+    return isinstance(runner, TreeRunner) and runner.model.device.type == "cpu"
+
+
+def wrap(runner: TreeRunner) -> Runner:
+    """Let the runner attend by products."""
+    return replace(runner, make_trees=TreesByProducts)
 
 
 @dataclass(frozen=True)
 class Block:
-    """These queries see only these keys.
+    """Some queries of a packed sequence, and all keys that they may see.
 
     Attributes:
-        queries, keys: where they lie in their rows.
-        seen: (queries, keys), true where a query sees a key; None where these are the same tokens,
-            and each sees itself and those before.
+        queries, keys: the tokens of the packed sequence that are queries and keys.
+        seen: (queries, keys), true where a query sees a key; None in a causal block, where queries
+            and keys are the same tokens.
     """
 
     queries: slice
@@ -39,7 +57,7 @@ class Block:
 
     @property
     def pieces(self) -> tuple["Block", ...]:
-        """Blocks that are the same together, without most of what is masked in a causal one."""
+        """Cut a long causal block, so that most of its masked half is not computed."""
         length = self.queries.stop - self.queries.start
         return (self,) if self.seen is not None or length <= _QUERIES_AT_ONCE else self._split
 
@@ -59,10 +77,10 @@ class Block:
         )
 
     def bias(self, states: Tensor) -> Tensor:
-        """What is added to scores: (queries, keys), 0 where a query sees a key, else -inf.
+        """Return what is added to scores: (queries, keys), 0 where a query sees a key, else -inf.
 
-        It has the dtype and device of `states`. It is as large as the scores of one head, so it is
-        made where it is first asked for, and kept for all other layers.
+        The bias has the dtype and device of `states`. It is as large as the scores of one head, so
+        it is made once and kept for all layers.
         """
         kind = (states.dtype, states.device)
         if kind not in self._biases:
@@ -75,26 +93,19 @@ class Block:
         return torch.ones(length, length, dtype=torch.bool).tril()
 
 
-class BlockTrees:
-    """`PackedTrees`, tree by tree: nothing is computed between trees that never meet.
+class TreesByProducts:
+    """`PackedTrees` by products.
 
     Args:
-        spans: where the trees lie.
-        wanted: (S,) the tokens that are computed in the last layer, in order.
+        batch: the packed trees.
     """
 
-    def __init__(self, spans: Sequence[TreeSpan], wanted: Tensor) -> None:
+    def __init__(self, batch: TreeBatch, _: torch.device) -> None:
         self._blocks: list[Block] = []
-        self._wanted_blocks: list[Block] = []
-        edges = torch.tensor([0, *(span.end for span in spans)])
-        places = torch.searchsorted(wanted, edges).tolist()
-        for span, (first, end) in zip(spans, pairwise(places), strict=True):
+        for span in batch.spans:
             trunk = slice(span.start, span.branches_start)
             branches, tree = slice(span.branches_start, span.end), slice(span.start, span.end)
-            seen = branch_mask(span)
-            seen_by_wanted = seen[wanted[first:end] - span.branches_start]
-            self._blocks += Block(trunk, trunk), Block(branches, tree, seen)
-            self._wanted_blocks.append(Block(slice(first, end), tree, seen_by_wanted))
+            self._blocks += Block(trunk, trunk), Block(branches, tree, branch_mask(span))
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
@@ -102,35 +113,20 @@ class BlockTrees:
         """See `Trees.attend`."""
         return attend_blocks(query, key, value, self._blocks, scaling)
 
-    def attend_from_wanted(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
-    ) -> Tensor:
-        """See `PackedTrees.attend_from_wanted`."""
-        return attend_blocks(query, key, value, self._wanted_blocks, scaling)
-
-
-def branch_mask(span: TreeSpan) -> Tensor:
-    """What the branches of a tree see: (branch tokens, trunk + branch tokens), true where seen."""
-    lengths = torch.tensor(span.branches)
-    branch = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-    siblings_apart = (branch[:, None] == branch[None, :]).tril()
-    trunk = siblings_apart.new_ones(len(branch), span.trunk)
-    return torch.cat([trunk, siblings_apart], dim=1)
-
 
 def attend_blocks(
     query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], scaling: float
 ) -> Tensor:
-    """softmax(scaling · QKᵀ) V within each block.
+    """Compute softmax(scaling · QKᵀ) V within each block.
 
     Args:
-        query: (1, heads, Q, head size); the blocks take them in order, each once.
-        key, value: (1, key heads, K, head size); heads is a multiple of key heads.
-        blocks: who sees whom.
+        query: (1, heads, T, head size); the blocks take all of it in order.
+        key, value: (1, key heads, T, head size); heads is a multiple of key heads.
+        blocks: which queries see which keys.
         scaling: factor on the products.
 
     Returns:
-        (1, heads, Q, head size).
+        (1, heads, T, head size).
     """
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_heads(key, groups), repeat_heads(value, groups)
@@ -155,27 +151,16 @@ def attend_blocks(
 
 
 def _products_pay(query: Tensor, blocks: Sequence[Block]) -> bool:
-    """Whether products and a softmax take less time than PyTorch's fused attention.
-
-    On a CPU they take half of it or less, in bf16 up to a context's 1,000 tokens and beyond, in
-    fp32 as long as what fused attention saves in memory traffic is little.
-    """
-    if query.device.type != "cpu":
-        return False
+    """Return whether products take less time than PyTorch's fused attention."""
     longest = max(block.keys.stop - block.keys.start for block in blocks)
     return query.dtype == torch.bfloat16 or longest <= _LONGEST_IN_FP32
-
-
-def repeat_heads(states: Tensor, groups: int) -> Tensor:
-    """Give every query head its key head: (.., key heads, T, d) to (.., heads, T, d)."""
-    return states if groups == 1 else states.repeat_interleave(groups, dim=1)
 
 
 class ByProducts(torch.autograd.Function):
     """Two matrix products and a softmax for each block; the weights are kept for the gradient.
 
-    Query, key and value are (heads, tokens, head size). Each block's part of them is laid out once
-    for all products of that block, which would else copy it every time.
+    Query, key and value are (heads, tokens, head size). Each block copies its part once, so that
+    none of its products has to.
     """
 
     @staticmethod

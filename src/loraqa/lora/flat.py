@@ -1,7 +1,7 @@
-"""What is trained, as one vector: all matrices of an adapter side by side.
+"""The trained weights as one vector: all matrices of an adapter, one after another.
 
-Each is a view of its part, and so are their gradients. So optimizer and clipping have one tensor to
-look at instead of a hundred, each of which would take a GPU a launch.
+Each matrix is a view of its part of the vector, and so is its gradient. So optimizer and clipping
+work on one tensor instead of a hundred, which saves launching kernels on a GPU.
 """
 
 from collections.abc import Mapping
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 
 class FlatAdapter:
-    """The weights of a model that are not frozen, which become parts of a vector.
+    """Turn the weights of a model that are not frozen into parts of one vector.
 
     Attributes:
-        weights: these weights by name, in the model's order.
-        vector: (their number,) all of them.
-        gradient: of the vector, as long; it is there from the start, and stays where it is.
+        weights: the weights by name, in the model's order.
+        vector: (n,) all weights.
+        gradient: (n,) the gradient of the vector. Its memory stays the same.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -32,7 +32,7 @@ class FlatAdapter:
             setattr(model.get_submodule(owner), attribute, self.weights[name])
 
     def split(self, vector: Tensor) -> dict[str, Tensor]:
-        """Each weight's part of a vector as long as this one, as a view by name."""
+        """Return each weight's part of a vector (n,), as a view by name."""
         parts = vector.split([weight.numel() for weight in self.weights.values()])
         return {
             name: part.view(weight.shape)
@@ -40,5 +40,5 @@ class FlatAdapter:
         }
 
     def join(self, parts: Mapping[str, Tensor]) -> Tensor:
-        """The reverse of `split`."""
+        """Join parts to a vector (n,), the reverse of `split`."""
         return torch.cat([parts[name].flatten() for name in self.weights])

@@ -1,7 +1,8 @@
-"""Rows of answers being written, on a GPU: nothing is padded, and a trunk's keys are read once."""
+"""Answers being written on a GPU: nothing is padded, and a trunk's keys are read once."""
 
 from collections.abc import Sequence
 from copy import copy
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -9,18 +10,35 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from loraqa.model.attention import States
-from loraqa.model.flash import Segments, attend_segments, merge
-from loraqa.model.rows import ROOM
+from loraqa.model.runner import Runner, TreeRunner, Use
 from loraqa.prompt.batch import TreeSpan
+from loraqa.speed.gpu.flash import Segments, attend_segments, merge
+from loraqa.speed.trial import check_rows
+
+# Rows get room for so many tokens at a time, because making room copies all that they have.
+ROOM = 16
 
 _Places = NDArray[np.int64]
 
 
-class VarlenRows:
-    """`Rows` whose keys and values lie one after another, for kernels of variable lengths.
+def applies(runner: Runner, uses: frozenset[Use]) -> bool:
+    """Return whether the runner will write answers on a GPU in bf16."""
+    model = runner.model
+    writes = isinstance(runner, TreeRunner) and "answering" in uses
+    return writes and model.device.type == "cuda" and model.dtype == torch.bfloat16
 
-    All trunks lie in (tokens, key heads, d), and so do all rows' own states, with room behind those
-    of each.
+
+def wrap(runner: TreeRunner) -> Runner:
+    """Compare the kernels with plain rows, then let the runner use them."""
+    check_rows(VarlenRows, runner.model.device, runner.model.dtype)
+    return replace(runner, make_rows=VarlenRows)
+
+
+class VarlenRows:
+    """`Rows` by kernels for segments of different lengths.
+
+    All trunks lie one after another in (tokens, key heads, d). So do the rows' own keys and values,
+    with room behind each row.
     """
 
     _starts: _Places
@@ -53,7 +71,7 @@ class VarlenRows:
         self._new = self._on_device(self._starts + self._lengths)
         self._lengths = self._lengths + 1
         self._own_segments = Segments(
-            # The kernel takes another way for queries of one token, and lays out sums otherwise.
+            # 2, because the kernel returns sums in another layout for one query per segment.
             *(self._row_edges, self._own_edges, 2, int(self._lengths.max())),
             used=self._on_device(self._lengths.astype(np.int32)),
         )
@@ -61,7 +79,7 @@ class VarlenRows:
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
-        """See `Trees.attend`: here T is the number of rows, one new token each."""
+        """See `Trees.attend`: T is the number of rows, with one new token each."""
         queries, *new = (each[0].transpose(0, 1) for each in (query, key, value))
         for states, token in zip(self._own[layer], new, strict=True):
             states.index_copy_(0, self._new, token)
@@ -87,7 +105,7 @@ class VarlenRows:
     def _keep(
         self, states: dict[int, tuple[Tensor, ...]], starts: _Places, lengths: _Places
     ) -> None:
-        """Take each row's own tokens, so many from where they start, and leave room behind them."""
+        """Copy each row's own tokens, given by start and length, and leave room behind them."""
         edges = np.concatenate([[0], np.cumsum(lengths + ROOM)])
         row = np.repeat(np.arange(len(lengths)), lengths + ROOM)
         within = np.arange(edges[-1]) - edges[row]
@@ -99,7 +117,7 @@ class VarlenRows:
         self._row_edges = torch.arange(len(lengths) + 1, dtype=torch.int32, device=self._device)
 
     def _meet_trunks(self) -> None:
-        """Bring rows of one tree together, so that they are segments beside their trunk."""
+        """Sort the rows by tree, so that each trunk's rows are one segment of queries."""
         order = np.argsort(self._tree, kind="stable")
         counts = np.bincount(self._tree, minlength=len(self._trunk_edges) - 1)
         self._by_tree, self._back = self._on_device(order), self._on_device(np.argsort(order))
@@ -117,7 +135,7 @@ class VarlenRows:
 
 
 def _taken(states: dict[int, tuple[Tensor, ...]], places: Tensor) -> dict[int, tuple[Tensor, ...]]:
-    """The states of some tokens of each layer, one after another."""
+    """Take the keys and values of some tokens in every layer."""
     return {
         layer: tuple(each.index_select(0, places) for each in pair)
         for layer, pair in states.items()

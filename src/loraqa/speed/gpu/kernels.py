@@ -1,9 +1,9 @@
-"""Attention over packed trees on a GPU, by kernels of our own in Triton.
+"""Triton kernels for attention over packed trees on a GPU.
 
-They are those of flash attention (Dao et al. 2022), but every query sees two runs of keys: the
-trunk of its tree, and what comes before it in its own trunk or branch. A block of queries visits
-only keys from where its first tree starts, a block of keys only queries up to where its last tree
-ends. Each number is summed up by one program, so results have the same bits each time.
+They follow flash attention (Dao et al. 2022, arXiv:2205.14135), but every query sees two runs of
+keys: the trunk of its tree, and the tokens before it in its own trunk or branch. A block of queries
+visits only keys from the start of its first tree on; a block of keys visits only queries up to the
+end of its last tree. One program computes each number, so results have the same bits each time.
 """
 
 from collections.abc import Sequence
@@ -15,21 +15,21 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from loraqa.model.kernel_trees import BLOCK, Queries
+from loraqa.speed.gpu.visibility import BLOCK, Queries
 
-# Their places are computed in 32 bits.
+# Kernels compute places of numbers in 32 bits.
 _MOST_NUMBERS = 2**31 - 1
-# Weights are powers of 2, which a GPU is faster at than at those of e.
+# Weights are powers of 2, because a GPU computes these faster than powers of e.
 _LOG2_E = 1.4426950408889634
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, queries: Queries, scaling: float) -> Tensor:
-    """softmax(scaling · QKᵀ) V, with a gradient.
+    """Compute softmax(scaling · QKᵀ) V, with a gradient.
 
     Args:
         query: (1, heads, Q, head size).
         key, value: (1, key heads, T, head size); heads is a multiple of key heads.
-        queries: who sees whom.
+        queries: which queries see which keys.
         scaling: factor on the products.
 
     Returns:
@@ -37,7 +37,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, queries: Queries, scaling:
 
     Raises:
         ValueError: values are not as wide as keys and queries, or there are more numbers than the
-            kernels count, which takes more than 200,000 tokens of most models.
+            kernels can count (more than 200,000 tokens of most models).
     """
     if key.shape != value.shape or key.shape[-1] != query.shape[-1]:
         raise ValueError("queries, keys and values differ in their width")
@@ -54,7 +54,7 @@ def _last_place(states: Tensor) -> int:
 
 
 class _Attend(torch.autograd.Function):
-    """All of (tokens, heads, head size), so that heads of a token lie together."""
+    """All tensors are (tokens, heads, head size), so that the heads of a token lie together."""
 
     @staticmethod
     def forward(
@@ -87,7 +87,7 @@ class _Attend(torch.autograd.Function):
             torch.empty_like(each, memory_format=torch.contiguous_format)
             for each in (query, key, value)
         )
-        # Σ attended · its gradient, of each query; the first kernel computes it for the second.
+        # Σ attended · gradient of each query; the first kernel computes it for the second.
         deltas = torch.empty_like(sums)
         strides, shape = _strides(query, key, value), _shape(query, key)
         scalings = ctx.scaling, ctx.scaling * _LOG2_E
@@ -101,7 +101,7 @@ class _Attend(torch.autograd.Function):
             *(query, key, value, sums, d_attended, deltas, d_key, d_value),
             *(queries.places, queries.sees, queries.queries),
             *(*strides, count, tokens, *scalings),
-            # Loading ahead takes it more room than time.
+            # Loading ahead would cost more shared memory than it saves time.
             **(shape | {"num_stages": 1}),
         )
         return d_query, d_key, d_value, None, None
@@ -112,22 +112,22 @@ def _rows_in_order(states: Tensor) -> Tensor:
 
 
 def _strides(*states: Tensor) -> Sequence[int]:
-    """Of tokens and heads of each."""
+    """Return the strides of tokens and heads of each tensor."""
     return [stride for each in states for stride in each.stride()[:2]]
 
 
 def _shape(query: Tensor, key: Tensor) -> dict[str, Any]:
-    """What kernels are compiled for; Triton's own options last."""
+    """Return the constants that kernels are compiled for; Triton's own options come last."""
     _, heads, size = query.shape
     return {
         "heads": heads,
         "groups": heads // key.shape[1],
         "size": size,
-        # Products are of powers of 2, and of 16 at least.
+        # Triton's products have sizes that are powers of 2, and at least 16.
         "width": max(triton.next_power_of_2(size), 16),
         "block": BLOCK,
-        # Three products of TF32 are as precise as one of fp32, and many times as fast on a GPU that
-        # has them; of bf16 there is but one kind.
+        # Three TF32 products are as precise as one fp32 product, and many times as fast on a GPU
+        # that has them. For bf16 there is one kind only.
         "precision": "tf32x3" if query.dtype == torch.float32 else "tf32",
         "num_warps": 4,
         "num_stages": 2 if size <= 64 else 1,
@@ -136,7 +136,7 @@ def _shape(query: Tensor, key: Tensor) -> dict[str, Any]:
 
 @triton.jit
 def _sight(places, sees, count, rows, real):
-    """Of a block of queries, see `Queries`; those beyond the last see nothing."""
+    """Load `Queries` for a block of queries; queries beyond the last see nothing."""
     place = tl.load(places + rows, real, -1)
     start = tl.load(sees + rows, real, 0)
     end = tl.load(sees + count + rows, real, 0)
@@ -174,7 +174,7 @@ def _forward(
     block: tl.constexpr,
     precision: tl.constexpr,
 ):
-    """Attended (block, size) of one head, and log₂ Σ 2^score of each query."""
+    """Compute the sums (block, size) of one head, and log₂ Σ 2^score of each query."""
     number, head = tl.program_id(0), tl.program_id(1)
     rows = number * block + tl.arange(0, block)
     inner = tl.arange(0, width)
@@ -198,7 +198,7 @@ def _forward(
         seen = _sees(columns[None, :], start[:, None], end[:, None], own[:, None], place[:, None])
         scores = tl.where(seen, scores, float("-inf"))
         higher = tl.maximum(top, tl.max(scores, 1))
-        # Nothing may have been seen yet.
+        # A query may have seen no key yet.
         level = tl.where(higher == float("-inf"), 0.0, higher)
         weights = tl.exp2(scores - level[:, None])
         decay = tl.exp2(top - level)
@@ -241,7 +241,7 @@ def _backward_of_queries(
     block: tl.constexpr,
     precision: tl.constexpr,
 ):
-    """The gradient of a block of queries of one head, and their deltas."""
+    """Compute the gradient of a block of queries of one head, and their deltas."""
     number, head = tl.program_id(0), tl.program_id(1)
     rows = number * block + tl.arange(0, block)
     inner = tl.arange(0, width)
@@ -304,7 +304,7 @@ def _backward_of_keys(
     block: tl.constexpr,
     precision: tl.constexpr,
 ):
-    """The gradients of a block of keys and values of one head of theirs."""
+    """Compute the gradients of a block of keys and values of one key head."""
     number, key_number = tl.program_id(0), tl.program_id(1)
     columns = number * block + tl.arange(0, block)
     inner = tl.arange(0, width)
@@ -339,7 +339,7 @@ def _backward_of_keys(
             d_weights = tl.dot(v, tl.trans(d_out), input_precision=precision)
             d_scores = weights * (d_weights - delta[None, :])
             key_result += tl.dot(d_scores.to(q.dtype), q, input_precision=precision)
-    # Of keys and values alike, and all their heads.
+    # Keys and values lie alike, with all key heads of a token together.
     by_token = (columns[:, None] * tl.num_programs(1) + key_number) * size + inner
     tl.store(d_key + by_token, (key_result * scaling).to(d_key.dtype.element_ty), there)
     tl.store(d_value + by_token, value_result.to(d_value.dtype.element_ty), there)

@@ -1,31 +1,50 @@
-"""Rows of answers being written, on a CPU: attention by `native/rows.c`."""
+"""Answers being written on a CPU: attention by `native/rows.c`, without padding or masks."""
 
 from collections.abc import Iterable, Sequence
 from copy import copy
+from dataclasses import replace
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from loraqa.model import native
 from loraqa.model.attention import States
-from loraqa.model.rows import ROOM, padded
+from loraqa.model.rows import cut_and_pad
+from loraqa.model.runner import Runner, TreeRunner, Use
 from loraqa.prompt.batch import TreeSpan
+from loraqa.speed.cpu import native
+from loraqa.speed.trial import check_rows
+
+# Rows get room for so many tokens at a time, because making room copies all that they have.
+ROOM = 16
+
+
+def applies(runner: Runner, uses: frozenset[Use]) -> bool:
+    """Return whether the runner will write answers, with a dtype that the kernel knows."""
+    model = runner.model
+    writes = isinstance(runner, TreeRunner) and "answering" in uses
+    return writes and native.supports(model.device, model.dtype)
+
+
+def wrap(runner: TreeRunner) -> Runner:
+    """Compare the kernel with plain rows, then let the runner use it."""
+    check_rows(CompiledRows, runner.model.device, runner.model.dtype)
+    return replace(runner, make_rows=CompiledRows)
 
 
 class CompiledRows:
-    """`Rows` whose keys and values are read where they lie, by a kernel that needs no masks.
+    """`Rows` by a C kernel that reads keys and values where they lie.
 
-    All trunks lie one after another in (key heads, tokens, d). Of N rows, each has its own states
-    in (N, key heads, longest own and room, d), padded on the left, so that all rows grow at the
-    same place.
+    All trunks lie one after another in (key heads, tokens, d). The rows' own keys and values lie in
+    (rows, key heads, longest own + room, d), padded on the left, so that all rows grow at the same
+    place.
     """
 
     def __init__(self, spans: Sequence[TreeSpan], prompts: States) -> None:
         branches = [piece for span in spans for piece in span.branch_slices()]
         self._own = {
-            layer: tuple(padded(states, branches, "left") for states in pair)
+            layer: tuple(cut_and_pad(states, branches, "left") for states in pair)
             for layer, pair in prompts.items()
         }
         trunks = [slice(span.start, span.branches_start) for span in spans]
@@ -54,7 +73,7 @@ class CompiledRows:
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
-        """See `Trees.attend`: here T is the number of rows, one new token each.
+        """See `Trees.attend`: T is the number of rows, with one new token each.
 
         Raises:
             ValueError: values are not as wide as keys and queries.

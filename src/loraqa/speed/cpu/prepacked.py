@@ -1,58 +1,49 @@
-"""Linear layers for answering on a CPU, with weights as oneDNN multiplies them.
+"""Linear layers for answering on a CPU, with weights in the layout that oneDNN multiplies.
 
-A product of few rows, as in decoding, otherwise spends much of its time on bringing the matrix into
-that layout: with GPT-2's output head and 128 rows in fp32 half of it, with few rows more.
+Otherwise a product of few rows, as in decoding, spends much of its time on bringing the weight into
+that layout: half of it with GPT-2's output head and 128 rows in fp32, more with fewer rows.
 """
 
-import logging
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from loraqa.errors import in_a_line
 from loraqa.lora.layer import LoraLinear, add_update, as_matrix, features
+from loraqa.model.choose import TOLERANCE, small_trees
 from loraqa.model.load import choose_dtype
-
-logger = logging.getLogger("loraqa")
+from loraqa.model.runner import Runner, Use
+from loraqa.speed.trial import UnusableError, check_module
 
 _CPU = torch.device("cpu")
-# How far rounding may drive two ways to compute the same product apart, relative.
-_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.03}
+
+
+def applies(runner: Runner, uses: frozenset[Use]) -> bool:
+    """Return whether the runner only answers, on a CPU."""
+    return runner.model.device == _CPU and "training" not in uses
 
 
 @torch.no_grad()
-def prepack(model: PreTrainedModel) -> None:
-    """Let a model on a CPU answer with prepacked weights; it can be neither trained nor saved then.
+def wrap(runner: Runner) -> Runner:
+    """Replace the linear layers; the model can be neither trained nor saved afterwards.
 
-    In fp32 an adapter is folded into the weights on the way; in bf16 rounding their sum could lose
-    it, so it stays beside them. One layer after another is replaced and compared with what it was,
-    so only weights that the model also uses elsewhere, as GPT-2 its embeddings, lie in memory
-    twice (beside pages of the model's file, which the system may take back).
-
-    Where something stands against it (such as a PyTorch or a processor without such products, a
-    model that looks at its layers' weights itself, or a lack of memory) the rest stays as it is,
-    and a line says so.
+    In fp32 the adapter is folded into the weights. In bf16 rounding could lose it, so it stays
+    beside them. Each layer is compared with the layer that it replaces, one after another, so that
+    only weights that the model also uses elsewhere (such as GPT-2's embeddings) lie in memory
+    twice. If one layer cannot be replaced, the layers before it stay replaced.
     """
-    if model.device != _CPU:
-        return
-    layers = _layers(model)
-    try:
-        _check_called_only(model, layers)
-        for name in layers:
-            model.set_submodule(name, _prepacked(model.get_submodule(name)))
-    # Whatever a model does beside calling its layers; operators that are meant for PyTorch's own
-    # compiler, which a version or a processor may lack.
-    except Exception as problem:
-        logger.info("Weights are not laid out for answering: %s.", in_a_line(problem))
+    names = _layers(runner.model)
+    _check_only_called(runner, names)
+    for name in names:
+        runner.model.set_submodule(name, _checked(runner.model.get_submodule(name)))
+    return runner
 
 
 class PrepackedLinear(nn.Module):
     """y = W x + b without gradients: x (..., in), W (out, in), b (out,), y (..., out).
 
-    W is kept as an opaque tensor of oneDNN's.
+    W is an opaque tensor in oneDNN's own layout.
     """
 
     weight: Tensor
@@ -65,13 +56,13 @@ class PrepackedLinear(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        """In the dtype of W, which is that of x."""
+        """Return y in the dtype of x, which is the dtype of W."""
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return y
 
 
 class _Adapted(nn.Module):
-    """What a `LoraLinear` computes in eval mode, with A and B rounded once."""
+    """A `LoraLinear` in eval mode, with A and B rounded to the dtype of W."""
 
     a: Tensor
     b: Tensor
@@ -85,7 +76,7 @@ class _Adapted(nn.Module):
         self.register_buffer("b", (layer.lora_B * layer.scaling).to(dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., in) to (..., out)."""
+        """Map x (..., in) to (..., out)."""
         y: Tensor = self.base(x)
         hidden = x.reshape(-1, x.shape[-1]) @ self.a.t()
         add_update(y.view(-1, y.shape[-1]), hidden, self.b, self.rows)
@@ -93,7 +84,7 @@ class _Adapted(nn.Module):
 
 
 class _OnlyCalled(nn.Module):
-    """A layer that shows nothing of itself."""
+    """A layer that can be called, but whose weights cannot be read."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -105,9 +96,9 @@ class _OnlyCalled(nn.Module):
 
 
 def _layers(model: nn.Module) -> list[str]:
-    """Names of the layers to replace, without references to them.
+    """Return the names of the layers to replace. References would keep their weights in memory.
 
-    Of linear layers those that compute nothing else, as a class derived from them may.
+    Classes derived from a linear layer are left alone, since they may compute something else.
     """
     names, adapted = [], set()
     for name, module in model.named_modules():
@@ -119,37 +110,36 @@ def _layers(model: nn.Module) -> list[str]:
     return names
 
 
-def _check_called_only(model: PreTrainedModel, names: list[str]) -> None:
-    """Raise whatever the model raises where it does more with these layers than call them."""
+def _check_only_called(runner: Runner, names: list[str]) -> None:
+    """Raise `UnusableError` where the model does more with these layers than call them."""
+    model = runner.model
     layers = {name: model.get_submodule(name) for name in names}
     try:
         for name, layer in layers.items():
             model.set_submodule(name, _OnlyCalled(layer))
-        model(input_ids=torch.arange(4)[None], use_cache=False)
+        runner.answer_logits(small_trees(model))
+    except (AttributeError, TypeError):
+        raise UnusableError("the model reads the weights of its linear layers itself") from None
     finally:
         for name, layer in layers.items():
             model.set_submodule(name, layer)
 
 
-def _prepacked(layer: nn.Module) -> nn.Module:
-    """What to put into the place of a layer.
+def _checked(layer: nn.Module) -> nn.Module:
+    """Make the layer's replacement and compare it with the layer.
 
     Raises:
-        ValueError: there are no products of its weights, or they are wrong.
+        UnusableError: this processor has no such products, or they are wrong.
     """
     base: Any = layer.base if isinstance(layer, LoraLinear) else layer
     width, _ = features(base)
     dtype = base.weight.dtype
-    if dtype not in _dtypes():
-        raise ValueError(f"this processor has no such products of {dtype}")
+    if dtype not in (torch.float32, choose_dtype("auto", _CPU)):
+        raise UnusableError(f"this processor has no products of packed {dtype} weights")
     packed = _packed(layer)
     x = torch.linspace(-1, 1, 2 * width).view(2, width).to(dtype)
     for rows in (x, x[:1]):
-        expected = layer(rows).float()
-        error = (packed(rows).float() - expected).norm()
-        # What is not a number is wrong too.
-        if not error <= _TOLERANCE[dtype] * expected.norm():
-            raise ValueError("such products are wrong here")
+        check_module(packed, layer, rows, TOLERANCE[dtype])
     return packed
 
 
@@ -163,7 +153,3 @@ def _packed(layer: Any) -> nn.Module:
 
 def _laid_out(layer: nn.Linear | Conv1D, weight: Tensor) -> PrepackedLinear:
     return PrepackedLinear(as_matrix(layer, weight).t(), layer.bias)
-
-
-def _dtypes() -> tuple[torch.dtype, ...]:
-    return (torch.float32, choose_dtype("auto", _CPU))

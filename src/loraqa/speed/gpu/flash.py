@@ -1,4 +1,4 @@
-"""Attention of segments one after another, by the flash kernels that PyTorch has for a GPU."""
+"""Attention within segments of different lengths, by PyTorch's flash kernels for a GPU."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Segments:
-    """Runs of queries, and the run of keys that all of each see.
+    """Segments of queries, and for each the segment of keys that all its queries see.
 
     Attributes:
-        queries, keys: (segments + 1,) int32, where each starts; the last is where the last ends.
-        longest_queries, longest_keys: of a segment, or more.
-        used: (segments,) int32, how many of a segment's keys are seen; None for all.
+        queries, keys: (segments + 1,) int32, where each segment starts, and where the last ends.
+        longest_queries, longest_keys: length of the longest segment, or more.
+        used: (segments,) int32, how many keys of a segment are seen; None for all.
     """
 
     queries: Tensor
@@ -26,16 +26,17 @@ class Segments:
 def attend_segments(
     query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float
 ) -> tuple[Tensor, Tensor]:
-    """softmax(scaling · QKᵀ) V of each segment, without a gradient.
+    """Compute softmax(scaling · QKᵀ) V of each segment, without a gradient.
 
     Args:
         query: (Q, heads, head size), bf16 or fp16.
         key, value: (K, key heads, head size); heads is a multiple of key heads.
-        segments: who sees whom.
+        segments: which queries see which keys.
         scaling: factor on the products.
 
     Returns:
-        (Q, heads, head size), and ln Σ exp(scaling · q·k) of each query, (heads, Q) in fp32.
+        The result (Q, heads, head size), and ln Σ exp(scaling · q·k) of each query, (heads, Q) in
+        fp32.
     """
     attended, sums, *_ = torch.ops.aten._flash_attention_forward(
         *(query, key, value, segments.queries, segments.keys),
@@ -47,6 +48,6 @@ def attend_segments(
 
 
 def merge(one: Tensor, one_sums: Tensor, other: Tensor, other_sums: Tensor) -> Tensor:
-    """What queries get that see the keys of two of `attend_segments`' results."""
+    """Join two results of `attend_segments` for the same queries on different keys."""
     share = torch.sigmoid(other_sums - one_sums).to(one.dtype)
     return torch.lerp(one, other, share.t()[..., None])

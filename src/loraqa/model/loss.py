@@ -1,0 +1,54 @@
+"""The loss of an optimizer step: the mean over all its supervised tokens, exactly.
+
+With micro-batches m and their supervised tokens S_m, loss = Σ_m Σ_{t∈S_m} -log p(t) / Σ_m |S_m|.
+A mean of the micro-batches' means would give the tokens of a short micro-batch more weight.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from loraqa.prompt.plan import Step
+
+if TYPE_CHECKING:
+    from loraqa.model.runner import Runner
+
+Launch = Callable[[], Tensor]
+"""Adds the gradient of a step's loss to the adapter's gradient; returns the loss, detached."""
+
+Gradients = Callable[[Step], Launch]
+"""Prepares the computation of a step on the CPU."""
+
+
+def answer_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Sum the cross-entropy of the answer tokens, in fp32 (in fp64 for an fp64 model).
+
+    Args:
+        logits: (S, vocabulary).
+        targets: (S,); the loss leaves out -100.
+    """
+    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return cross_entropy(precise, targets, reduction="sum")
+
+
+def accumulate(runner: "Runner", step: Step) -> Tensor:
+    """Add the gradient of the step's loss to the parameters' gradients; return the loss, detached.
+
+    The supervised tokens of the whole step are counted first, so each micro-batch has its exact
+    weight.
+    """
+    targets = supervised_tokens(step)
+    total = torch.zeros((), device=runner.model.device)
+    for trees in step:
+        loss = answer_loss(*runner.answer_logits(trees)) / targets
+        loss.backward()
+        total = total + loss.detach()
+    return total
+
+
+def supervised_tokens(step: Step) -> int:
+    """Count the tokens to predict in a step: the answers, and eos after each."""
+    return sum(len(branch.answer) for trees in step for tree in trees for branch in tree.branches)

@@ -1,0 +1,155 @@
+"""Decoding sessions: answers being written, one row each, one more token per row at each step.
+
+`Runner.prefill` starts a session. All rows of a tree share the keys and values of its trunk.
+"""
+
+from collections.abc import Sequence
+from copy import copy, deepcopy
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import Cache, PreTrainedModel
+
+from loraqa.model.attention import Rows
+from loraqa.prompt.batch import collate_padded
+from loraqa.prompt.tree import Tree
+
+
+class DecodingSession(Protocol):
+    """Answers being written; at first one row per branch, in the order of trees and branches."""
+
+    def advance(self, tokens: Tensor) -> Tensor:
+        """Append a token to every row, (rows,). Return the next logits, (rows, vocabulary)."""
+        ...
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows, (rows',), in this order. A row named twice is forked."""
+        ...
+
+    def branch_off(self, rows: Tensor) -> "DecodingSession":
+        """Return a session that goes on with these rows, (rows',). This one does not change."""
+        ...
+
+
+class TreeSession:
+    """Decoding over trees.
+
+    Args:
+        model: the model.
+        rows: keys and values of the prompts.
+        lengths: tokens of each row so far, trunk included.
+    """
+
+    def __init__(self, model: PreTrainedModel, rows: Rows, lengths: Sequence[int]) -> None:
+        self._model = model
+        self._rows = rows
+        self._positions = torch.tensor(lengths, device=model.device)
+
+    @torch.no_grad()
+    def advance(self, tokens: Tensor) -> Tensor:
+        """See `DecodingSession`."""
+        self._rows.make_room()
+        logits: Tensor = self._model(
+            input_ids=tokens[None],
+            position_ids=self._positions[None],
+            trees=self._rows,
+            use_cache=False,
+        ).logits
+        self._positions = self._positions + 1
+        return logits[0]
+
+    def select(self, rows: Tensor) -> None:
+        """See `DecodingSession`."""
+        self._positions = self._positions[rows]
+        self._rows = self._rows.select(rows)
+
+    def branch_off(self, rows: Tensor) -> "TreeSession":
+        """See `DecodingSession`."""
+        other = copy(self)
+        other.select(rows)
+        return other
+
+
+class PaddedSession:
+    """Decoding over padded rows with the model's own cache. Each row has its own context."""
+
+    _cache: Cache
+
+    def __init__(self, model: PreTrainedModel, trees: Sequence[Tree]) -> None:
+        batch = collate_padded(trees, pad_id=0)
+        self._model = model
+        self._mask = batch.attention_mask.to(model.device)
+        self._positions = batch.position_ids.to(model.device)
+        self.first_logits = self._forward(batch.input_ids.to(model.device), cache=None)
+
+    def advance(self, tokens: Tensor) -> Tensor:
+        """See `DecodingSession`."""
+        self._mask = pad(self._mask, (0, 1), value=1)
+        self._positions = self._positions[:, -1:] + 1
+        return self._forward(tokens[:, None], self._cache)
+
+    def select(self, rows: Tensor) -> None:
+        """See `DecodingSession`."""
+        self._mask, self._positions = self._mask[rows], self._positions[rows]
+        self._cache.reorder_cache(rows)
+
+    def branch_off(self, rows: Tensor) -> "PaddedSession":
+        """See `DecodingSession`."""
+        other = copy(self)
+        other._cache = deepcopy(self._cache)
+        other.select(rows)
+        return other
+
+    @torch.no_grad()
+    def _forward(self, ids: Tensor, cache: Cache | None) -> Tensor:
+        output: Any = self._model(
+            input_ids=ids,
+            attention_mask=self._mask,
+            position_ids=self._positions,
+            past_key_values=cache,
+            logits_to_keep=1,
+            use_cache=True,
+        )
+        self._cache = output.past_key_values
+        logits: Tensor = output.logits[:, -1]
+        return logits
+
+
+class RecomputingSession:
+    """Decoding that keeps nothing but token ids and computes whole rows at every step.
+
+    Rows are padded on the right. A causal model does not look there, so this is exact for any
+    causal model, whatever state the model would keep.
+    """
+
+    def __init__(self, model: PreTrainedModel, trees: Sequence[Tree]) -> None:
+        batch = collate_padded(trees, pad_id=0, side="right")
+        self._model = model
+        self._input_ids = batch.input_ids.to(model.device)
+        self._lengths = batch.attention_mask.sum(dim=1).to(model.device)
+        self.first_logits = self._forward()
+
+    def advance(self, tokens: Tensor) -> Tensor:
+        """See `DecodingSession`."""
+        longer = pad(self._input_ids, (0, 1))
+        self._input_ids = longer.scatter(1, self._lengths[:, None], tokens[:, None])
+        self._lengths = self._lengths + 1
+        return self._forward()
+
+    def select(self, rows: Tensor) -> None:
+        """See `DecodingSession`."""
+        self._input_ids, self._lengths = self._input_ids[rows], self._lengths[rows]
+
+    def branch_off(self, rows: Tensor) -> "RecomputingSession":
+        """See `DecodingSession`."""
+        other = copy(self)
+        other.select(rows)
+        return other
+
+    @torch.no_grad()
+    def _forward(self) -> Tensor:
+        logits: Tensor = self._model(input_ids=self._input_ids, use_cache=False).logits
+        rows = torch.arange(len(logits), device=logits.device)
+        return logits[rows, self._lengths - 1]
