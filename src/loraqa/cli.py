@@ -17,6 +17,7 @@ import typer
 from loraqa.errors import LoraqaError, explain
 from loraqa.garbage import importing
 from loraqa.notices import show_notices
+from loraqa.prompt.defaults import DEFAULT_STRIDE
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,7 +80,9 @@ def inspect(
         int | None,
         typer.Option(help="Longest path in tokens; by default the model's limit.", min=1),
     ] = None,
-    stride: Annotated[int, typer.Option(help="Tokens that two windows share.", min=0)] = 128,
+    stride: Annotated[
+        int, typer.Option(help="Tokens that two windows share.", min=0)
+    ] = DEFAULT_STRIDE,
     on_bad: OnBad = "stop",
 ) -> None:
     """Show the tokens, the mask and the tree of some contexts; count and measure them all."""
@@ -169,7 +172,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Answer a whole data set and score the answers as SQuAD does."""
-    from loraqa.answer.find import check_source
+    from loraqa.adapter.find import check_source
     from loraqa.files import check_file_writable, write_json
     from loraqa.squad import check_there, read_passages
 
@@ -260,7 +263,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare decoding strategies: quality, diversity, and how much is found in the context."""
-    from loraqa.answer.find import check_source
+    from loraqa.adapter.find import check_source
     from loraqa.files import check_folder_writable
     from loraqa.squad import check_there, read_passages
 
@@ -315,7 +318,7 @@ def ask(
     as_json: Json = False,
 ) -> None:
     """Ask questions about a text."""
-    from loraqa.answer.find import check_source
+    from loraqa.adapter.find import check_source
     from loraqa.squad.text import read_text
 
     check_source(run)
@@ -347,7 +350,7 @@ def serve(
     base: Base = None,
 ) -> None:
     """Answer questions on a web page and over HTTP, until Ctrl-C."""
-    from loraqa.answer.find import check_source
+    from loraqa.adapter.find import check_source
 
     check_source(run)
     try:
@@ -380,7 +383,7 @@ def analyze(
     as_json: Json = False,
 ) -> None:
     """Show what LoRA learned: the size and the directions of every update."""
-    from loraqa.answer.find import adapter_of
+    from loraqa.adapter.find import adapter_of
     from loraqa.files import check_file_writable
 
     adapter_of(run)
@@ -414,7 +417,7 @@ def export(
     base: Base = None,
 ) -> None:
     """Write the adapter for PEFT, or the model with the adapter merged into it."""
-    from loraqa.answer.find import adapter_of
+    from loraqa.adapter.find import adapter_of
 
     adapter_of(run)
 
@@ -459,7 +462,7 @@ def _fail(message: str, status: int) -> NoReturn:
 
 def _place_for(source: Path, name: str) -> Path:
     """Inside a run what is made of it; a model's or an adapter's folder is left as it is."""
-    from loraqa.answer.find import find_adapter
+    from loraqa.adapter.find import find_adapter
 
     is_run = find_adapter(source) == source / "adapter"
     return (source if is_run else Path()) / name

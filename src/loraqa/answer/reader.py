@@ -23,6 +23,7 @@ from loraqa.model.memory import explaining_lack_of_memory, tokens_at_once
 from loraqa.model.prepacked import prepack
 from loraqa.model.runner import Runner
 from loraqa.model.source import position_limit
+from loraqa.prompt.defaults import DEFAULT_MAX_ANSWER_TOKENS, DEFAULT_STRIDE
 from loraqa.prompt.encode import EncodingCounts, PromptEncoder
 from loraqa.prompt.plan import pack
 from loraqa.prompt.segments import SegmentTokenizer
@@ -76,8 +77,8 @@ class Reader:
     tokenizer: SegmentTokenizer
     template: Template
     max_length: int
-    stride: int = 128
-    max_answer_tokens: int = 32
+    stride: int = DEFAULT_STRIDE
+    max_answer_tokens: int = DEFAULT_MAX_ANSWER_TOKENS
     no_answer: bool = False
     tokens_per_batch: int = 16384
 
