@@ -191,15 +191,7 @@ def evaluate(
     dataset = read_passages(data, on_bad=on_bad)
     reader = _reader(run, base, max_answer_tokens)
     with answering_progress() as progress:
-        result = evaluate_reader(
-            reader,
-            dataset.passages,
-            dataset.version,
-            decoding,
-            order=dataset.order,
-            seed=seed,
-            progress=progress,
-        )
+        result = evaluate_reader(reader, dataset, decoding, seed=seed, progress=progress)
     if out:
         write_json(out, result.predictions)
     if as_json:
@@ -227,9 +219,7 @@ def score(
         read_no_answer_probabilities(no_answer_probabilities) if no_answer_probabilities else None
     )
     dataset = read_passages(data, on_bad=on_bad)
-    scores = official_score(
-        answers, dataset.passages, dataset.version, probabilities, order=dataset.order
-    ).to_json()
+    scores = official_score(answers, dataset, probabilities).to_json()
     if as_json:
         _print_json(scores)
     else:
@@ -282,19 +272,12 @@ def compare(
 
     decodings = [parse_strategy(name) for name in strategies.split(",")]
     dataset = read_passages(data, on_bad=on_bad)
-    passages = (
-        sample_questions(dataset.passages, questions, seed) if questions else dataset.passages
-    )
+    if questions:
+        dataset = sample_questions(dataset, questions, seed)
     reader = _reader(run, base, max_answer_tokens)
     with answering_progress() as progress:
         compared = compare_strategies(
-            reader,
-            passages,
-            dataset.version,
-            decodings,
-            samples=samples,
-            seed=seed,
-            progress=progress,
+            reader, dataset, decodings, samples=samples, seed=seed, progress=progress
         )
     save_comparison(compared, folder)
     if as_json:

@@ -281,9 +281,8 @@ def _scorer(
     if data is None:
         return None
     count = settings.evaluation.questions or len(data.questions)
-    sample = sample_questions(data.passages, count, settings.seed)
-    version = data.version
-    return lambda: evaluate(reader, sample, version).scores
+    sample = sample_questions(data, count, settings.seed)
+    return lambda: evaluate(reader, sample).scores
 
 
 def _adapter_info(reader: Reader, base: BaseInfo) -> AdapterInfo:

@@ -21,7 +21,7 @@ from loraqa.prompt.encode import PromptEncoder
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
 from loraqa.prompt.tree import Tree
-from loraqa.squad import Answer, Passage, Question
+from loraqa.squad import Answer, Passage, QADataset, Question
 
 PASSAGES = [
     Passage(
@@ -41,6 +41,8 @@ PASSAGES = [
         ),
     ),
 ]
+
+DATA = QADataset.from_passages(PASSAGES, "1.1")
 
 LIMIT = 12
 

@@ -8,6 +8,7 @@
 - `locate`: where in the context an answer stands
 - `load`: load a run, an adapter or a model
 - `reader`: `Reader.load(run).answer(context, questions)`
+- `progress`: the callback that reports how many prompts are answered
 - `evaluate`: answer a data set and score it
 - `compare`: strategies side by side, quality and diversity
 

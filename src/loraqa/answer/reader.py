@@ -7,7 +7,7 @@ for answer in reader.answer("Salt came from the hills.", ["Where did salt come f
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -16,6 +16,7 @@ from pathlib import Path
 from loraqa.answer.decode import Prompts, Rules, Strategy, Written
 from loraqa.answer.load import load_model
 from loraqa.answer.locate import locate
+from loraqa.answer.progress import Progress
 from loraqa.answer.strategies import parse_strategy
 from loraqa.errors import InputError
 from loraqa.model.choose import choose_runner
@@ -32,9 +33,6 @@ from loraqa.prompt.tree import Branch, Tree
 from loraqa.squad import Passage, Question
 
 logger = logging.getLogger("loraqa")
-
-Progress = Callable[[int, int], None]
-"""Called with the number of prompts answered so far, and of all (a window is a prompt)."""
 
 
 @dataclass(frozen=True, slots=True)
