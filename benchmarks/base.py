@@ -15,6 +15,8 @@ import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from benchmarks.text import TOKENIZER
+from loraqa.adapter.base import describe_base
+from loraqa.adapter.info import AdapterInfo, write_adapter_info
 from loraqa.lora.adapt import adapt
 from loraqa.lora.adapter import save_adapter
 from loraqa.lora.layer import lora_layers
@@ -25,8 +27,6 @@ from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import DEFAULT_TEMPLATE, Template
 from loraqa.prompt.tree import Tree
 from loraqa.squad import Passage, read_passages
-from loraqa.train.adapter_folder import AdapterInfo, describe_base, write_adapter_info
-from loraqa.train.settings import ModelSettings
 
 ADAPTERS = {
     "c_attn": LoraSettings(rank=8, alpha=16.0, target_modules=("c_attn",)),
@@ -121,7 +121,7 @@ def _write_adapter(folder: Path, source: Path, settings: LoraSettings) -> None:
         torch.nn.init.normal_(layer.lora_B, std=_B_SCALE, generator=generator)
     save_adapter(model, folder)
     info = AdapterInfo(
-        base=describe_base(ModelSettings(source=str(source), dtype="float32"), model),
+        base=describe_base(source, model),
         template=DEFAULT_TEMPLATE,
         max_length=MAX_LENGTH,
         stride=STRIDE,

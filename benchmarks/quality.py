@@ -42,7 +42,7 @@ from loraqa.prompt.plan import BatchPlan
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
 from loraqa.report.tables import Column, Table
-from loraqa.squad import Passage, write_official
+from loraqa.squad import Passage, QADataset, write_official
 from loraqa.train.settings import RunSettings, parse_settings
 
 SEEDS = 5
@@ -61,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser("benchmarks.quality", description=__doc__)
     parser.add_argument("--contexts", type=int, default=2000, help="how many to learn from")
     contexts = parser.parse_args().contexts
-    test = test_passages(seed=2, count=TEST_CONTEXTS)
+    test = QADataset.from_passages(test_passages(seed=2, count=TEST_CONTEXTS), "1.1")
     contenders = {
         name: (train, dtype)
         for name, (train, dtype) in CONTENDERS.items()
@@ -94,7 +94,7 @@ def score(
     seed: int,
     folder: Path,
     passages: Sequence[Passage],
-    test: Sequence[Passage],
+    test: QADataset,
 ) -> float:
     """F1 after training."""
     write_official(folder / "train.json", passages, "1.1")
@@ -108,7 +108,7 @@ def score(
         }
     )
     reader = Reader.load(train(settings, passages, folder), base=BASE, dtype="float32")
-    return evaluate(reader, test, "1.1").scores.f1
+    return evaluate(reader, test).scores.f1
 
 
 def train_ours(settings: RunSettings, _: Sequence[Passage], folder: Path) -> Path:

@@ -4,7 +4,7 @@ Real SQuAD where it lies beside the checkout, else the demo's invented world.
 """
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from loraqa.answer.evaluate import sample_questions
 from loraqa.demo.run import BASE
 from loraqa.demo.world import test_passages, train_passages
-from loraqa.squad import Answer, Passage, Question, read_passages, write_official
+from loraqa.squad import Answer, Passage, QADataset, Question, read_passages, write_official
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 REAL = all((SHARED / name).exists() for name in ("data/squad1-train.json", "gpt2/vocab.json"))
@@ -39,19 +39,19 @@ def write(folder: str, files: Mapping[str, tuple[str, dict[str, Any]]]) -> dict[
 
 def sample(split: str, questions: int) -> list[Passage]:
     """Whole passages of a split, "train" or "dev", until they hold so many questions."""
-    return sample_questions(_passages(split), questions, seed=0)
+    return _draw(_passages(split), questions)
 
 
 def single(questions: int) -> list[Passage]:
     """Passages of the train split with their first question alone."""
     passages = [replace(p, questions=p.questions[:1]) for p in _passages("train") if p.questions]
-    return sample_questions(passages, questions, seed=0)
+    return _draw(passages, questions)
 
 
 def repeated(split: str, questions: int) -> list[Passage]:
     """A split over and over, each time under new names, until it holds so many questions."""
     copies = (_renamed(p, i) for i, p in enumerate(cycle(_passages(split))))
-    return sample_questions(list(islice(copies, questions)), questions, seed=0)
+    return _draw(islice(copies, questions), questions)
 
 
 def regular(contexts: int, tokens: int, questions: int) -> list[Passage]:
@@ -65,6 +65,11 @@ def regular(contexts: int, tokens: int, questions: int) -> list[Passage]:
         Passage(text, tuple(_about(text, f"{i}-{j}", next(asked)) for j in range(questions)))
         for i, text in enumerate(texts)
     ]
+
+
+def _draw(passages: Iterable[Passage], questions: int) -> list[Passage]:
+    dataset = QADataset.from_passages(passages, "1.1")
+    return list(sample_questions(dataset, questions, seed=0).passages)
 
 
 def _passages(split: str) -> list[Passage]:

@@ -349,7 +349,7 @@ def test_the_trial_leaves_a_core_and_gives_it_back() -> None:
 def test_a_hash_that_fails_is_told_of(
     chosen: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unreadable(*_: object) -> None:
+    def unreadable(*_: object, **__: object) -> None:
         raise InputError("The weights cannot be read.")
 
     monkeypatch.setattr("loraqa.finetune.describe_base", unreadable)

@@ -17,6 +17,7 @@ import typer
 from loraqa.errors import LoraqaError, explain
 from loraqa.garbage import importing
 from loraqa.notices import show_notices
+from loraqa.prompt.defaults import DEFAULT_STRIDE
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,7 +80,9 @@ def inspect(
         int | None,
         typer.Option(help="Longest path in tokens; by default the model's limit.", min=1),
     ] = None,
-    stride: Annotated[int, typer.Option(help="Tokens that two windows share.", min=0)] = 128,
+    stride: Annotated[
+        int, typer.Option(help="Tokens that two windows share.", min=0)
+    ] = DEFAULT_STRIDE,
     on_bad: OnBad = "stop",
 ) -> None:
     """Show the tokens, the mask and the tree of some contexts; count and measure them all."""
@@ -169,7 +172,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Answer a whole data set and score the answers as SQuAD does."""
-    from loraqa.answer.find import check_source
+    from loraqa.adapter.find import check_source
     from loraqa.files import check_file_writable, write_json
     from loraqa.squad import check_there, read_passages
 
@@ -188,15 +191,7 @@ def evaluate(
     dataset = read_passages(data, on_bad=on_bad)
     reader = _reader(run, base, max_answer_tokens)
     with answering_progress() as progress:
-        result = evaluate_reader(
-            reader,
-            dataset.passages,
-            dataset.version,
-            decoding,
-            order=dataset.order,
-            seed=seed,
-            progress=progress,
-        )
+        result = evaluate_reader(reader, dataset, decoding, seed=seed, progress=progress)
     if out:
         write_json(out, result.predictions)
     if as_json:
@@ -224,9 +219,7 @@ def score(
         read_no_answer_probabilities(no_answer_probabilities) if no_answer_probabilities else None
     )
     dataset = read_passages(data, on_bad=on_bad)
-    scores = official_score(
-        answers, dataset.passages, dataset.version, probabilities, order=dataset.order
-    ).to_json()
+    scores = official_score(answers, dataset, probabilities).to_json()
     if as_json:
         _print_json(scores)
     else:
@@ -260,7 +253,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare decoding strategies: quality, diversity, and how much is found in the context."""
-    from loraqa.answer.find import check_source
+    from loraqa.adapter.find import check_source
     from loraqa.files import check_folder_writable
     from loraqa.squad import check_there, read_passages
 
@@ -279,19 +272,12 @@ def compare(
 
     decodings = [parse_strategy(name) for name in strategies.split(",")]
     dataset = read_passages(data, on_bad=on_bad)
-    passages = (
-        sample_questions(dataset.passages, questions, seed) if questions else dataset.passages
-    )
+    if questions:
+        dataset = sample_questions(dataset, questions, seed)
     reader = _reader(run, base, max_answer_tokens)
     with answering_progress() as progress:
         compared = compare_strategies(
-            reader,
-            passages,
-            dataset.version,
-            decodings,
-            samples=samples,
-            seed=seed,
-            progress=progress,
+            reader, dataset, decodings, samples=samples, seed=seed, progress=progress
         )
     save_comparison(compared, folder)
     if as_json:
@@ -315,7 +301,7 @@ def ask(
     as_json: Json = False,
 ) -> None:
     """Ask questions about a text."""
-    from loraqa.answer.find import check_source
+    from loraqa.adapter.find import check_source
     from loraqa.squad.text import read_text
 
     check_source(run)
@@ -347,7 +333,7 @@ def serve(
     base: Base = None,
 ) -> None:
     """Answer questions on a web page and over HTTP, until Ctrl-C."""
-    from loraqa.answer.find import check_source
+    from loraqa.adapter.find import check_source
 
     check_source(run)
     try:
@@ -380,7 +366,7 @@ def analyze(
     as_json: Json = False,
 ) -> None:
     """Show what LoRA learned: the size and the directions of every update."""
-    from loraqa.answer.find import adapter_of
+    from loraqa.adapter.find import adapter_of
     from loraqa.files import check_file_writable
 
     adapter_of(run)
@@ -414,7 +400,7 @@ def export(
     base: Base = None,
 ) -> None:
     """Write the adapter for PEFT, or the model with the adapter merged into it."""
-    from loraqa.answer.find import adapter_of
+    from loraqa.adapter.find import adapter_of
 
     adapter_of(run)
 
@@ -459,7 +445,7 @@ def _fail(message: str, status: int) -> NoReturn:
 
 def _place_for(source: Path, name: str) -> Path:
     """Inside a run what is made of it; a model's or an adapter's folder is left as it is."""
-    from loraqa.answer.find import find_adapter
+    from loraqa.adapter.find import find_adapter
 
     is_run = find_adapter(source) == source / "adapter"
     return (source if is_run else Path()) / name

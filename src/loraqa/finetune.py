@@ -18,6 +18,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from loraqa.adapter.base import describe_base
+from loraqa.adapter.card import CARD, model_card
+from loraqa.adapter.evaluation import Evaluation
+from loraqa.adapter.info import AdapterInfo, BaseInfo, write_adapter_info
 from loraqa.answer.evaluate import evaluate, sample_questions
 from loraqa.answer.reader import Reader
 from loraqa.errors import InputError, some_of
@@ -34,17 +38,8 @@ from loraqa.prompt.plan import BatchPlan
 from loraqa.prompt.template import Template
 from loraqa.report.progress import training_progress
 from loraqa.squad import QADataset, Scores, read_passages
-from loraqa.train.adapter_folder import (
-    CARD,
-    AdapterInfo,
-    BaseInfo,
-    describe_base,
-    model_card,
-    write_adapter_info,
-)
 from loraqa.train.checkpoint import (
     ADAPTER,
-    Evaluation,
     TrainState,
     check_whole,
     checkpoint_folder,
@@ -56,7 +51,7 @@ from loraqa.train.environment import environment
 from loraqa.train.loop import train
 from loraqa.train.run import RunDirectory
 from loraqa.train.schedule import total_steps
-from loraqa.train.settings import DataSettings, RunSettings
+from loraqa.train.settings import DataSettings, ModelSettings, RunSettings
 
 logger = logging.getLogger("loraqa")
 
@@ -120,7 +115,7 @@ def finetune(
     model = load_model(**settings.model.model_dump())
     max_length = choose_max_length(settings.prompt.max_length, model.config)
     # Hashing GPT-2's weights takes half as long as the trial.
-    base = _beside(lambda: describe_base(settings.model, model))
+    base = _beside(lambda: _describe_base(settings.model, model))
     with _one_core_less():
         runner = choose_runner(model, max_length, training=True, answering=dev is not None)
     training = wait_for_data()
@@ -152,7 +147,16 @@ def finetune(
             report=report,
         )
     info = _adapter_info(reader, base.result())
-    card = model_card(info, settings, state, facts, command)
+    card = model_card(
+        info,
+        before=state.baseline,
+        after=state.best,
+        steps=state.step,
+        training_seconds=state.training_seconds,
+        data=training.facts,
+        command=command,
+        settings_yaml=settings.to_yaml(),
+    )
     _write_adapter(run, state, info, card)
     return FinetuneResult(
         run=run.path,
@@ -168,6 +172,15 @@ def _read_now(settings: RunSettings) -> Callable[[], TrainingData]:
     """Bad data are told before a model is loaded."""
     training = read_training_data(settings)
     return lambda: training
+
+
+def _describe_base(settings: ModelSettings, model: PreTrainedModel) -> BaseInfo:
+    return describe_base(
+        settings.source,
+        model,
+        revision=settings.revision,
+        random_weights=settings.random_weights,
+    )
 
 
 def _beside(work: Callable[[], BaseInfo]) -> Future[BaseInfo]:
@@ -268,9 +281,8 @@ def _scorer(
     if data is None:
         return None
     count = settings.evaluation.questions or len(data.questions)
-    sample = sample_questions(data.passages, count, settings.seed)
-    version = data.version
-    return lambda: evaluate(reader, sample, version).scores
+    sample = sample_questions(data, count, settings.seed)
+    return lambda: evaluate(reader, sample).scores
 
 
 def _adapter_info(reader: Reader, base: BaseInfo) -> AdapterInfo:

@@ -8,6 +8,8 @@ import pytest
 import torch
 from tests.conftest import tiny_model
 
+from loraqa.adapter.base import describe_base
+from loraqa.adapter.info import AdapterInfo, write_adapter_info
 from loraqa.answer.decode import Prompts, Rules
 from loraqa.lora.adapt import adapt
 from loraqa.lora.adapter import save_adapter
@@ -19,9 +21,7 @@ from loraqa.prompt.encode import PromptEncoder
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
 from loraqa.prompt.tree import Tree
-from loraqa.squad import Answer, Passage, Question
-from loraqa.train.adapter_folder import AdapterInfo, describe_base, write_adapter_info
-from loraqa.train.settings import ModelSettings
+from loraqa.squad import Answer, Passage, QADataset, Question
 
 PASSAGES = [
     Passage(
@@ -41,6 +41,8 @@ PASSAGES = [
         ),
     ),
 ]
+
+DATA = QADataset.from_passages(PASSAGES, "1.1")
 
 LIMIT = 12
 
@@ -85,7 +87,7 @@ def adapted(tiny_folder: Path) -> Any:
 @pytest.fixture
 def info(tiny_folder: Path, adapted: Any) -> AdapterInfo:
     return AdapterInfo(
-        base=describe_base(ModelSettings(source=str(tiny_folder)), adapted),
+        base=describe_base(tiny_folder, adapted),
         template="{context} Q: {question} A: {answer}",
         max_length=200,
         stride=30,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import pytest
-from tests.answer.conftest import PASSAGES, stopping_model
+from tests.answer.conftest import DATA, PASSAGES, stopping_model
 
 from loraqa.answer.compare import compare, entropy
 from loraqa.answer.decode import Greedy, Prompts, Written
@@ -15,7 +15,7 @@ from loraqa.answer.strategies import parse_strategy
 from loraqa.model.runner import TreeRunner
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
-from loraqa.squad import Passage, Question, score
+from loraqa.squad import Passage, QADataset, Question, score
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ RIGHT = {
 
 
 def test_right_answers_score_full_marks(reader: Reader) -> None:
-    result = evaluate(reader, PASSAGES, "1.1", Scripted(reader.tokenizer, RIGHT))
+    result = evaluate(reader, DATA, Scripted(reader.tokenizer, RIGHT))
     assert (result.scores.exact_match, result.scores.f1, result.scores.total) == (100, 100, 6)
     assert result.predictions == {id: texts[0] for id, texts in RIGHT.items()}
     places = [PASSAGES[0].context[answer.start : answer.end] for answer in result.answers[:3]]
@@ -65,59 +65,67 @@ def test_right_answers_score_full_marks(reader: Reader) -> None:
 
 def test_scores_are_the_official_ones_of_the_predictions(reader: Reader) -> None:
     script = RIGHT | {"a1": ["Ruth"], "b1": ["a queen"]}
-    result = evaluate(reader, PASSAGES, "1.1", Scripted(reader.tokenizer, script))
-    assert result.scores == score(result.predictions, PASSAGES, "1.1")
+    result = evaluate(reader, DATA, Scripted(reader.tokenizer, script))
+    assert result.scores == score(result.predictions, DATA)
     assert result.scores.f1 == pytest.approx(100 * (4 + 2 / 3) / 6)
     assert result.to_json()["f1"] == result.scores.f1
     assert result.questions_per_second == pytest.approx(6 / result.seconds)
 
 
 def test_without_a_strategy_answers_are_greedy(reader: Reader) -> None:
-    result = evaluate(reader, PASSAGES, "1.1")
+    result = evaluate(reader, DATA)
     assert list(result.answers) == [answer for (answer,) in reader.read(PASSAGES, Greedy())]
 
 
 def test_questions_without_an_answer_get_a_threshold(reader: Reader) -> None:
-    passages = [*PASSAGES, Passage("Nothing here.", (Question("d1", "Who?"),))]
+    unanswerable = Passage("Nothing here.", (Question("d1", "Who?"),))
+    data = QADataset.from_passages([*PASSAGES, unanswerable], "2.0")
     script = RIGHT | {"d1": [""]}
-    result = evaluate(reader, passages, "2.0", Scripted(reader.tokenizer, script))
+    result = evaluate(reader, data, Scripted(reader.tokenizer, script))
     assert result.scores.exact_match == 100
     assert result.scores.no_answer is not None
     probabilities = {a.question_id: a.no_answer_probability for a in result.answers}
-    assert result.scores == score(result.predictions, passages, "2.0", probabilities)
+    assert result.scores == score(result.predictions, data, probabilities)
 
 
 def test_the_seed_draws_the_answers(reader: Reader) -> None:
     strategy = parse_strategy("temperature:3")
-    first = evaluate(reader, PASSAGES, "1.1", strategy, seed=1).predictions
-    assert evaluate(reader, PASSAGES, "1.1", strategy, seed=1).predictions == first
-    assert evaluate(reader, PASSAGES, "1.1", strategy, seed=2).predictions != first
+    first = evaluate(reader, DATA, strategy, seed=1).predictions
+    assert evaluate(reader, DATA, strategy, seed=1).predictions == first
+    assert evaluate(reader, DATA, strategy, seed=2).predictions != first
 
 
 @pytest.mark.parametrize("count", [1, 4, 6, 100])
 def test_a_sample_has_whole_passages_and_so_many_questions(count: int) -> None:
-    sample = sample_questions(PASSAGES, count, seed=0)
-    assert sum(len(passage.questions) for passage in sample) == min(count, 6)
-    assert sample[:-1] == [p for p in sample[:-1] if p in PASSAGES]
-    assert sample == sample_questions(PASSAGES, count, seed=0)
+    sample = sample_questions(DATA, count, seed=0)
+    assert len(sample.questions) == min(count, 6)
+    assert all(passage in PASSAGES for passage in sample.passages[:-1])
+    assert sample == sample_questions(DATA, count, seed=0)
+
+
+def test_a_sample_keeps_the_version_and_the_order_of_the_source() -> None:
+    source = ("c2", "b1", "a3", "a2", "c1", "a1")
+    data = replace(DATA, version="2.0", order=source)
+    sample = sample_questions(data, 4, seed=0)
+    drawn = {question.id for question in sample.questions}
+    assert sample.version == "2.0"
+    assert sample.order == tuple(id for id in source if id in drawn)
 
 
 def test_seeds_draw_different_samples() -> None:
-    samples = [sample_questions(PASSAGES, 1, seed)[0].context for seed in range(10)]
+    samples = [sample_questions(DATA, 1, seed).passages[0].context for seed in range(10)]
     assert len(set(samples)) == 3
 
 
 def test_comparison_equals_computation_by_hand(reader: Reader) -> None:
     """Golds: a1 Ruth Olen, b1 king; four samples each."""
-    passages = [
-        replace(PASSAGES[0], questions=PASSAGES[0].questions[:1]),
-        PASSAGES[1],
-    ]
+    first = replace(PASSAGES[0], questions=PASSAGES[0].questions[:1])
+    data = DATA.with_passages([first, PASSAGES[1]])
     script = {
         "a1": ["Ruth Olen", "ruth olen.", "Ruth", "the moon"],
         "b1": ["queen", "queen", "", "A queen"],
     }
-    (row,) = compare(reader, passages, "1.1", [Scripted(reader.tokenizer, script)], samples=4)
+    (row,) = compare(reader, data, [Scripted(reader.tokenizer, script)], samples=4)
     assert (row.strategy, row.samples) == ("scripted", 4)
     assert row.exact_match == pytest.approx(100 * 2 / 8)
     assert row.f1 == pytest.approx(100 * (1 + 1 + 2 / 3 + 0) / 8)
@@ -133,7 +141,7 @@ def test_comparison_equals_computation_by_hand(reader: Reader) -> None:
 
 def test_strategies_that_draw_nothing_have_one_answer(reader: Reader) -> None:
     names = ["greedy", "beam:2", "span", "temperature:3"]
-    rows = compare(reader, PASSAGES, "1.1", [parse_strategy(name) for name in names], samples=3)
+    rows = compare(reader, DATA, [parse_strategy(name) for name in names], samples=3)
     assert [row.strategy for row in rows] == names
     assert [row.samples for row in rows] == [1, 1, 1, 3]
     for row in rows[:3]:
@@ -146,7 +154,7 @@ def test_progress_counts_the_prompts_of_all_strategies(reader: Reader) -> None:
     told: list[tuple[int, int, str]] = []
     strategies = [parse_strategy("greedy"), parse_strategy("top-k:3")]
     one_by_one = replace(reader, tokens_per_batch=1)
-    compare(one_by_one, PASSAGES, "1.1", strategies, progress=lambda *news: told.append(news))
+    compare(one_by_one, DATA, strategies, progress=lambda *news: told.append(news))
     greedy, top_k = "strategy 1 of 2: greedy", "strategy 2 of 2: top-k:3"
     assert told == [
         *((done, 12, greedy) for done in range(1, 7)),
@@ -156,7 +164,7 @@ def test_progress_counts_the_prompts_of_all_strategies(reader: Reader) -> None:
 
 def test_nothing_found_where_nothing_is_said(reader: Reader) -> None:
     script = {id: [""] for id in RIGHT}
-    (row,) = compare(reader, PASSAGES, "1.1", [Scripted(reader.tokenizer, script)], samples=1)
+    (row,) = compare(reader, DATA, [Scripted(reader.tokenizer, script)], samples=1)
     assert row.found is None
 
 

@@ -8,13 +8,13 @@ import torch
 from tests.answer.conftest import PASSAGES
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from loraqa.adapter.info import AdapterInfo, read_adapter_info, write_adapter_info
 from loraqa.answer.export import export_adapter, export_merged
 from loraqa.answer.load import load_model
 from loraqa.answer.reader import Reader
 from loraqa.errors import InputError
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
-from loraqa.train.adapter_folder import AdapterInfo, read_adapter_info, write_adapter_info
 
 QUESTIONS = ["Who?", "When?"]
 

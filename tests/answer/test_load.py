@@ -12,6 +12,7 @@ from tests.answer.conftest import PASSAGES
 from tests.conftest import tiny_model
 from transformers import AutoModelForCausalLM
 
+from loraqa.adapter.info import AdapterInfo, write_adapter_info
 from loraqa.answer.load import load_adapted, load_model
 from loraqa.answer.reader import Reader
 from loraqa.errors import InputError
@@ -23,7 +24,6 @@ from loraqa.model.prepacked import PrepackedLinear
 from loraqa.model.runner import TreeRunner
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import DEFAULT_TEMPLATE, Template
-from loraqa.train.adapter_folder import AdapterInfo, write_adapter_info
 
 
 def test_loads_a_run_an_adapter_and_a_merged_model(

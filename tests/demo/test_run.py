@@ -1,11 +1,148 @@
-"""What the demo tells its user, without its two minutes of work."""
+"""The demo from its data to its report, small, and what it tells its user."""
 
+import io
+import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
-from loraqa.demo.run import _next_steps
+from loraqa.answer.reader import Reader
+from loraqa.demo.run import STRATEGIES, DemoResult, DemoSize, _next_steps, run_demo
+from loraqa.errors import InputError
+from loraqa.squad import QADataset, read_passages, score
+from loraqa.train.run import RunDirectory
+
+SIZE = DemoSize(train_contexts=60, dev_contexts=2, test_contexts=6, epochs=2, compared_questions=8)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A demo that was run: its folder, its result and what it printed."""
+
+    out: Path
+    result: DemoResult
+    printed: str
+
+    @property
+    def run(self) -> RunDirectory:
+        return RunDirectory(self.out / "run")
+
+    def data(self, part: str) -> QADataset:
+        return read_passages(self.out / "data" / f"{part}.json")
+
+    def read(self, name: str) -> Any:
+        return json.loads((self.out / name).read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    out = tmp_path_factory.mktemp("demo") / "out"
+    console = Console(file=io.StringIO(), width=100, highlight=False, markup=False)
+    result = run_demo(out, console, SIZE)
+    return Demo(out, result, console.file.getvalue())
+
+
+def test_the_data_has_the_size_that_was_asked_for(demo: Demo) -> None:
+    sizes = [len(demo.data(part).passages) for part in ("train", "dev", "test")]
+    assert sizes == [60, 2, 6]
+
+
+def test_it_trains_on_all_the_data_and_learns(demo: Demo) -> None:
+    told = demo.read("run/data.json")
+    assert told["train"]["sha256"] == demo.data("train").fingerprint
+    assert told["dev"]["sha256"] == demo.data("dev").fingerprint
+    steps = [record for record in demo.run.metrics() if record["kind"] == "train"]
+    assert len(steps) == demo.result.trained.steps > 2
+    assert steps[-1]["epoch"] == SIZE.epochs
+    assert steps[-1]["loss"] < steps[0]["loss"] / 2
+    assert demo.result.trained.run == demo.run.path
+
+
+def test_its_scores_are_those_of_the_test_data(demo: Demo) -> None:
+    test = demo.data("test")
+    for evaluated in (demo.result.before, demo.result.after):
+        assert set(evaluated.predictions) == {question.id for question in test.questions}
+        assert evaluated.scores == score(evaluated.predictions, test)
+    assert demo.result.before.predictions != demo.result.after.predictions
+
+
+def test_its_answers_are_those_of_the_run(demo: Demo) -> None:
+    passage = demo.data("test").passages[0]
+    questions = [question.text for question in passage.questions]
+    answers = Reader.load(demo.out / "run").answer(passage.context, questions)
+    expected = [demo.result.after.predictions[question.id] for question in passage.questions]
+    assert [answer.text for answer in answers] == expected
+
+
+def test_it_compares_every_strategy_on_the_same_questions(demo: Demo) -> None:
+    rows = demo.read("comparison/comparison.json")
+    assert [row["strategy"] for row in rows] == list(STRATEGIES)
+    assert {row["questions"] for row in rows} == {SIZE.compared_questions}
+    samples = {row["strategy"]: row["samples"] for row in rows}
+    drawing = {"temperature:1", "top-k:40", "top-p:0.9", "min-p:0.05"}
+    assert samples == {name: 5 if name in drawing else 1 for name in STRATEGIES}
+    assert (demo.out / "comparison" / "quality-against-diversity.png").stat().st_size > 1000
+    table = (demo.out / "comparison" / "comparison.md").read_text(encoding="utf-8")
+    assert all(name in table for name in STRATEGIES)
+
+
+def test_its_result_is_json(demo: Demo) -> None:
+    result = json.loads(json.dumps(demo.result.to_json(), allow_nan=False))
+    total = len(demo.data("test").questions)
+    assert result["before"]["total"] == result["after"]["total"] == total
+    assert result["after"]["f1"] == demo.result.after.scores.f1
+    assert result["train_seconds"] == demo.result.trained.training_seconds > 0
+    assert result["strategies"] == demo.read("comparison/comparison.json")
+    assert result["report"] == str(demo.out / "report.html")
+
+
+def test_the_report_shows_scores_training_strategies_and_answers(demo: Demo) -> None:
+    page = (demo.out / "report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == 3
+    for strategy in STRATEGIES:
+        assert strategy in page
+    before, after = demo.result.before.scores, demo.result.after.scores
+    assert f"{before.f1:.1f} → {after.f1:.1f}" in page
+    for passage in demo.data("test").passages[:5]:
+        assert passage.questions[0].text in page
+
+
+def test_the_console_shows_scores_answers_and_next_steps(demo: Demo) -> None:
+    assert "60 paragraphs" in demo.printed
+    for evaluated in (demo.result.before, demo.result.after):
+        assert f"F1 {evaluated.scores.f1:.1f}" in demo.printed
+    assert demo.data("test").passages[0].questions[0].text in demo.printed
+    assert _next_steps(demo.out) in demo.printed
+
+
+def test_it_takes_the_place_of_an_earlier_demo_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class EnoughError(Exception):
+        """Stops the demo once its data is written."""
+
+    def stop(*_: object) -> None:
+        raise EnoughError
+
+    monkeypatch.setattr("loraqa.demo.run.Reader.load", stop)
+    console = Console(file=io.StringIO())
+    small = DemoSize(train_contexts=1, dev_contexts=1, test_contexts=1)
+    out = tmp_path / "out"
+    with pytest.raises(EnoughError):
+        run_demo(out, console, small)
+    (out / "report.html").write_text("old")
+    with pytest.raises(EnoughError):
+        run_demo(out, console, small)
+    assert [path.name for path in out.iterdir()] == ["data"]
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "dear.txt").write_text("Ada")
+    with pytest.raises(InputError, match="letters exists and is no earlier demo; name another"):
+        run_demo(tmp_path / "letters", console, small)
+    assert (tmp_path / "letters" / "dear.txt").read_text() == "Ada"
 
 
 @pytest.mark.parametrize("on_path", [True, False])

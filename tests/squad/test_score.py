@@ -5,6 +5,7 @@ import logging
 import re
 import string
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from loraqa.errors import InputError
 from loraqa.squad import (
     Answer,
     Passage,
+    QADataset,
     Question,
     Version,
     normalize_answer,
@@ -63,8 +65,12 @@ def test_published_predictions_score_what_was_published(
 ) -> None:
     read = read_passages(shared / "data" / f"{data}.json")
     texts = read_predictions(shared / "data" / "predictions" / f"{predictions}.json")
-    scores = score(texts, read.passages, read.version, order=read.order)
+    scores = score(texts, read)
     assert scores.to_json() == PUBLISHED[predictions, data]
+
+
+def on_one_context(*questions: Question, version: Version = "1.1") -> QADataset:
+    return QADataset.from_passages([Passage("c", questions)], version)
 
 
 def question(*golds: str, id: str = "q") -> Question:
@@ -193,7 +199,7 @@ def test_v2_scores_are_those_of_its_rules(data: Any) -> None:
     golds = {question.id: [answer.text for answer in question.answers] for question in questions}
     raw = {id: official_score(texts[id], golds[id]) for id in golds}
     final = {id: (float(not golds[id]),) * 2 if none[id] > 1.0 else raw[id] for id in golds}
-    scores = score(texts, [Passage("", tuple(questions))], "2.0", none)
+    scores = score(texts, on_one_context(*questions, version="2.0"), none)
     assert {id: (one.exact_match, one.f1) for id, one in scores.by_question.items()} == final
 
     expected: dict[str, Any] = {"missing": 0, "unknown": 0}
@@ -217,9 +223,9 @@ def test_v2_scores_are_those_of_its_rules(data: Any) -> None:
 def test_a_missing_prediction_scores_nothing_and_is_named(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    passages = [Passage("c", tuple(question("b", id=id) for id in ("x", "y", "z")))]
+    data = on_one_context(*(question("b", id=id) for id in ("x", "y", "z")))
     with caplog.at_level(logging.WARNING, "loraqa"):
-        scores = score({"x": "b", "w": "b"}, passages, "1.1")
+        scores = score({"x": "b", "w": "b"}, data)
     assert (scores.exact_match, scores.total) == (100 / 3, 3)
     assert (scores.missing, scores.unknown) == (("y", "z"), ("w",))
     assert "2 (y, z)" in caplog.text
@@ -227,23 +233,23 @@ def test_a_missing_prediction_scores_nothing_and_is_named(
 
 
 def test_of_many_missing_predictions_twenty_are_named(caplog: pytest.LogCaptureFixture) -> None:
-    passages = [Passage("c", tuple(question("b", id=f"q{i}") for i in range(25)))]
+    data = on_one_context(*(question("b", id=f"q{i}") for i in range(25)))
     with caplog.at_level(logging.WARNING, "loraqa"):
-        score({}, passages, "1.1")
+        score({}, data)
     assert "q19 and 5 more" in caplog.text
     assert "q20" not in caplog.text
 
 
 def test_a_missing_prediction_is_wrong_even_where_there_is_no_answer() -> None:
-    passages = [Passage("c", (question(id="x"), question("b", id="y")))]
-    figures = score({"y": "b"}, passages, "2.0", {"x": 0.2, "y": 0.4}).to_json()
+    data = on_one_context(question(id="x"), question("b", id="y"), version="2.0")
+    figures = score({"y": "b"}, data, {"x": 0.2, "y": 0.4}).to_json()
     assert figures["exact_match"] == 50
     assert figures["NoAns_exact"] == 0
     assert (figures["best_exact"], figures["best_exact_thresh"]) == (50, 0)
 
 
 def test_a_kind_without_questions_has_no_figures() -> None:
-    figures = score({"q": ""}, [Passage("c", (question(),))], "2.0").to_json()
+    figures = score({"q": ""}, on_one_context(question(), version="2.0")).to_json()
     assert figures["NoAns_exact"] == 100
     assert "HasAns_exact" not in figures
     assert "best_exact" not in figures
@@ -253,27 +259,28 @@ def test_sums_follow_the_order_of_the_file() -> None:
     """Floating-point sums depend on their order, and the last digit is to be the official one."""
     predictions = {"x": "b c", "y": "b c d", "z": "b c d e"}
     x, y, z = (question("b", id=id) for id in predictions)
-    together = [Passage("1", (x, z)), Passage("2", (y,))]
-    f1 = {id: one.f1 for id, one in score(predictions, together, "1.1").by_question.items()}
+    together = QADataset.from_passages([Passage("1", (x, z)), Passage("2", (y,))], "1.1")
+    as_read = replace(together, order=("x", "y", "z"))
+    f1 = {id: one.f1 for id, one in score(predictions, together).by_question.items()}
     as_in_the_file = 100 * (f1["x"] + f1["y"] + f1["z"]) / 3
     as_passages = 100 * (f1["x"] + f1["z"] + f1["y"]) / 3
     assert as_in_the_file != as_passages
-    assert score(predictions, together, "1.1", order=("x", "y", "z")).f1 == as_in_the_file
-    assert score(predictions, together, "1.1").f1 == as_passages
+    assert score(predictions, as_read).f1 == as_in_the_file
+    assert score(predictions, together).f1 == as_passages
 
 
 def test_what_cannot_be_scored_is_refused() -> None:
-    passages = [Passage("c", (question(id="x"),))]
+    unanswerable = on_one_context(question(id="x"))
     with pytest.raises(InputError, match="no questions"):
-        score({}, [], "1.1")
+        score({}, QADataset.from_passages([], "1.1"))
     with pytest.raises(InputError, match="'x' has no answer"):
-        score({"x": ""}, passages, "1.1")
+        score({"x": ""}, unanswerable)
     with pytest.raises(InputError, match="go with data of SQuAD v2.0"):
-        score({}, [Passage("c", (question("b"),))], "1.1", {"q": 0.1})
+        score({}, on_one_context(question("b")), {"q": 0.1})
     with pytest.raises(InputError, match="without a no-answer probability: 1 .*'x'"):
-        score({"x": ""}, passages, "2.0", {"y": 0.1})
+        score({"x": ""}, replace(unanswerable, version="2.0"), {"y": 0.1})
 
 
 def test_the_figures_are_json() -> None:
-    scores = score({"q": ""}, [Passage("c", (question(),))], "2.0", {"q": 0.1})
+    scores = score({"q": ""}, on_one_context(question(), version="2.0"), {"q": 0.1})
     assert json.loads(json.dumps(scores.to_json())) == scores.to_json()

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 from tests.train.conftest import adapted, settings
 
+from loraqa.adapter.evaluation import Evaluation
 from loraqa.errors import InputError
 from loraqa.files import read_json
 from loraqa.train import checkpoint as checkpoints
 from loraqa.train.checkpoint import (
-    Evaluation,
     TrainState,
     check_whole,
     newest_whole,

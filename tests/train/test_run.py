@@ -8,8 +8,9 @@ import pytest
 import torch
 from tests.train.conftest import settings
 
+from loraqa.adapter.evaluation import Evaluation
 from loraqa.errors import InputError
-from loraqa.train.checkpoint import Evaluation, TrainState
+from loraqa.train.checkpoint import TrainState
 from loraqa.train.environment import environment
 from loraqa.train.run import RunDirectory
 

@@ -6,8 +6,9 @@
 - `span`: the most probable span of the context, exactly (`SpanSearch`)
 - `strategies`: from a name such as `top-p:0.9` to a strategy
 - `locate`: where in the context an answer stands
-- `find`: where the adapter or the model lies (imports no torch); `load`: loads it
+- `load`: load a run, an adapter or a model
 - `reader`: `Reader.load(run).answer(context, questions)`
+- `progress`: the callback that reports how many prompts are answered
 - `evaluate`: answer a data set and score it
 - `compare`: strategies side by side, quality and diversity
 

@@ -1,20 +1,17 @@
-"""Decoding strategies side by side: how good their answers are, and how much they vary."""
+"""Compare decoding strategies: how good their answers are, and how much they vary."""
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import log
 from statistics import fmean
 
 from loraqa.answer.decode import Strategy
+from loraqa.answer.progress import Progress
 from loraqa.answer.reader import Answered, Reader
-from loraqa.squad import Passage, Version, normalize_answer, score_question
-
-Progress = Callable[[int, int, str], None]
-"""Called with the number of prompts answered so far by all strategies, of all, and the present
-strategy's place and name."""
+from loraqa.squad import QADataset, normalize_answer, score_question
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,16 +19,15 @@ class Comparison:
     """A strategy's answers to a data set.
 
     Attributes:
-        strategy: its name.
-        questions: how many were answered.
-        samples: answers to each question; 1 where nothing is drawn.
-        exact_match, f1: of one answer, in percent: the mean over all of them.
-        oracle_f1: of the best answer to each question, in percent.
-        found: share of the answers that stand in the context, of those that are not empty; None
-            where all are.
+        strategy: name of the strategy.
+        questions: number of questions answered.
+        samples: answers to each question; 1 if the strategy does not sample.
+        exact_match, f1: mean over all answers, in percent.
+        oracle_f1: F1 of the best answer to each question, in percent.
+        found: share of the non-empty answers that stand in the context; None if all are empty.
         distinct: different answers to a question, after normalization.
-        entropy: of the distribution of a question's answers, after normalization, in nats.
-        seconds: that answering took.
+        entropy: entropy of a question's answers, after normalization, in nats.
+        seconds: time spent on answering.
     """
 
     strategy: str
@@ -48,15 +44,23 @@ class Comparison:
 
 def compare(
     reader: Reader,
-    passages: Sequence[Passage],
-    version: Version,
+    dataset: QADataset,
     strategies: Sequence[Strategy],
     *,
     samples: int = 5,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[Comparison]:
-    """Answer every question by each strategy, `samples` times where it draws.
+    """Answer every question by each strategy, `samples` times if it samples.
+
+    Args:
+        reader: the model.
+        dataset: the questions.
+        strategies: how answers are written.
+        samples: answers to each question by a strategy that samples.
+        seed: random seed of the samples.
+        progress: called with the number of prompts answered so far by all strategies, and with
+            the place and name of the current strategy.
 
     Raises:
         InputError: a question of v1.1 has no answer, or one leaves no room for a context.
@@ -65,16 +69,16 @@ def compare(
     for index, strategy in enumerate(strategies):
         show = partial(_show, progress, strategies, index) if progress else None
         start = time.perf_counter()
-        answers = reader.read(passages, strategy, samples=samples, seed=seed, progress=show)
+        answers = reader.read(dataset.passages, strategy, samples=samples, seed=seed, progress=show)
         seconds = time.perf_counter() - start
-        compared.append(summarize(strategy.name, passages, version, answers, seconds))
+        compared.append(summarize(strategy.name, dataset, answers, seconds))
     return compared
 
 
 def _show(
     progress: Progress, strategies: Sequence[Strategy], index: int, done: int, total: int
 ) -> None:
-    """Count all strategies together: each has the same prompts to answer."""
+    """Report the prompts of all strategies together: each answers the same ones."""
     count = len(strategies)
     part = f"strategy {index + 1} of {count}: {strategies[index].name}"
     progress(index * total + done, count * total, part)
@@ -82,15 +86,14 @@ def _show(
 
 def summarize(
     strategy: str,
-    passages: Sequence[Passage],
-    version: Version,
+    dataset: QADataset,
     answers: Sequence[Sequence[Answered]],
     seconds: float,
 ) -> Comparison:
-    """What the answers to each question (in the order of the passages) amount to."""
-    questions = [question for passage in passages for question in passage.questions]
+    """Return the figures of answers, which are in the order of the passages."""
+    questions = dataset.questions
     pairs = list(zip(questions, answers, strict=True))
-    scores = [[score_question(a.text, q, version) for a in given] for q, given in pairs]
+    scores = [[score_question(a.text, q, dataset.version) for a in given] for q, given in pairs]
     normalized = [[normalize_answer(a.text) for a in given] for given in answers]
     not_empty = [answer for given in answers for answer in given if answer.text]
     return Comparison(
@@ -108,6 +111,6 @@ def summarize(
 
 
 def entropy(values: Sequence[str]) -> float:
-    """Entropy of the values' frequencies, in nats: 0 where they are all equal."""
+    """Entropy of the values' frequencies, in nats: 0 if they are all equal."""
     total = len(values)
     return sum(n / total * log(total / n) for n in Counter(values).values())

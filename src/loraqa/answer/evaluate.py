@@ -1,15 +1,15 @@
-"""Answering a whole data set and scoring the answers as SQuAD does."""
+"""Answer a whole data set and score the answers as SQuAD does."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from loraqa.answer.decode import Greedy, Strategy
-from loraqa.answer.reader import Answered, Progress, Reader
-from loraqa.squad import Passage, Scores, Version, score
+from loraqa.answer.progress import Progress
+from loraqa.answer.reader import Answered, Reader
+from loraqa.squad import Passage, QADataset, Scores, score
 
 
 @dataclass(frozen=True)
@@ -17,10 +17,10 @@ class Evaluated:
     """Answers to a data set, and how good they are.
 
     Attributes:
-        answers: one to each question, in the order of the passages.
-        scores: the official ones, overall and by question; for v2.0 with the best thresholds on
+        answers: one answer to each question, in the order of the passages.
+        scores: the official scores, overall and by question; for v2.0 with the best thresholds on
             the probability of no answer.
-        seconds: that answering took.
+        seconds: time spent on answering.
     """
 
     answers: tuple[Answered, ...]
@@ -48,48 +48,44 @@ class Evaluated:
 
 def evaluate(
     reader: Reader,
-    passages: Sequence[Passage],
-    version: Version,
+    dataset: QADataset,
     strategy: Strategy | None = None,
     *,
-    order: Sequence[str] = (),
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Evaluated:
     """Answer every question (greedily by default) and score the answers.
 
     Args:
-        reader: what answers.
-        passages, version, order: those of a `QADataset`.
+        reader: the model.
+        dataset: the questions.
         strategy: how answers are written.
-        seed: of the draws.
-        progress: is told how far it is.
+        seed: random seed of strategies that sample.
+        progress: called with the number of prompts answered so far.
 
     Raises:
         InputError: there are no questions, or one leaves no room for a context.
     """
     start = time.perf_counter()
-    read = reader.read(passages, strategy or Greedy(), seed=seed, progress=progress)
+    read = reader.read(dataset.passages, strategy or Greedy(), seed=seed, progress=progress)
     seconds = time.perf_counter() - start
     answers = tuple(first for first, *_ in read)
     predictions = {answer.question_id: answer.text for answer in answers}
     no_answer = {answer.question_id: answer.no_answer_probability for answer in answers}
-    scores = score(
-        predictions, passages, version, no_answer if version == "2.0" else None, order=order
-    )
+    scores = score(predictions, dataset, no_answer if dataset.version == "2.0" else None)
     return Evaluated(answers, scores, seconds)
 
 
-def sample_questions(passages: Sequence[Passage], count: int, seed: int) -> list[Passage]:
-    """Whole passages, drawn until they hold `count` questions; the last one may lose some.
+def sample_questions(dataset: QADataset, count: int, seed: int) -> QADataset:
+    """Draw whole passages until they hold `count` questions; the last one may lose some.
 
-    Whole ones, because the questions of a passage share its computation.
+    Passages are whole because the questions of a passage share its computation.
     """
     chosen: list[Passage] = []
-    for index in np.random.default_rng(seed).permutation(len(passages)):
+    for index in np.random.default_rng(seed).permutation(len(dataset.passages)):
         if count <= 0:
             break
-        passage = passages[index]
+        passage = dataset.passages[index]
         chosen.append(replace(passage, questions=passage.questions[:count]))
         count -= len(passage.questions)
-    return chosen
+    return dataset.with_passages(chosen)

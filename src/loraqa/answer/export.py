@@ -5,14 +5,15 @@ from pathlib import Path
 
 import torch
 
-from loraqa.answer.find import adapter_of
+from loraqa.adapter.card import CARD, merged_card
+from loraqa.adapter.find import adapter_of
+from loraqa.adapter.info import write_adapter_info
 from loraqa.answer.load import load_adapted
 from loraqa.errors import InputError
 from loraqa.files import check_folder_writable, replacing_folder, write_text, writing_tensors
 from loraqa.lora.adapter import save_adapter
 from loraqa.lora.merge import merge_and_unload
 from loraqa.model.source import no_bars
-from loraqa.train.adapter_folder import CARD, merged_card, write_adapter_info
 
 # The adapter's model card, beside that of the model it is merged into.
 _ADAPTER_CARD = "adapter.md"

@@ -1,4 +1,4 @@
-"""Loading what answers: a run, an adapter, a merged model, or a model that was not fine-tuned."""
+"""Load a model to answer with: a run, an adapter, a merged model or a base model."""
 
 import logging
 from dataclasses import dataclass
@@ -7,20 +7,16 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from loraqa.answer.find import adapter_of, find_adapter_or_model
+from loraqa.adapter.base import describe_base
+from loraqa.adapter.find import adapter_of, find_adapter_or_model
+from loraqa.adapter.info import INFO, AdapterInfo, BaseInfo, read_adapter_info
 from loraqa.errors import InputError
 from loraqa.lora.adapter import load_adapter
 from loraqa.lora.peft_config import PeftConfig
 from loraqa.model.load import load_base
 from loraqa.model.source import position_limit
-from loraqa.train.adapter_folder import (
-    INFO,
-    AdapterInfo,
-    BaseInfo,
-    describe_base,
-    read_adapter_info,
-)
-from loraqa.train.settings import EvaluationSettings, ModelSettings, PromptSettings
+from loraqa.prompt.defaults import DEFAULT_MAX_ANSWER_TOKENS, DEFAULT_STRIDE
+from loraqa.prompt.template import DEFAULT_TEMPLATE
 
 logger = logging.getLogger("loraqa")
 
@@ -45,9 +41,9 @@ def load_model(
 
     Args:
         source: a folder, or the name of a model on the hub.
-        base: the base model, where it no longer is where the adapter was trained on it.
-        dtype: as for `load_base`; None is the one that the adapter was trained with, but float32
-            for bfloat16 where the device does not compute in it.
+        base: the base model, if it moved or the adapter does not name one.
+        dtype: as for `load_base`; None is the dtype that the adapter was trained with, but float32
+            for bfloat16 if the device does not compute in it.
         device: as for `load_base`.
 
     Raises:
@@ -70,16 +66,16 @@ def load_adapted(
     dtype: str | None = None,
     device: str = "auto",
 ) -> tuple[PreTrainedModel, Any, AdapterInfo]:
-    """`load_model`, of a run or an adapter only: model, tokenizer, and how it was fine-tuned.
+    """Load a run or an adapter: model, tokenizer, and how it was fine-tuned.
 
     Raises:
-        InputError: as `load_model`, or there is no adapter.
+        InputError: as for `load_model`, or there is no adapter.
     """
     return _load_adapted(adapter_of(source), base, dtype, device)
 
 
 def _dtype_of(info: AdapterInfo | None) -> str:
-    """To answer in: as trained, but bfloat16 only where it is not slow, which "auto" sees to."""
+    """Return the dtype of training; for bfloat16 "auto", which avoids it if it is slow here."""
     return "auto" if info is None or info.base.dtype == "bfloat16" else info.base.dtype
 
 
@@ -87,15 +83,16 @@ def _load_adapted(
     folder: Path, base: str | Path | None, dtype: str | None, device: str
 ) -> tuple[PreTrainedModel, Any, AdapterInfo]:
     info = read_adapter_info(folder) if (folder / INFO).exists() else None
-    settings = _base_settings(folder, info, base)
+    source, revision = (base, None) if base is not None else _named_base(folder, info)
+    random_weights = info is not None and info.base.random_weights
     model, tokenizer = load_base(
-        settings.source,
+        source,
         dtype=dtype or _dtype_of(info),
         device=device,
-        revision=settings.revision,
-        random_weights=settings.random_weights,
+        revision=revision,
+        random_weights=random_weights,
     )
-    found = describe_base(settings, model)
+    found = describe_base(source, model, revision=revision, random_weights=random_weights)
     if info is None:
         info = _assumed_info(folder, found, model)
     elif found.differs_from(info.base):
@@ -109,13 +106,8 @@ def _load_adapted(
     return model, tokenizer, info.model_copy(update={"base": found})
 
 
-def _base_settings(
-    folder: Path, info: AdapterInfo | None, base: str | Path | None
-) -> ModelSettings:
-    """Which base model to load: the one that is given, or that the adapter's files name."""
-    random_weights = info.base.random_weights if info else False
-    if base is not None:
-        return ModelSettings(source=str(base), random_weights=random_weights)
+def _named_base(folder: Path, info: AdapterInfo | None) -> tuple[str, str | None]:
+    """Return source and revision of the base model that the adapter's files name."""
     if info:
         source, revision = info.base.source, info.base.revision
     else:
@@ -127,23 +119,22 @@ def _base_settings(
         raise InputError(
             f"The base model of {folder}, {source}, does not exist; say where it is with --base."
         )
-    return ModelSettings(source=source, revision=revision, random_weights=random_weights)
+    return source, revision
 
 
 def _assumed_info(folder: Path, base: BaseInfo, model: PreTrainedModel) -> AdapterInfo:
-    """What to take for granted of an adapter that loraqa did not train: the defaults."""
-    prompt = PromptSettings()
+    """Return the defaults, for an adapter that loraqa did not train."""
     logger.warning(
         "%s has no %s to say how its prompts were written; they are assumed to be %r.",
         folder,
         INFO,
-        prompt.template,
+        DEFAULT_TEMPLATE,
     )
     return AdapterInfo(
         base=base,
-        template=prompt.template,
+        template=DEFAULT_TEMPLATE,
         max_length=position_limit(model.config),
-        stride=prompt.stride,
-        max_answer_tokens=EvaluationSettings().max_answer_tokens,
+        stride=DEFAULT_STRIDE,
+        max_answer_tokens=DEFAULT_MAX_ANSWER_TOKENS,
         version="1.1",
     )

@@ -7,7 +7,7 @@ for answer in reader.answer("Salt came from the hills.", ["Where did salt come f
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -16,6 +16,7 @@ from pathlib import Path
 from loraqa.answer.decode import Prompts, Rules, Strategy, Written
 from loraqa.answer.load import load_model
 from loraqa.answer.locate import locate
+from loraqa.answer.progress import Progress
 from loraqa.answer.strategies import parse_strategy
 from loraqa.errors import InputError
 from loraqa.model.choose import choose_runner
@@ -23,6 +24,7 @@ from loraqa.model.memory import explaining_lack_of_memory, tokens_at_once
 from loraqa.model.prepacked import prepack
 from loraqa.model.runner import Runner
 from loraqa.model.source import position_limit
+from loraqa.prompt.defaults import DEFAULT_MAX_ANSWER_TOKENS, DEFAULT_STRIDE
 from loraqa.prompt.encode import EncodingCounts, PromptEncoder
 from loraqa.prompt.plan import pack
 from loraqa.prompt.segments import SegmentTokenizer
@@ -31,9 +33,6 @@ from loraqa.prompt.tree import Branch, Tree
 from loraqa.squad import Passage, Question
 
 logger = logging.getLogger("loraqa")
-
-Progress = Callable[[int, int], None]
-"""Called with the number of prompts answered so far, and of all (a window is a prompt)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +75,8 @@ class Reader:
     tokenizer: SegmentTokenizer
     template: Template
     max_length: int
-    stride: int = 128
-    max_answer_tokens: int = 32
+    stride: int = DEFAULT_STRIDE
+    max_answer_tokens: int = DEFAULT_MAX_ANSWER_TOKENS
     no_answer: bool = False
     tokens_per_batch: int = 16384
 

@@ -1,16 +1,16 @@
-"""The demo, from nothing to a report: make data, train, score, compare, ask, show.
+"""The demo: make data, train, score, compare strategies, show answers, write a report.
 
 OUT/
     data/train.json, dev.json, test.json   the small world as SQuAD data
-    run/                                   the run, as `loraqa train` leaves it
-    comparison/                            decoding strategies, as `loraqa compare` leaves them
-    report.html                            all of it on a page
+    run/                                   the run, as `loraqa train` writes it
+    comparison/                            decoding strategies, as `loraqa compare` writes them
+    report.html                            all results on a page
 """
 
 import logging
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from loraqa.report.answers import answer_lines
 from loraqa.report.comparison import save_comparison
 from loraqa.report.plots import before_after, quality_against_diversity, training_curves
 from loraqa.report.progress import answering_progress
-from loraqa.squad import Passage, Question, write_official
+from loraqa.squad import Passage, QADataset, Question, write_official
 from loraqa.train.run import RunDirectory
 from loraqa.train.settings import RunSettings, parse_settings
 
@@ -50,20 +50,35 @@ BASE = Path(__file__).parent / "base"
 
 STRATEGIES = ("greedy", "temperature:1", "top-k:40", "top-p:0.9", "min-p:0.05", "beam:4", "span")
 
-_CONTEXTS = {"train": 2000, "dev": 40, "test": 100}
-_COMPARED_QUESTIONS = 100
 _SHOWN = 5
 
 
 @dataclass(frozen=True)
+class DemoSize:
+    """How much the demo does.
+
+    Attributes:
+        train_contexts, dev_contexts, test_contexts: paragraphs of each part of the data.
+        epochs: passes over the training data.
+        compared_questions: test questions that every decoding strategy answers.
+    """
+
+    train_contexts: int = 2000
+    dev_contexts: int = 40
+    test_contexts: int = 100
+    epochs: int = 1
+    compared_questions: int = 100
+
+
+@dataclass(frozen=True)
 class DemoResult:
-    """What the demo showed.
+    """Results of the demo.
 
     Attributes:
         before, after: answers to the test questions without and with the adapter.
-        trained: what the run ended with.
+        trained: result of the run.
         compared: decoding strategies on some of the test questions.
-        report: the page.
+        report: file of the report.
     """
 
     before: Evaluated
@@ -83,34 +98,39 @@ class DemoResult:
         }
 
 
-def run_demo(out: Path, console: Console) -> DemoResult:
-    """Do everything in the folder `out`, telling `console`; a demo made there before is replaced.
+def run_demo(out: Path, console: Console, size: DemoSize = DemoSize()) -> DemoResult:
+    """Run the demo in the folder `out`, which may hold an earlier demo: it is replaced.
+
+    Args:
+        out: folder for data, run, comparison and report.
+        console: shows what happens.
+        size: how much to do.
 
     Raises:
         InputError: `out` holds something else.
     """
     _make_room(out)
-    test = _write_data(out / "data")
-    settings = _settings(out / "data")
+    test = _write_data(out / "data", size)
+    settings = _settings(out / "data", size.epochs)
     console.print(
-        f"A small world, told in {_CONTEXTS['train']:,} paragraphs with questions. No name in the "
-        f"{_CONTEXTS['test']:,} test paragraphs occurs in training.\n"
+        f"A small world, told in {size.train_contexts:,} paragraphs with questions. No name in the "
+        f"{size.test_contexts:,} test paragraphs occurs in training.\n"
     )
 
     console.print("Before: the base model, which has never seen a question answered.")
     with answering_progress() as progress:
-        before = evaluate(Reader.load(BASE), test, "1.1", progress=progress)
+        before = evaluate(Reader.load(BASE), test, progress=progress)
     console.print(_scores(before))
 
     console.print("\nTraining a LoRA adapter.")
     trained = finetune(settings, out / "run", command=f"loraqa demo --out {out}")
     reader = Reader.load(out / "run")
     with answering_progress() as progress:
-        after = evaluate(reader, test, "1.1", progress=progress)
-    sample = sample_questions(test, _COMPARED_QUESTIONS, settings.seed)
+        after = evaluate(reader, test, progress=progress)
+    sample = sample_questions(test, size.compared_questions, settings.seed)
     strategies = [parse_strategy(name) for name in STRATEGIES]
     with answering_progress() as progress:
-        compared = compare(reader, sample, "1.1", strategies, progress=progress)
+        compared = compare(reader, sample, strategies, progress=progress)
     save_comparison(compared, out / "comparison")
     console.print(f"\nAfter {trained.training_seconds:.0f} seconds of training: {_scores(after)}\n")
     console.print(strategies_table(compared).to_rich())
@@ -128,7 +148,7 @@ def run_demo(out: Path, console: Console) -> DemoResult:
 
 
 def _make_room(out: Path) -> None:
-    """Remove an earlier demo, and nothing else."""
+    """Remove an earlier demo; refuse to remove anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / "data" / "train.json").is_file():
@@ -136,27 +156,27 @@ def _make_room(out: Path) -> None:
     shutil.rmtree(out)
 
 
-def _write_data(folder: Path) -> list[Passage]:
-    """Write the three parts and return the test passages."""
-    test = test_passages(seed=2, count=_CONTEXTS["test"])
+def _write_data(folder: Path, size: DemoSize) -> QADataset:
+    """Write the three parts of the data and return the test part."""
+    test = test_passages(seed=2, count=size.test_contexts)
     parts = {
-        "train": train_passages(seed=0, count=_CONTEXTS["train"]),
-        "dev": test_passages(seed=1, count=_CONTEXTS["dev"]),
+        "train": train_passages(seed=0, count=size.train_contexts),
+        "dev": test_passages(seed=1, count=size.dev_contexts),
         "test": test,
     }
     for name, passages in parts.items():
         write_official(folder / f"{name}.json", passages, "1.1")
-    return test
+    return QADataset.from_passages(test, "1.1")
 
 
-def _settings(data: Path) -> RunSettings:
+def _settings(data: Path, epochs: int) -> RunSettings:
     return parse_settings(
         {
             "model": {"source": str(BASE), "dtype": "float32"},
             "data": {"train": str(data / "train.json"), "dev": str(data / "dev.json")},
             "lora": {"rank": 16, "alpha": 32.0},
             "optimisation": {
-                "epochs": 1,
+                "epochs": epochs,
                 "questions_per_step": 64,
                 "learning_rate": 2e-3,
             },
@@ -175,7 +195,7 @@ def _scores(evaluated: Evaluated) -> str:
 
 
 def _report(
-    result: DemoResult, test: Sequence[Passage], settings: RunSettings, run: RunDirectory
+    result: DemoResult, test: QADataset, settings: RunSettings, run: RunDirectory
 ) -> Report:
     before, after = result.before.to_json(), result.after.to_json()
     metrics = run.metrics()
@@ -206,17 +226,15 @@ def _report(
     )
 
 
-def _shown(
-    evaluated: Evaluated, test: Sequence[Passage]
-) -> Iterator[tuple[Passage, Question, Answered]]:
-    """The first question of some test passages, with the answer that it got."""
+def _shown(evaluated: Evaluated, test: QADataset) -> Iterator[tuple[Passage, Question, Answered]]:
+    """Yield the first question of some test passages with its answer."""
     answers = {answer.question_id: answer for answer in evaluated.answers}
-    for passage in test[:_SHOWN]:
+    for passage in test.passages[:_SHOWN]:
         question = passage.questions[0]
         yield passage, question, answers[question.id]
 
 
-def _examples(evaluated: Evaluated, test: Sequence[Passage]) -> list[Example]:
+def _examples(evaluated: Evaluated, test: QADataset) -> list[Example]:
     examples = []
     for passage, question, answer in _shown(evaluated, test):
         exact = answer.start is not None and passage.context.startswith(answer.text, answer.start)

@@ -1,30 +1,23 @@
-"""How far the work is, on standard error: a bar on a terminal, else a line now and then."""
+"""Show progress on standard error: a bar on a terminal, otherwise a line now and then."""
 
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 import rich.progress
 from rich.console import Console
 
+from loraqa.answer.progress import Progress
 from loraqa.train.run import Record
 
 # Between two plain lines, in seconds.
 _INTERVAL = 10.0
 
 
-class ShowAnswered(Protocol):
-    """What is told how many prompts are answered, a `loraqa.answer.compare.Progress`."""
-
-    def __call__(self, done: int, total: int, part: str = "") -> None:
-        """So many of so many, at that part of the work."""
-
-
 @contextmanager
 def training_progress(total: int, done: int = 0) -> Iterator[Callable[[Record], None]]:
-    """Yield what is to be told every record of a training of `total` steps, `done` before."""
+    """Yield a callback for each record of a training of `total` steps, `done` of them before."""
     if sys.stderr.isatty():
         with _training_bar(total, done) as show:
             yield show
@@ -33,8 +26,8 @@ def training_progress(total: int, done: int = 0) -> Iterator[Callable[[Record], 
 
 
 @contextmanager
-def answering_progress() -> Iterator[ShowAnswered]:
-    """Yield what is to be told how many prompts of how many are answered."""
+def answering_progress() -> Iterator[Progress]:
+    """Yield a callback that shows how many prompts are answered."""
     if sys.stderr.isatty():
         with _answering_bar() as show:
             yield show
@@ -82,7 +75,7 @@ def _training_lines(total: int, done: int) -> Callable[[Record], None]:
     return show
 
 
-def _answering_lines() -> ShowAnswered:
+def _answering_lines() -> Progress:
     pace = _Pace()
 
     def show(done: int, total: int, part: str = "") -> None:
@@ -110,7 +103,7 @@ def _training_bar(total: int, done: int) -> Iterator[Callable[[Record], None]]:
 
 
 @contextmanager
-def _answering_bar() -> Iterator[ShowAnswered]:
+def _answering_bar() -> Iterator[Progress]:
     with _bar(rich.progress.TextColumn("{task.fields[part]}"), transient=True) as bar:
         task = bar.add_task("Answering", total=None, part="")
 

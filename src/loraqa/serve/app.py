@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from loraqa import __version__
-from loraqa.answer.find import find_adapter
+from loraqa.adapter.find import find_adapter
 from loraqa.answer.reader import Answered, Reader
 from loraqa.answer.strategies import STRATEGIES
 from loraqa.errors import InputError, LoraqaError

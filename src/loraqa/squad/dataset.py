@@ -1,9 +1,9 @@
-"""The data as read: passages, where they came from, and what was met on the way."""
+"""A data set: passages, their version and source, and what reading them met."""
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,9 +15,14 @@ from loraqa.squad.passage import Passage, Question, Version
 class QADataset:
     """Passages in the order of their source, all questions on one context together.
 
-    `order` holds the question ids in the order of the source; the passages have another one where
-    a context comes up again further on. `repaired` counts answers whose offset was put right,
-    `skipped` what was left out: its name ("questions", "answers", ...) and how many.
+    Attributes:
+        source: the file, or the name on the hub, that the passages came from.
+        version: the version of SQuAD.
+        passages: contexts with their questions.
+        order: ids of all questions in the order of the source. The order of the passages differs
+            if a context occurs in several places of the source.
+        repaired: number of answers whose offset was corrected.
+        skipped: numbers of things left out, by name ("questions", "answers", ...).
     """
 
     source: str
@@ -27,10 +32,32 @@ class QADataset:
     repaired: int = 0
     skipped: Mapping[str, int] = field(default_factory=dict)
 
+    @classmethod
+    def from_passages(
+        cls, passages: Iterable[Passage], version: Version, source: str = "passages"
+    ) -> "QADataset":
+        """Return a data set of these passages, with the questions in their order."""
+        passages = tuple(passages)
+        order = tuple(question.id for passage in passages for question in passage.questions)
+        return cls(source, version, passages, order)
+
+    def with_passages(self, passages: Iterable[Passage]) -> "QADataset":
+        """Return the data set with these passages only; they hold some of its questions."""
+        passages = tuple(passages)
+        kept = {question.id for passage in passages for question in passage.questions}
+        order = tuple(id for id in self.order if id in kept)
+        return replace(self, passages=passages, order=order)
+
     @property
     def questions(self) -> list[Question]:
         """Every question, in the order of the passages."""
         return [question for passage in self.passages for question in passage.questions]
+
+    @property
+    def questions_in_order(self) -> list[Question]:
+        """Every question, in the order of the source."""
+        place = {id: number for number, id in enumerate(self.order)}
+        return sorted(self.questions, key=lambda question: place[question.id])
 
     @property
     def same_text(self) -> int:

@@ -7,12 +7,13 @@ import operator
 import re
 import string
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from loraqa.errors import InputError, some_of
-from loraqa.squad.passage import Passage, Question, Version
+from loraqa.squad.dataset import QADataset
+from loraqa.squad.passage import Question, Version
 
 logger = logging.getLogger("loraqa")
 
@@ -107,22 +108,18 @@ class Scores:
 
 def score(
     predictions: Mapping[str, str],
-    passages: Iterable[Passage],
-    version: Version,
+    dataset: QADataset,
     no_answer_probabilities: Mapping[str, float] | None = None,
-    *,
-    order: Sequence[str] = (),
 ) -> Scores:
-    """Score predictions (question id to text) as the official script of `version` does.
+    """Score predictions (question id to text) as the official script of the data's version does.
 
-    `order`, the question ids in the order of the file (`QADataset.order`), is the order of the
-    sums: with it the result is the official one to the last digit. Questions without a prediction
-    and predictions without a question are named in a warning.
+    Sums follow the order of the source, so that the scores equal the official ones to the last
+    digit. A warning names questions without a prediction and predictions without a question.
 
-    Raises `InputError` where there is nothing to score, where a question of v1.1 has no answer,
-    and where no-answer probabilities do not go with v2.0 or do not cover every question.
+    Raises `InputError` if there is nothing to score, if a question of v1.1 has no answer, or if
+    no-answer probabilities are given for v1.1 or do not cover every question.
     """
-    questions = _in_order(passages, order)
+    questions, version = dataset.questions_in_order, dataset.version
     if not questions:
         raise InputError("There are no questions to score.")
     by_question = {q.id: score_question(predictions.get(q.id), q, version) for q in questions}
@@ -182,12 +179,6 @@ def _f1(predicted: list[str], gold: list[str], version: Version) -> float:
         return float(version == "2.0" and predicted == gold)
     precision, recall = common / len(predicted), common / len(gold)
     return 2 * precision * recall / (precision + recall)
-
-
-def _in_order(passages: Iterable[Passage], order: Sequence[str]) -> list[Question]:
-    questions = [question for passage in passages for question in passage.questions]
-    rank = {id: number for number, id in enumerate(order)}
-    return sorted(questions, key=lambda question: rank.get(question.id, len(rank)))
 
 
 def _mean(scores: Collection[QuestionScore]) -> MeanScore:

@@ -8,7 +8,6 @@
 - `checkpoint`: whole snapshots of the training, to go on from with the same bits
 - `run`: the folder of a run, and its metrics (imports no torch)
 - `environment`: where and with what a run is made
-- `adapter_folder`: the finished adapter, with its model card and all that answering with it needs
 - `stopping`: Ctrl-C and SIGTERM
 - `progress`: what the user sees meanwhile
 """

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from loraqa.adapter.evaluation import Evaluation
 from loraqa.errors import InputError, LoraqaError
 from loraqa.files import read_json, replacing_folder, sha256, write_json, write_tensors
 from loraqa.lora.adapter import save_adapter
@@ -35,16 +36,6 @@ _OPTIMIZER = "optimizer.safetensors"
 _MEANS = ("exp_avg", "exp_avg_sq")
 _STATE = "state.json"
 _MANIFEST = "manifest.json"
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores on the dev sample after `step` optimizer steps, in percent of `total` questions."""
-
-    step: int
-    exact_match: float
-    f1: float
-    total: int
 
 
 @dataclass

@@ -21,6 +21,7 @@ from torch.nn import Parameter
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 
+from loraqa.adapter.evaluation import Evaluation
 from loraqa.errors import InputError, LoraqaError, some_of
 from loraqa.lora.layer import lora_layers
 from loraqa.model.memory import explaining_lack_of_memory
@@ -28,7 +29,6 @@ from loraqa.model.runner import Runner
 from loraqa.prompt.plan import BatchPlan, Step
 from loraqa.squad import Scores
 from loraqa.train.checkpoint import (
-    Evaluation,
     TrainState,
     check_whole,
     checkpoint_folder,

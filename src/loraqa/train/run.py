@@ -6,7 +6,7 @@ RUN/
     data.json          where the questions came from, their fingerprints and counts
     metrics.jsonl      one line per optimizer step ("train") and per scoring ("evaluation")
     checkpoints/       see `checkpoint`
-    adapter/           the result; see `adapter_folder`
+    adapter/           the result; see `loraqa.adapter`
 
 Imports no PyTorch, so that a folder that cannot be used is told at once.
 """

@@ -21,6 +21,7 @@ from pydantic_core import ErrorDetails
 
 from loraqa.errors import InputError
 from loraqa.lora.settings import LoraSettings
+from loraqa.prompt.defaults import DEFAULT_MAX_ANSWER_TOKENS, DEFAULT_STRIDE
 from loraqa.prompt.template import DEFAULT_TEMPLATE, Template
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -65,7 +66,7 @@ class PromptSettings(_Group):
     """Text with {context}, {question} and {answer}, in this order."""
     max_length: int | None = Field(default=None, ge=32)
     """Longest path from context to answer, in tokens; null is the model's limit."""
-    stride: int = Field(default=128, ge=0)
+    stride: int = Field(default=DEFAULT_STRIDE, ge=0)
     """Tokens that two windows on a long context share; 128 as in BERT's SQuAD code."""
 
     @field_validator("template")
@@ -107,7 +108,7 @@ class EvaluationSettings(_Group):
     """Optimizer steps between two evaluations."""
     questions: int | None = Field(default=500, ge=1)
     """How many to score: whole passages are drawn until they hold so many; null takes all."""
-    max_answer_tokens: int = Field(default=32, ge=1)
+    max_answer_tokens: int = Field(default=DEFAULT_MAX_ANSWER_TOKENS, ge=1)
     """The longest answer, its end counted in; all but 3 in 1,000 of SQuAD's fit."""
     metric: Literal["f1", "exact_match"] = "f1"
     """What makes weights the best."""

@@ -1,6 +1,6 @@
-"""Finding what is to answer: a run, an adapter, a model.
+"""Find the adapter of a run or an adapter folder.
 
-Imports nothing large, so that a path that is wrong is told at once.
+Imports nothing large, so that a wrong path is reported at once.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from loraqa.lora.settings import ADAPTER_CONFIG
 
 
 def check_source(source: str | Path) -> None:
-    """Raise `InputError` where `load_model` would find nothing, before other work is done."""
+    """Raise `InputError` if there is no model or adapter to load, before other work is done."""
     folder = Path(source).expanduser()
     if find_adapter_or_model(folder) is None and not folder.is_dir():
         from loraqa.model.source import load_tokenizer
@@ -20,10 +20,10 @@ def check_source(source: str | Path) -> None:
 
 
 def adapter_of(source: str | Path) -> Path:
-    """`find_adapter`, where there must be one.
+    """Return the adapter folder of a run or of an adapter folder.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no adapter.
     """
     folder = Path(source).expanduser()
     if not folder.is_dir():
@@ -38,13 +38,17 @@ def adapter_of(source: str | Path) -> Path:
 
 
 def find_adapter(folder: Path) -> Path | None:
-    """Where the adapter of a run, or of an adapter folder, lies."""
+    """Return the adapter folder of a run or of an adapter folder, or None if there is none."""
     places = (folder / "adapter", folder)
     return next((at for at in places if (at / ADAPTER_CONFIG).exists()), None)
 
 
 def find_adapter_or_model(folder: Path) -> Path | None:
-    """`find_adapter`; None is a model, in the folder or on the hub."""
+    """Return the adapter folder, or None if `folder` is a model, in a folder or on the hub.
+
+    Raises:
+        InputError: `folder` holds neither an adapter nor a model.
+    """
     if not folder.is_dir() and looks_like_a_path(str(folder)):
         raise InputError(
             f"There is no folder {folder}; give a finished run, the folder of an adapter or of a "
@@ -60,7 +64,7 @@ def find_adapter_or_model(folder: Path) -> Path | None:
 
 
 def _instead_of(folder: Path) -> str:
-    """What to do where a folder is none of these, but perhaps one in it is a run."""
+    """Say what to give instead: a run inside the folder, if there is one."""
     adapters = sorted(folder.glob(f"*/adapter/{ADAPTER_CONFIG}"))
     if adapters:
         return f"give {adapters[0].parents[1]}"
