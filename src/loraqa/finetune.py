@@ -1,21 +1,17 @@
-"""The recipe: read → load → encode → adapt → train and score → the adapter, ready to answer.
+"""The recipe: read and encode, load, adapt, train and score, write the adapter.
 
-settings = load_settings([Path("squad.yaml")], ["data.dev=dev.json"])
-result = finetune(settings, Path("runs/squad"))
-Reader.load("runs/squad").answer(context, questions)
+    settings = load_settings([Path("squad.yaml")], ["data.dev=dev.json"])
+    result = finetune(settings, Path("runs/squad"))
+    Reader.load("runs/squad").answer(context, questions)
 """
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from loraqa.adapter.base import describe_base
@@ -29,14 +25,15 @@ from loraqa.files import replacing_folder, write_text
 from loraqa.lora.adapt import adapt, parameter_counts
 from loraqa.lora.adapter import load_adapter
 from loraqa.model.choose import choose_runner
-from loraqa.model.gelu import compiled_gelu
 from loraqa.model.load import load_model
-from loraqa.model.runner import Runner
+from loraqa.model.runner import Runner, Use
 from loraqa.model.source import choose_max_length
 from loraqa.prompt.encode import Encoded
 from loraqa.prompt.plan import BatchPlan
 from loraqa.prompt.template import Template
 from loraqa.report.progress import training_progress
+from loraqa.speed.start import fastest_preparation
+from loraqa.speed.trial import fastest
 from loraqa.squad import QADataset, Scores, read_passages
 from loraqa.train.checkpoint import (
     ADAPTER,
@@ -46,7 +43,7 @@ from loraqa.train.checkpoint import (
     newest_whole,
     step_of,
 )
-from loraqa.train.data import TrainingData, describe, read_training_data
+from loraqa.train.data import TrainingData, describe
 from loraqa.train.environment import environment
 from loraqa.train.loop import train
 from loraqa.train.run import RunDirectory
@@ -55,19 +52,18 @@ from loraqa.train.settings import DataSettings, ModelSettings, RunSettings
 
 logger = logging.getLogger("loraqa")
 
-# How many times the tokens of a training batch are computed at once for scoring, where of what a
-# layer computes no more than keys and values is kept.
+# Scoring keeps only keys and values, so batches can be four times larger than in training.
 _WITHOUT_GRADIENTS = 4
 
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """What a run ended with.
+    """The result of a run.
 
     Attributes:
-        run: its folder; `Reader.load(run)` answers with the adapter in it.
+        run: the folder of the run; `Reader.load(run)` answers with the adapter in it.
         steps: optimizer steps done.
-        before, after: scores on the dev sample without the adapter and with the one that was
+        before, after: scores on the dev sample without an adapter and with the adapter that was
             kept; None without dev data.
         training_seconds, evaluation_seconds: time spent on each, over all resumptions.
     """
@@ -80,7 +76,7 @@ class FinetuneResult:
     evaluation_seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as plain JSON values."""
+        """Return everything as plain JSON values."""
         return {**asdict(self), "run": str(self.run)}
 
 
@@ -90,55 +86,48 @@ def finetune(
     *,
     resume: bool = False,
     command: str = "finetune(settings, run_dir)",
-    data: Callable[[], TrainingData] | None = None,
+    prepare: Callable[[RunSettings], TrainingData] | None = None,
 ) -> FinetuneResult:
     """Fine-tune a model as `settings` say, in the folder `run_dir`.
 
     Args:
-        settings: of the run; on resuming, those that it began with.
-        run_dir: new or empty; on resuming, that of the run.
+        settings: the settings of the run; on resuming, the settings that it began with.
+        run_dir: a new or empty folder; on resuming, the folder of the run.
         resume: go on from the newest whole checkpoint.
-        command: what made the run, for its model card.
-        data: waits for the training data, if they are prepared elsewhere already.
+        command: the command that made the run, for its model card.
+        prepare: prepares the training data; by default with all caches.
 
     Raises:
         InputError: settings, data, model or folder cannot be used; nothing was trained.
-        StoppedError: Ctrl-C or SIGTERM; a checkpoint of where it stood is written.
+        StoppedError: Ctrl-C or SIGTERM; a checkpoint was written.
         LoraqaError: the model does not fit into memory, or the training failed; its checkpoints
             are whole.
     """
     settings = settings.with_full_paths()
     run = RunDirectory(run_dir)
     run.check_usable(settings, resume)
-    wait_for_data = data or _read_now(settings)
-    dev = _read_dev(settings.data)
+    prepare = prepare or fastest_preparation(settings.speed.without)
+    training, dev = prepare(settings), _read_dev(settings.data)
+
     model = load_model(**settings.model.model_dump())
     max_length = choose_max_length(settings.prompt.max_length, model.config)
-    # Hashing GPT-2's weights takes half as long as the trial.
-    base = _beside(lambda: _describe_base(settings.model, model))
-    with _one_core_less():
-        runner = choose_runner(model, max_length, training=True, answering=dev is not None)
-    training = wait_for_data()
-    _tell(training, max_length)
-    reader = _reader(settings, runner, max_length, training)
     checkpoint = newest_whole(run.checkpoints)
     _put_in_adapter(model, settings, checkpoint)
-    facts = {"base": base.result().model_dump(), "train": training.facts}
+    runner, accelerations = _runner(model, max_length, settings, answering=dev is not None)
+
+    _report_training(training, max_length)
+    reader = _reader(settings, runner, max_length, training)
+    plan = _plan(settings, training.encoded, runner)
+    base = _describe_base(settings.model, model)
+    facts = {"base": base.model_dump(), "train": training.facts}
     if dev is not None:
         facts["dev"] = describe(dev)
-    plan = _plan(settings, training.encoded, reader)
-    total, done = total_steps(plan, settings.optimisation), step_of(checkpoint)
-    kernels = {
-        "compiled_gelu": compiled_gelu(model),
-        "runner": type(reader.runner).__name__,
-    }
-    surroundings = environment(model.device, model.dtype, command) | kernels
     begin = run.resume if resume else run.start
-    begin(settings, facts, surroundings)
+    begin(settings, facts, environment(model.device, model.dtype, command, accelerations))
 
-    with training_progress(total, done) as report:
+    with training_progress(total_steps(plan, settings.optimisation), step_of(checkpoint)) as report:
         state = train(
-            reader.runner,
+            runner,
             plan,
             settings,
             run,
@@ -146,18 +135,8 @@ def finetune(
             evaluate=_scorer(settings, reader, dev),
             report=report,
         )
-    info = _adapter_info(reader, base.result())
-    card = model_card(
-        info,
-        before=state.baseline,
-        after=state.best,
-        steps=state.step,
-        training_seconds=state.training_seconds,
-        data=training.facts,
-        command=command,
-        settings_yaml=settings.to_yaml(),
-    )
-    _write_adapter(run, state, info, card)
+    info = _adapter_info(reader, base)
+    _write_adapter(run, state, info, _card(info, settings, state, training.facts, command))
     return FinetuneResult(
         run=run.path,
         steps=state.step,
@@ -166,12 +145,6 @@ def finetune(
         training_seconds=state.training_seconds,
         evaluation_seconds=state.evaluation_seconds,
     )
-
-
-def _read_now(settings: RunSettings) -> Callable[[], TrainingData]:
-    """Bad data are told before a model is loaded."""
-    training = read_training_data(settings)
-    return lambda: training
 
 
 def _describe_base(settings: ModelSettings, model: PreTrainedModel) -> BaseInfo:
@@ -183,75 +156,8 @@ def _describe_base(settings: ModelSettings, model: PreTrainedModel) -> BaseInfo:
     )
 
 
-def _beside(work: Callable[[], BaseInfo]) -> Future[BaseInfo]:
-    """Do work in a thread for which nothing waits but who asks for the result; Ctrl-C does not."""
-    future: Future[BaseInfo] = Future()
-
-    def do() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    Thread(target=do, daemon=True).start()
-    return future
-
-
-@contextmanager
-def _one_core_less() -> Iterator[None]:
-    """Leave a core to what is done beside.
-
-    Where there are more threads than cores, all wait again and again for the one that is not run.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(threads - 1, 1))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _read_dev(settings: DataSettings) -> QADataset | None:
     return read_passages(settings.dev, on_bad=settings.on_bad) if settings.dev is not None else None
-
-
-def _tell(training: TrainingData, max_length: int) -> None:
-    """Say what there is to learn from. Raises `InputError` where it is nothing."""
-    source, counts = training.facts["source"], training.encoded.counts
-    logger.info(
-        f"Training on {counts.questions:,} questions on {counts.passages:,} contexts of "
-        f"{source}: {counts.tree_tokens:,} tokens as trees, {counts.separate_tokens:,} as "
-        "separate examples."
-    )
-    if counts.windowed:
-        logger.warning(
-            f"{counts.windowed:,} contexts are longer than {max_length} tokens allow and "
-            f"are read in windows: {counts.left_out:,} examples whose window holds no answer are "
-            f"left out, {counts.not_here:,} are trained to say so."
-        )
-    if counts.skipped:
-        logger.warning(
-            f"{len(counts.skipped):,} questions are skipped, for no window holds their whole "
-            f"answer: {some_of(counts.skipped)}."
-        )
-    if not training.encoded.trees:
-        raise InputError(f"{source} holds no question to train on.")
-
-
-def _reader(
-    settings: RunSettings, runner: Runner, max_length: int, training: TrainingData
-) -> Reader:
-    """The model, and how questions are put to it, in training as in answering."""
-    return Reader(
-        runner,
-        training.tokenizer,
-        Template(settings.prompt.template),
-        max_length,
-        settings.prompt.stride,
-        settings.evaluation.max_answer_tokens,
-        no_answer=not training.all_answerable,
-        tokens_per_batch=_WITHOUT_GRADIENTS * settings.optimisation.tokens_per_batch,
-    )
 
 
 def _put_in_adapter(model: PreTrainedModel, settings: RunSettings, checkpoint: Path | None) -> None:
@@ -263,21 +169,69 @@ def _put_in_adapter(model: PreTrainedModel, settings: RunSettings, checkpoint: P
     logger.info("%s.", parameter_counts(model))
 
 
-def _plan(settings: RunSettings, encoded: Encoded, reader: Reader) -> BatchPlan:
+def _runner(
+    model: PreTrainedModel, max_length: int, settings: RunSettings, *, answering: bool
+) -> tuple[Runner, tuple[str, ...]]:
+    """Return the fastest runner of a model, and the names of its accelerations."""
+    plain = choose_runner(model, max_length, answering=answering)
+    uses: list[Use] = ["training", "answering"] if answering else ["training"]
+    return fastest(plain, uses, settings.speed.without)
+
+
+def _report_training(training: TrainingData, max_length: int) -> None:
+    """Log what the run learns from. Raises `InputError` if there is nothing to learn from."""
+    source, counts = training.facts["source"], training.encoded.counts
+    logger.info(
+        f"Training on {counts.questions:,} questions on {counts.passages:,} contexts of "
+        f"{source}: {counts.tree_tokens:,} tokens as trees, {counts.separate_tokens:,} as "
+        "separate examples."
+    )
+    if counts.windowed:
+        logger.warning(
+            f"{counts.windowed:,} contexts are longer than {max_length} tokens allow and are read in "
+            f"windows: {counts.left_out:,} examples whose window does not hold the answer are left "
+            f"out, {counts.not_here:,} are trained to say that there is no answer."
+        )
+    if counts.skipped:
+        logger.warning(
+            f"{len(counts.skipped):,} questions are skipped, because no window holds their whole "
+            f"answer: {some_of(counts.skipped)}."
+        )
+    if not training.encoded.trees:
+        raise InputError(f"{source} holds no question to train on.")
+
+
+def _reader(
+    settings: RunSettings, runner: Runner, max_length: int, training: TrainingData
+) -> Reader:
+    """Return a reader that writes prompts as in training."""
+    return Reader(
+        runner,
+        training.tokenizer,
+        Template(settings.prompt.template),
+        max_length,
+        settings.prompt.stride,
+        settings.evaluation.max_answer_tokens,
+        no_answer=bool(training.facts["unanswerable"]),
+        tokens_per_batch=_WITHOUT_GRADIENTS * settings.optimisation.tokens_per_batch,
+    )
+
+
+def _plan(settings: RunSettings, encoded: Encoded, runner: Runner) -> BatchPlan:
     options = settings.optimisation
     return BatchPlan(
         encoded.trees,
         options.questions_per_step,
         options.tokens_per_batch,
         settings.seed,
-        reader.runner.size,
+        runner.size,
     )
 
 
 def _scorer(
     settings: RunSettings, reader: Reader, data: QADataset | None
 ) -> Callable[[], Scores] | None:
-    """Scores greedy answers to the same sample of the dev data each time."""
+    """Return a function that scores greedy answers to the same dev sample each time."""
     if data is None:
         return None
     count = settings.evaluation.questions or len(data.questions)
@@ -296,8 +250,27 @@ def _adapter_info(reader: Reader, base: BaseInfo) -> AdapterInfo:
     )
 
 
+def _card(
+    info: AdapterInfo,
+    settings: RunSettings,
+    state: TrainState,
+    data: Mapping[str, Any],
+    command: str,
+) -> str:
+    return model_card(
+        info,
+        before=state.baseline,
+        after=state.best,
+        steps=state.step,
+        training_seconds=state.training_seconds,
+        data=data,
+        command=command,
+        settings_yaml=settings.to_yaml(),
+    )
+
+
 def _write_adapter(run: RunDirectory, state: TrainState, info: AdapterInfo, card: str) -> None:
-    """Take the adapter of the best checkpoint, or of the last where nothing was scored."""
+    """Write the adapter of the best checkpoint; of the last one if nothing was scored."""
     checkpoint = checkpoint_folder(run.checkpoints, state.best.step if state.best else state.step)
     check_whole(checkpoint)
     with replacing_folder(run.adapter) as folder:

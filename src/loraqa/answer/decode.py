@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from loraqa.answer.filters import draw
-from loraqa.model.decoding import DecodingSession
+from loraqa.model.session import DecodingSession
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
 from loraqa.prompt.tree import Branch, Tree

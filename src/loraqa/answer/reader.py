@@ -1,8 +1,6 @@
 """The reader: a model that answers questions about a text, with places and probabilities.
 
-reader = Reader.load("runs/squad")
-for answer in reader.answer("Salt came from the hills.", ["Where did salt come from?"]):
-    print(answer.text, answer.start, answer.end, answer.log_probability)
+`loraqa.reader` loads one.
 """
 
 import logging
@@ -11,19 +9,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
 
 from loraqa.answer.decode import Prompts, Rules, Strategy, Written
-from loraqa.answer.load import load_model
 from loraqa.answer.locate import locate
 from loraqa.answer.progress import Progress
 from loraqa.answer.strategies import parse_strategy
 from loraqa.errors import InputError
-from loraqa.model.choose import choose_runner
-from loraqa.model.memory import explaining_lack_of_memory, tokens_at_once
-from loraqa.model.prepacked import prepack
+from loraqa.model.memory import explaining_lack_of_memory
 from loraqa.model.runner import Runner
-from loraqa.model.source import position_limit
 from loraqa.prompt.defaults import DEFAULT_MAX_ANSWER_TOKENS, DEFAULT_STRIDE
 from loraqa.prompt.encode import EncodingCounts, PromptEncoder
 from loraqa.prompt.plan import pack
@@ -40,14 +33,14 @@ class Answered:
     """An answer to a question.
 
     Attributes:
-        question_id: the question.
-        text: the answer; empty where the model finds none.
-        log_probability: of its tokens and the one that ends it, summed, in nats, in the model's
-            own distribution.
-        mean_log_probability: the same divided by their number.
-        start, end: where it stands in the context (see `locate`); None where it does not.
-        no_answer_probability: of ending the answer before it starts; of several windows, in the
-            one where that is least probable.
+        question_id: the id of the question.
+        text: the answer; empty if the model finds none.
+        log_probability: ln p of its tokens and its end, summed, in nats, in the model's own
+            distribution.
+        mean_log_probability: `log_probability` divided by the number of tokens.
+        start, end: where the answer stands in the context (see `locate`); None if it does not.
+        no_answer_probability: the probability of ending the answer before it starts; of several
+            windows the lowest.
     """
 
     question_id: str
@@ -61,13 +54,13 @@ class Answered:
 
 @dataclass(frozen=True)
 class Reader:
-    """A model, and how questions are put to it.
+    """A model, and how its prompts are written.
 
     Attributes:
-        runner: the model.
+        runner: computes the model.
         tokenizer, template, max_length, stride: as for `PromptEncoder`.
-        max_answer_tokens: the longest answer, the token that ends it counted in.
-        no_answer: whether the model has learned to say so where the context holds no answer.
+        max_answer_tokens: the longest answer in tokens, its end included.
+        no_answer: whether the model has learned to say that the context holds no answer.
         tokens_per_batch: how many tokens, read and written, are in memory at once.
     """
 
@@ -80,41 +73,6 @@ class Reader:
     no_answer: bool = False
     tokens_per_batch: int = 16384
 
-    @classmethod
-    def load(
-        cls,
-        source: str | Path,
-        *,
-        base: str | Path | None = None,
-        dtype: str | None = None,
-        device: str = "auto",
-    ) -> "Reader":
-        """Load a run, an adapter folder, a merged model, or a model that was not fine-tuned.
-
-        The arguments and errors are those of `load_model`. Prompts are written as in training,
-        for a model that was not fine-tuned by the default template. On a CPU its model only
-        answers: it can be neither trained nor saved (see `prepack`).
-        """
-        loaded = load_model(source, base=base, dtype=dtype, device=device)
-        prepack(loaded.model)
-        tokenizer = SegmentTokenizer(loaded.tokenizer)
-        info = loaded.info
-        tokens = tokens_at_once(loaded.model)
-        if info is None:
-            limit = position_limit(loaded.model.config)
-            runner = choose_runner(loaded.model, limit)
-            return cls(runner, tokenizer, Template(), limit, tokens_per_batch=tokens)
-        return cls(
-            choose_runner(loaded.model, info.max_length),
-            tokenizer,
-            Template(info.template),
-            info.max_length,
-            info.stride,
-            info.max_answer_tokens,
-            no_answer=info.version == "2.0",
-            tokens_per_batch=tokens,
-        )
-
     def answer(
         self,
         context: str,
@@ -123,7 +81,7 @@ class Reader:
         *,
         seed: int = 0,
     ) -> list[Answered]:
-        """One answer to each question about `context`, in their order; their ids are "0", "1", ...
+        """Return one answer to each question about `context`; their ids are "0", "1", ...
 
         Raises:
             InputError: a text is blank or not valid Unicode, a question is too long, or there is
@@ -145,8 +103,8 @@ class Reader:
     ) -> list[list[Answered]]:
         """Answer all questions of some passages, in their order.
 
-        Each gets `samples` answers, or a single one where nothing is drawn. They do not depend on
-        what else is asked, but for rounding.
+        Each question gets `samples` answers, or a single one if the strategy draws nothing. Answers
+        do not depend on the other questions, except for rounding.
 
         Raises:
             InputError: a question leaves no room for a context.
@@ -161,8 +119,7 @@ class Reader:
         for trees in pack(encoded.trees, self.tokens_per_batch, partial(self._cost, rows=rows)):
             contexts = [passages[tree.passage].context for tree in trees]
             with self._explaining_lack_of_memory():
-                session = self.runner.session(trees)
-                logits = session.prefill()
+                session, logits = self.runner.prefill(trees)
                 prompts = Prompts(trees, contexts, session, logits, self._rules, samples, seed)
                 for tree, branch, answers in _write(prompts, strategy):
                     windows[tree.passage, branch.question_id].append(answers)
@@ -176,7 +133,7 @@ class Reader:
         ]
 
     def _note_windows(self, counts: EncodingCounts) -> None:
-        """Say it once of the same data, which are read again and again while training."""
+        """Log windows once for the same data, which training scores again and again."""
         note = (
             f"{counts.windowed:,} of {counts.passages:,} contexts are longer than "
             f"{self.max_length:,} tokens allow and are read in windows."
@@ -194,7 +151,7 @@ class Reader:
         return Rules(self.tokenizer, self.template, self.max_answer_tokens, self.no_answer)
 
     def _cost(self, trees: Sequence[Tree], rows: int) -> int:
-        """Tokens in memory while each question takes `rows` rows of the computation."""
+        """Count the tokens in memory while each question takes `rows` rows."""
         if rows > 1:
             trees = [replace(tree, branches=tree.branches * rows) for tree in trees]
         answers = sum(len(tree.branches) for tree in trees)
@@ -209,7 +166,7 @@ class Reader:
 
 
 def _write(prompts: Prompts, strategy: Strategy) -> Iterator[tuple[Tree, Branch, list[Answered]]]:
-    """The answers to each prompt, from its window alone."""
+    """Yield the answers to each prompt, from its window alone."""
     no_answer = prompts.logits.float().softmax(dim=-1)[:, prompts.rules.tokenizer.eos].tolist()
     rows = zip(prompts.rows(), strategy.write(prompts), no_answer, strict=True)
     for (tree, branch, context), answers, probability in rows:
@@ -240,10 +197,10 @@ def _answered(
 
 
 def _merge(windows: Sequence[Sequence[Answered]]) -> list[Answered]:
-    """Choose among what the windows of a context gave, sample by sample.
+    """Choose between the answers of a context's windows, sample by sample.
 
-    An answer comes before "no answer", which every window without it rightly says; of several
-    answers the most probable is taken.
+    Any answer comes before "no answer", because a window without the answer rightly says that.
+    Among several answers the most probable is chosen.
     """
     no_answer = min(answers[0].no_answer_probability for answers in windows)
     best = (
@@ -254,7 +211,7 @@ def _merge(windows: Sequence[Sequence[Answered]]) -> list[Answered]:
 
 
 def check_asked(context: str, questions: Sequence[str]) -> None:
-    """Raise `InputError` where a text is blank or not valid Unicode."""
+    """Raise `InputError` if a text is blank or not valid Unicode."""
     _check_text("context", context)
     for question in questions:
         _check_text("question", question)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from loraqa.answer.decode import Prompts, Rules, Written
-from loraqa.model.decoding import DecodingSession
+from loraqa.model.session import DecodingSession
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.words import all_offsets
 

@@ -1,6 +1,6 @@
-"""Where a base model comes from: a local folder, or the hub by name.
+"""Where a base model comes from: a local folder, or a name on the hub.
 
-Imports nothing large until something is loaded, so that a folder that is not there is told at once.
+Large libraries are imported only when something is loaded, so a wrong path is reported at once.
 """
 
 from collections.abc import Iterator
@@ -13,9 +13,9 @@ from loraqa.errors import InputError, LoraqaError, in_a_line
 from loraqa.files import looks_like_a_path
 from loraqa.prompt.segments import SegmentTokenizer
 
-# For models whose positions have no table, such as ALiBi's: as long as GPT-2's.
+# For models without a limit, such as those with ALiBi: as long as GPT-2's.
 _NO_LIMIT = 1024
-# Seconds that the hub has to answer.
+# Seconds to wait for an answer of the hub.
 _HUB_TIMEOUT = 10.0
 _CHOICE = (
     "a folder with config.json, model.safetensors and the tokenizer, or a model's name on the hub"
@@ -26,40 +26,40 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> tuple[Seg
     """Load a base model's tokenizer, wrapped for prompts, and the model's configuration.
 
     Raises:
-        InputError: as `load_base`, or the tokenizer cannot encode prompts.
+        InputError: as for `load_base`, or the tokenizer cannot encode prompts.
     """
     from transformers import AutoConfig, AutoTokenizer
 
     where = ModelSource(source, revision)
-    return SegmentTokenizer(where.load(AutoTokenizer)), where.load(AutoConfig)
+    return SegmentTokenizer.from_transformers(where.load(AutoTokenizer)), where.load(AutoConfig)
 
 
 def position_limit(config: Any) -> int:
-    """The longest input a model of this configuration takes, in tokens."""
+    """Return the longest input that a model of this configuration takes, in tokens."""
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     return int(limit) if limit else _NO_LIMIT
 
 
 def choose_max_length(wanted: int | None, config: Any) -> int:
-    """How long a path of a tree may be, in tokens: as wanted, else as long as the model takes.
+    """Return the longest path of a tree in tokens: `wanted`, else the model's limit.
 
     Raises:
-        InputError: the model takes no such length.
+        InputError: `wanted` is more than the model takes.
     """
     limit = position_limit(config)
     if wanted and wanted > limit:
         raise InputError(
-            f"A length of {wanted} tokens is wanted, but the model takes no more than {limit}; "
+            f"max_length is {wanted} tokens, but the model takes no more than {limit}; "
             "lower max_length."
         )
     return wanted or limit
 
 
 class ModelSource:
-    """A folder or a name on the hub.
+    """A folder, or a name on the hub.
 
     Raises:
-        InputError: it is neither.
+        InputError: the source is a path, but no model's folder.
     """
 
     def __init__(self, source: str | Path, revision: str | None = None) -> None:
@@ -75,7 +75,7 @@ class ModelSource:
             raise InputError(f"There is no folder {self.name}; give {_CHOICE}.")
 
     def load(self, kind: Any, **options: Any) -> Any:
-        """Call `from_pretrained`, and say in one sentence why it failed."""
+        """Call `kind.from_pretrained`. Raises `InputError` with one sentence if that fails."""
         try:
             with no_bars() if self.is_folder else nullcontext():
                 return kind.from_pretrained(
@@ -87,13 +87,13 @@ class ModelSource:
                 )
         except (LoraqaError, MemoryError):
             raise
-        # What is damaged in a folder brings up errors of every kind.
+        # A damaged file may raise any kind of error.
         except Exception as error:
             raise InputError(self._explain(error)) from error
 
     @cached_property
     def _hub_answers(self) -> bool:
-        """Whether to ask the hub. Where it is out of reach, transformers would try for long."""
+        """Whether the hub is reachable. If it is not, transformers would retry for minutes."""
         from huggingface_hub import HfApi, constants
         from huggingface_hub.errors import HfHubHTTPError
 
@@ -103,7 +103,7 @@ class ModelSource:
             HfApi().model_info(self.name, revision=self.revision, timeout=_HUB_TIMEOUT)
         except HfHubHTTPError as error:
             raise InputError(self._explain(error)) from error
-        # Whatever the network throws; there may be a copy from an earlier download.
+        # The network may raise anything. There may be a copy from an earlier download.
         except Exception:
             return False
         return True
@@ -113,15 +113,15 @@ class ModelSource:
         if self.is_folder:
             return f"The model folder {self.name} cannot be loaded ({reason}); give {_CHOICE}."
         return (
-            f"There is no folder {self.name}, nor could a model of this name be loaded from the "
-            f"hub ({reason}); check the name and the connection, or download it where there is one "
+            f"There is no folder {self.name}, and the hub gave no model of this name ({reason}); "
+            "check the name and the connection, or download the model on another machine "
             f"(`hf download {self.name} --local-dir FOLDER`) and give the folder."
         )
 
 
 @contextmanager
 def no_bars() -> Iterator[None]:
-    """Without transformers' bars: a folder is read or written in a moment, unlike a download."""
+    """Hide transformers' progress bars: unlike a download, a folder takes a moment."""
     from transformers.utils import logging as transformers_logging
 
     shown = transformers_logging.is_progress_bar_enabled()

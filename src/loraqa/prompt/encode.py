@@ -1,19 +1,20 @@
 """From passages to trees, with windows where a context is too long. Nothing is cut in silence."""
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from itertools import repeat
 from operator import itemgetter
-from typing import Any
 
 import numpy as np
 
 from loraqa.errors import InputError, quote
 from loraqa.garbage import no_garbage
-from loraqa.prompt.segments import SegmentTokenizer
+from loraqa.prompt.segments import EncodedText, SegmentTokenizer
 from loraqa.prompt.template import Template
 from loraqa.prompt.tree import Branch, TokenIds, Tree
-from loraqa.prompt.words import EncodedText, Texts
 from loraqa.squad.passage import Passage, Question
 
 # A window with less room than this holds too little context to answer from.
@@ -97,40 +98,25 @@ class PromptEncoder:
         self.stride = stride
         self._eos = np.array([tokenizer.eos], dtype=np.int32)
 
-    def to_json(self) -> dict[str, Any]:
-        """All of it as plain JSON values, for another process."""
-        return {
-            "tokenizer": self.tokenizer.to_json(),
-            "template": self.template.text,
-            "max_length": self.max_length,
-            "stride": self.stride,
-        }
-
-    @classmethod
-    def from_json(cls, told: dict[str, Any]) -> "PromptEncoder":
-        """The reverse of `to_json`."""
-        tokenizer = SegmentTokenizer.from_json(told["tokenizer"])
-        return cls(tokenizer, Template(told["template"]), told["max_length"], told["stride"])
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of everything that decides which trees a data set gives."""
+        parts = [self.tokenizer.fingerprint, self.template.text, self.max_length, self.stride]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @no_garbage()
-    def encode_training(
-        self, passages: Sequence[Passage], texts: Sequence[str] | None = None
-    ) -> Encoded:
+    def encode_training(self, passages: Sequence[Passage]) -> Encoded:
         """Trees with answers: each question's first, or eos alone where it has none.
 
         If some question of the data has no answer (SQuAD v2.0), a window without the answer of
         its question is an example of "not here"; otherwise it is left out and counted.
-
-        Args:
-            passages: with their answers.
-            texts: `training_texts` of this template and these passages, where they are there.
 
         Raises:
             InputError: a question and its answer leave no room for a context.
         """
         not_here_exists = any(not q.answerable for p in passages for q in p.questions)
         contexts, prompts, answers = self._encode(
-            passages, training_texts(self.template, passages) if texts is None else texts
+            passages, _training_texts(self.template, passages)
         )
         ends = (np.concatenate([answer.ids, self._eos]) for answer in answers)
         counts = EncodingCounts()
@@ -252,20 +238,17 @@ class PromptEncoder:
         return Branch(branch.question_id, branch.prompt, self._eos)
 
 
-def training_texts(template: Template, passages: Sequence[Passage]) -> Texts:
-    """All contexts, then all prompts, then all answers, as text: no tokenizer is needed yet.
-
-    In one row, what they have in common is encoded once.
-    """
+def _training_texts(template: Template, passages: Sequence[Passage]) -> list[str]:
+    """Return all contexts, then all prompts, then all answers."""
     questions = [question for passage in passages for question in passage.questions]
     answers = (q.answers[0].text if q.answers else "" for q in questions)
-    return Texts([*_prompt_texts(template, passages), *map(template.answer, answers)])
+    return [*_prompt_texts(template, passages), *map(template.answer, answers)]
 
 
-def _prompt_texts(template: Template, passages: Sequence[Passage]) -> Texts:
+def _prompt_texts(template: Template, passages: Sequence[Passage]) -> list[str]:
     contexts = (template.context(passage.context) for passage in passages)
     prompts = (template.question(q.text) for passage in passages for q in passage.questions)
-    return Texts([*contexts, *prompts])
+    return [*contexts, *prompts]
 
 
 def _word_starts(context: _Context) -> TokenIds:

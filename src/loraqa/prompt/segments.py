@@ -1,29 +1,61 @@
-"""From text to token ids, segment by segment, with no way for text to become a control token."""
+"""From text to token ids, segment by segment; text never becomes a control token."""
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from loraqa.errors import InputError
 from loraqa.prompt.tree import TokenIds
-from loraqa.prompt.words import EncodedText, cuts_at_blanks, encode_by_words, encode_whole
 
-# What a tokenizer has to give back.
+# A tokenizer must give these prompts back.
 _PROMPTS = (
     ("Context: In 1066, a b.", " Question: Who? Answer:", " William"),
     ("(He) said - it's $3.50!", " Q: What's it cost? A:", " $3.50"),
 )
 
 
+class EncodedText(Protocol):
+    """The tokens of a text."""
+
+    @property
+    def ids(self) -> TokenIds:
+        """Their ids, (tokens,)."""
+
+    def offset(self, token: int) -> tuple[int, int]:
+        """Return where the token of an index stands in the text: characters, start and end."""
+
+
+EncodeTexts = Callable[[Tokenizer, Sequence[str]], list[EncodedText]]
+"""Encodes texts, with no tokens added around them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """A text and its encoding."""
+
+    ids: TokenIds
+    encoding: Encoding
+
+    def offset(self, token: int) -> tuple[int, int]:
+        return self.encoding.token_to_chars(token)  # type: ignore[return-value]
+
+
+def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[EncodedText]:
+    """Encode each text on its own."""
+    encodings = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    return [_Encoded(np.array(encoding.ids, dtype=np.int32), encoding) for encoding in encodings]
+
+
 @dataclass(frozen=True, slots=True)
 class _WithSpace:
-    """A segment that may start with a space, and was encoded without it."""
+    """A segment that may start with a space, and was encoded without the space."""
 
     segment: str
     encoded: EncodedText
@@ -39,82 +71,85 @@ class _WithSpace:
 
 
 class SegmentTokenizer:
-    """Encodes the segments of prompts, each apart from its neighbours.
+    """Encodes the segments of prompts, each on its own.
 
-    It is the tokenizer's own model without its list of added tokens, so `<|endoftext|>` in a text
-    is encoded as the characters it is made of. Segments are joined as ids, so the boundary between
-    prompt and answer is known and never searched for.
+    It is the base model's tokenizer without its list of added tokens, so `<|endoftext|>` in a text
+    is encoded as the characters that it consists of. Segments are joined as ids, so the boundary
+    between prompt and answer is known and never searched for.
+
+    Args:
+        name: the tokenizer's name, for messages.
+        backend: the tokenizer.
+        eos: see below.
+        start: see below.
+        control: ids of control tokens. No text may become one, and no answer shows one.
+        names: ids and names of all added tokens.
 
     Attributes:
         start: ids that the tokenizer puts before every text (bos, for Llama-like models).
         eos: the id that ends an answer.
 
     Raises:
-        InputError: the tokenizer has no fast backend or no end-of-text token, or joining
-            segment-wise encodings does not give the prompt's text back.
+        InputError: the ids of a prompt's segments, joined, do not give the prompt's text back.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        backend: Tokenizer,
+        *,
+        eos: int,
+        start: Sequence[int],
+        control: Collection[int],
+        names: Mapping[int, str],
+    ) -> None:
+        self.name, self.eos, self.start = name, eos, list(start)
+        self._control, self._names = frozenset(control), names
+        self._encode_texts: EncodeTexts = encode_texts
+        self._plain = _without_added_tokens(backend)
+        self._adds_space = self._decode(["a", " b"]) == "a  b"
+        self._check_stable()
+
+    @classmethod
+    def from_transformers(cls, tokenizer: Any) -> "SegmentTokenizer":
+        """Wrap a tokenizer of transformers.
+
+        Raises:
+            InputError: as above, or the tokenizer has no fast version or no end-of-text token.
+        """
         name = tokenizer.name_or_path or type(tokenizer).__name__
         if not getattr(tokenizer, "is_fast", False):
             raise InputError(
                 f"The tokenizer {name} has no fast version (tokenizer.json); convert it with "
                 "transformers' convert_slow_tokenizer first."
             )
-        if tokenizer.eos_token_id is None:
+        eos, bos, unknown = tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id
+        if eos is None:
             raise InputError(
                 f"The tokenizer {name} has no eos_token, which ends every answer; "
                 "set one in its tokenizer_config.json."
             )
-        eos = tokenizer.eos_token_id
-        self._set_up(
+        added = tokenizer.added_tokens_decoder
+        special = {i for i, token in added.items() if token.special}
+        return cls(
             name,
-            eos,
-            [i for i in tokenizer("")["input_ids"] if i != eos or i == _bos(tokenizer)],
-            _without_added_tokens(tokenizer.backend_tokenizer),
-            _control_ids(tokenizer),
-            {i: str(token) for i, token in tokenizer.added_tokens_decoder.items()},
+            tokenizer.backend_tokenizer,
+            eos=eos,
+            start=[i for i in tokenizer("")["input_ids"] if i != eos or i == bos],
+            control=special - ({unknown} - {eos}),
+            names={i: str(token) for i, token in added.items()},
         )
-        self._check_stable()
 
-    def _set_up(
-        self,
-        name: str,
-        eos: int,
-        start: list[int],
-        plain: Tokenizer,
-        control: frozenset[int],
-        names: dict[int, str],
-    ) -> None:
-        self.name, self.eos, self.start = name, eos, start
-        self._plain, self._control, self._names = plain, control, names
-        self._encode = encode_by_words if cuts_at_blanks(plain) else encode_whole
-        self._adds_space = self._decode(["a", " b"]) == "a  b"
+    @property
+    def backend(self) -> Tokenizer:
+        """The tokenizer without added tokens."""
+        return self._plain
 
-    def to_json(self) -> dict[str, Any]:
-        """All of it as plain JSON values, for another process."""
-        return {
-            "name": self.name,
-            "eos": self.eos,
-            "start": self.start,
-            "plain": self._plain.to_str(),
-            "control": sorted(self._control),
-            "names": list(self._names.items()),
-        }
-
-    @classmethod
-    def from_json(cls, told: dict[str, Any]) -> "SegmentTokenizer":
-        """The reverse of `to_json`."""
-        tokenizer = cls.__new__(cls)
-        tokenizer._set_up(
-            told["name"],
-            told["eos"],
-            told["start"],
-            Tokenizer.from_str(told["plain"]),
-            frozenset(told["control"]),
-            dict(told["names"]),
-        )
-        return tokenizer
+    def encoding_by(self, encode: EncodeTexts) -> "SegmentTokenizer":
+        """Return a tokenizer that encodes texts by another function, with the same tokens."""
+        other = copy(self)
+        other._encode_texts = encode
+        return other
 
     def encode(self, segments: Sequence[str]) -> list[EncodedText]:
         """Encode segments.
@@ -125,38 +160,38 @@ class SegmentTokenizer:
         if self._adds_space:
             encoded = self._encode_with_space(segments)
         else:
-            encoded = self._encode(self._plain, segments)
+            encoded = self._encode_texts(self._plain, segments)
         self._check_no_control(segments, encoded)
         return encoded
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of an answer's token ids, without control tokens and outer blanks."""
+        """Return the text of an answer's ids, without control tokens and outer blanks."""
         kept = [int(i) for i in ids if int(i) not in self._control]
         text: str = self._plain.decode(kept, skip_special_tokens=False)
         return text.strip()
 
     def show(self, token: int) -> str:
-        """A token's own text, control tokens by their names, for people to look at."""
+        """Return a token's text, or a control token's name, for people to look at."""
         return self._names.get(token) or self._plain.decode([token], skip_special_tokens=False)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of all that decides which ids a segment gets."""
-        parts = [self._plain.to_str(), self.start, self.eos, self._adds_space]
+        """SHA-256 (hex) of everything that decides which ids a segment gets."""
+        parts = [self._plain.to_str(), self.start, self.eos, sorted(self._control)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @cached_property
     def line_breaks(self) -> list[int]:
-        """The tokens whose text holds a line break."""
+        """Ids of the tokens whose text holds a line break."""
         ids = sorted(self._plain.get_vocab().values())
         texts = self._plain.decode_batch([[i] for i in ids], skip_special_tokens=False)
         added = [i for i, name in self._names.items() if "\n" in name]
         return [i for i, text in zip(ids, texts, strict=True) if "\n" in text] + added
 
     def _encode_with_space(self, segments: Sequence[str]) -> list[EncodedText]:
-        """Leave the space before a segment to the tokenizer, which itself puts one there."""
+        """Remove the space before a segment, because the tokenizer puts one there itself."""
         texts = [segment.removeprefix(" ") for segment in segments]
-        return list(map(_WithSpace, segments, self._encode(self._plain, texts)))
+        return list(map(_WithSpace, segments, self._encode_texts(self._plain, texts)))
 
     def _check_no_control(self, segments: Sequence[str], encoded: Sequence[EncodedText]) -> None:
         lengths = [len(text.ids) for text in encoded]
@@ -187,20 +222,9 @@ class SegmentTokenizer:
 
 
 def _without_added_tokens(backend: Tokenizer) -> Tokenizer:
-    """The same tokenizer, which matches no added token and adds nothing around a text."""
+    """Copy a tokenizer, but match no added tokens and add nothing around a text."""
     plain = Tokenizer(backend.model)
     for part in ("normalizer", "pre_tokenizer", "decoder"):
         if getattr(backend, part) is not None:
             setattr(plain, part, getattr(backend, part))
     return plain
-
-
-def _control_ids(tokenizer: Any) -> frozenset[int]:
-    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    unknown = tokenizer.unk_token_id
-    return frozenset(added - ({unknown} - {tokenizer.eos_token_id}))
-
-
-def _bos(tokenizer: Any) -> int | None:
-    bos: int | None = tokenizer.bos_token_id
-    return bos

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from rich.text import Text
 
-from loraqa.model.blocks import branch_mask
+from loraqa.model.trees import branch_mask
 from loraqa.prompt.batch import collate_trees
 from loraqa.prompt.encode import Encoded, EncodingCounts
 from loraqa.prompt.segments import SegmentTokenizer

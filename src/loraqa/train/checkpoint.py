@@ -26,7 +26,7 @@ from loraqa.adapter.evaluation import Evaluation
 from loraqa.errors import InputError, LoraqaError
 from loraqa.files import read_json, replacing_folder, sha256, write_json, write_tensors
 from loraqa.lora.adapter import save_adapter
-from loraqa.train.flat import FlatAdapter
+from loraqa.lora.flat import FlatAdapter
 
 logger = logging.getLogger("loraqa")
 

@@ -1,10 +1,10 @@
-"""What a run learns from: read, checked and encoded. Imports nothing large by itself."""
+"""The training data of a run: read, checked and encoded. Importing this loads no PyTorch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Protocol
 
 from loraqa.model.source import ModelSource, choose_max_length, load_tokenizer
-from loraqa.prompt.cache import encode_training_once
 from loraqa.prompt.encode import Encoded, EncodingCounts, PromptEncoder
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
@@ -14,61 +14,92 @@ if TYPE_CHECKING:
     from loraqa.train.settings import RunSettings
 
 
-@dataclass(frozen=True)
-class TrainingData:
-    """Trees to learn from.
+class TrainingData(Protocol):
+    """Trees to learn from. They may still be in preparation; then the first use waits for them.
 
     Attributes:
-        facts: where the questions came from, their fingerprint and counts, as plain JSON values.
+        facts: source, fingerprint and counts of the questions, as plain JSON values.
         encoded: the trees, and what encoding did.
-        tokenizer: what they were encoded with.
+        tokenizer: the tokenizer that they were encoded with.
     """
+
+    @property
+    def facts(self) -> dict[str, Any]: ...  # noqa: D102
+
+    @property
+    def encoded(self) -> Encoded: ...  # noqa: D102
+
+    @property
+    def tokenizer(self) -> SegmentTokenizer: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class EncodedTrainingData:
+    """`TrainingData` in memory."""
 
     facts: dict[str, Any]
     encoded: Encoded
     tokenizer: SegmentTokenizer
 
-    @property
-    def all_answerable(self) -> bool:
-        """Whether every question has an answer (SQuAD v1.1)."""
-        return not self.facts["unanswerable"]
+
+def same_tokenizer(tokenizer: SegmentTokenizer) -> SegmentTokenizer:
+    """Return the tokenizer as it is."""
+    return tokenizer
+
+
+def encode_training(encoder: PromptEncoder, data: QADataset) -> Encoded:
+    """Encode a data set to learn from."""
+    return encoder.encode_training(data.passages)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How the training data of a run are prepared.
+
+    The plain way is the default of every field. An acceleration of `loraqa.speed` returns a
+    preparation with other fields.
+
+    Attributes:
+        tokenizer: returns a tokenizer that gives the same tokens.
+        encode: encodes a data set.
+    """
+
+    tokenizer: Callable[[SegmentTokenizer], SegmentTokenizer] = same_tokenizer
+    encode: Callable[[PromptEncoder, QADataset], Encoded] = encode_training
+
+    def __call__(self, settings: "RunSettings") -> TrainingData:
+        """Read and encode the training data.
+
+        Raises:
+            InputError: the data, the model's tokenizer or the prompt cannot be used.
+        """
+        questions = read_questions(settings)
+        encoder = self.encoder(settings)
+        encoded = self.encode(encoder, questions)
+        facts = describe_encoded(questions, encoded.counts)
+        return EncodedTrainingData(facts, encoded, encoder.tokenizer)
+
+    def encoder(self, settings: "RunSettings") -> PromptEncoder:
+        """Make the encoder of a run, with the tokenizer of its model."""
+        tokenizer, config = load_tokenizer(settings.model.source, settings.model.revision)
+        max_length = choose_max_length(settings.prompt.max_length, config)
+        template = Template(settings.prompt.template)
+        return PromptEncoder(
+            self.tokenizer(tokenizer), template, max_length, settings.prompt.stride
+        )
+
+
+def read_questions(settings: "RunSettings") -> QADataset:
+    """Read the questions that a run learns from. Raises `InputError` as `read_passages` does."""
+    return read_passages(settings.data.train, on_bad=settings.data.on_bad, split="train")
 
 
 def check_sources(settings: "RunSettings") -> None:
-    """Raise `InputError` where the model or the data are not there, before anything is read."""
+    """Raise `InputError` if the model or the data do not exist, before anything is read."""
     ModelSource(settings.model.source, settings.model.revision)
     for source in (settings.data.train, settings.data.dev):
         if source is not None:
             check_there(source)
-
-
-def read_training_data(settings: "RunSettings") -> TrainingData:
-    """Read and encode the training data of a run.
-
-    Raises:
-        InputError: the data, the model's tokenizer or the prompt cannot be used.
-    """
-    questions = read_training_questions(settings.data.train, settings.data.on_bad)
-    encoder = load_encoder(settings)
-    encoded = encode_training_once(encoder, questions)
-    facts = describe_encoded(questions, encoded.counts)
-    return TrainingData(facts, encoded, encoder.tokenizer)
-
-
-def read_training_questions(source: str, on_bad: Literal["stop", "skip"]) -> QADataset:
-    """Read what a run is to learn from, or raise `InputError`; see `read_passages`."""
-    return read_passages(source, on_bad=on_bad, split="train")
-
-
-def load_encoder(settings: "RunSettings") -> PromptEncoder:
-    """What makes a run's trees, with the tokenizer of its model, or raise `InputError`."""
-    tokenizer, config = load_tokenizer(settings.model.source, settings.model.revision)
-    return PromptEncoder(
-        tokenizer,
-        Template(settings.prompt.template),
-        choose_max_length(settings.prompt.max_length, config),
-        settings.prompt.stride,
-    )
 
 
 def describe(data: QADataset) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""Where and with what a run is made: versions, machine, threads, device."""
+"""The environment of a run: versions, machine, threads, device, accelerations."""
 
 import os
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import torch
 _PACKAGES = ("loraqa", "torch", "transformers", "tokenizers", "safetensors", "numpy")
 
 
-def environment(device: torch.device, dtype: torch.dtype, command: str) -> dict[str, Any]:
-    """Where and with what a run is made."""
+def environment(
+    device: torch.device, dtype: torch.dtype, command: str, accelerations: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return everything that the last bits of a run depend on besides its settings and data."""
     cuda = device.type == "cuda"
     return {
         "command": command,
@@ -23,11 +26,12 @@ def environment(device: torch.device, dtype: torch.dtype, command: str) -> dict[
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if cuda else device.type,
         "dtype": str(dtype).removeprefix("torch."),
+        "accelerations": list(accelerations),
     }
 
 
 def _processor() -> str:
-    """The processor's name, where Linux tells it."""
+    """Return the processor's name, as Linux says."""
     cpuinfo = Path("/proc/cpuinfo")
     names = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.partition(":")[2].strip() for line in names if line.startswith("model name")]

@@ -1,4 +1,4 @@
-"""The loop: one optimizer step after another, with evaluations and checkpoints between them."""
+"""The training loop: optimizer steps, with evaluations and checkpoints between them."""
 
 import logging
 import math
@@ -23,7 +23,9 @@ from torch.optim import AdamW
 
 from loraqa.adapter.evaluation import Evaluation
 from loraqa.errors import InputError, LoraqaError, some_of
+from loraqa.lora.flat import FlatAdapter
 from loraqa.lora.layer import lora_layers
+from loraqa.model.loss import Launch
 from loraqa.model.memory import explaining_lack_of_memory
 from loraqa.model.runner import Runner
 from loraqa.prompt.plan import BatchPlan, Step
@@ -36,9 +38,6 @@ from loraqa.train.checkpoint import (
     restore,
     save_checkpoint,
 )
-from loraqa.train.flat import FlatAdapter
-from loraqa.train.graphs import choose_gradients
-from loraqa.train.loss import Launch, Loss, answer_loss
 from loraqa.train.run import Record, RunDirectory
 from loraqa.train.schedule import learning_rate, total_steps
 from loraqa.train.settings import OptimisationSettings, RunSettings
@@ -56,26 +55,24 @@ def train(
     checkpoint: Path | None = None,
     evaluate: Callable[[], Scores] | None = None,
     report: Callable[[Record], None] = lambda _: None,
-    loss: Loss = answer_loss,
 ) -> TrainState:
     """Train the adapter in `runner.model`; checkpoints of the last and the best step stay in `run`.
 
     Args:
-        runner: computes the model, which holds an adapter: a new one, or that of `checkpoint`.
-        plan: the data.
-        settings: those of the run.
-        run: where metrics and checkpoints are written.
-        checkpoint: where to go on from; the last bits are those of a training never stopped.
-        evaluate: scores the model as it stands on the dev data.
-        report: is shown every record of the metrics.
-        loss: what is minimised, per supervised token.
+        runner: computes the model, which holds a new adapter or the adapter of `checkpoint`.
+        plan: the training data, step by step.
+        settings: the settings of the run.
+        run: the folder for metrics and checkpoints.
+        checkpoint: where to go on. The result has the same bits as a training that never stopped.
+        evaluate: scores the model on the dev data.
+        report: called with every record of the metrics.
 
     Raises:
-        StoppedError: the user stopped the training; a checkpoint of where it stood is written.
-        LoraqaError: the loss is no number any more, or memory is out; no checkpoint is written,
-            and the adapter in memory is of no use.
+        StoppedError: the user stopped the training, and a checkpoint was written.
+        LoraqaError: the loss is not finite, or memory is out; no checkpoint is written, and the
+            adapter in memory is unusable.
     """
-    training = _Training(runner, plan, settings, run, evaluate, report, loss)
+    training = _Training(runner, plan, settings, run, evaluate, report)
     if checkpoint is not None:
         training.take_over(checkpoint)
     run.cut_back(training.state)
@@ -86,7 +83,7 @@ def train(
 
 @dataclass(frozen=True)
 class _PlannedStep:
-    """An optimizer step and its place: the `index`-th of `length` in its epoch."""
+    """An optimizer step, the `index`-th of `length` in its epoch."""
 
     micro_batches: Step
     compute_gradients: Launch
@@ -96,20 +93,20 @@ class _PlannedStep:
 
     @property
     def question_ids(self) -> list[str]:
-        """The ids of its questions."""
+        """The ids of the step's questions."""
         trees = [tree for trees in self.micro_batches for tree in trees]
         return [branch.question_id for tree in trees for branch in tree.branches]
 
 
 @dataclass(frozen=True)
 class _LaunchedStep:
-    """An optimizer step under way.
+    """An optimizer step that the device may still be computing.
 
     Attributes:
-        planned: what is done.
+        planned: the step.
         rate: its learning rate.
-        numbers: (2,) its loss and its gradient's norm, which are there once `wait` returns.
-        wait: for these alone, not for what was launched since.
+        numbers: (2,) its loss and its gradient's norm, valid once `wait` has returned.
+        wait: waits for these numbers, but not for steps launched later.
     """
 
     planned: _PlannedStep
@@ -120,7 +117,7 @@ class _LaunchedStep:
 
 @dataclass
 class _Training:
-    """A training under way: what it was given, and where it stands."""
+    """A training in progress: its inputs and its state."""
 
     runner: Runner
     plan: BatchPlan
@@ -128,12 +125,11 @@ class _Training:
     run: RunDirectory
     evaluate: Callable[[], Scores] | None
     report: Callable[[Record], None]
-    loss: Loss
 
     def __post_init__(self) -> None:
         self.model = self.runner.model
         self.adapter = FlatAdapter(self.model)
-        self.gradients = choose_gradients(self.runner, self.adapter, self.loss)
+        self.gradients = self.runner.gradients(self.adapter)
         self.optimizer = _adamw(self.adapter.vector, self.settings.optimisation)
         self.total = total_steps(self.plan, self.settings.optimisation)
         self.state = TrainState()
@@ -142,7 +138,7 @@ class _Training:
         self.lap_start = time.perf_counter()
 
     def take_over(self, checkpoint: Path) -> None:
-        """Stand where a checkpoint was made."""
+        """Restore the state of a checkpoint."""
         self.state = restore(checkpoint, self.adapter, self.optimizer)
         self.saved_step = self.state.step
         best = self.state.best
@@ -154,7 +150,7 @@ class _Training:
                 self.state.best = None
 
     def fit(self, stop: StopRequest) -> None:
-        """Train to the end, or until a request to stop."""
+        """Train to the end, or until the user asks to stop."""
         steps = self._remaining_steps()
         self._lap()
         self._set_mode(training=True)
@@ -179,7 +175,7 @@ class _Training:
             start = 0
 
     def _train(self, steps: Iterator[_PlannedStep], stop: StopRequest) -> None:
-        """Do optimizer steps until something else is due, or a request to stop comes."""
+        """Do optimizer steps until something else is due, or the user asks to stop."""
         under_way: deque[_LaunchedStep] = deque()
         due = False
         while not due:
@@ -193,12 +189,12 @@ class _Training:
             self._complete(under_way.popleft())
 
     def _launch(self, planned: _PlannedStep, done: int) -> _LaunchedStep:
-        """Begin an optimizer step, after so many; a GPU will end it."""
+        """Launch the optimizer step after `done` steps; a GPU may finish it later."""
         options = self.settings.optimisation
         rate = learning_rate(done, self.total, options)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        if self.settings.lora.dropout or self.loss is not answer_loss:
+        if self.settings.lora.dropout:
             _seed_step(self.settings.seed, done)
         loss = planned.compute_gradients()
         norm = clip_grad_norm_(self.adapter.vector, options.clip_norm or math.inf)
@@ -207,7 +203,7 @@ class _Training:
         return _LaunchedStep(planned, rate, *_fetch(torch.stack([loss, norm])))
 
     def _complete(self, launched: _LaunchedStep) -> None:
-        """Wait for a step, and count it if its numbers are any."""
+        """Wait for a step, and record it if loss and norm are finite."""
         planned, state = launched.planned, self.state
         launched.wait()
         loss, norm = launched.numbers.tolist()
@@ -226,12 +222,12 @@ class _Training:
         )
 
     def _something_is_due(self, step: int) -> bool:
-        """Whether a scoring or a checkpoint may follow this step, or the end."""
+        """Return whether an evaluation, a checkpoint or the end may follow this step."""
         intervals = self.settings.evaluation.every, self.settings.checkpoint.every
         return step == self.total or any(step % every == 0 for every in intervals)
 
     def _speed(self, planned: _PlannedStep) -> dict[str, float]:
-        """Since the last step: with the time that checkpoints took, without that of evaluations."""
+        """Return the speed since the last step; checkpoints count, evaluations do not."""
         seconds = self._lap()
         self.state.training_seconds += seconds
         tokens = sum(map(self.runner.size, planned.micro_batches))
@@ -247,7 +243,7 @@ class _Training:
         return step % self.settings.evaluation.every == 0 or step == self.total
 
     def _evaluate(self, evaluate: Callable[[], Scores], stop: StopRequest) -> None:
-        """Score the model as it stands; nothing happens where a request to stop comes meanwhile."""
+        """Score the model; if the user asks to stop meanwhile, drop the scores."""
         self.state.training_seconds += self._lap()
         self._set_mode(training=False)
         with self._explaining_lack_of_memory(f"while scoring step {self.state.step}"):
@@ -262,7 +258,7 @@ class _Training:
         self._record("evaluation", **asdict(latest), seconds=seconds)
 
     def _compare(self, latest: Evaluation) -> None:
-        """Keep the best evaluation; of equal ones the later, whose weights have learned longer."""
+        """Keep the best evaluation; of two equal ones the later, which has learned longer."""
         state, metric = self.state, self.settings.evaluation.metric
         state.latest = latest
         if latest.step == 0:
@@ -284,7 +280,7 @@ class _Training:
     def _checkpoint_is_due(self, stop: StopRequest) -> bool:
         state = self.state
         if state.step == self.saved_step:
-            # Its weights are these, and what was scored since will be scored again.
+            # The weights are saved. An evaluation since then will be repeated.
             return False
         is_best = state.best is not None and state.best.step == state.step
         regular = state.step % self.settings.checkpoint.every == 0
@@ -302,12 +298,12 @@ class _Training:
         self.report(record)
 
     def _lap(self) -> float:
-        """Seconds since the last lap."""
+        """Return the seconds since the last call."""
         start, self.lap_start = self.lap_start, time.perf_counter()
         return self.lap_start - start
 
     def _set_mode(self, training: bool) -> None:
-        """The base never drops out; LoRA does while training, if it is to."""
+        """Use dropout in LoRA layers while training; the base model has none."""
         self.model.eval()
         for layer in lora_layers(self.model).values():
             layer.train(training)
@@ -324,8 +320,8 @@ class _Training:
         more_precise = "" if self.model.dtype.itemsize > 2 else ", or model.dtype=float32"
         return (
             f"The loss is {loss} and the gradient's norm {norm} in step {self.state.step + 1} "
-            f"(questions {some_of(ids)}): the run is stopped and "
-            "nothing of this step kept; start again in another folder (--out), with an "
+            f"(questions {some_of(ids)}), so the run is stopped and this step is not kept; start "
+            "again in another folder (--out), with an "
             f"optimisation.learning_rate lower than {rate}{more_precise}."
         )
 
@@ -348,12 +344,12 @@ def _adamw(vector: Parameter, options: OptimisationSettings) -> AdamW:
 
 
 def _steps_ahead(device: torch.device) -> int:
-    """A GPU has a next step to do while the last one is looked at."""
+    """Return how many steps to launch ahead: 1 on a GPU, which computes while the CPU records."""
     return 1 if device.type == "cuda" else 0
 
 
 def _fetch(numbers: Tensor) -> tuple[Tensor, Callable[[], None]]:
-    """Numbers on their way to the CPU, and what waits for them."""
+    """Start copying numbers to the CPU; return them and a function that waits for them."""
     if not numbers.is_cuda:
         return numbers.cpu(), lambda: None
     fetched = numbers.to("cpu", non_blocking=True)
@@ -363,15 +359,15 @@ def _fetch(numbers: Tensor) -> tuple[Tensor, Callable[[], None]]:
 
 
 def _seed_step(seed: int, step: int) -> None:
-    """Make dropout a function of seed and step, so that no generator's state is to be kept."""
+    """Make dropout a function of seed and step, so that checkpoints need no generator's state."""
     (drawn,) = np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)
     torch.manual_seed(int(drawn))
 
 
 def _peak_memory(device: torch.device) -> float:
-    """The most memory used so far, in MiB: of the GPU by tensors, else of the process in all."""
+    """Return the peak memory in MiB: of tensors on a GPU, else of the whole process."""
     if device.type == "cuda":
-        # `max_memory_allocated` flattens all statistics to look at this one.
+        # `max_memory_allocated` would flatten all statistics to read this one.
         peak: int = torch.cuda.memory_stats_as_nested_dict(device)["allocated_bytes"]["all"]["peak"]
         return peak / 2**20
     kept = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -29,12 +29,13 @@ logger = logging.getLogger("loraqa")
 
 Record = Mapping[str, Any]
 
-# Settings that bound memory and disk, or say where an equal base and equal data lie: the result
-# stays the same.
+# Settings that may change when a run is resumed: they bound memory, disk and time, or say where the
+# same base and the same data lie.
 _FREE_ON_RESUME = (
     "optimisation.tokens_per_batch",
     "checkpoint.",
     "data.",
+    "speed.",
     "model.source",
     "model.revision",
 )

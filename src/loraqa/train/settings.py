@@ -125,6 +125,18 @@ class CheckpointSettings(_Group):
     """How many of the newest stay; the best stays besides."""
 
 
+class SpeedSettings(_Group):
+    """Accelerations. Each one is compared with the plain way before it is used."""
+
+    without: Annotated[tuple[str, ...], Strict(False)] = ()
+    """Accelerations to leave out, or `all`; docs/architecture.md has their names."""
+
+    @field_validator("without", mode="before")
+    @classmethod
+    def _a_single_name(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
 class RunSettings(_Group):
     """Everything a run may choose."""
 
@@ -137,6 +149,7 @@ class RunSettings(_Group):
     optimisation: OptimisationSettings = OptimisationSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
+    speed: SpeedSettings = SpeedSettings()
 
     def with_full_paths(self) -> "RunSettings":
         """The same, with paths that hold in any working directory."""

@@ -1,14 +1,14 @@
-"""Encoded training data kept on disk: a data set is tokenized once.
+"""Keep encoded training data on disk, so that a data set is tokenized once.
 
-A file is named after all that its content depends on: data, tokenizer, template, lengths, and the
-code that encodes. So nothing in it can be out of date; a damaged one is made again.
+A file is named after everything that its content depends on: data, tokenizer, template, lengths,
+and the code that encodes. So a file is never out of date. A damaged file is made again.
 """
 
 import contextlib
 import hashlib
 import json
-import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import accumulate, chain, islice, pairwise
 from pathlib import Path
@@ -19,65 +19,51 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from loraqa import prompt
 from loraqa.files import cache_folder, replacing, writing_tensors
 from loraqa.garbage import no_garbage
 from loraqa.prompt.encode import Encoded, EncodingCounts, PromptEncoder
 from loraqa.prompt.tree import Branch, Tree
 from loraqa.squad import QADataset
+from loraqa.train.data import Preparation
 
 Arrays = dict[str, NDArray[np.int32]]
 
-# The files used last stay.
+# How many files stay: the ones used last.
 _KEPT = 20
 
 
-def encode_training_once(encoder: PromptEncoder, data: QADataset) -> Encoded:
-    """`encoder.encode_training(data.passages)`, from the cache where it was done before."""
-    return _encode_once(encoder, data, None)[0]
+def wrap(preparation: Preparation) -> Preparation:
+    """Take encoded data from the cache if they are there; else put them there."""
+
+    def encode(encoder: PromptEncoder, data: QADataset) -> Encoded:
+        return encode_once(encoder, data, preparation.encode)
+
+    return replace(preparation, encode=encode)
 
 
-def write_encoded(
-    path: Path, encoder: PromptEncoder, data: QADataset, texts: Sequence[str]
-) -> EncodingCounts:
-    """Leave what `encode_training_once` gives in a file, and tell its counts.
-
-    Args:
-        path: of the file.
-        encoder, data: what encodes, and what is to be.
-        texts: see `PromptEncoder.encode_training`.
-    """
-    encoded, kept = _encode_once(encoder, data, texts)
-    with contextlib.suppress(OSError):
-        if kept is not None:
-            # A tenth of the time that it takes to write it once more.
-            shutil.copyfile(kept, path)
-            return encoded.counts
-    save_encoded(encoded, path)
-    return encoded.counts
-
-
-def _encode_once(
-    encoder: PromptEncoder, data: QADataset, texts: Sequence[str] | None
-) -> tuple[Encoded, Path | None]:
-    """The trees, and the file of the cache that holds them, if one does."""
+def encode_once(
+    encoder: PromptEncoder,
+    data: QADataset,
+    encode: Callable[[PromptEncoder, QADataset], Encoded],
+) -> Encoded:
+    """Return `encode(encoder, data)`, from the cache if it has been encoded before."""
     path = cache_folder("encoded") / f"{_key(encoder, data)}.safetensors"
     with contextlib.suppress(OSError, SafetensorError, KeyError, ValueError):
         encoded = load_encoded(path)
         path.touch()
-        return encoded, path
-    encoded = encoder.encode_training(data.passages, texts)
-    try:
+        return encoded
+    encoded = encode(encoder, data)
+    # If the cache is not writable, the next run encodes again.
+    with contextlib.suppress(OSError):
         with replacing(path) as temporary:
             save_encoded(encoded, temporary)
         _remove_oldest(path.parent)
-    except OSError:
-        # Where nothing can be kept, the next run encodes anew.
-        return encoded, None
-    return encoded, path
+    return encoded
 
 
 def save_encoded(encoded: Encoded, path: Path) -> None:
-    """Write trees and counts as safetensors; raise `OSError` where it cannot be."""
+    """Write trees and counts as safetensors. Raises `OSError` if that fails."""
     arrays = _flatten(encoded.trees)
     ids = [branch.question_id for tree in encoded.trees for branch in tree.branches]
     metadata = {
@@ -91,7 +77,7 @@ def save_encoded(encoded: Encoded, path: Path) -> None:
 
 @no_garbage()
 def load_encoded(path: Path) -> Encoded:
-    """The reverse of `save_encoded`.
+    """Read what `save_encoded` wrote.
 
     Raises:
         OSError, SafetensorError, KeyError, ValueError: the file is missing or damaged.
@@ -106,28 +92,22 @@ def load_encoded(path: Path) -> Encoded:
 
 
 def _key(encoder: PromptEncoder, data: QADataset) -> str:
-    parts: list[Any] = [
-        _code_fingerprint(),
-        data.fingerprint,
-        encoder.tokenizer.fingerprint,
-        encoder.template.text,
-        encoder.max_length,
-        encoder.stride,
-    ]
+    parts = [_code_fingerprint(), data.fingerprint, encoder.fingerprint]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 @cache
 def _code_fingerprint() -> str:
-    """SHA-256 (hex) of the modules beside this one, in which all encoding is done."""
+    """Return the SHA-256 (hex) of the modules that encode."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    folders = Path(prompt.__file__).parent, Path(__file__).parent
+    for path in sorted(path for folder in folders for path in folder.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
 def _flatten(trees: Sequence[Tree]) -> Arrays:
-    """All ids in a row, segment by segment, and what is needed to cut them apart again."""
+    """Put all ids into one array, with the lengths of its segments."""
     segments = [segment for tree in trees for segment in _segments(tree)]
     return {
         "ids": np.concatenate([*segments, np.empty(0, np.int32)]),
@@ -166,7 +146,7 @@ def _digest(arrays: Arrays) -> str:
 
 
 def _remove_oldest(folder: Path) -> None:
-    """The folder is for this alone, as all in it may go."""
+    """Remove all but the newest files of a folder that holds nothing else."""
     files = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
     for path in files[:-_KEPT]:
         path.unlink(missing_ok=True)

@@ -1,173 +1,195 @@
-"""Training data read and encoded by a process of its own, while this one imports PyTorch.
+"""Let another process read and encode the training data while this one imports PyTorch.
 
-with preparing(settings) as prepared:
-    prepared.encode_with(load_encoder(settings))
+    with preparing(settings) as prepare:
+        from loraqa.finetune import finetune
 
-    from loraqa.finetune import finetune
+        finetune(settings, run, prepare=prepare)
 
-    prepared.check()
-    finetune(settings, run, data=prepared)
-
-The other process imports nothing large, but what a data set of the hub takes: it is handed what
-encodes, and until then reads the data, and cuts them into words.
+The other process needs neither PyTorch nor transformers: it builds the tokenizer from the model's
+`tokenizer.json`. That is only a guess, because transformers may build the tokenizer differently. So
+this process compares the guess with the tokenizer that transformers loads; if they differ, it
+prepares the data itself.
 """
 
+import logging
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Event, Thread
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from loraqa.errors import InputError, LoraqaError, explain
 from loraqa.files import read_json, write_json
 from loraqa.notices import show_notices
+from loraqa.speed import OF_PREPARATION, accelerations
+from loraqa.speed.start import fastest_preparation
+from loraqa.train.data import Preparation, TrainingData, check_sources, describe_encoded
+from loraqa.train.settings import RunSettings, load_settings
 
 if TYPE_CHECKING:
-    from loraqa.prompt.encode import PromptEncoder
-    from loraqa.train.data import TrainingData
-    from loraqa.train.settings import RunSettings
+    from loraqa.prompt.encode import Encoded
+    from loraqa.prompt.segments import SegmentTokenizer
 
-# What the two processes leave each other in a folder.
-_ASKED, _ENCODER = "asked.json", "encoder.json"
-_ENCODED, _OUTCOME = "encoded.safetensors", "outcome.json"
+logger = logging.getLogger("loraqa")
+
+NAME = "preparing-process"
+# The files in the folder that both processes share.
+_SETTINGS, _ENCODED, _OUTCOME = "settings.yaml", "encoded.safetensors", "outcome.json"
 
 
-class Preparation:
-    """Training data that another process reads and encodes."""
-
-    def __init__(self, process: subprocess.Popen[bytes], folder: TemporaryDirectory[str]) -> None:
-        self._process = process
-        self._folder = folder
-        self._encoder: PromptEncoder | None = None
-
-    def encode_with(self, encoder: "PromptEncoder") -> None:
-        """Hand over what encodes; the other process reads and cuts until then, and waits for it.
-
-        Raises:
-            InputError, LoraqaError: as `check`.
-        """
-        self.check()
-        self._encoder = encoder
-        assert self._process.stdin is not None
-        write_json(Path(self._folder.name) / _ENCODER, encoder.to_json())
-        # If the other has ended since, that is told later.
-        with suppress(BrokenPipeError):
-            os.write(self._process.stdin.fileno(), b"\n")
-
-    def check(self) -> None:
-        """Raise what went wrong, if something has by now.
-
-        Raises:
-            InputError: as `read_training_data`.
-            LoraqaError: the process ended otherwise.
-        """
-        if self._process.poll() is not None:
-            self._facts()
-
-    def __call__(self) -> "TrainingData":
-        """The data, once they are there, for one taker; raises as `check`."""
-        from loraqa.prompt.cache import load_encoded
-        from loraqa.train.data import TrainingData
-
-        if self._encoder is None:
-            raise ValueError("encode_with comes first: the other process waits for it")
-        facts = self._facts()
-        encoded = load_encoded(Path(self._folder.name) / _ENCODED)
-        data = TrainingData(facts, encoded, self._encoder.tokenizer)
-        self._folder.cleanup()
-        return data
-
-    def _facts(self) -> dict[str, Any]:
-        status = self._process.wait()
-        outcome = Path(self._folder.name) / _OUTCOME
-        if not outcome.exists():
-            raise LoraqaError(
-                f"The process that was to read the training data ended with status {status}; see "
-                "that there is enough memory, and start again."
-            )
-        told = read_json(outcome)
-        if "error" in told:
-            wrong_input = told["status"] == InputError.exit_code
-            raise (InputError if wrong_input else LoraqaError)(told["error"])
-        facts: dict[str, Any] = told["facts"]
-        return facts
+def wrap(preparation: Preparation) -> Preparation:
+    """Leave the preparation as it is: a process is started by `preparing`, before any import."""
+    return preparation
 
 
 @contextmanager
-def preparing(settings: "RunSettings") -> Iterator[Preparation]:
-    """Begin to read and encode the training data of a run. On leaving, what still runs is stopped.
+def preparing(settings: RunSettings) -> Iterator[Callable[[RunSettings], TrainingData]]:
+    """Start preparing the training data of a run; yield the function that returns them.
+
+    On leaving, the other process is stopped if it still runs.
 
     Args:
-        settings: of the run, with full paths.
+        settings: the settings of the run, with full paths.
+
+    Raises:
+        InputError: the model or the data do not exist, or `speed.without` names no acceleration.
     """
-    folder = TemporaryDirectory(prefix="loraqa-")
-    with folder as name:
-        asked = {
-            "source": settings.data.train,
-            "on_bad": settings.data.on_bad,
-            "template": settings.prompt.template,
-        }
-        write_json(Path(name) / _ASKED, asked)
-        # Python's -P: nothing in the working directory is taken for a library. In a session of its
-        # own, it gets no Ctrl-C.
-        command = [sys.executable, "-P", "-m", "loraqa.ahead", name]
+    check_sources(settings)
+    used = [name for name, _ in accelerations(OF_PREPARATION, settings.speed.without)]
+    if NAME not in used:
+        yield fastest_preparation(settings.speed.without)
+        return
+    with TemporaryDirectory(prefix="loraqa-") as name:
+        folder = Path(name)
+        (folder / _SETTINGS).write_text(settings.to_yaml(), encoding="utf-8")
+        # Python's -P: a file in the working directory is not taken for a library. In a session of
+        # its own the process gets no Ctrl-C.
+        command = [sys.executable, "-P", "-m", "loraqa.speed.start.process", name]
         with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as process:
             try:
-                yield Preparation(process, folder)
+                yield lambda settings: _DataFromProcess(settings, process, folder)
             finally:
                 process.kill()
                 process.wait()
 
 
-def _prepare(folder: Path, handed_over: Event) -> None:
-    from loraqa.prompt.cache import write_encoded
-    from loraqa.prompt.encode import PromptEncoder, training_texts
-    from loraqa.prompt.template import Template
-    from loraqa.train.data import describe_encoded, read_training_questions
+class _DataFromProcess:
+    """`TrainingData` that another process prepares; the first use waits for them.
 
+    Until then PyTorch leaves a core to the other process. With more threads than cores, all threads
+    would wait again and again for the one that does not run.
+
+    Raises:
+        InputError: the other process has found the data to be wrong; also on the first use.
+        LoraqaError: the other process ended unexpectedly; also on the first use.
+    """
+
+    def __init__(
+        self, settings: RunSettings, process: subprocess.Popen[bytes], folder: Path
+    ) -> None:
+        import torch
+
+        self._settings, self._process, self._folder = settings, process, folder
+        if process.poll() is not None:
+            _read_outcome(process, folder)
+        self._threads = torch.get_num_threads()
+        torch.set_num_threads(max(self._threads - 1, 1))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """See `TrainingData`."""
+        return self._data.facts
+
+    @property
+    def encoded(self) -> "Encoded":
+        """See `TrainingData`."""
+        return self._data.encoded
+
+    @property
+    def tokenizer(self) -> "SegmentTokenizer":
+        """See `TrainingData`."""
+        return self._data.tokenizer
+
+    @cached_property
+    def _data(self) -> TrainingData:
+        import torch
+
+        from loraqa.speed.start.encoded import load_encoded
+        from loraqa.train.data import EncodedTrainingData
+
+        preparation = fastest_preparation(self._settings.speed.without)
+        try:
+            encoder = preparation.encoder(self._settings)
+            outcome = _read_outcome(self._process, self._folder)
+        finally:
+            torch.set_num_threads(self._threads)
+        if outcome["encoder"] != encoder.fingerprint:
+            logger.info(
+                "The training data are encoded again, because transformers does not load the "
+                "tokenizer as tokenizer.json describes it."
+            )
+            return preparation(self._settings)
+        encoded = load_encoded(self._folder / _ENCODED)
+        return EncodedTrainingData(outcome["facts"], encoded, encoder.tokenizer)
+
+
+def _read_outcome(process: subprocess.Popen[bytes], folder: Path) -> dict[str, Any]:
+    """Wait for the process and return what it found. Raises the error that it met."""
+    status = process.wait()
+    path = folder / _OUTCOME
+    if not path.exists():
+        raise LoraqaError(
+            f"The process that prepared the training data ended with status {status}; see that "
+            "there is enough memory, and start again."
+        )
+    outcome: dict[str, Any] = read_json(path)
+    if "error" in outcome:
+        wrong_input = outcome["status"] == InputError.exit_code
+        raise (InputError if wrong_input else LoraqaError)(outcome["error"])
+    return outcome
+
+
+def main() -> None:
+    """Prepare the training data of the settings in a folder, and leave them there."""
+    folder = Path(sys.argv[1])
+    Thread(target=_end_with_parent, daemon=True).start()
+    show_notices()
     try:
-        asked = read_json(folder / _ASKED)
-        questions = read_training_questions(asked["source"], asked["on_bad"])
-        template = Template(asked["template"])
-        texts = training_texts(template, questions.passages)
-        # Reckoned and cut while there is nothing else to do.
-        _ = questions.fingerprint
-        if not handed_over.is_set():
-            _ = texts.words
-        handed_over.wait()
-        encoder = PromptEncoder.from_json(read_json(folder / _ENCODER))
-        if encoder.template != template:
-            texts = training_texts(encoder.template, questions.passages)
-        counts = write_encoded(folder / _ENCODED, encoder, questions, texts)
-        outcome: dict[str, Any] = {"facts": describe_encoded(questions, counts)}
+        outcome = _prepare(folder)
     except (LoraqaError, OSError) as error:
         message, status = explain(error)
         outcome = {"error": message, "status": status}
     write_json(folder / _OUTCOME, outcome)
-
-
-def _listen(folder: Path, handed_over: Event) -> None:
-    """Wait for a byte from the other process, then until it is gone, however it ended."""
-    if os.read(sys.stdin.fileno(), 1):
-        handed_over.set()
-        os.read(sys.stdin.fileno(), 1)
-    shutil.rmtree(folder, ignore_errors=True)
-    os._exit(1)
-
-
-def main() -> None:
-    """Read and encode what is asked for in a folder, and leave it there."""
-    folder, handed_over = Path(sys.argv[1]), Event()
-    Thread(target=_listen, args=[folder, handed_over], daemon=True).start()
-    show_notices()
-    _prepare(folder, handed_over)
-    # The other waits; Python would first take apart all that was read.
+    # The other process waits, and freeing all objects would take time.
     os._exit(0)
+
+
+def _prepare(folder: Path) -> dict[str, Any]:
+    from loraqa.speed.start.encoded import save_encoded
+    from loraqa.speed.start.tokenizer import guess_encoder
+    from loraqa.train.data import read_questions
+
+    settings = load_settings([folder / _SETTINGS])
+    questions = read_questions(settings)
+    preparation = fastest_preparation(settings.speed.without)
+    encoder = guess_encoder(preparation, settings)
+    if encoder is None:
+        return {"encoder": None}
+    encoded = preparation.encode(encoder, questions)
+    save_encoded(encoded, folder / _ENCODED)
+    facts = describe_encoded(questions, encoded.counts)
+    return {"encoder": encoder.fingerprint, "facts": facts}
+
+
+def _end_with_parent() -> None:
+    """End when the other process has ended, however it did: its end of the pipe closes then."""
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(1)
 
 
 if __name__ == "__main__":

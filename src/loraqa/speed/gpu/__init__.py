@@ -1,0 +1,1 @@
+"""Accelerations on a GPU."""

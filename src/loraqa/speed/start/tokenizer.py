@@ -1,0 +1,89 @@
+"""Build the encoder of a run from the files of its model, without PyTorch and transformers."""
+
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from loraqa.files import read_json
+from loraqa.prompt.encode import PromptEncoder
+from loraqa.prompt.segments import SegmentTokenizer
+from loraqa.prompt.template import Template
+from loraqa.train.data import Preparation
+from loraqa.train.settings import ModelSettings, RunSettings
+
+_TOKENIZER, _TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+_CONFIG = "config.json"
+# The names that configurations have for a model's longest input.
+_LIMITS = ("max_position_embeddings", "n_positions")
+
+
+def guess_encoder(preparation: Preparation, settings: RunSettings) -> PromptEncoder | None:
+    """Return the encoder that transformers will probably make; None if the files do not tell.
+
+    `PromptEncoder.fingerprint` decides whether the guess was right.
+    """
+    try:
+        folder = _model_folder(settings.model)
+        tokenizer = read_tokenizer(folder)
+        max_length = settings.prompt.max_length or _read_limit(folder)
+    # The files may hold anything. What is wrong with them is reported when they are loaded.
+    except Exception:
+        return None
+    return PromptEncoder(
+        preparation.tokenizer(tokenizer),
+        Template(settings.prompt.template),
+        max_length,
+        settings.prompt.stride,
+    )
+
+
+def read_tokenizer(folder: Path) -> SegmentTokenizer:
+    """Build the tokenizer of a model's folder from `tokenizer.json`."""
+    backend = Tokenizer.from_file(str(folder / _TOKENIZER))
+    config = read_json(folder / _TOKENIZER_CONFIG)
+    bos, eos, unknown = (
+        backend.token_to_id(name) if (name := _name(config, key)) else None
+        for key in ("bos_token", "eos_token", "unk_token")
+    )
+    added = backend.get_added_tokens_decoder()
+    special = {i for i, token in added.items() if token.special}
+    return SegmentTokenizer(
+        str(folder),
+        backend,
+        eos=eos,
+        start=[i for i in _start(backend, config, bos) if i != eos or i == bos],
+        control=special - ({unknown} - {eos}),
+        names={i: token.content for i, token in added.items()},
+    )
+
+
+def _model_folder(model: ModelSettings) -> Path:
+    """Return the folder of a model: its own, or its download in the hub's cache."""
+    folder = Path(model.source)
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(model.source, _TOKENIZER, revision=model.revision)
+    if not isinstance(found, str):
+        raise FileNotFoundError(_TOKENIZER)
+    return Path(found).parent
+
+
+def _name(config: dict[str, Any], key: str) -> str | None:
+    token = config.get(key)
+    return token["content"] if isinstance(token, dict) else token
+
+
+def _start(backend: Tokenizer, config: dict[str, Any], bos: int | None) -> list[int | None]:
+    """Return the ids before every text: as the configuration says, else as tokenizer.json says."""
+    if "add_bos_token" in config:
+        return [bos] if config["add_bos_token"] else []
+    return list(backend.encode("").ids)
+
+
+def _read_limit(folder: Path) -> int:
+    config = read_json(folder / _CONFIG)
+    config = config.get("text_config", config)
+    return int(next(config[name] for name in _LIMITS if name in config))
