@@ -1,4 +1,4 @@
-"""The scores are the official ones: published figures, the scripts' rules anew, properties."""
+"""Scores against published figures, a second implementation of the rules, and properties."""
 
 import json
 import logging
@@ -58,7 +58,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize(("predictions", "data"), PUBLISHED)
-def test_published_predictions_score_what_was_published(
+def test_published_predictions_get_their_published_scores(
     shared: Path, predictions: str, data: str
 ) -> None:
     read = read_passages(shared / "data" / f"{data}.json")
@@ -87,7 +87,7 @@ def question(*golds: str, id: str = "q") -> Question:
         ("", ["x"], "2.0", 0, 0),
     ],
 )
-def test_one_prediction_by_hand(
+def test_one_prediction_has_the_scores_computed_by_hand(
     prediction: str, golds: list[str], version: Version, exact: float, f1: float
 ) -> None:
     scored = score_question(prediction, question(*golds), version)
@@ -100,7 +100,7 @@ texts = st.text(st.sampled_from("ab theAN.,-é "), max_size=12)
 @given(
     st.lists(texts, min_size=1, max_size=3).filter(lambda golds: all(map(normalize_answer, golds)))
 )
-def test_a_gold_is_right(golds: list[str]) -> None:
+def test_a_gold_answer_scores_one(golds: list[str]) -> None:
     for gold in golds:
         for version in ("1.1", "2.0"):
             scored = score_question(gold, question(*golds), version)
@@ -126,13 +126,13 @@ def test_f1_is_symmetric_and_one_for_an_exact_match(a: str, b: str) -> None:
 
 
 @given(texts)
-def test_normalizing_again_changes_nothing(text: str) -> None:
+def test_normalization_is_idempotent(text: str) -> None:
     once = normalize_answer(text)
     assert normalize_answer(once) == once
     assert not set(once) & set(string.punctuation)
 
 
-# The rules of evaluate-v2.0, written down anew step by step and without regard to speed.
+# A second, slow implementation of the rules of evaluate-v2.0.
 
 
 def official_words(text: str) -> list[str]:
@@ -163,7 +163,7 @@ def official_best(
     texts: dict[str, str],
     none: dict[str, float],
 ) -> tuple[float, float]:
-    """Try every cut through the questions, sorted by the probability of no answer."""
+    """Try every threshold, with the questions sorted by no-answer probability."""
     by_id = {question.id: question for question in questions}
     ids = sorted(none, key=lambda id: none[id])
     cuts = []
@@ -188,7 +188,7 @@ def scored_data(draw: st.DrawFn) -> tuple[list[Question], dict[str, str], dict[s
 
 @settings(max_examples=300)
 @given(scored_data())
-def test_v2_scores_are_those_of_its_rules(data: Any) -> None:
+def test_v2_scores_follow_the_official_rules(data: Any) -> None:
     questions, texts, none = data
     golds = {question.id: [answer.text for answer in question.answers] for question in questions}
     raw = {id: official_score(texts[id], golds[id]) for id in golds}
@@ -214,7 +214,7 @@ def test_v2_scores_are_those_of_its_rules(data: Any) -> None:
     assert scores.to_json() == pytest.approx(expected, abs=1e-9)
 
 
-def test_a_missing_prediction_scores_nothing_and_is_named(
+def test_a_missing_prediction_scores_zero_and_is_listed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     passages = [Passage("c", tuple(question("b", id=id) for id in ("x", "y", "z")))]
@@ -226,7 +226,7 @@ def test_a_missing_prediction_scores_nothing_and_is_named(
     assert "1 (w)" in caplog.text
 
 
-def test_of_many_missing_predictions_twenty_are_named(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_warning_lists_twenty_missing_predictions(caplog: pytest.LogCaptureFixture) -> None:
     passages = [Passage("c", tuple(question("b", id=f"q{i}") for i in range(25)))]
     with caplog.at_level(logging.WARNING, "loraqa"):
         score({}, passages, "1.1")
@@ -234,7 +234,7 @@ def test_of_many_missing_predictions_twenty_are_named(caplog: pytest.LogCaptureF
     assert "q20" not in caplog.text
 
 
-def test_a_missing_prediction_is_wrong_even_where_there_is_no_answer() -> None:
+def test_a_missing_prediction_is_wrong_for_an_unanswerable_question() -> None:
     passages = [Passage("c", (question(id="x"), question("b", id="y")))]
     figures = score({"y": "b"}, passages, "2.0", {"x": 0.2, "y": 0.4}).to_json()
     assert figures["exact_match"] == 50
@@ -242,7 +242,7 @@ def test_a_missing_prediction_is_wrong_even_where_there_is_no_answer() -> None:
     assert (figures["best_exact"], figures["best_exact_thresh"]) == (50, 0)
 
 
-def test_a_kind_without_questions_has_no_figures() -> None:
+def test_a_kind_without_questions_has_no_scores() -> None:
     figures = score({"q": ""}, [Passage("c", (question(),))], "2.0").to_json()
     assert figures["NoAns_exact"] == 100
     assert "HasAns_exact" not in figures
@@ -250,7 +250,7 @@ def test_a_kind_without_questions_has_no_figures() -> None:
 
 
 def test_sums_follow_the_order_of_the_file() -> None:
-    """Floating-point sums depend on their order, and the last digit is to be the official one."""
+    """Floating-point sums depend on their order, and the last digit must be the official one."""
     predictions = {"x": "b c", "y": "b c d", "z": "b c d e"}
     x, y, z = (question("b", id=id) for id in predictions)
     together = [Passage("1", (x, z)), Passage("2", (y,))]
@@ -262,18 +262,18 @@ def test_sums_follow_the_order_of_the_file() -> None:
     assert score(predictions, together, "1.1").f1 == as_passages
 
 
-def test_what_cannot_be_scored_is_refused() -> None:
+def test_unscorable_input_is_refused() -> None:
     passages = [Passage("c", (question(id="x"),))]
     with pytest.raises(InputError, match="no questions"):
         score({}, [], "1.1")
     with pytest.raises(InputError, match="'x' has no answer"):
         score({"x": ""}, passages, "1.1")
-    with pytest.raises(InputError, match="go with data of SQuAD v2.0"):
+    with pytest.raises(InputError, match="need SQuAD v2.0 data, but this is v1.1"):
         score({}, [Passage("c", (question("b"),))], "1.1", {"q": 0.1})
     with pytest.raises(InputError, match="without a no-answer probability: 1 .*'x'"):
         score({"x": ""}, passages, "2.0", {"y": 0.1})
 
 
-def test_the_figures_are_json() -> None:
+def test_scores_are_json() -> None:
     scores = score({"q": ""}, [Passage("c", (question(),))], "2.0", {"q": 0.1})
     assert json.loads(json.dumps(scores.to_json())) == scores.to_json()

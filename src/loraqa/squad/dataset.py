@@ -1,4 +1,4 @@
-"""The data as read: passages, where they came from, and what was met on the way."""
+"""A data set as it was read: passages, their source, and counts of repairs and skipped parts."""
 
 import hashlib
 import json
@@ -13,11 +13,16 @@ from loraqa.squad.passage import Passage, Question, Version
 
 @dataclass(frozen=True)
 class QADataset:
-    """Passages in the order of their source, all questions on one context together.
+    """Passages and how they were read.
 
-    `order` holds the question ids in the order of the source; the passages have another one where
-    a context comes up again further on. `repaired` counts answers whose offset was put right,
-    `skipped` what was left out: its name ("questions", "answers", ...) and how many.
+    Attributes:
+        source: the file or hub name.
+        version: the SQuAD version.
+        passages: one per context, with all its questions, in order of first appearance.
+        order: question ids in the order of the source; it differs from the order of the passages
+            if the source returns to an earlier context.
+        repaired: number of answers whose offset was corrected.
+        skipped: kind of skipped part ("questions", "answers", ...) to its number.
     """
 
     source: str
@@ -29,12 +34,12 @@ class QADataset:
 
     @property
     def questions(self) -> list[Question]:
-        """Every question, in the order of the passages."""
+        """All questions, in the order of the passages."""
         return [question for passage in self.passages for question in passage.questions]
 
     @property
     def same_text(self) -> int:
-        """Questions asked in words in which the same context was asked before."""
+        """Number of questions whose text repeats an earlier question on the same context."""
         return sum(
             len(passage.questions) - len({question.text for question in passage.questions})
             for passage in self.passages
@@ -43,12 +48,12 @@ class QADataset:
     @cached_property
     @no_garbage()
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of version and passages, the same in whatever format they are stored."""
-        told = [self.version, [_plain(passage) for passage in self.passages]]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        """SHA-256 (hex) of version and passages; the same for every file format."""
+        content = [self.version, [_plain(passage) for passage in self.passages]]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def counts(self) -> dict[str, Any]:
-        """How many of everything, ready for JSON."""
+        """Return all counts as JSON values."""
         questions = self.questions
         return {
             "contexts": len(self.passages),
@@ -61,7 +66,7 @@ class QADataset:
 
 
 def _plain(passage: Passage) -> list[Any]:
-    """All that a passage holds, as lists, which take less time to write than objects with names."""
+    """Return the passage as nested lists, which are faster to serialize than dicts."""
     questions = [
         (q.id, q.text, [(answer.text, answer.start) for answer in q.answers])
         for q in passage.questions
