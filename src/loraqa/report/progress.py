@@ -1,4 +1,4 @@
-"""How far the work is, on standard error: a bar on a terminal, else a line now and then."""
+"""Progress on standard error: a bar on a terminal, otherwise occasional lines."""
 
 import sys
 import time
@@ -11,20 +11,25 @@ from rich.console import Console
 
 from loraqa.train.run import Record
 
-# Between two plain lines, in seconds.
+# Seconds between two plain lines.
 _INTERVAL = 10.0
 
 
 class ShowAnswered(Protocol):
-    """What is told how many prompts are answered, a `loraqa.answer.compare.Progress`."""
+    """A callback for the number of answered prompts, a `loraqa.answer.compare.Progress`."""
 
     def __call__(self, done: int, total: int, part: str = "") -> None:
-        """So many of so many, at that part of the work."""
+        """Show that `done` of `total` prompts are answered; `part` names the current part."""
 
 
 @contextmanager
 def training_progress(total: int, done: int = 0) -> Iterator[Callable[[Record], None]]:
-    """Yield what is to be told every record of a training of `total` steps, `done` before."""
+    """Yield a callback for the records of a training run.
+
+    Args:
+        total: all steps of the run.
+        done: steps that were done before this process started.
+    """
     if sys.stderr.isatty():
         with _training_bar(total, done) as show:
             yield show
@@ -34,7 +39,7 @@ def training_progress(total: int, done: int = 0) -> Iterator[Callable[[Record], 
 
 @contextmanager
 def answering_progress() -> Iterator[ShowAnswered]:
-    """Yield what is to be told how many prompts of how many are answered."""
+    """Yield a callback for the number of answered prompts."""
     if sys.stderr.isatty():
         with _answering_bar() as show:
             yield show
@@ -43,13 +48,13 @@ def answering_progress() -> Iterator[ShowAnswered]:
 
 
 class _Pace:
-    """When the next plain line is due, and how long the rest of the work will take."""
+    """Decides when the next plain line is due, and estimates the remaining time."""
 
     def __init__(self) -> None:
         self._start = self._last_line = time.monotonic()
 
     def is_due(self, *, at_once: bool) -> bool:
-        """Whether to write a line now; the next is due an interval later."""
+        """Return whether to write a line now; if so, the next is due an interval later."""
         now = time.monotonic()
         due = at_once or now - self._last_line >= _INTERVAL
         if due:
@@ -57,7 +62,7 @@ class _Pace:
         return due
 
     def left(self, done: int, remaining: int) -> str:
-        """How long what remains takes at the pace of what was done since the start."""
+        """Return the time for the remaining units, at the average pace since the start."""
         minutes, seconds = divmod(round((time.monotonic() - self._start) / done * remaining), 60)
         hours, minutes = divmod(minutes, 60)
         clock = f"{hours}:{minutes:02}" if hours else f"{minutes}"
@@ -65,7 +70,7 @@ class _Pace:
 
 
 def _training_lines(total: int, done: int) -> Callable[[Record], None]:
-    """Lines for every scoring, for the first and the last step, and for some between."""
+    """Write lines for every evaluation, for the first and the last step, and for some others."""
     pace = _Pace()
 
     def show(record: Record) -> None:
