@@ -1,4 +1,4 @@
-"""What the demo tells its user, without its two minutes of work."""
+"""Messages of the demo, without its two minutes of work."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ from loraqa.demo.run import _next_steps
 
 
 @pytest.mark.parametrize("on_path", [True, False])
-def test_the_next_steps_call_loraqa_so_that_the_shell_finds_it(
+def test_the_next_steps_name_a_command_that_the_shell_finds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_path: bool
 ) -> None:
     program = tmp_path / "loraqa"
