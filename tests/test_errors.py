@@ -1,4 +1,4 @@
-"""What goes into a message is short, and says what it is about."""
+"""Summaries of exceptions for error messages."""
 
 import pytest
 import torch
@@ -15,11 +15,11 @@ from loraqa.errors import in_a_line
         (ValueError(), "ValueError"),
     ],
 )
-def test_a_problem_is_told_in_a_line(problem: Exception, line: str) -> None:
+def test_the_summary_is_the_first_line_of_the_message(problem: Exception, line: str) -> None:
     assert in_a_line(problem) == line
 
 
-def test_a_compiler_is_not_the_problem_but_what_it_ran_into() -> None:
+def test_the_summary_of_a_compiler_error_is_its_cause() -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("no triton\nand much more")
 

@@ -1,4 +1,4 @@
-"""Garbage is left lying only for as long as was asked for."""
+"""The garbage collector is disabled exactly as long as requested."""
 
 import gc
 
@@ -12,19 +12,19 @@ def enabled_within() -> bool:
     return gc.isenabled()
 
 
-def test_no_garbage_is_collected_within_and_it_is_again_afterwards() -> None:
+def test_the_collector_is_disabled_within_and_enabled_afterwards() -> None:
     assert gc.isenabled()
     assert not enabled_within()
     assert gc.isenabled()
 
 
-def test_an_error_leaves_the_collector_running() -> None:
+def test_an_error_enables_the_collector_again() -> None:
     with pytest.raises(ValueError, match="bad"), no_garbage():
         raise ValueError("bad")
     assert gc.isenabled()
 
 
-def test_the_first_of_two_at_once_turns_it_on_again() -> None:
+def test_two_overlapping_uses_leave_the_collector_enabled() -> None:
     first, second = no_garbage(), no_garbage()
     first.__enter__()
     second.__enter__()
@@ -33,7 +33,7 @@ def test_the_first_of_two_at_once_turns_it_on_again() -> None:
     assert gc.isenabled()
 
 
-def test_a_collector_that_was_off_stays_off() -> None:
+def test_a_disabled_collector_stays_disabled() -> None:
     gc.disable()
     try:
         assert not enabled_within()
@@ -42,7 +42,7 @@ def test_a_collector_that_was_off_stays_off() -> None:
         gc.enable()
 
 
-def test_what_is_imported_is_not_looked_at_again() -> None:
+def test_imported_objects_are_excluded_from_later_collections() -> None:
     before = gc.get_freeze_count()
     try:
         with importing():

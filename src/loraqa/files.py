@@ -1,4 +1,4 @@
-"""Files are written whole or not at all: temporary name, flush to disk, rename."""
+"""Write files atomically: write to a temporary name, flush to disk, rename."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from loraqa.errors import InputError, in_a_line
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success flush it to disk and rename it to `path`.
 
-    After a failure `path` is as it was before, and the temporary file is gone.
+    On failure `path` is unchanged, and the temporary file is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -37,14 +37,14 @@ def replacing(path: Path) -> Iterator[Path]:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success flush it to disk and rename it to `path`.
 
-    What was at `path` goes just before the rename. After a failure it is still there, and the
-    temporary folder is gone.
+    An existing folder at `path` is removed just before the rename. On failure it is kept, and the
+    temporary folder is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield temporary
-        # Some who write into it give their files to nobody but the user.
+        # Some libraries create files that only the user can read.
         for inside in (*temporary.rglob("*"), temporary):
             inside.chmod((0o777 if inside.is_dir() else 0o666) & ~_umask())
             _flush(inside)
@@ -56,10 +56,10 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def cache_folder(name: str) -> Path:
-    """For files of a kind that can be made again: in `$LORAQA_CACHE`, else in the user's caches.
+    """Return the cache folder for one kind of file, in `$LORAQA_CACHE` or the user's cache folder.
 
     Raises:
-        InputError: there are none, as the user has no home.
+        InputError: the user has no home folder.
     """
     if chosen := os.environ.get("LORAQA_CACHE"):
         return Path(chosen) / name
@@ -67,46 +67,45 @@ def cache_folder(name: str) -> Path:
         caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:
         raise InputError(
-            "There is no home folder to keep files in that are needed again; name another folder "
-            "in LORAQA_CACHE."
+            "There is no home folder for the cache; set LORAQA_CACHE to another folder."
         ) from None
     return caches / "loraqa" / name
 
 
 def check_file_writable(path: Path) -> None:
-    """Raise `InputError` where no file can be written at `path`, before long work for it begins."""
+    """Raise `InputError` if no file can be written at `path`; call it before long work."""
     if path.is_dir():
         raise InputError(f"{path} is a folder; name a file.")
     check_folder_writable(path.parent)
 
 
 def check_folder_writable(path: Path) -> None:
-    """Raise `InputError` where nothing can be written into `path`, a folder that may not exist."""
+    """Raise `InputError` if nothing can be written into the folder `path`, which may not exist."""
     whole = path.absolute()
     try:
         existing = next(folder for folder in (whole, *whole.parents) if folder.exists())
-        # Permissions do not tell all: /proc, for one, allows root everything and takes no file.
+        # Permissions are not enough: root may do everything in /proc, but cannot create files.
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         raise InputError(
-            f"Nothing can be written into {path} ({error.strerror}); name another place."
+            f"Nothing can be written into {path} ({error.strerror}); name another folder."
         ) from None
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, atomically."""
+    """Write `text` atomically as UTF-8."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically; NaN and infinity, which it lacks, are refused."""
+    """Write `value` atomically as indented JSON; raise `ValueError` for NaN and infinity."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file of our own making; raise `InputError` where it is missing or broken."""
+    """Read a JSON file that loraqa wrote; raise `InputError` if it is missing or broken."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -118,7 +117,7 @@ def read_json(path: Path) -> Any:
 def write_tensors(
     path: Path, tensors: Mapping[str, Any], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write tensors as safetensors, atomically."""
+    """Write tensors atomically as safetensors."""
     from safetensors.torch import save_file
 
     with writing_tensors(path), replacing(path) as temporary:
@@ -127,7 +126,7 @@ def write_tensors(
 
 @contextmanager
 def writing_tensors(path: Path) -> Iterator[None]:
-    """Raise `OSError` where safetensors cannot write: on a full disk it has an error of its own."""
+    """Turn safetensors' own error, which it raises on a full disk, into `OSError`."""
     from safetensors import SafetensorError
 
     try:
@@ -137,13 +136,13 @@ def writing_tensors(path: Path) -> Iterator[None]:
 
 
 def looks_like_a_path(name: str) -> bool:
-    """Whether what is no folder was meant as one, rather than as a model's name on the hub."""
+    """Return whether `name`, which is not a folder, looks like a path rather than a hub name."""
     in_a_folder = "/" in name and Path(Path(name).parts[0]).is_dir()
     return in_a_folder or name.startswith((".", "~")) or name.count("/") > 1 or name.endswith("/")
 
 
 def sha256(path: Path) -> str:
-    """The file's SHA-256 in hex."""
+    """Return the file's SHA-256 in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,4 +1,4 @@
-"""Making many objects at once."""
+"""Pause Python's garbage collector while many objects are created."""
 
 import gc
 from collections.abc import Iterator
@@ -7,13 +7,13 @@ from contextlib import contextmanager
 
 @contextmanager
 def no_garbage() -> Iterator[None]:
-    """Collect no garbage, in a `with` or as a decorator.
+    """Disable the garbage collector, as a context manager or a decorator.
 
-    For what makes many objects that stay, and no cycles: the collector would walk over all of them
-    again and again, which takes up to half of the time.
+    This is for code that creates many lasting objects without cycles: the collector would traverse
+    all of them repeatedly, which takes up to half of the time.
     """
     if not gc.isenabled():
-        # Whoever turned it off turns it on again, be it another thread.
+        # The caller or thread that disabled the collector enables it again.
         yield
         return
     gc.disable()
@@ -25,7 +25,7 @@ def no_garbage() -> Iterator[None]:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Collect no garbage while large libraries are imported, nor look at what they made after."""
+    """Disable the garbage collector during large imports, and exclude their objects afterwards."""
     with no_garbage():
         yield
         gc.freeze()

@@ -1,11 +1,11 @@
-"""What the library notes, on standard error."""
+"""Show the library's log messages on standard error."""
 
 import logging
 import os
 
 
 def show_notices() -> None:
-    """What the library notes goes to standard error, and other libraries' chatter nowhere."""
+    """Send loraqa's log messages to standard error, and silence those of transformers."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("loraqa: %(message)s"))
     notices = logging.getLogger("loraqa")

@@ -146,7 +146,7 @@ def test_it_takes_the_place_of_an_earlier_demo_only(
 
 
 @pytest.mark.parametrize("on_path", [True, False])
-def test_the_next_steps_call_loraqa_so_that_the_shell_finds_it(
+def test_the_next_steps_name_a_command_that_the_shell_finds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_path: bool
 ) -> None:
     program = tmp_path / "loraqa"

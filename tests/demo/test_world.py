@@ -1,4 +1,4 @@
-"""The demo world: exact offsets, unseen names, rivals for every answer, reproducible."""
+"""The demo world: exact offsets, unseen names, rival answers, reproducible passages."""
 
 import random
 import re
@@ -27,7 +27,7 @@ def test() -> list[Passage]:
 
 
 def asked(passages: list[Passage]) -> set[str]:
-    """The questions of the passages, names left out."""
+    """Return the question templates that occur in the passages."""
     patterns = {
         re.escape(question).replace(r"\{s\}", ".+"): question
         for kind in KINDS.values()
@@ -42,7 +42,7 @@ def asked(passages: list[Passage]) -> set[str]:
     }
 
 
-def test_answers_stand_where_they_say(train: list[Passage], test: list[Passage]) -> None:
+def test_answers_are_at_their_offsets(train: list[Passage], test: list[Passage]) -> None:
     for passage in train + test:
         for question in passage.questions:
             (answer,) = question.answers
@@ -72,7 +72,7 @@ def test_most_relations_are_asked_in_several_ways(train: list[Passage]) -> None:
 
 
 def test_every_answer_has_a_rival(test: list[Passage]) -> None:
-    """Another subject, of which the same is told, so that the kind of answer is not enough."""
+    """Another subject has the same relation, so that the sort of the answer does not suffice."""
     rng = random.Random(0)
     for _ in range(100):
         paragraph = draw_paragraph(rng, "test", 4, 2)
@@ -103,20 +103,20 @@ def test_no_test_name_occurs_in_training(draw: Callable[[Source], str], training
     }
     assert all(part_of(name.removeprefix("the ")) == part for part in names for name in names[part])
     assert not any(name in training for name in names["test"])
-    # The search finds what is there: many names of the other part are.
+    # The search itself works: it finds many names of the other part.
     assert sum(name in training for name in names["train"]) > 5
 
 
 @pytest.fixture(scope="module")
 def training() -> str:
-    """Text of the training part, both for pretraining and for fine-tuning."""
+    """Return text of the training part, for pretraining and for fine-tuning."""
     rng = random.Random(4)
     pretraining = (draw_document(rng, rng.random()).text for _ in range(2000))
     passages = train_passages(seed=9, count=500)
     return " ".join([*pretraining, *(passage.context for passage in passages)])
 
 
-def test_no_word_of_a_name_comes_twice_in_a_text() -> None:
+def test_names_in_a_text_share_no_word() -> None:
     rng = random.Random(8)
     for _ in range(100):
         source = Source(rng, "train")
@@ -124,7 +124,7 @@ def test_no_word_of_a_name_comes_twice_in_a_text() -> None:
         assert len(words) == len(set(words))
 
 
-def test_options_that_are_used_up_are_an_error_not_a_wait() -> None:
+def test_exhausted_options_raise_an_error() -> None:
     source = Source(random.Random(0), "train")
     source.choice(["only"])
     with pytest.raises(LookupError):
@@ -132,7 +132,7 @@ def test_options_that_are_used_up_are_an_error_not_a_wait() -> None:
 
 
 @pytest.mark.parametrize("kind", ["woman", "man"])
-def test_a_life_ends_after_it_began_and_not_too_late(kind: str) -> None:
+def test_lives_have_a_plausible_length(kind: str) -> None:
     rng = random.Random(9)
     for _ in range(30):
         values = draw_thing(Source(rng, "train"), kind).values
@@ -142,8 +142,8 @@ def test_a_life_ends_after_it_began_and_not_too_late(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_every_relation_can_be_told_alone(kind: str) -> None:
-    """Otherwise a choice of statements could leave out a fact."""
+def test_every_relation_has_a_statement_of_its_own(kind: str) -> None:
+    """Otherwise a random choice of statements could omit a fact."""
     alone = {next(iter(told)) for s in KINDS[kind].statements if len(told := fields(s)) == 1}
     assert alone == set(KINDS[kind].relations)
 
@@ -156,7 +156,7 @@ def test_the_corpus_is_plain_text() -> None:
 
 
 @pytest.mark.parametrize("add", [corpus.add_dialogue, corpus.add_summary])
-def test_every_fact_comes_back(add: Callable[..., None]) -> None:
+def test_echoes_repeat_every_fact(add: Callable[..., None]) -> None:
     rng = random.Random(6)
     for _ in range(100):
         paragraph = draw_paragraph(rng, "train", 3, 2)
@@ -170,10 +170,10 @@ def test_every_fact_comes_back(add: Callable[..., None]) -> None:
         assert all(fact.value in again for fact in facts)
 
 
-def test_what_a_roll_says_again_it_has_said_before() -> None:
+def test_a_repeated_list_repeats_its_names() -> None:
     rng = random.Random(7)
     for _ in range(100):
-        document = corpus.roll(rng, "train", 4, 3)
+        document = corpus.repeated_list(rng, "train", 4, 3)
         first, *rest = document.text.split("\n")
         assert len(rest) == 2
         assert document.again == [False] * len(first) + [True] * (len(document.text) - len(first))
@@ -181,8 +181,8 @@ def test_what_a_roll_says_again_it_has_said_before() -> None:
         assert all(len(names & other) >= 4 for other in others)
 
 
-def test_a_reply_says_more_than_the_fact() -> None:
-    """A bare answer would teach the answering that is left to the adapter."""
+def test_a_reply_is_more_than_the_answer() -> None:
+    """Bare answers would teach the base model what the adapter is to learn."""
     rng = random.Random(6)
     for _ in range(200):
         for fact, _ in draw_paragraph(rng, "train", 3, 3).facts.values():

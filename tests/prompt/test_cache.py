@@ -1,4 +1,4 @@
-"""What comes out of the cache is what encoding gives, and only for the same input."""
+"""The cache returns what encoding returns, and only for the same input."""
 
 import os
 from copy import deepcopy
@@ -58,7 +58,7 @@ def refuse(*_: object) -> Encoded:
     raise AssertionError("encoded again")
 
 
-def test_the_second_time_nothing_is_encoded(
+def test_the_second_call_reads_the_cache(
     encoder: PromptEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = encoder.encode_training(DATA.passages)
@@ -69,7 +69,7 @@ def test_the_second_time_nothing_is_encoded(
 
 
 @pytest.mark.parametrize("changed", ["data", "template", "max_length", "stride", "tokenizer"])
-def test_whatever_changes_is_encoded_anew(
+def test_a_changed_input_is_encoded_again(
     encoder: PromptEncoder, monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any, changed: str
 ) -> None:
     encode_training_once(encoder, DATA)
@@ -90,14 +90,14 @@ def test_whatever_changes_is_encoded_anew(
 
 
 @pytest.mark.parametrize("cut", [0, 10, -1])
-def test_a_damaged_file_is_made_again(encoder: PromptEncoder, cut: int) -> None:
+def test_a_truncated_file_is_replaced(encoder: PromptEncoder, cut: int) -> None:
     expected = encode_training_once(encoder, DATA)
     (path,) = cache_folder("encoded").glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:cut])
     assert same(encode_training_once(encoder, DATA), expected)
 
 
-def test_a_changed_byte_is_found_out(encoder: PromptEncoder) -> None:
+def test_a_changed_byte_is_detected(encoder: PromptEncoder) -> None:
     expected = encode_training_once(encoder, DATA)
     (path,) = cache_folder("encoded").glob("*.safetensors")
     content = bytearray(path.read_bytes())
@@ -106,7 +106,7 @@ def test_a_changed_byte_is_found_out(encoder: PromptEncoder) -> None:
     assert same(encode_training_once(encoder, DATA), expected)
 
 
-def test_what_is_written_is_what_is_encoded(encoder: PromptEncoder, tmp_path: Path) -> None:
+def test_a_written_file_has_the_encoded_data(encoder: PromptEncoder, tmp_path: Path) -> None:
     expected = encoder.encode_training(DATA.passages)
     for name in ("anew", "copied"):
         counts = write_encoded(tmp_path / name, encoder, DATA, TEXTS)
@@ -130,9 +130,7 @@ def test_a_damaged_file_that_cannot_be_replaced_is_not_copied(
     assert same(load_encoded(tmp_path / "file"), expected)
 
 
-def test_a_full_disk_is_told_of_where_the_file_is_needed(
-    encoder: PromptEncoder, tmp_path: Path
-) -> None:
+def test_a_full_disk_fails_only_for_a_required_file(encoder: PromptEncoder, tmp_path: Path) -> None:
     expected = encoder.encode_training(DATA.passages)
     with full_disk(room=100):
         assert same(encode_training_once(encoder, DATA), expected)
@@ -141,7 +139,7 @@ def test_a_full_disk_is_told_of_where_the_file_is_needed(
     assert list(cache_folder("encoded").iterdir()) == []
 
 
-def test_the_file_used_longest_ago_goes_and_those_of_others_stay(
+def test_the_least_recently_used_file_is_deleted_and_foreign_files_stay(
     encoder: PromptEncoder, tmp_path: Path
 ) -> None:
     foreign = tmp_path / "cache" / "model.safetensors"
@@ -159,7 +157,7 @@ def test_the_file_used_longest_ago_goes_and_those_of_others_stay(
     assert len(list(cache_folder("encoded").iterdir())) == _KEPT
 
 
-def test_a_folder_that_cannot_be_made_stops_nothing(
+def test_encoding_works_without_a_cache_folder(
     encoder: PromptEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")

@@ -1,4 +1,4 @@
-"""Passages become trees: nothing lost, nothing cut, windows that cover everything."""
+"""Encoding passages as trees: nothing is lost or truncated, and windows cover the context."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -36,7 +36,7 @@ def encoder(tokenizer: SegmentTokenizer, max_length: int = 1000, stride: int = 2
     return PromptEncoder(tokenizer, Template(), max_length, stride)
 
 
-def test_a_path_through_the_tree_is_the_prompt(tokenizer: SegmentTokenizer) -> None:
+def test_a_path_from_trunk_to_branch_is_the_prompt(tokenizer: SegmentTokenizer) -> None:
     encoded = encoder(tokenizer).encode_training([passage(TOWN, "river Aune", "Ruth Olen")])
     (tree,) = encoded.trees
     first, second = tree.branches
@@ -85,7 +85,7 @@ def test_windows_cover_the_context_and_fit(
         assert tree.window[0] < following.window[0] <= tree.window[1]
 
 
-def test_windows_start_at_words_and_hold_their_text(tokenizer: SegmentTokenizer) -> None:
+def test_windows_start_at_words_and_match_their_offsets(tokenizer: SegmentTokenizer) -> None:
     context = " ".join(f"word{n}" for n in range(100))
     question = (Question("q", "Who?"),)
     trees = encoder(tokenizer, 150).encode_prompts([Passage(context, question)], 10).trees
@@ -96,7 +96,7 @@ def test_windows_start_at_words_and_hold_their_text(tokenizer: SegmentTokenizer)
         assert context[start:end].startswith("word")
 
 
-def test_windows_of_gpt2_follow_the_lead_as_a_first_word_does(shared: Path) -> None:
+def test_gpt2_windows_follow_the_lead_like_a_first_word(shared: Path) -> None:
     gpt2 = SegmentTokenizer(AutoTokenizer.from_pretrained(shared / "gpt2"))
     question = (Question("q", "Who?"),)
     trees = encoder(gpt2, 120).encode_prompts([Passage(TOWN * 20, question)], 10).trees
@@ -106,7 +106,7 @@ def test_windows_of_gpt2_follow_the_lead_as_a_first_word_does(shared: Path) -> N
         assert gpt2.decode(tree.trunk) == f"Context: {(TOWN * 20)[start:end].strip()}"
 
 
-def test_windows_of_one_endless_word_are_cut_within_it(tokenizer: SegmentTokenizer) -> None:
+def test_windows_split_a_word_that_is_too_long(tokenizer: SegmentTokenizer) -> None:
     question = (Question("q", "Who?"),)
     trees = encoder(tokenizer, 100).encode_prompts([Passage("x" * 500, question)], 10).trees
     assert trees[-1].window[1] == 500
@@ -127,7 +127,7 @@ def test_a_training_window_without_the_answer_is_left_out(tokenizer: SegmentToke
     assert counts.skipped == []
 
 
-def test_with_unanswerable_questions_such_a_window_says_not_here(
+def test_a_window_without_the_answer_is_trained_as_unanswerable_in_v2(
     tokenizer: SegmentTokenizer,
 ) -> None:
     context = " ".join(f"word{n}" for n in range(100))
@@ -141,13 +141,13 @@ def test_with_unanswerable_questions_such_a_window_says_not_here(
         assert list(tree.branches[1].answer) == [tokenizer.eos]
 
 
-def test_blanks_after_the_last_answer_are_none_of_a_window(tokenizer: SegmentTokenizer) -> None:
+def test_an_answer_with_trailing_blanks_is_in_the_last_window(tokenizer: SegmentTokenizer) -> None:
     context = " ".join(f"word{n}" for n in range(100)) + " \n"
     encoded = encoder(tokenizer, 150).encode_training([passage(context, "word99 \n")])
     assert encoded.counts.skipped == []
 
 
-def test_an_answer_that_no_window_holds_is_named(tokenizer: SegmentTokenizer) -> None:
+def test_a_question_whose_answer_is_in_no_window_is_skipped(tokenizer: SegmentTokenizer) -> None:
     context = " ".join(f"word{n}" for n in range(100))
     long_answer = " ".join(f"word{n}" for n in range(20, 28))
     encoded = encoder(tokenizer, 170, stride=1).encode_training([passage(context, long_answer)])
@@ -155,13 +155,13 @@ def test_an_answer_that_no_window_holds_is_named(tokenizer: SegmentTokenizer) ->
     assert encoded.counts.skipped == ([] if held else ["q0"])
 
 
-def test_a_question_that_leaves_no_room_is_named(tokenizer: SegmentTokenizer) -> None:
+def test_a_question_that_leaves_no_room_is_reported(tokenizer: SegmentTokenizer) -> None:
     named = r"^The question '.*' \(id q0\) takes .*; raise max_length, lower stride, or shorten"
     with pytest.raises(InputError, match=named):
         encoder(tokenizer, 40).encode_training([passage(TOWN * 10, "river Aune")])
 
 
-def test_real_text_counts(shared: Path) -> None:
+def test_counts_of_squad(shared: Path) -> None:
     import json
 
     official = json.loads((shared / "data" / "squad1-train.json").read_text())
@@ -183,6 +183,6 @@ def test_real_text_counts(shared: Path) -> None:
     gpt2 = SegmentTokenizer(AutoTokenizer.from_pretrained(shared / "gpt2"))
     counts = PromptEncoder(gpt2, Template(), 1024, 128).encode_training(passages).counts
     assert (counts.passages, counts.questions, counts.examples) == (2430, 11877, 11877)
-    # The data's own description: 2.02M and 0.59M tokens, eos included.
+    # Figures from the description of the data: 2.02M and 0.59M tokens, including eos.
     assert round(counts.separate_tokens + 11877, -4) == 2_020_000
     assert round(counts.tree_tokens + 11877, -4) == 590_000

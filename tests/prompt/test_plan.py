@@ -1,4 +1,4 @@
-"""Every question is trained once an epoch, in an order that (seed, epoch) determine."""
+"""Every question is trained once per epoch, in an order determined by (seed, epoch)."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ def ids(trees: list[Tree]) -> list[str]:
 
 
 @given(FORESTS, st.integers(1, 30), st.integers(1, 100), st.integers(0, 5))
-def test_an_epoch_holds_every_question_once(
+def test_an_epoch_has_every_question_once(
     trees: list[Tree], questions: int, tokens: int, epoch: int
 ) -> None:
     plan = BatchPlan(trees, questions, tokens, seed=1)
@@ -50,14 +50,14 @@ def test_an_epoch_holds_every_question_once(
 
 
 @given(FORESTS, st.integers(0, 10))
-def test_an_epoch_goes_on_from_any_step(trees: list[Tree], start: int) -> None:
+def test_an_epoch_continues_from_any_step(trees: list[Tree], start: int) -> None:
     plan = BatchPlan(trees, 4, 60, seed=3)
     whole = [[ids(batch) for batch in step] for step in plan.epoch(2)]
     rest = [[ids(batch) for batch in step] for step in plan.epoch(2, start)]
     assert rest == whole[start:]
 
 
-def test_epochs_and_seeds_differ() -> None:
+def test_epochs_and_seeds_have_different_orders() -> None:
     trees = [tree(n, 5, [3]) for n in range(50)]
     orders = {
         tuple(
@@ -71,7 +71,9 @@ def test_epochs_and_seeds_differ() -> None:
 
 @pytest.mark.parametrize("size", [tree_tokens, padded_tokens])
 @given(trees=FORESTS, tokens=st.integers(1, 400))
-def test_batches_keep_to_their_budget(size: Size, trees: list[Tree], tokens: int) -> None:
+def test_batches_are_within_the_budget_and_as_large_as_possible(
+    size: Size, trees: list[Tree], tokens: int
+) -> None:
     batches = pack(trees, tokens, size)
     assert Counter(i for batch in batches for i in ids(batch)) == Counter(ids(trees))
     for batch in batches:
@@ -81,12 +83,12 @@ def test_batches_keep_to_their_budget(size: Size, trees: list[Tree], tokens: int
 
 
 @given(FORESTS)
-def test_sizes_are_those_of_the_tensors(trees: list[Tree]) -> None:
+def test_sizes_match_the_tensors(trees: list[Tree]) -> None:
     assert tree_tokens(trees) == collate_trees(trees).input_ids.numel()
     assert padded_tokens(trees) == collate_padded(trees, pad_id=0).input_ids.numel()
 
 
-def test_many_trees_are_measured_a_few_times_each() -> None:
+def test_packing_measures_each_tree_only_a_few_times() -> None:
     measured = 0
 
     def size(trees: Sequence[Tree]) -> int:

@@ -1,4 +1,4 @@
-"""Texts become ids segment by segment, and never control tokens."""
+"""Segments are encoded separately, and text never becomes control tokens."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from loraqa.prompt.template import Template
 from loraqa.prompt.words import all_offsets
 
 
-def test_segments_are_the_prompt_that_gpt2_knows(shared: Path) -> None:
+def test_joined_segments_are_gpt2s_tokens_of_the_prompt(shared: Path) -> None:
     gpt2 = AutoTokenizer.from_pretrained(shared / "gpt2")
     template = Template()
     segments = [
@@ -31,13 +31,13 @@ def test_segments_are_the_prompt_that_gpt2_knows(shared: Path) -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(st.characters(codec="utf-8")))
-def test_text_comes_back_whole_and_without_control_tokens(tiny_tokenizer: Any, text: str) -> None:
+def test_text_round_trips_without_control_tokens(tiny_tokenizer: Any, text: str) -> None:
     text = f"{text}<|endoftext|>{text}"
     tokenizer = SegmentTokenizer(tiny_tokenizer)
     (encoding,) = tokenizer.encode([text])
     assert tokenizer.eos not in encoding.ids
     assert tokenizer.decode(encoding.ids) == text.strip()
-    # The tokenizer itself would have made it one:
+    # The tokenizer by itself returns a control token.
     assert tokenizer.eos in tiny_tokenizer(text).input_ids
 
 
@@ -47,7 +47,7 @@ def test_an_answer_is_decoded_without_its_end(tiny_tokenizer: Any) -> None:
     assert tokenizer.decode([*encoding.ids, tokenizer.eos]) == "the king"
 
 
-def test_a_tokenizer_that_starts_texts_with_bos_starts_trunks_with_it() -> None:
+def test_trunks_start_with_bos_if_the_tokenizer_adds_it() -> None:
     backend = _word_pieces()
     backend.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     wrapped = PreTrainedTokenizerFast(
@@ -65,7 +65,7 @@ def test_a_sentencepiece_tokenizer_gets_no_second_space() -> None:
     assert tokenizer.decode(ids) == "Context: ab Question: c"
 
 
-def test_offsets_count_the_space_that_is_not_encoded() -> None:
+def test_offsets_count_a_leading_space_that_is_not_encoded() -> None:
     backend = _word_pieces()
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
@@ -80,7 +80,7 @@ def test_offsets_count_the_space_that_is_not_encoded() -> None:
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "with bos and spaces"])
-def test_what_another_process_gets_is_the_same(kind: str, tiny_tokenizer: Any) -> None:
+def test_a_tokenizer_from_json_encodes_the_same(kind: str, tiny_tokenizer: Any) -> None:
     backend = _word_pieces()
     backend.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     wrapped = PreTrainedTokenizerFast(
@@ -116,7 +116,7 @@ def test_a_tokenizer_without_eos_is_refused() -> None:
 
 
 def _word_pieces() -> Tokenizer:
-    """A character tokenizer that marks spaces and puts one in front, as Llama's does."""
+    """Return a character tokenizer that marks spaces and prepends one, like Llama's."""
     characters = ["<s>", "</s>", "<unk>", "▁", *map(chr, range(33, 127))]
     tokenizer = Tokenizer(
         models.BPE(vocab={c: i for i, c in enumerate(characters)}, merges=[], unk_token="<unk>")

@@ -1,4 +1,4 @@
-"""The template splits a prompt into segments whose join is the prompt."""
+"""Templates split a prompt into segments; joined, the segments are the prompt."""
 
 import pytest
 from hypothesis import given
@@ -23,7 +23,7 @@ def test_no_segment_ends_in_a_space() -> None:
     assert segments == ("c", "\n\nQ: q\nA:", "  a")
 
 
-def test_a_line_break_before_the_answer_is_read_not_written() -> None:
+def test_a_line_break_before_the_answer_belongs_to_the_question() -> None:
     template = Template("{context}\n{question}\nA:\n\n {answer}")
     assert template.question("Who?") == "\nWho?\nA:\n\n"
     assert template.answer("he") == " he"
@@ -33,7 +33,7 @@ def test_an_answer_is_one_line() -> None:
     assert Template().answer("a \r\n\n b\tc") == " a b\tc"
 
 
-def test_an_empty_answer_has_no_text() -> None:
+def test_an_empty_answer_is_an_empty_segment() -> None:
     assert Template().answer("  ") == ""
 
 

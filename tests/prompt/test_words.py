@@ -1,4 +1,4 @@
-"""Texts put together from words have the tokens that the tokenizer gives them as a whole."""
+"""Texts encoded word by word have the same tokens as the whole text."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ _TEXTS = st.lists(_BLANKS | _WORDS | _MARKS | st.text(max_size=5), max_size=12).
 
 
 def _byte_level(*cutters: Any) -> Tokenizer:
-    """A small tokenizer with merges that go over whatever the cutters leave whole."""
+    """Return a small tokenizer that merges tokens across everything the cutters do not split."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(list(cutters))
     corpus = ["the king's men won't   wait\n\nin 1066 or 25,000,    the kings \n \n of the land\t "]
@@ -55,7 +55,7 @@ TOKENIZERS = {
 @pytest.mark.parametrize("name", TOKENIZERS)
 @settings(max_examples=300)
 @given(texts=st.lists(_TEXTS, max_size=4))
-def test_tokens_are_those_of_whole_texts(name: str, texts: list[str]) -> None:
+def test_tokens_and_offsets_equal_those_of_whole_texts(name: str, texts: list[str]) -> None:
     tokenizer = TOKENIZERS[name]
     assert cuts_at_blanks(tokenizer)
     encoded = encode_by_words(tokenizer, texts)
@@ -65,7 +65,7 @@ def test_tokens_are_those_of_whole_texts(name: str, texts: list[str]) -> None:
     assert places == [encoding.offsets for encoding in whole]
 
 
-def test_squad_has_the_tokens_of_gpt2(shared: Path) -> None:
+def test_squad_has_gpt2s_tokens(shared: Path) -> None:
     gpt2 = AutoTokenizer.from_pretrained(shared / "gpt2").backend_tokenizer
     assert cuts_at_blanks(gpt2)
     passages = read_passages(shared / "data/squad1-dev.json").passages
@@ -76,7 +76,7 @@ def test_squad_has_the_tokens_of_gpt2(shared: Path) -> None:
     assert [text.ids.tolist() for text in encoded] == [encoding.ids for encoding in whole]
 
 
-def test_what_is_not_known_to_cut_is_not_trusted() -> None:
+def test_unknown_tokenizers_are_not_encoded_by_words() -> None:
     metaspace = _byte_level(pre_tokenizers.Metaspace())
     lines = _split_by(r"[^\n]+|\n")
     prefixed = _byte_level(pre_tokenizers.ByteLevel(add_prefix_space=True))

@@ -1,4 +1,4 @@
-"""Answers stand in a piece of their context, cut off where it is cut off."""
+"""Answers are shown in their context, with an ellipsis wherever it is shortened."""
 
 import io
 
@@ -12,7 +12,7 @@ FAR = "far " * 20
 
 
 def shown(context: str, text: str) -> str:
-    """The line with the place of an answer, on a terminal wide enough for it."""
+    """Return the line with the place of an answer, as a wide terminal shows it."""
     start = context.index(text)
     answer = Answered("q", text, -0.1, -0.1, start, start + len(text), 0.0)
     terminal = io.StringIO()
@@ -31,5 +31,5 @@ def shown(context: str, text: str) -> str:
         (f"The mill is {FAR}", f"characters 4 to 8: The mill is {FAR[:56]}…"),
     ],
 )
-def test_only_what_is_left_out_is_marked(context: str, expected: str) -> None:
+def test_an_ellipsis_marks_omitted_context_only(context: str, expected: str) -> None:
     assert shown(context, "mill") == expected

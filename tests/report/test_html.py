@@ -1,4 +1,4 @@
-"""The one-file report: everything escaped, nothing from outside, answers marked in place."""
+"""The one-file report: all text is escaped, nothing is loaded, answers are marked in place."""
 
 from collections.abc import Sequence
 from html.parser import HTMLParser
@@ -25,7 +25,7 @@ VOID = {"meta", "br"}
 
 
 class Page(HTMLParser):
-    """Checks that tags are balanced; keeps the tags, the visible text and what is marked."""
+    """Checks that tags are balanced; collects the tags, the visible text and the marked text."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ def whole_report() -> Report:
     )
 
 
-def test_page_is_balanced_and_needs_nothing_from_outside() -> None:
+def test_page_is_balanced_and_loads_nothing() -> None:
     page = whole_report().to_html()
     parsed = Page(page)
     assert not parsed.tags & {"script", "link", "img", "iframe", "object", "embed", "base"}
@@ -87,7 +87,7 @@ def test_page_is_balanced_and_needs_nothing_from_outside() -> None:
     assert "url(http" not in page
 
 
-def test_sections_stand_in_their_order() -> None:
+def test_sections_keep_their_order() -> None:
     text = Page(whole_report().to_html()).text
     places = [
         text.index(part)
@@ -97,7 +97,7 @@ def test_sections_stand_in_their_order() -> None:
 
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"])))
-def test_any_text_anywhere_is_shown_and_never_becomes_a_tag(text: str) -> None:
+def test_any_text_is_shown_and_never_becomes_a_tag(text: str) -> None:
     page = Page(
         report(
             Highlights([(text, text)]),
@@ -119,7 +119,7 @@ def harmless_sections() -> list[object]:
     ]
 
 
-def test_answer_is_marked_where_it_stands_and_only_there() -> None:
+def test_answer_is_marked_at_its_offset_only() -> None:
     start = CONTEXT.rindex("Ada")
     shown = example("Ada <Quill>", start)
     assert Page(shown).marked == ["Ada <Quill>"]
@@ -128,8 +128,8 @@ def test_answer_is_marked_where_it_stands_and_only_there() -> None:
     assert after.startswith("Ada &lt;Quill&gt;</mark> &amp; Sons own it.")
 
 
-def test_answer_that_does_not_stand_there_is_refused() -> None:
-    with pytest.raises(ValueError, match="does not stand at 3"):
+def test_a_wrong_offset_is_refused() -> None:
+    with pytest.raises(ValueError, match="'Ada' is not at character 3 of its context"):
         example("Ada", 3)
 
 
@@ -139,7 +139,7 @@ def test_answer_outside_the_context_marks_nothing() -> None:
     assert CONTEXT in parsed.text
 
 
-def test_unanswerable_and_unanswered_are_said_in_words() -> None:
+def test_unanswerable_and_unanswered_questions_show_no_answer() -> None:
     assert "annotated: no answer" in Page(example("Ada", 0, right=())).text
     assert "no answer" in Page(example("", None)).text
 
@@ -148,7 +148,7 @@ def test_equal_annotations_are_shown_once() -> None:
     assert "annotated: Ada / Quill" in Page(example("Ada", 0, ("Ada", "Quill", "Ada"))).text
 
 
-def test_report_is_written_whole_and_twice_the_same(tmp_path: Path) -> None:
+def test_report_is_written_completely_and_reproducibly(tmp_path: Path) -> None:
     path = tmp_path / "out" / "report.html"
     whole_report().save(path)
     first = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Inspection shows every token that goes into the model, and what is supervised."""
+"""Inspection shows every token of the model's input, and which tokens are supervised."""
 
 import re
 from typing import Any
@@ -35,7 +35,7 @@ def test_all_tokens_ids_and_positions_are_shown(tiny_tokenizer: Any) -> None:
     assert f"positions {first} to {last}, ids {' '.join(map(str, branch.prompt))}" in shown
 
 
-def test_the_mask_shows_a_branch_blind_to_its_siblings(tiny_tokenizer: Any) -> None:
+def test_the_mask_hides_sibling_branches(tiny_tokenizer: Any) -> None:
     tokenizer = SegmentTokenizer(tiny_tokenizer)
     two = Passage("A b.", tuple(Question(name, "W?", (Answer("b", 2),)) for name in "pq"))
     encoded = PromptEncoder(tokenizer, Template("{context} Q{question} A{answer}"), 99, 20)
@@ -51,7 +51,7 @@ def test_the_mask_shows_a_branch_blind_to_its_siblings(tiny_tokenizer: Any) -> N
     assert sees == expected
 
 
-def test_what_is_supervised_has_its_own_colour(tiny_tokenizer: Any) -> None:
+def test_supervised_tokens_have_their_own_colour(tiny_tokenizer: Any) -> None:
     tokenizer = SegmentTokenizer(tiny_tokenizer)
     encoded = PromptEncoder(tokenizer, Template(), 200, 20).encode_training([PASSAGE])
     answers = {
@@ -64,7 +64,7 @@ def test_what_is_supervised_has_its_own_colour(tiny_tokenizer: Any) -> None:
     assert answers[SUPERVISED] == "<|endoftext|>"
 
 
-def test_counts_are_the_encoders(tiny_tokenizer: Any) -> None:
+def test_counts_are_those_of_the_encoder(tiny_tokenizer: Any) -> None:
     tokenizer = SegmentTokenizer(tiny_tokenizer)
     counts = PromptEncoder(tokenizer, Template(), 200, 20).encode_training([PASSAGE] * 3).counts
     markdown = counts_table(counts).to_markdown()

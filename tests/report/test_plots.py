@@ -1,4 +1,4 @@
-"""Plots: what stands in the figure is what was given, and files are whole."""
+"""Plots: figures show the given data, and files are complete."""
 
 import re
 from pathlib import Path
@@ -64,14 +64,14 @@ def test_curves_without_evaluations_have_no_empty_panel() -> None:
 def test_running_mean_is_a_centred_mean() -> None:
     mean = plots.training_curves(STEPS).axes[0].lines[1].get_ydata()
     losses = np.array([record["loss"] for record in STEPS])
-    # A twentieth of 100 values, the middle one and two on each side.
+    # A twentieth of 100 values: the middle one and two on each side.
     inside = np.convolve(losses, np.ones(5) / 5, mode="valid")
     np.testing.assert_allclose(mean[2:-2], inside)
     assert mean[0] == pytest.approx(losses[:3].mean())
     assert len(mean) == 100
 
 
-def test_bars_stand_before_then_after() -> None:
+def test_bars_show_before_left_of_after() -> None:
     figure = plots.before_after({"exact_match": 1.0, "f1": 2.0}, {"exact_match": 90.0, "f1": 95.0})
     bars = sorted((bar.get_x(), bar.get_height()) for bar in figure.axes[0].patches)
     assert [height for _, height in bars] == [1.0, 90.0, 2.0, 95.0]
@@ -84,7 +84,7 @@ def test_strategies_are_named_at_their_points() -> None:
     assert [tuple(line.get_xydata()[0]) for line in axes.lines] == list(named.values())
 
 
-def test_spectra_are_sorted_by_layer_number_in_a_panel_for_each_kind() -> None:
+def test_spectra_have_a_panel_per_kind_sorted_by_layer() -> None:
     attention, mlp, scale = plots.singular_values(SPECTRA).axes
     assert [axes.get_title("left") for axes in (attention, mlp)] == ["attn.c_attn", "mlp.c_fc"]
     assert [label.get_text() for label in attention.get_yticklabels()] == ["0", "2", "10"]
@@ -93,18 +93,18 @@ def test_spectra_are_sorted_by_layer_number_in_a_panel_for_each_kind() -> None:
     assert scale.get_ylim() == (0, 13)
 
 
-def test_spectra_of_unequal_ranks_and_of_names_without_a_layer() -> None:
+def test_spectra_may_have_unequal_ranks_and_names_without_a_layer() -> None:
     figure = plots.singular_values({"lm_head": [1.0], "h.0.q": [2.0, 1.0], "h.1.q": [2.0]})
     assert [axes.get_title("left") for axes in figure.axes[:2]] == ["lm_head", "q"]
     assert figure.axes[1].collections[0].get_array().tolist() == [[2, 1], [2, None]]
 
 
-def test_spectra_of_an_untrained_adapter_are_all_zero_and_still_drawn() -> None:
+def test_zero_spectra_of_an_untrained_adapter_are_plotted() -> None:
     plots.to_svg(plots.singular_values({"h.0.q": [0.0, 0.0]}))
 
 
 @pytest.mark.parametrize("name", list(every_figure()))
-def test_svg_is_well_formed_and_stands_alone(name: str) -> None:
+def test_svg_is_well_formed_and_self_contained(name: str) -> None:
     svg = plots.to_svg(every_figure()[name])
     root = ElementTree.fromstring(svg)
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
@@ -123,7 +123,7 @@ def test_equal_figures_give_equal_svg() -> None:
         assert plots.to_svg(first[name]) == plots.to_svg(second[name])
 
 
-def test_names_with_dollar_signs_are_no_formulas() -> None:
+def test_dollar_signs_in_names_start_no_formula() -> None:
     assert "$top_p$ 0.9" in plots.to_svg(plots.quality_against_diversity(STRATEGIES))
 
 
@@ -137,7 +137,7 @@ def test_an_id_means_the_same_in_every_figure_of_a_page() -> None:
     assert meanings
 
 
-def test_png_is_opaque_white_behind_the_plot(tmp_path: Path) -> None:
+def test_png_has_an_opaque_white_background(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "plot.png"
     plots.save_png(every_figure()["training"], path)
     with Image.open(path) as image:

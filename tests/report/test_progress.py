@@ -1,4 +1,4 @@
-"""What the user sees: on a terminal a bar, else lines, both on standard error."""
+"""Progress on standard error: a bar on a terminal, otherwise lines."""
 
 import io
 import re
@@ -20,7 +20,7 @@ class Terminal(io.StringIO):
 
 
 def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """Put a terminal in the place of standard error."""
+    """Replace standard error by a terminal."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("COLUMNS", "120")
@@ -30,13 +30,13 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Sets the clock."""
+    """Return a function that sets the clock to a number of seconds."""
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return lambda seconds: now.__setitem__(0, seconds)
 
 
-def test_lines_tell_the_first_and_last_step_and_every_scoring(
+def test_lines_show_first_and_last_step_and_every_evaluation(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with training_progress(total=4) as show:
@@ -53,7 +53,7 @@ def test_lines_tell_the_first_and_last_step_and_every_scoring(
     assert last.endswith("0:00 left")
 
 
-def test_lines_of_a_resumed_training_count_its_own_steps(
+def test_a_resumed_training_estimates_time_from_its_own_steps(
     capsys: pytest.CaptureFixture[str], clock: Callable[[float], None]
 ) -> None:
     with training_progress(total=1000, done=900) as show:
@@ -66,7 +66,7 @@ def test_lines_of_a_resumed_training_count_its_own_steps(
     assert [left for _, left in told][:2] == ["9:54 left", "9:42 left"]
 
 
-def test_long_waits_are_in_hours(
+def test_long_times_are_in_hours(
     capsys: pytest.CaptureFixture[str], clock: Callable[[float], None]
 ) -> None:
     with training_progress(total=3) as show:
@@ -75,7 +75,7 @@ def test_long_waits_are_in_hours(
     assert capsys.readouterr().err.endswith("2:04:06 left\n")
 
 
-def test_lines_on_answering_foresee_the_end_of_all_parts(
+def test_answering_estimates_the_time_for_all_parts(
     capsys: pytest.CaptureFixture[str], clock: Callable[[float], None]
 ) -> None:
     with answering_progress() as show:
@@ -91,7 +91,7 @@ def test_lines_on_answering_foresee_the_end_of_all_parts(
     ]
 
 
-def test_on_a_terminal_training_has_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_shows_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = on_terminal(monkeypatch)
     with training_progress(4) as show:
         show({**STEP, "step": 2})
@@ -102,7 +102,7 @@ def test_on_a_terminal_training_has_a_bar(monkeypatch: pytest.MonkeyPatch) -> No
     assert "EM 40.0  F1 51.3" in seen
 
 
-def test_on_a_terminal_answering_has_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answering_shows_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = on_terminal(monkeypatch)
     with answering_progress() as show:
         show(3, 8, "strategy 1 of 2: span")

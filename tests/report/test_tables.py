@@ -31,7 +31,7 @@ HOSTILE = Table(
 
 
 class Cells(HTMLParser):
-    """The texts of `<th>` and `<td>`, row by row, as a browser reads them."""
+    """The texts of all `<th>` and `<td>` by row, as a browser shows them."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ def on_terminal(table: Table, width: int = 120) -> str:
     return console.file.getvalue()
 
 
-def test_html_gives_every_cell_back_and_no_other_tag() -> None:
+def test_html_contains_every_cell_and_only_table_tags() -> None:
     cells = Cells(HOSTILE.to_html())
     assert cells.rows == [
         ["text", "number"],
@@ -83,12 +83,12 @@ def test_printable_text_is_one_line_without_control_characters(text: str) -> Non
     line.encode()
 
 
-def test_printable_leaves_ordinary_text_of_any_script_alone() -> None:
+def test_printable_keeps_ordinary_text_of_any_script() -> None:
     for text in ("Où est-il ?", "東京 (とうきょう)", "می‌خواهم", "👩‍🚀 e\u0301"):
         assert printable(text) == text
 
 
-def test_markdown_has_one_line_a_row_and_one_bar_more_than_columns() -> None:
+def test_markdown_has_one_line_per_row_and_escapes_cells() -> None:
     head, rule, first, second = HOSTILE.to_markdown().splitlines()
     assert head == "| text | number |"
     assert rule == "| :-- | --: |"
@@ -96,14 +96,14 @@ def test_markdown_has_one_line_a_row_and_one_bar_more_than_columns() -> None:
     assert second == "|  | – |"
 
 
-def test_terminal_reads_no_cell_as_markup_or_as_an_escape_sequence() -> None:
+def test_terminal_interprets_no_markup_or_escape_sequence() -> None:
     shown = on_terminal(HOSTILE)
     assert "Hostile [red]title[/]" in shown
     assert "[bold]a | b\\[/] <b>&amp;</b> �[31m" in shown
     assert "\x1b" not in shown
 
 
-def test_terminal_wraps_a_long_cell_and_cuts_nothing() -> None:
+def test_terminal_wraps_a_long_cell_without_truncating_it() -> None:
     path = "/" + "x" * 90
     shown = on_terminal(settings_table("Settings", {"path": path}), width=40)
     assert shown.count("x") == 90
@@ -131,7 +131,7 @@ def comparison(strategy: str, **changes: Any) -> Comparison:
     return replace(same, **changes)
 
 
-def test_strategies_show_spread_only_where_something_was_drawn() -> None:
+def test_only_sampling_strategies_show_diversity() -> None:
     drawn = comparison("top-p", samples=5, oracle_f1=70, found=None, distinct=2.345, entropy=0.5)
     table = strategies_table([comparison("greedy"), drawn])
     assert table.title == "Decoding strategies on 1,234 questions"
@@ -142,7 +142,7 @@ def test_strategies_show_spread_only_where_something_was_drawn() -> None:
 
 
 @pytest.mark.parametrize("parameter", ["temperature:0.7", "min-p:0.05"])
-def test_names_of_strategies_and_their_figures_stay_whole_in_80_columns(parameter: str) -> None:
+def test_strategies_fit_on_one_line_of_80_columns(parameter: str) -> None:
     drawn = comparison(parameter, samples=5, f1=95.62, oracle_f1=100, entropy=0.5, seconds=12.3)
     (row,) = [
         line
@@ -156,7 +156,7 @@ def spectrum(name: str) -> Spectrum:
     return Spectrum(name, 2, (3.0, 4.0), norm=5, base_norm=50, stable_rank=2, effective_rank=1.5)
 
 
-def test_layers_stay_whole_in_80_columns() -> None:
+def test_layers_fit_on_one_line_of_80_columns() -> None:
     names = ["transformer.h.0.attn.c_attn", "transformer.h.11.mlp.c_fc"]
     shown = on_terminal(spectra_table(map(spectrum, names)), width=80)
     assert shown.splitlines()[0].strip() == "What the adapter learned in transformer.h"
@@ -165,7 +165,7 @@ def test_layers_stay_whole_in_80_columns() -> None:
         assert row.split() == [name, "2", "5.000", "10.00%", "2.00", "1.50", "50%"]
 
 
-def test_spectra_are_read_from_the_adapter() -> None:
+def test_spectra_without_a_common_module_keep_full_names() -> None:
     table = spectra_table([spectrum("h.0.q"), spectrum("wte")])
     assert table.title == "What the adapter learned"
     assert Cells(table.to_html()).rows[1] == [
@@ -179,7 +179,7 @@ def test_spectra_are_read_from_the_adapter() -> None:
     ]
 
 
-def test_before_and_after_show_what_training_added() -> None:
+def test_before_and_after_show_the_change() -> None:
     before = {"exact_match": 10.0, "f1": 30.0, "total": 5}
     after = {"exact_match": 50.0, "f1": 25.5, "total": 5, "NoAns_f1": 3.0}
     assert Cells(before_after_table(before, after).to_html()).rows == [
@@ -203,7 +203,7 @@ def training_record(step: int, **changes: float) -> dict[str, object]:
     } | changes
 
 
-def test_training_table_says_what_the_run_amounts_to() -> None:
+def test_training_table_summarizes_the_run() -> None:
     records = [
         training_record(1, questions_per_second=5.0),
         {"kind": "evaluation", "step": 1, "exact_match": 20.0, "f1": 45.0, "total": 10},
@@ -215,14 +215,14 @@ def test_training_table_says_what_the_run_amounts_to() -> None:
         "steps": "3",
         "epochs": "0.75",
         "loss, first step and mean of the last ten": "1.000 → 0.611",
-        "questions a second (median)": "80.0",
-        "tokens a second (median)": "12,345",
+        "questions per second (median)": "80.0",
+        "tokens per second (median)": "12,345",
         "memory (MiB, highest)": "2,000",
         "best F1 on dev": "45.0 (step 1)",
     }
 
 
-def test_a_last_step_of_a_few_questions_does_not_stand_for_all() -> None:
+def test_training_table_averages_the_last_ten_losses() -> None:
     losses = [9.0, *[2.0] * 10, 0.0]
     records = [training_record(step, loss=loss) for step, loss in enumerate(losses, start=1)]
     assert ("loss, first step and mean of the last ten", "9.000 → 1.800") in (
@@ -231,7 +231,7 @@ def test_a_last_step_of_a_few_questions_does_not_stand_for_all() -> None:
 
 
 def test_training_table_without_a_step_is_refused() -> None:
-    with pytest.raises(ValueError, match="no record"):
+    with pytest.raises(ValueError, match="no record of a training step"):
         training_table([{"kind": "evaluation", "step": 0, "f1": 1.0}])
 
 

@@ -1,4 +1,4 @@
-"""The HTTP API: answers are the reader's own, and whatever is wrong is one sentence of JSON."""
+"""The HTTP API: answers are those of the reader, and every error is one sentence in JSON."""
 
 import asyncio
 import json
@@ -38,14 +38,14 @@ def client(reader: Reader, tiny_folder: Path) -> Iterator[TestClient]:
 
 
 def app_of(answer: Any) -> FastAPI:
-    """A server whose reader answers with this function."""
+    """Return an app whose reader answers with this function."""
     reader: Any = SimpleNamespace(answer=answer)
     served = Served(base="b", adapter=None, template="t", max_length=1, max_answer_tokens=1)
     return create_app(reader, served)
 
 
 @pytest.mark.parametrize("strategy", ["greedy", "span", "beam:2", "temperature:5"])
-def test_answers_are_the_readers_own(client: TestClient, reader: Reader, strategy: str) -> None:
+def test_answers_are_those_of_the_reader(client: TestClient, reader: Reader, strategy: str) -> None:
     body = {"context": CONTEXT, "questions": QUESTIONS, "strategy": strategy, "seed": 3}
     reply = client.post("/api/answer", json=body)
     own = [asdict(answer) for answer in reader.answer(CONTEXT, QUESTIONS, strategy, seed=3)]
@@ -77,7 +77,7 @@ def test_the_model_is_described(client: TestClient, reader: Reader, tiny_folder:
         parse_strategy(strategy)
 
 
-def test_the_adapter_of_a_run_is_named(reader: Reader, tmp_path: Path) -> None:
+def test_the_description_names_the_adapter_of_a_run(reader: Reader, tmp_path: Path) -> None:
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").touch()
@@ -129,11 +129,11 @@ def test_wrong_input_is_one_sentence(client: TestClient, change: dict[str, Any],
         (b"\xff\xfe", "application/json"),
         (b"[" * 100_000, "application/json"),
         (b'{"context": "\\ud800", "questions": ["When?"]}', "application/json"),
-        # What a page of another site can send without being asked for permission.
+        # Another site's page can send this content type without a CORS preflight.
         (json.dumps(GOOD).encode(), "text/plain"),
     ],
 )
-def test_a_body_that_is_no_json_object_is_refused(
+def test_a_body_that_is_not_a_json_object_is_refused(
     client: TestClient, body: bytes, content_type: str
 ) -> None:
     reply = client.post("/api/answer", content=body, headers={"Content-Type": content_type})
@@ -171,7 +171,7 @@ def test_other_addresses_and_methods_are_refused_in_json(client: TestClient) -> 
     ("error", "says"),
     [
         (LoraqaError("The disk is full."), "The disk is full."),
-        (RuntimeError("secret"), "The server failed at this request; its log says why."),
+        (RuntimeError("secret"), "The server failed to answer this request; see its log."),
     ],
 )
 def test_failures_show_no_traceback(error: Exception, says: str) -> None:
@@ -184,7 +184,7 @@ def test_failures_show_no_traceback(error: Exception, says: str) -> None:
     assert reply.json() == {"error": says}
 
 
-def test_requests_at_once_are_answered_one_after_another() -> None:
+def test_concurrent_requests_are_answered_one_after_another() -> None:
     at_work = Lock()
 
     def answer(context: str, *_: Any, **__: Any) -> list[Answered]:
@@ -201,7 +201,7 @@ def test_requests_at_once_are_answered_one_after_another() -> None:
     assert [reply["answers"][0]["text"] for reply in replies] == contexts
 
 
-def test_a_request_that_the_servers_end_cuts_short_is_told_so() -> None:
+def test_a_request_interrupted_by_shutdown_gets_status_503() -> None:
     at_work, finish = Event(), Event()
 
     def answer(*_: Any, **__: Any) -> list[Answered]:
@@ -225,7 +225,7 @@ def test_a_request_that_the_servers_end_cuts_short_is_told_so() -> None:
     assert reply.json() == {"error": "The server is stopping; ask again later."}
 
 
-def test_nothing_allows_other_sites(client: TestClient) -> None:
+def test_no_cors_header_allows_other_sites(client: TestClient) -> None:
     reply = client.post("/api/answer", json=GOOD, headers={"Origin": "https://elsewhere.example"})
     assert not [name for name in reply.headers if name.startswith("access-control")]
 
@@ -237,13 +237,13 @@ def page(client: TestClient) -> str:
     return reply.text
 
 
-def test_the_page_loads_nothing_from_anywhere(page: str) -> None:
+def test_the_page_loads_nothing(page: str) -> None:
     assert not re.search(r"https?:|//\w|@import|url\(", page)
     assert re.findall(r'(?:src|href)="([^"]*)"', page) == ["data:,"]
     assert "default-src 'none'" in page
 
 
-def test_the_page_writes_text_never_markup(page: str) -> None:
+def test_the_page_inserts_text_and_never_markup(page: str) -> None:
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", page)
 
 

@@ -1,4 +1,4 @@
-"""The command `loraqa serve`: it listens, answers, and ends in words."""
+"""The command `loraqa serve`: it listens, answers, and stops cleanly."""
 
 import json
 import re
@@ -17,19 +17,19 @@ from loraqa.errors import InputError
 from loraqa.serve.server import address, listen
 
 
-def test_a_port_in_use_is_one_sentence() -> None:
+def test_a_port_in_use_is_reported_in_one_sentence() -> None:
     with listen("127.0.0.1", 0) as first:
         port = first.getsockname()[1]
-        with pytest.raises(InputError, match=f"port {port} .[^(]*; stop what .* --port"):
+        with pytest.raises(InputError, match=f"port {port} .[^(]*; stop the program .* --port"):
             listen("127.0.0.1", port)
 
 
-def test_an_address_that_is_not_ours_is_one_sentence() -> None:
+def test_an_unknown_address_is_reported_in_one_sentence() -> None:
     with pytest.raises(InputError, match=r"\(.*\); choose another --host"):
         listen("no such host", 0)
 
 
-def test_the_address_is_one_for_browsers() -> None:
+def test_the_address_is_a_url() -> None:
     with listen("127.0.0.1", 0) as listener:
         assert re.fullmatch(r"http://127\.0\.0\.1:[1-9]\d*", address(listener))
 
@@ -64,7 +64,7 @@ def test_a_missing_extra_says_what_to_install(
     assert "pip install -e '.[serve]'" in error
 
 
-# A server whose answers take forever, and say when they begin.
+# A server whose answers print "busy" when they begin, and never end.
 ENDLESS = """
 import logging, sys, threading
 from types import SimpleNamespace

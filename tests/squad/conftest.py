@@ -1,4 +1,4 @@
-"""A small data set of two articles, in the form of official JSON, for all tests of the room."""
+"""A small data set of two articles, as official JSON and as records."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ OSLO = "Oslo is the capital of Norway. 🇳🇴 Bergen is not."
 
 @pytest.fixture
 def document() -> dict[str, Any]:
-    """SQuAD v2.0: four questions on two contexts, one of them with no answer."""
+    """Official JSON, v2.0: four questions on two contexts; one has no answer."""
     return {
         "version": "v2.0",
         "data": [
@@ -66,8 +66,8 @@ def document() -> dict[str, Any]:
 
 
 @pytest.fixture
-def rows(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """The data set as the hub has it."""
+def records(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The same data set as records with the hub's columns."""
     return [
         {
             "id": qa["id"],

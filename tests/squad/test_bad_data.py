@@ -1,4 +1,4 @@
-"""Everything that can be wrong with data: each is named with its place, or is left out."""
+"""Bad data: every problem is reported with its place, or skipped."""
 
 import copy
 import json
@@ -25,7 +25,7 @@ def store(folder: Path, document: Any) -> Path:
 
 
 def change(*path: str | int, to: Any) -> Callable[[Node], None]:
-    """A change of one value, or its removal where `to` is `delete`."""
+    """Return a function that sets one value, or deletes it if `to` is `delete`."""
 
     def make(document: Node) -> None:
         node: Any = document
@@ -44,9 +44,8 @@ PARAGRAPH = ("data", 0, "paragraphs", 0)
 QUESTION = (*PARAGRAPH, "qas", 0)
 ANSWER = (*QUESTION, "answers", 0)
 
-# What is done to the data, the problem as it must be named, what `skip` must leave out, and the
-# ids that it must keep.
-NAMED = {
+# Change to the data, reported problem, counts of what `skip` leaves out, ids that it keeps.
+PROBLEMS = {
     "version missing": (
         change("version", to=delete),
         "'version' is missing",
@@ -145,7 +144,7 @@ NAMED = {
     ),
     "id twice": (
         change("data", 1, "paragraphs", 0, "qas", 0, "id", to="n1"),
-        f"data[1].paragraphs[0].qas[0], id 'n1': the id is already that of {N1}",
+        f"data[1].paragraphs[0].qas[0], id 'n1': the id is already used by {N1}",
         {"questions": 1},
         "n1 n2 o2",
     ),
@@ -211,7 +210,7 @@ NAMED = {
     ),
     "answer elsewhere, twice": (
         change(*ANSWER, "text", to="Nile"),
-        f"{N1}.answers[0], id 'n1': the answer 'Nile' is not at character 15, and the context has",
+        f"{N1}.answers[0], id 'n1': the answer 'Nile' is not at character 15, and",
         {"answers": 1},
         "n1 n2 o1 o2",
     ),
@@ -224,9 +223,9 @@ NAMED = {
 }
 
 
-@pytest.mark.parametrize("case", NAMED)
-def test_a_problem_is_named_with_its_place(tmp_path: Path, document: Node, case: str) -> None:
-    make, problem, _, _ = NAMED[case]
+@pytest.mark.parametrize("case", PROBLEMS)
+def test_a_problem_is_reported_with_its_place(tmp_path: Path, document: Node, case: str) -> None:
+    make, problem, _, _ = PROBLEMS[case]
     make(document)
     path = store(tmp_path, document)
     with pytest.raises(InputError) as caught:
@@ -237,11 +236,11 @@ def test_a_problem_is_named_with_its_place(tmp_path: Path, document: Node, case:
     assert rest == ["Correct them, or leave them out with --on-bad skip."]
 
 
-@pytest.mark.parametrize("case", NAMED)
-def test_skip_leaves_out_what_is_bad_and_nothing_else(
+@pytest.mark.parametrize("case", PROBLEMS)
+def test_skip_leaves_out_only_the_bad_part(
     tmp_path: Path, document: Node, case: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    make, problem, skipped, kept = NAMED[case]
+    make, problem, skipped, kept = PROBLEMS[case]
     make(document)
     with caplog.at_level(logging.WARNING, "loraqa"):
         data = read_passages(store(tmp_path, document), on_bad="skip")
@@ -252,7 +251,7 @@ def test_skip_leaves_out_what_is_bad_and_nothing_else(
         assert f"{name}: {count}" in caplog.text
 
 
-def test_all_problems_of_one_question_are_named(tmp_path: Path, document: Node) -> None:
+def test_all_problems_of_one_question_are_reported(tmp_path: Path, document: Node) -> None:
     change(*QUESTION, "question", to="")(document)
     change(*ANSWER, "text", to="south")(document)
     with pytest.raises(InputError, match=r"(?s)2 problems.*question is empty.*'south' is not in"):
@@ -276,7 +275,7 @@ def test_the_first_twenty_problems_are_listed_and_the_rest_counted(
 
 
 @pytest.mark.parametrize("start", [-1, 0, 14, 10**30])
-def test_a_wrong_offset_is_repaired_where_there_is_one_place_only(
+def test_a_wrong_offset_is_corrected_if_the_answer_occurs_once(
     tmp_path: Path, document: Node, start: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     change(*ANSWER, "answer_start", to=start)(document)
@@ -284,19 +283,19 @@ def test_a_wrong_offset_is_repaired_where_there_is_one_place_only(
         data = read_passages(store(tmp_path, document))
     assert data.passages[0].questions[0].answers[0].start == 15
     assert data.counts()["repaired"] == 1
-    assert "offset was put right: 1" in caplog.text
+    assert "answers with a corrected offset: 1" in caplog.text
 
 
-def test_an_offset_from_the_end_is_wrong(tmp_path: Path, document: Node) -> None:
+def test_a_negative_offset_is_corrected(tmp_path: Path, document: Node) -> None:
     change(*ANSWER, to={"text": "floods.", "answer_start": -7})(document)
     passage = read_passages(store(tmp_path, document)).passages[0]
     assert passage.questions[0].answers[0].start == len(passage.context) - 7
 
 
-def test_places_that_overlap_are_two(tmp_path: Path, document: Node) -> None:
+def test_overlapping_occurrences_count_separately(tmp_path: Path, document: Node) -> None:
     document["data"][1]["paragraphs"][0]["context"] = "Oslo Bergen aaa"
     document["data"][1]["paragraphs"][0]["qas"][0]["answers"] = [{"text": "aa", "answer_start": 0}]
-    with pytest.raises(InputError, match="has it more than once"):
+    with pytest.raises(InputError, match="contains it more than once"):
         read_passages(store(tmp_path, document))
 
 
@@ -313,8 +312,8 @@ BROKEN = {
     "too many digits": (b'{"data": ' + b"9" * 5000 + b"}", "too many digits"),
     "Latin-1": (b'{"version":\n"\xe9"}', r"not UTF-8: line 2 has the byte 0xE9"),
     "UTF-16": ("{}".encode("utf-16"), "not UTF-8: line 1 has the byte 0xF"),
-    "a list": (b"[]", "holds no object at its top"),
-    "no questions": (b'{"version": "1.1", "data": []}', "holds no questions"),
+    "a list": (b"[]", "is not a JSON object at the top level"),
+    "no questions": (b'{"version": "1.1", "data": []}', "has no usable questions"),
 }
 
 
@@ -329,16 +328,14 @@ def test_a_broken_file_is_refused(tmp_path: Path, case: str, on_bad: Any) -> Non
     assert str(path) in str(caught.value)
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist; check the path"):
         read_passages(tmp_path / "none.json")
     with pytest.raises(InputError, match="is a folder"):
         read_passages(tmp_path)
 
 
-def test_a_byte_order_mark_is_a_problem_that_skip_passes_over(
-    tmp_path: Path, document: Node
-) -> None:
+def test_skip_ignores_a_byte_order_mark(tmp_path: Path, document: Node) -> None:
     path = tmp_path / "data.json"
     path.write_text(json.dumps(document), encoding="utf-8-sig")
     with pytest.raises(InputError, match=f"{path}: starts with a byte order mark"):
@@ -348,7 +345,7 @@ def test_a_byte_order_mark_is_a_problem_that_skip_passes_over(
 
 def test_skip_that_leaves_nothing_is_refused(tmp_path: Path, document: Node) -> None:
     document["data"] = [None]
-    with pytest.raises(InputError, match="holds no questions that can be used"):
+    with pytest.raises(InputError, match="has no usable questions; correct it or name other data"):
         read_passages(store(tmp_path, document), on_bad="skip")
 
 
@@ -376,10 +373,10 @@ def places(node: Any) -> list[tuple[Any, Any]]:
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(draw=st.data(), official=st.booleans(), on_bad=st.sampled_from(["stop", "skip"]))
-def test_whatever_is_changed_it_is_read_or_refused(
-    tmp_path: Path, document: Node, rows: list[Node], draw: Any, official: bool, on_bad: Any
+def test_changed_data_is_read_or_refused(
+    tmp_path: Path, document: Node, records: list[Node], draw: Any, official: bool, on_bad: Any
 ) -> None:
-    content = copy.deepcopy(document if official else rows)
+    content = copy.deepcopy(document if official else records)
     for _ in range(draw.draw(st.integers(1, 3))):
         container, key = draw.draw(st.sampled_from(places(content)))
         if draw.draw(st.booleans()):

@@ -1,4 +1,4 @@
-"""The examples of docs/data-formats.md are read as the page says."""
+"""The examples in docs/data-formats.md are read as the page says."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Names of the hub: what is one, which split is read, and that files never touch the network."""
+"""Hub names: which names are hub names, which split is read; files never use the network."""
 
 import json
 import socket
@@ -12,7 +12,7 @@ import pytest
 from loraqa.errors import InputError
 from loraqa.squad import read_passages
 
-ROW = {
+RECORD = {
     "id": "1",
     "title": "T",
     "context": "Oslo is the capital.",
@@ -23,12 +23,12 @@ ROW = {
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """Puts one row in the hub's place; lists the names and splits that were asked for."""
+    """Replace the hub by one record; return the requested names and splits."""
     calls: list[tuple[str, str]] = []
 
     def load_dataset(name: str, *, split: str) -> datasets.Dataset:
         calls.append((name, split))
-        return datasets.Dataset.from_list([ROW])
+        return datasets.Dataset.from_list([RECORD])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -37,7 +37,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """A machine whose network is down; lists the attempts to use it."""
+    """Disable the network; return the attempts to use it."""
     attempts: list[Any] = []
 
     def refuse(*args: Any, **_: Any) -> Any:
@@ -58,7 +58,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         ("rajpurkar/squad_v2:train[:10]", "train", ("rajpurkar/squad_v2", "train[:10]")),
     ],
 )
-def test_the_split_is_that_of_the_name_or_of_the_caller(
+def test_the_split_in_the_name_wins_over_the_argument(
     asked: list[Any], source: str, split: str, expected: tuple[str, str]
 ) -> None:
     data = read_passages(source, split=split)
@@ -67,17 +67,19 @@ def test_the_split_is_that_of_the_name_or_of_the_caller(
     assert data.passages[0].questions[0].answers[0].text == "Oslo"
 
 
-def test_bad_rows_of_the_hub_are_named(asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ROW, "question", "")
+def test_bad_records_of_the_hub_are_reported(
+    asked: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RECORD, "question", "")
     with pytest.raises(InputError, match="a/b: row 0, id '1': the question is empty"):
         read_passages("a/b")
     assert asked == [("a/b", "validation")]
 
 
-def test_a_hub_out_of_reach_is_said_in_one_sentence(
+def test_an_unreachable_hub_is_reported_at_once_in_one_sentence(
     no_network: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And at once: `load_dataset`, which tries again and again, is not even called."""
+    """`load_dataset`, which would retry for half a minute, is not called."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("it was called"))
     with pytest.raises(InputError) as caught:
@@ -92,7 +94,7 @@ def test_a_hub_out_of_reach_is_said_in_one_sentence(
 @pytest.mark.parametrize(
     "name", ["none.json", "./owner/name", "/owner/name", "owner/name.json", "here/none", "name"]
 )
-def test_a_local_path_never_touches_the_network(
+def test_a_local_path_never_uses_the_network(
     no_network: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -102,11 +104,11 @@ def test_a_local_path_never_touches_the_network(
     assert not no_network
 
 
-def test_a_file_whose_name_is_like_one_of_the_hub_is_a_file(
+def test_an_existing_file_wins_over_a_hub_name(
     no_network: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "owner").mkdir()
-    (tmp_path / "owner" / "name").write_text(json.dumps(ROW))
+    (tmp_path / "owner" / "name").write_text(json.dumps(RECORD))
     assert len(read_passages("owner/name").order) == 1
     assert not no_network

@@ -1,4 +1,4 @@
-"""Official JSON: what is read, what is written, and that the one is the other."""
+"""Official JSON: reading, writing, and the round trip."""
 
 import json
 import logging
@@ -48,7 +48,7 @@ def test_passages_questions_and_answers_are_read(tmp_path: Path, document: Docum
 @pytest.mark.parametrize(
     ("declared", "version"), [("1.1", "1.1"), ("v1.1", "1.1"), ("v2.0", "2.0"), ("2.0", "2.0")]
 )
-def test_the_declared_version_counts(
+def test_the_declared_version_is_used(
     tmp_path: Path, document: Document, declared: str, version: str
 ) -> None:
     document["version"] = declared
@@ -56,7 +56,7 @@ def test_the_declared_version_counts(
     assert read_passages(store(tmp_path, document)).version == version
 
 
-def test_a_context_that_comes_again_is_one_passage(tmp_path: Path, document: Document) -> None:
+def test_a_repeated_context_is_one_passage(tmp_path: Path, document: Document) -> None:
     nile, oslo = document["data"]
     again = {
         "context": nile["paragraphs"][0]["context"],
@@ -72,9 +72,7 @@ def test_a_context_that_comes_again_is_one_passage(tmp_path: Path, document: Doc
     assert data.order == ("n1", "o1", "o2", "n2")
 
 
-def test_questions_in_the_same_words_are_kept_and_counted(
-    tmp_path: Path, document: Document
-) -> None:
+def test_repeated_questions_are_kept_and_counted(tmp_path: Path, document: Document) -> None:
     first, second = document["data"][1]["paragraphs"][0]["qas"]
     first["question"] = second["question"] = document["data"][0]["paragraphs"][0]["qas"][0][
         "question"
@@ -107,7 +105,7 @@ words = st.text(st.sampled_from("abc é漢🙂\n\t'\"\\\u2028"), min_size=1, max
 
 @st.composite
 def data_sets(draw: st.DrawFn) -> tuple[list[Passage], str]:
-    """Passages on distinct contexts, with ids of their own, and a version that can hold them."""
+    """Passages with distinct contexts and ids, and a version that allows them."""
     version = draw(st.sampled_from(["1.1", "2.0"]))
     passages = []
     for number, context in enumerate(draw(st.lists(words, min_size=1, max_size=4, unique=True))):
@@ -125,7 +123,7 @@ def data_sets(draw: st.DrawFn) -> tuple[list[Passage], str]:
 
 
 @given(data_sets())
-def test_what_is_written_is_read_again(tmp_path_factory: Any, data: Any) -> None:
+def test_written_data_is_read_back_unchanged(tmp_path_factory: Any, data: Any) -> None:
     passages, version = data
     path = tmp_path_factory.mktemp("round") / "data.json"
     write_official(path, passages, version)
@@ -140,7 +138,7 @@ def test_written_json_is_the_official_document(tmp_path: Path, document: Documen
     assert json.loads((tmp_path / "again.json").read_text(encoding="utf-8")) == document
 
 
-def test_v1_cannot_hold_a_question_without_an_answer(tmp_path: Path) -> None:
+def test_v1_refuses_a_question_without_an_answer(tmp_path: Path) -> None:
     passages = [Passage("c", (Question("q7", "Why?"),))]
     with pytest.raises(InputError, match="'q7' has no answer"):
         write_official(tmp_path / "data.json", passages, "1.1")

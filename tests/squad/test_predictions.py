@@ -1,4 +1,4 @@
-"""Files of predictions: what is read, and what is refused."""
+"""Files of predictions: accepted and refused content."""
 
 from pathlib import Path
 
@@ -24,14 +24,14 @@ BAD_PREDICTIONS = {
     "null": ('{"7": null}', "id '7': is null, must be text"),
     "n-best list": ('{"7": [{"text": "a"}]}', "id '7': is a list, must be text"),
     "object": ('{"7": {"text": "a"}}', "id '7': is an object, must be text"),
-    "twice": ('{"7": "a", "8": "b", "7": "a"}', "id '7': comes 2 times"),
+    "twice": ('{"7": "a", "8": "b", "7": "a"}', "id '7': appears 2 times"),
     "a list": (
         '["a"]',
-        "holds no object at its top; it must be a single JSON object",
+        "is not a JSON object at the top level; it must be one JSON object",
     ),
     "JSON Lines": (
         '{"7": "a"}\n{"8": "b"}\n',
-        "line 2, column 1: bad JSON: Extra data; it must be a single JSON object",
+        "line 2, column 1: bad JSON: Extra data; it must be one JSON object",
     ),
     "cut off": ('{\n"7": "a', "line 2, column 6: bad JSON"),
     "empty": ("", "is empty"),

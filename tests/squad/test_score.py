@@ -1,4 +1,4 @@
-"""The scores are the official ones: published figures, the scripts' rules anew, properties."""
+"""Scores against published figures, a second implementation of the rules, and properties."""
 
 import json
 import logging
@@ -60,7 +60,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize(("predictions", "data"), PUBLISHED)
-def test_published_predictions_score_what_was_published(
+def test_published_predictions_get_their_published_scores(
     shared: Path, predictions: str, data: str
 ) -> None:
     read = read_passages(shared / "data" / f"{data}.json")
@@ -93,7 +93,7 @@ def question(*golds: str, id: str = "q") -> Question:
         ("", ["x"], "2.0", 0, 0),
     ],
 )
-def test_one_prediction_by_hand(
+def test_one_prediction_has_the_scores_computed_by_hand(
     prediction: str, golds: list[str], version: Version, exact: float, f1: float
 ) -> None:
     scored = score_question(prediction, question(*golds), version)
@@ -106,7 +106,7 @@ texts = st.text(st.sampled_from("ab theAN.,-é "), max_size=12)
 @given(
     st.lists(texts, min_size=1, max_size=3).filter(lambda golds: all(map(normalize_answer, golds)))
 )
-def test_a_gold_is_right(golds: list[str]) -> None:
+def test_a_gold_answer_scores_one(golds: list[str]) -> None:
     for gold in golds:
         for version in ("1.1", "2.0"):
             scored = score_question(gold, question(*golds), version)
@@ -132,13 +132,13 @@ def test_f1_is_symmetric_and_one_for_an_exact_match(a: str, b: str) -> None:
 
 
 @given(texts)
-def test_normalizing_again_changes_nothing(text: str) -> None:
+def test_normalization_is_idempotent(text: str) -> None:
     once = normalize_answer(text)
     assert normalize_answer(once) == once
     assert not set(once) & set(string.punctuation)
 
 
-# The rules of evaluate-v2.0, written down anew step by step and without regard to speed.
+# A second, slow implementation of the rules of evaluate-v2.0.
 
 
 def official_words(text: str) -> list[str]:
@@ -169,7 +169,7 @@ def official_best(
     texts: dict[str, str],
     none: dict[str, float],
 ) -> tuple[float, float]:
-    """Try every cut through the questions, sorted by the probability of no answer."""
+    """Try every threshold, with the questions sorted by no-answer probability."""
     by_id = {question.id: question for question in questions}
     ids = sorted(none, key=lambda id: none[id])
     cuts = []
@@ -194,7 +194,7 @@ def scored_data(draw: st.DrawFn) -> tuple[list[Question], dict[str, str], dict[s
 
 @settings(max_examples=300)
 @given(scored_data())
-def test_v2_scores_are_those_of_its_rules(data: Any) -> None:
+def test_v2_scores_follow_the_official_rules(data: Any) -> None:
     questions, texts, none = data
     golds = {question.id: [answer.text for answer in question.answers] for question in questions}
     raw = {id: official_score(texts[id], golds[id]) for id in golds}
@@ -220,7 +220,7 @@ def test_v2_scores_are_those_of_its_rules(data: Any) -> None:
     assert scores.to_json() == pytest.approx(expected, abs=1e-9)
 
 
-def test_a_missing_prediction_scores_nothing_and_is_named(
+def test_a_missing_prediction_scores_zero_and_is_listed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     data = on_one_context(*(question("b", id=id) for id in ("x", "y", "z")))
@@ -256,7 +256,7 @@ def test_a_kind_without_questions_has_no_figures() -> None:
 
 
 def test_sums_follow_the_order_of_the_file() -> None:
-    """Floating-point sums depend on their order, and the last digit is to be the official one."""
+    """Floating-point sums depend on their order, and the last digit must be the official one."""
     predictions = {"x": "b c", "y": "b c d", "z": "b c d e"}
     x, y, z = (question("b", id=id) for id in predictions)
     together = QADataset.from_passages([Passage("1", (x, z)), Passage("2", (y,))], "1.1")

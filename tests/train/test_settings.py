@@ -81,7 +81,7 @@ def test_a_flag_is_read_as_its_setting_needs(text: str, key: str, value: object)
         ("lora.target_modules=[]", "target_modules is () but must have at least 1 item"),
         ("lora.rank=0", "lora.rank is 0 but must be greater than or equal to 1"),
         ("lora.rank", "'lora.rank' is no setting: write key=value"),
-        ("prompt.template={context} {answer}", "must hold {context}, {question} and {answer}"),
+        ("prompt.template={context} {answer}", "must contain {context}, {question} and {answer}"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_sentence(override: str, message: str) -> None:

@@ -1,6 +1,6 @@
-"""docs/settings.md lists every setting as the code has it.
+"""docs/settings.md lists every setting as it is in the code.
 
-To write it anew: python -m tests.train.test_settings_reference > docs/settings.md
+To update it: python -m tests.train.test_settings_reference > docs/settings.md
 """
 
 from pathlib import Path
@@ -14,18 +14,20 @@ DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
 INTRODUCTION = """\
 # Settings of a run
 
-A run is chosen by a YAML file, by flags, or by both; flags win, and the last `--set` wins.
+Settings come from a YAML file, from command-line options, or from both. Options override the file,
+and a later `--set` overrides an earlier one.
 
     loraqa train settings.yaml --model gpt2 --train rajpurkar/squad:train \\
         --dev rajpurkar/squad:validation --out runs/squad --set lora.rank=8
 
-A file holds the groups below; what it leaves out has its default. An unknown key is refused, with
-the nearest one that exists. The run directory keeps the whole of it in `settings.yaml`, which is
-itself a settings file. Its paths are full, so that a run goes on from any working directory; where
-the base or the data have moved, `--model`, `--train` and `--dev` say so on resuming.
+A file contains the groups below; missing keys have their defaults. An unknown key is an error, and
+the message suggests the nearest known key. The run directory keeps all settings in `settings.yaml`,
+which is itself a settings file. Its paths are absolute, so that a run can be resumed from any
+working directory; if the base model or the data have moved, give the new places with `--model`,
+`--train` and `--dev`.
 
-`seed` (default 0) stands outside the groups: it draws the adapter, the order of the data and the
-dev sample.
+`seed` (default 0) belongs to no group. It is the random seed for the initial adapter, the order of
+the data, and the sample of dev questions.
 """
 
 
@@ -49,7 +51,7 @@ def _yaml(value: object) -> str:
     return text.removesuffix("...\n").strip().strip("'")
 
 
-def test_the_reference_is_true() -> None:
+def test_the_reference_matches_the_code() -> None:
     assert DOCUMENT.read_text() == reference()
 
 

@@ -1,1 +1,1 @@
-"""The embedded default: a small invented world of text and a small model pretrained on it."""
+"""The embedded example: texts about a small invented world and a small model pretrained on them."""

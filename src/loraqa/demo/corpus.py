@@ -1,8 +1,8 @@
-"""The pretraining corpus: plain text that keeps coming back to its own facts.
+"""The pretraining corpus: plain text that repeats its own facts.
 
-A document is a paragraph, then echoes of it: summaries in other words and another order, and
-dialogues in which somebody asks and another answers in a full sentence. Only what stood before
-can tell which name comes next, so the model learns to look back and copy.
+A document is a paragraph followed by echoes of it: summaries in other words and another order, and
+dialogues with questions and full-sentence replies. Only earlier text can predict the next name, so
+the model learns to look back and copy.
 """
 
 import random
@@ -48,7 +48,7 @@ _SCENES = (
 )
 _ENTRIES = ("{s}: {v}.", "{s}, {v}.", "{s} - {v};", "{s} ({v}),")
 _ECHOES = ("{s}? ", "{s}? ", "{s}, you ask? ", "About {s}: ", "Ah, {s}. ")
-# What stands before every turn, before the question, before the reply and after it.
+# Separators before each turn, before the question, before the reply and after the reply.
 _STYLES = (
     (" ", '"', '" "', '"'),
     ("\n", '"', '" "', '"'),
@@ -60,27 +60,27 @@ _HIS = {"he": "his", "she": "her", "it": "its"}
 
 
 def ask(rng: random.Random, fact: Fact) -> str:
-    """The fact's question as somebody says it."""
+    """Return a question about the fact, as in a dialogue."""
     question = rng.choice(fact.relation.questions).format(s=fact.subject.name)
     lead = rng.choice(_LEADS)
     return lead + (question[0].lower() + question[1:] if lead else question)
 
 
 def reply(rng: random.Random, fact: Fact) -> str:
-    """A full sentence that answers the fact's question without naming its subject."""
+    """Return a full sentence that answers the fact's question without naming its subject."""
     options = fact.relation.replies + REPLIES[fact.relation.sort]
     he = fact.subject.kind.pronoun
     return capitalised(rng.choice(options).format(he=he, his=_HIS[he], v=fact.value))
 
 
 def echo_subject(rng: random.Random, fact: Fact) -> str:
-    """What may come before a reply: the subject once more."""
+    """Return an introduction to a reply that repeats the subject."""
     return capitalised(rng.choice(_ECHOES).format(s=fact.subject.name))
 
 
 @dataclass
 class Document:
-    """Text, and for each character whether it says again what the text has said before."""
+    """A text, and for each character whether it repeats something earlier in the text."""
 
     text: str = ""
     again: list[bool] = field(default_factory=list)
@@ -92,7 +92,7 @@ class Document:
 
 
 def add_dialogue(rng: random.Random, document: Document, facts: list[Fact]) -> None:
-    """Add the facts, in a random order, as questions and full answers."""
+    """Add the facts, in random order, as questions and full-sentence replies."""
     document.add("\n" + rng.choice(_SCENES), again=False)
     joint, before, between, after = rng.choice(_STYLES)
     for fact in rng.sample(facts, len(facts)):
@@ -113,8 +113,8 @@ def add_summary(rng: random.Random, document: Document, facts: list[Fact]) -> No
     document.add("\n" + writer.text, again=True)
 
 
-def announcement(rng: random.Random, part: Part, things: int, times: int) -> Document:
-    """A short paragraph read out several times, word for word."""
+def repeated_paragraph(rng: random.Random, part: Part, things: int, times: int) -> Document:
+    """Draw a short paragraph and repeat it verbatim, `times` times in all."""
     text = draw_paragraph(rng, part, things, 1).text
     document = Document()
     document.add(text, again=False)
@@ -122,10 +122,10 @@ def announcement(rng: random.Random, part: Part, things: int, times: int) -> Doc
     return document
 
 
-def roll(rng: random.Random, part: Part, things: int, times: int) -> Document:
-    """One fact of each of several things, listed `times` times in other orders and other words.
+def repeated_list(rng: random.Random, part: Part, things: int, times: int) -> Document:
+    """Draw one fact about each of several things; list them `times` times, reordered and reworded.
 
-    The densest way to ask for a fact again: almost every value can be told from its subject alone.
+    This is the densest repetition of facts: the subject alone predicts almost every value.
     """
     source = Source(rng, part)
     kind = rng.choice(list(KINDS))
@@ -144,8 +144,10 @@ def roll(rng: random.Random, part: Part, things: int, times: int) -> Document:
     return document
 
 
-def retold(rng: random.Random, part: Part, things: int, keys: int, echoes: int) -> Document:
-    """A paragraph and `echoes` echoes of it."""
+def paragraph_with_echoes(
+    rng: random.Random, part: Part, things: int, keys: int, echoes: int
+) -> Document:
+    """Draw a paragraph, and append `echoes` dialogues or summaries of it."""
     paragraph = draw_paragraph(rng, part, things, keys)
     facts = [fact for fact, _ in paragraph.facts.values()]
     document = Document()

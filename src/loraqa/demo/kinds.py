@@ -1,8 +1,8 @@
-"""What there is in the demo world, and how it is said and asked.
+"""The kinds of things in the demo world, with sentences and questions about them.
 
-A `Kind` of thing has `Relation`s. In a sentence `{s}` stands for the thing's name and any other
-field for the value of that relation; `{s}` opening a sentence may become a pronoun. In a reply
-`{v}` is the value.
+A `Kind` of thing has `Relation`s. In a sentence, `{s}` stands for the thing's name and any other
+field for the value of that relation; a pronoun may replace `{s}` at the start of a sentence. In a
+reply, `{v}` stands for the value.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,14 @@ Sort = Literal["person", "place", "year", "date", "number", "thing"]
 
 @dataclass(frozen=True)
 class Relation:
-    """One thing that can be told of a subject, the questions it answers and their replies."""
+    """A relation of a subject to a value, with questions about the value and replies to them.
+
+    Attributes:
+        sort: sort of the value.
+        draw: draws a value.
+        questions: templates of questions that the value answers.
+        replies: templates of full sentences that answer the questions.
+    """
 
     sort: Sort
     draw: Callable[[Source], str]
@@ -26,7 +33,14 @@ class Relation:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of thing: how it is named, what can be told of it, in which sentences."""
+    """A kind of thing.
+
+    Attributes:
+        draw: draws a name.
+        relations: name to relation.
+        statements: templates of sentences that state one or more relations.
+        pronoun: the pronoun for a thing of this kind.
+    """
 
     draw: Callable[[Source], str]
     relations: dict[str, Relation]
@@ -34,7 +48,7 @@ class Kind:
     pronoun: str = "it"
 
 
-# Replies that fit every question whose answer is of the sort.
+# Replies that fit every question with an answer of the sort.
 REPLIES: dict[Sort, tuple[str, ...]] = {
     "person": (
         "It was {v}, I think.",

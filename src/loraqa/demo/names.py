@@ -1,8 +1,8 @@
-"""Invented names, dates and numbers: the raw material of the demo world.
+"""Invented names, dates and numbers for the demo world.
 
-Names are made of words that both parts of the world share, as those of people and towns are; a
-whole name belongs to one part, `train` or `test`, by its hash. What a model learns about one name
-tells it nothing about another, and no name of the test part occurs in training.
+Both parts of the world, `train` and `test`, combine the same words into names. The hash of a whole
+name decides its part, so that no test name occurs in training. What a model learns about one name
+is no help with another.
 """
 
 import random
@@ -48,7 +48,7 @@ _COLOURS = "White Black Red Green Blue Grey Silver Golden Brown Clear Long Wide"
 
 
 def _invent(endings: Sequence[str], count: int) -> list[str]:
-    """`count` words of a start and an ending, the same every time."""
+    """Return the same `count` words at every call, each of a start and an ending."""
     words = {(start + ending).capitalize() for start in _STARTS for ending in endings}
     return sorted(words, key=lambda word: crc32(word.encode()))[:count]
 
@@ -57,7 +57,7 @@ _BUILDINGS = ("Bridge", "Tower", "Mill", "Library", "Gate", "Hall", "Theatre")
 _SOCIETIES = ("Society", "Company", "Guild", "Order", "Academy", "League", "Club")
 _FIRST_YEAR, _LAST_YEAR = 1400, 1899
 _SHORTEST_LIFE, _LONGEST_LIFE = 25, 90
-# After so many draws in vain nothing new is left.
+# After this many failed draws, nothing new is assumed to be left.
 _TRIES = 1000
 _COMMON = frozenset((*_PREFIXES, *_COLOURS, *_BUILDINGS, *_SOCIETIES))
 _HER_NAMES = _invent(_HER_ENDINGS, 60)
@@ -68,12 +68,12 @@ _RIVERS = _invent(_RIVER_ENDINGS, 60)
 
 
 def part_of(name: str) -> Part:
-    """The part of the world to which an invented name (a word, or a title) belongs."""
+    """Return the part of the world to which an invented name (a word or a title) belongs."""
     return "test" if crc32(name.lower().encode()) % 5 == 0 else "train"
 
 
 class Source:
-    """Draws names and values for one text; no word of a name is drawn twice, nor any value."""
+    """Draws names and values for one text, without repeating a value or a word of a name."""
 
     def __init__(self, rng: random.Random, part: Part) -> None:
         self.rng = rng
@@ -82,66 +82,66 @@ class Source:
         self._born: int
 
     def choice(self, options: Sequence[str]) -> str:
-        """One of `options` that this text has not used yet."""
+        """Draw one of `options` that this text has not used yet."""
         return self._new(lambda: self.rng.choice(options))
 
     def woman(self) -> str:
-        """A woman's full name."""
+        """Draw a woman's full name."""
         return self._named("{} {}", _HER_NAMES, _FAMILIES)
 
     def man(self) -> str:
-        """A man's full name."""
+        """Draw a man's full name."""
         return self._named("{} {}", _HIS_NAMES, _FAMILIES)
 
     def person(self) -> str:
-        """The full name of a woman or a man."""
+        """Draw the full name of a woman or a man."""
         return self.woman() if self.rng.random() < 0.5 else self.man()
 
     def place(self) -> str:
-        """The name of a town."""
+        """Draw the name of a town."""
         return self._named("{} {}", _PREFIXES, _TOWNS)
 
     def river(self) -> str:
-        """The name of a river, without article."""
+        """Draw the name of a river, without article."""
         return self._named("{} {}", _COLOURS, _RIVERS)
 
     def ship(self) -> str:
-        """The name of a ship, with article."""
+        """Draw the name of a ship, with article."""
         return "the " + self._named("{} {}", _ADJECTIVES, _NOUNS)
 
     def work(self) -> str:
-        """The title of a book or picture."""
+        """Draw the title of a book or picture."""
         title = self.rng.choice(("The {} and the {}", "Song of the {} {}", "The {} of the {}"))
         return self._named(title, _NOUNS, _NOUNS)
 
     def building(self) -> str:
-        """The name of a building, with article."""
+        """Draw the name of a building, with article."""
         return "the " + self._named("{} {}", _FAMILIES, _BUILDINGS)
 
     def society(self) -> str:
-        """The name of a society, with article."""
+        """Draw the name of a society, with article."""
         return "the " + self._named("{} {}", _FAMILIES, _SOCIETIES)
 
     def year(self, first: int = _FIRST_YEAR, last: int = _LAST_YEAR) -> str:
-        """A year of the world's history."""
+        """Draw a year of the world's history."""
         return self._new(lambda: str(self.rng.randint(first, last)))
 
     def birth_year(self) -> str:
-        """A year that leaves room for a life."""
+        """Draw a year of birth that leaves time for the longest life."""
         year = self.year(last=_LAST_YEAR - _LONGEST_LIFE)
         self._born = int(year)
         return year
 
     def death_year(self) -> str:
-        """A year in which somebody born in the last `birth_year` may have died."""
+        """Draw a year of death for the last drawn `birth_year`."""
         return self.year(self._born + _SHORTEST_LIFE, self._born + _LONGEST_LIFE)
 
     def date(self) -> str:
-        """A day, month and year."""
+        """Draw a day, month and year."""
         return self._new(lambda: f"{self.rng.randint(1, 28)} {self._pick(_MONTHS)} ") + self.year()
 
     def count(self, low: int, high: int) -> str:
-        """A whole number between `low` and `high`, with a comma for thousands."""
+        """Draw an integer from `low` to `high`, with a comma for thousands."""
         return self._new(lambda: f"{self.rng.randint(low, high):,}")
 
     def _pick(self, options: Sequence[str]) -> str:
@@ -152,10 +152,10 @@ class Source:
             if (value := draw()) not in self._drawn:
                 self._drawn.add(value)
                 return value
-        raise LookupError("This text has used all there is to draw from.")
+        raise LookupError("This text has used all options; draw fewer values for it.")
 
     def _named(self, form: str, firsts: Sequence[str], seconds: Sequence[str]) -> str:
-        """A name of this part, of two words that this text has in no other name."""
+        """Draw a name of this part, of two words that no other name in this text has."""
         while True:
             words = self.rng.choice(firsts), self.rng.choice(seconds)
             name = form.format(*words)
@@ -164,6 +164,6 @@ class Source:
                 and words[0] != words[1]
                 and self._drawn.isdisjoint(words)
             ):
-                # A prefix or a colour may come again; what sets two names apart may not.
+                # Common words such as prefixes and colours may repeat; distinctive words may not.
                 self._drawn.update(word for word in words if word not in _COMMON)
                 return name

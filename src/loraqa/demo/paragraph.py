@@ -1,4 +1,4 @@
-"""Paragraphs of the demo world: several things of a kind, told with exact character offsets."""
+"""Paragraphs about several things of the demo world, with the character offsets of all facts."""
 
 import random
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from loraqa.demo.names import Part, Source
 
 @dataclass(frozen=True)
 class Thing:
-    """A thing of the world: its name and everything that can be told of it."""
+    """A thing of the world: its kind, its name, and the values of its relations."""
 
     kind: Kind
     name: str
@@ -19,14 +19,14 @@ class Thing:
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing told of a subject."""
+    """A relation of a subject, named by its key, with its value."""
 
     subject: Thing
     key: str
 
     @property
     def relation(self) -> Relation:
-        """What is told: its sort, questions and replies."""
+        """The relation: its sort, questions and replies."""
         return self.subject.kind.relations[self.key]
 
     @property
@@ -37,7 +37,12 @@ class Fact:
 
 @dataclass(frozen=True)
 class Paragraph:
-    """Text and where (character offset) it tells each of its facts."""
+    """A text and its facts.
+
+    Attributes:
+        text: the text.
+        facts: (subject's name, key) to the fact and the character offset of its value in the text.
+    """
 
     text: str
     facts: dict[tuple[str, str], tuple[Fact, int]]
@@ -45,7 +50,7 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Form:
-    """A form of paragraph: which kinds it speaks of, how it opens and closes."""
+    """A form of paragraph: the kinds of its things, and its opening and closing sentences."""
 
     kinds: tuple[str, ...]
     openings: tuple[str, ...]
@@ -103,17 +108,17 @@ FORMS: dict[str, Form] = {
 
 @dataclass
 class Writer:
-    """Text under construction, with the offset of every value in it."""
+    """A text under construction, with the offset of the first mention of each fact's value."""
 
     text: str = ""
     facts: dict[tuple[str, str], tuple[Fact, int]] = field(default_factory=dict)
 
     def say(self, sentence: str, separator: str = " ") -> None:
-        """Add a sentence that tells no fact."""
+        """Add a sentence without facts."""
         self.text += (separator if self.text else "") + sentence
 
     def tell(self, template: str, subject: Thing, called: str) -> None:
-        """Add a sentence about `subject`, which it names as `called`."""
+        """Add a sentence about `subject` that refers to it as `called`."""
         self.say("")
         for index, (literal, key, _, _) in enumerate(Formatter().parse(template)):
             self.text += literal
@@ -126,24 +131,24 @@ class Writer:
 
 
 def capitalised(text: str) -> str:
-    """`text` with its first letter in upper case."""
+    """Return `text` with its first letter in upper case."""
     return text[:1].upper() + text[1:]
 
 
 def fields(template: str) -> set[str]:
-    """The relations that a statement tells."""
+    """Return the relations that a statement states."""
     return {key for _, key, _, _ in Formatter().parse(template) if key and key != "s"}
 
 
 def draw_thing(source: Source, kind: str) -> Thing:
-    """A new thing of a kind, with a value for each of its relations."""
+    """Draw a thing of a kind, with a value for each of its relations."""
     shape = KINDS[kind]
     name = shape.draw(source)
     return Thing(shape, name, {key: r.draw(source) for key, r in shape.relations.items()})
 
 
 def statements(rng: random.Random, thing: Thing, keys: set[str]) -> list[str]:
-    """Statements of `thing` that together tell each of `keys` once and nothing else."""
+    """Return statements about `thing` that state each relation in `keys` once and no other."""
     chosen = []
     missing = set(keys)
     options = list(thing.kind.statements)
@@ -157,14 +162,14 @@ def statements(rng: random.Random, thing: Thing, keys: set[str]) -> list[str]:
 
 
 def draw_things(rng: random.Random, source: Source, form: Form, count: int) -> list[Thing]:
-    """`count` things, at least two of them of the same kind."""
+    """Draw `count` things, at least two of them of the same kind."""
     kinds = [rng.choice(form.kinds) for _ in range(count - 1)]
     kinds.append(kinds[0])
     return [draw_thing(source, kind) for kind in kinds]
 
 
 def draw_keys(rng: random.Random, things: list[Thing], count: int) -> list[set[str]]:
-    """For each thing the relations told of it: things of a kind share most of them."""
+    """Draw the relations to state for each thing; things of a kind share most of them."""
     orders: dict[int, list[str]] = {}
     chosen = []
     for thing in things:
@@ -176,7 +181,7 @@ def draw_keys(rng: random.Random, things: list[Thing], count: int) -> list[set[s
 
 
 def tell_all(rng: random.Random, writer: Writer, told: list[tuple[Thing, set[str]]]) -> None:
-    """Tell everything: thing by thing with pronouns, or all mixed with full names."""
+    """Write all facts, thing by thing or in random order; pronouns may repeat the last subject."""
     sentences = [
         (thing, template) for thing, keys in told for template in statements(rng, thing, keys)
     ]
@@ -191,7 +196,7 @@ def tell_all(rng: random.Random, writer: Writer, told: list[tuple[Thing, set[str
 
 
 def draw_paragraph(rng: random.Random, part: Part, things: int, keys: int) -> Paragraph:
-    """A paragraph about `things` things, `keys` or one more facts about each."""
+    """Draw a paragraph about `things` things, with `keys` or `keys` + 1 facts about each."""
     form = FORMS[rng.choice(list(FORMS))]
     drawn = draw_things(rng, Source(rng, part), form, things)
     writer = Writer()

@@ -1,14 +1,14 @@
-"""Make the embedded base model: its tokenizer, then a small GPT-2 as a plain language model.
+"""Train the embedded base model: a tokenizer, then a small GPT-2 as a plain language model.
 
     python -m loraqa.demo.pretrain --out DIR [--tokens N] [--seed 0] [--resume]
 
-Rows are packed with whole documents and end where they are full. Matrices are trained by Muon
-(orthogonalised momentum, Jordan et al. 2024), embeddings and norms by AdamW; the learning rate
-warms up, stays, and falls to zero over the last 40%. Short documents come first: attention learns
-to look back sooner in them. One single-threaded process per core shares the work, because cores
-that meet once a step lose less to other jobs than cores that meet in every operation. DIR receives
-a snapshot with every probe and the model, fp16, at the end; `--resume` goes on from it with fresh
-momenta and the same data.
+Sequences are packed with documents; the last document of a sequence is truncated. Muon
+(orthogonalised momentum, Jordan et al. 2024) trains the matrices, AdamW the embeddings and norms;
+the learning rate warms up, stays, and falls to zero over the last 40%. Short documents come first,
+because attention learns to look back sooner in them. The work is shared by one single-threaded
+process per core: synchronizing once per step suffers less from other jobs than synchronizing in
+every operation. The model is saved to DIR in fp16 at every probe and at the end; `--resume`
+continues from it with new momenta and the same data.
 """
 
 import argparse
@@ -36,13 +36,13 @@ POSITIONS = 512
 VOCABULARY = 2304
 WIDTH = 192
 NEWS = 0.1
-"""Weight in the loss of a token that nothing before it can tell; repeated ones weigh 1."""
+"""Loss weight of tokens that do not repeat earlier text; repeating tokens have weight 1."""
 HEAD_WIDTH = 32
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast to train."""
+    """The length of the training and its learning rates."""
 
     tokens: int
     batch_tokens: int = 6144
@@ -53,27 +53,28 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps in all."""
+        """Total number of optimizer steps."""
         return self.tokens // self.batch_tokens
 
     def rate(self, progress: float) -> float:
-        """Share of the peak learning rate at `progress` in [0, 1]."""
+        """Return the fraction of the peak learning rate at `progress` in [0, 1]."""
         return min(1.0, progress / self.warm_up, (1 - progress) / self.decay)
 
 
 def draw_document(rng: random.Random, progress: float) -> corpus.Document:
-    """A document of the corpus: the further the training, the longer and the less of a list."""
+    """Draw a document; later in training, documents are longer and fewer of them are lists."""
     if rng.random() < max(0.02, 1 - 12 * progress):
-        return corpus.announcement(rng, "train", rng.randint(2, 3), rng.randint(2, 3))
+        return corpus.repeated_paragraph(rng, "train", rng.randint(2, 3), rng.randint(2, 3))
     if rng.random() < 0.9 - 0.8 * progress:
-        return corpus.roll(rng, "train", rng.randint(2, 3 + round(3 * progress)), rng.randint(3, 4))
+        things = rng.randint(2, 3 + round(3 * progress))
+        return corpus.repeated_list(rng, "train", things, rng.randint(3, 4))
     if rng.random() < progress - 0.2:
-        return corpus.retold(rng, "train", rng.randint(3, 5), rng.randint(2, 3), 1)
-    return corpus.retold(rng, "train", rng.randint(2, 4), 1, rng.randint(2, 3))
+        return corpus.paragraph_with_echoes(rng, "train", rng.randint(3, 5), rng.randint(2, 3), 1)
+    return corpus.paragraph_with_echoes(rng, "train", rng.randint(2, 4), 1, rng.randint(2, 3))
 
 
 def train_tokenizer(seed: int, documents: int = 20_000) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer like GPT-2's, trained on the corpus."""
+    """Train a byte-level BPE tokenizer like GPT-2's on the corpus."""
     rng = random.Random(f"tokenizer {seed}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -98,7 +99,7 @@ def train_tokenizer(seed: int, documents: int = 20_000) -> PreTrainedTokenizerFa
 
 
 def new_model(seed: int) -> GPT2LMHeadModel:
-    """The model before training. Its GELU is GPT-2's, computed by PyTorch's fused kernel."""
+    """Return the initial model. Its GELU is GPT-2's, computed by PyTorch's fused kernel."""
     torch.manual_seed(seed)
     config = GPT2Config(
         vocab_size=VOCABULARY,
@@ -114,24 +115,25 @@ def new_model(seed: int) -> GPT2LMHeadModel:
         eos_token_id=0,
     )
     model = GPT2LMHeadModel(config)
-    start_looking_back(model)
+    initialize_induction_heads(model)
     return model
 
 
-# Where the heads of the first layer start to look, as (tokens back, spread).
+# Initial attention of the first layer's heads, as (tokens back, spread).
 _NEAR = ((1, 0.0), (2, 0.0), (3, 0.0))
 _FAR = ((4, 1.0), (7, 1.5), (11, 2.5))
 
 
 @torch.no_grad()
-def start_looking_back(model: GPT2LMHeadModel) -> None:
-    """Start the first two layers near what language models learn there first.
+def initialize_induction_heads(model: GPT2LMHeadModel) -> None:
+    """Initialize the first two layers close to what language models learn there first.
 
-    Positions start as sinusoids. In the first layer three heads see the token 1, 2 and 3 back and
-    three gather what stands around 4, 7 and 11 back, all in one subspace: the recent words. In the
-    second, three are induction heads, which look where a near head has put the current token, and
-    three look where the recent words are alike; all copy what stands there (Olsson et al. 2022;
-    the idea of such a start: Trockman and Kolter 2023). All of it is trained from the first step.
+    Position embeddings start as sinusoids. In the first layer, three heads attend to the tokens 1,
+    2 and 3 back. The other three attend to the tokens around 4, 7 and 11 back and write them to one
+    subspace, the recent words. In the second layer, three heads are induction heads: they attend to
+    tokens where a near head wrote the current token. The other three attend to tokens with similar
+    recent words. All six copy the tokens they attend to (Olsson et al. 2022; the idea of such an
+    initialization is from Trockman and Kolter 2023). All weights are trained from the first step.
     """
     frequencies = 2.5 * 200 ** (-torch.arange(HEAD_WIDTH // 2) / HEAD_WIDTH)
     angles = torch.arange(POSITIONS)[:, None] * frequencies
@@ -166,43 +168,46 @@ def start_looking_back(model: GPT2LMHeadModel) -> None:
 
 
 def rotation(angles: torch.Tensor) -> torch.Tensor:
-    """Matrix (2n, 2n) turning rows (sin, cos), each of n angles, by `angles` (n,)."""
+    """Return the matrix (2n, 2n) that rotates rows (sin, cos) of n angles by `angles` (n,)."""
     sin, cos = angles.sin().diag(), angles.cos().diag()
     return torch.cat([torch.cat([cos, -sin], 1), torch.cat([sin, cos], 1)])
 
 
-def draw_row(
+def draw_sequence(
     rng: random.Random, tokenizer: Tokenizer, length: int, progress: float
 ) -> tuple[list[int], list[float]]:
-    """Token ids and their weights in the loss: whole documents, the last one cut at `length`."""
-    row: list[int] = []
+    """Return `length` token ids of packed documents and their loss weights."""
+    ids: list[int] = []
     weights: list[float] = []
-    while len(row) < length:
+    while len(ids) < length:
         document = draw_document(rng, progress)
         encoding = tokenizer.encode(document.text)
-        row += [*encoding.ids, 0]
+        ids += [*encoding.ids, 0]
         weights += [1.0 if document.again[end - 1] else NEWS for _, end in encoding.offsets] + [
             NEWS
         ]
-    return row[:length], weights[:length]
+    return ids[:length], weights[:length]
 
 
 def batches(
     seed: str, tokenizer: Tokenizer, plan: Plan, first_step: int
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Step number, input ids and weights (rows, length); rows are short in the first tenth."""
+    """Yield step number, input ids and loss weights (sequences, length).
+
+    In the first tenth of the training, sequences have half the length.
+    """
     for step in range(first_step, plan.steps):
         rng = random.Random(f"{seed} {step}")
         progress = step / plan.steps
         length = POSITIONS // 2 if progress < 0.1 else POSITIONS
-        rows = range(plan.batch_tokens // dist.get_world_size() // length)
-        drawn = [draw_row(rng, tokenizer, length, progress) for _ in rows]
-        ids, weights = zip(*drawn, strict=True)
+        count = plan.batch_tokens // dist.get_world_size() // length
+        sequences = [draw_sequence(rng, tokenizer, length, progress) for _ in range(count)]
+        ids, weights = zip(*sequences, strict=True)
         yield step, torch.tensor(ids), torch.tensor(weights)
 
 
 def optimizers(model: GPT2LMHeadModel, plan: Plan) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, AdamW for everything else."""
+    """Return Muon for the matrices of the blocks and AdamW for all other parameters."""
     matrices = [p for p in model.transformer.h.parameters() if p.ndim == 2]
     taken = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in taken]
@@ -215,7 +220,7 @@ def optimizers(model: GPT2LMHeadModel, plan: Plan) -> list[torch.optim.Optimizer
 def language_loss(
     model: GPT2LMHeadModel, input_ids: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """Weighted mean of the next-token cross-entropy, matrix products in bf16."""
+    """Return the weighted mean of the next-token cross-entropy, with matrix products in bf16."""
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(input_ids=input_ids, use_cache=False).logits
     losses = cross_entropy(
@@ -227,14 +232,14 @@ def language_loss(
 
 @dataclass(frozen=True)
 class Probe:
-    """A paragraph, a question on it and a reply that stops where the fact should come."""
+    """A paragraph, a question about it, and a reply; the last `fact_tokens` ids are the fact."""
 
     ids: list[int]
     fact_tokens: int
 
 
 def draw_probes(tokenizer: Tokenizer, count: int, echo: bool) -> list[Probe]:
-    """Probes with names that the corpus never shows; in an `echo` the reply repeats the subject."""
+    """Draw probes with names not in the corpus; with `echo`, the replies repeat the subject."""
     rng = random.Random("probe")
     probes: list[Probe] = []
     while len(probes) < count:
@@ -251,7 +256,7 @@ def draw_probes(tokenizer: Tokenizer, count: int, echo: bool) -> list[Probe]:
 
 @torch.inference_mode()
 def recall(model: GPT2LMHeadModel, probes: list[Probe]) -> tuple[float, float]:
-    """Shares of facts whose first token, and whose every token, is the model's first choice."""
+    """Return the fractions of facts whose first token, and whose every token, is predicted."""
     firsts = wholes = 0
     for probe in probes:
         ids = torch.tensor([probe.ids])
@@ -266,7 +271,7 @@ def recall(model: GPT2LMHeadModel, probes: list[Probe]) -> tuple[float, float]:
 def save(
     model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, folder: Path, step: int
 ) -> None:
-    """Write a transformers folder, fp16, and the number of the next step."""
+    """Save the fp16 model, the tokenizer, and the number of the next step."""
     half = GPT2LMHeadModel(model.config).half()
     half.load_state_dict(model.state_dict())
     half.save_pretrained(folder)
@@ -286,7 +291,7 @@ def average_gradients(model: GPT2LMHeadModel) -> None:
 
 
 def train(plan: Plan, folder: Path, seed: int, resume: bool, probe_every: int) -> None:
-    """Pretrain in this process, one of a group of equals; the first reports and saves."""
+    """Pretrain in this process, one of the group; the process of rank 0 reports and saves."""
     tokenizer = AutoTokenizer.from_pretrained(folder) if resume else train_tokenizer(seed)
     fast = tokenizer.backend_tokenizer
     model = new_model(seed)
@@ -336,7 +341,7 @@ def work(
     resume: bool,
     probe_every: int,
 ) -> None:
-    """One process of the group."""
+    """Run one process of the group."""
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=workers
@@ -346,7 +351,7 @@ def work(
 
 
 def main() -> None:
-    """Read the arguments and train."""
+    """Parse the arguments and train."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=14_500_000)

@@ -1,4 +1,4 @@
-"""The demo world as SQuAD has it: passages with questions on them."""
+"""Passages with questions about the demo world, in the form of SQuAD."""
 
 import random
 from collections import Counter
@@ -9,12 +9,12 @@ from loraqa.squad.passage import Answer, Passage, Question
 
 
 def train_passages(seed: int, count: int) -> list[Passage]:
-    """`count` passages to learn from."""
+    """Return `count` passages for training."""
     return _passages("train", seed, count)
 
 
 def test_passages(seed: int, count: int) -> list[Passage]:
-    """`count` passages whose invented names occur in no text of the training part."""
+    """Return `count` passages whose invented names occur in no training text."""
     return _passages("test", seed, count)
 
 
@@ -24,7 +24,7 @@ def _passages(part: Part, seed: int, count: int) -> list[Passage]:
 
 
 def _passage(rng: random.Random, part: Part, name: str) -> Passage:
-    """A paragraph with up to six questions; each has a rival for its answer in the text."""
+    """Return a paragraph with up to six questions, each with a rival answer in the text."""
     paragraph = draw_paragraph(rng, part, rng.randint(3, 4), rng.randint(2, 3))
     facts = _with_rivals(paragraph)
     chosen = rng.sample(facts, min(len(facts), rng.randint(4, 6)))
@@ -40,7 +40,7 @@ def _passage(rng: random.Random, part: Part, name: str) -> Passage:
 
 
 def _with_rivals(paragraph: Paragraph) -> list[tuple[Fact, int]]:
-    """The facts whose relation is also told of something else in the paragraph."""
+    """Return the facts whose relation the paragraph also states for another subject."""
     told = list(paragraph.facts.values())
     counts = Counter(fact.relation.questions for fact, _ in told)
     return [(fact, start) for fact, start in told if counts[fact.relation.questions] > 1]

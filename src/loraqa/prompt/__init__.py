@@ -1,1 +1,1 @@
-"""From text to what the model computes: template, segments, trees, windows, batches."""
+"""Turn passages into the model's input: text, tokens, trees, and batches."""

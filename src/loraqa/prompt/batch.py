@@ -1,8 +1,7 @@
-"""Trees as tensors: packed one after another, or as the padded rows everybody else uses.
+"""Batches of trees as tensors: one packed sequence, or padded rows.
 
-A `TreeBatch` computes every trunk once. A `PaddedBatch` has one row per question, context
-repeated; it is the reference the trees are tested against, and what a model gets that cannot take
-trees.
+A `TreeBatch` computes every trunk once. A `PaddedBatch` has one row per question and repeats the
+context; it is the reference in tests, and the input of models that cannot compute trees.
 """
 
 from collections.abc import Sequence
@@ -19,7 +18,13 @@ from loraqa.prompt.tree import Branch, TokenIds, Tree
 
 @dataclass(frozen=True)
 class TreeSpan:
-    """Where one tree lies in a packed row: its trunk, then its branches, one after another."""
+    """The place of a tree in a packed sequence: its trunk, then its branches in order.
+
+    Attributes:
+        start: index of the first trunk token.
+        trunk: number of trunk tokens.
+        branches: number of tokens of each branch.
+    """
 
     start: int
     trunk: int
@@ -32,25 +37,25 @@ class TreeSpan:
 
     @property
     def end(self) -> int:
-        """Index just past the last branch."""
+        """Index after the last branch token."""
         return self.branches_start + sum(self.branches)
 
     def branch_slices(self) -> list[slice]:
-        """Where each branch lies."""
+        """Return the slice of each branch in the packed sequence."""
         edges = list(accumulate(self.branches, initial=self.branches_start))
         return [slice(start, end) for start, end in pairwise(edges)]
 
 
 @dataclass(frozen=True)
 class TreeBatch:
-    """Trees packed into one row of T tokens, of which S predict a supervised token.
+    """Trees packed into one sequence of T tokens, of which S predict a supervised token.
 
     Attributes:
-        input_ids: (1, T).
-        position_ids: (1, T); every branch goes on from the end of its trunk.
-        spans: where each tree lies.
-        supervised: (S,) indices into T, in the order of trees and branches.
-        targets: (S,) the token to predict at each; empty for branches without an answer.
+        input_ids: (1, T) token ids.
+        position_ids: (1, T) positions; the positions of a branch continue those of its trunk.
+        spans: the place of each tree.
+        supervised: (S,) indices of the predicting tokens, in the order of trees and branches.
+        targets: (S,) ids of the predicted tokens; empty for branches without an answer.
     """
 
     input_ids: Tensor
@@ -61,7 +66,7 @@ class TreeBatch:
 
     @property
     def path_lengths(self) -> list[int]:
-        """Of each branch with its trunk, in tokens."""
+        """Length of each branch plus its trunk, in tokens."""
         return [span.trunk + length for span in self.spans for length in span.branches]
 
 
@@ -70,8 +75,10 @@ class PaddedBatch:
     """One row of at most L tokens for each of N questions, padded on one side.
 
     Attributes:
-        input_ids, attention_mask, position_ids: (N, L). Padding is known by its place alone.
-        labels: (N, L) the token to predict at each place; -100 where nothing is supervised.
+        input_ids: (N, L) token ids.
+        attention_mask: (N, L), 0 for padding; the padding id may also occur in the text.
+        position_ids: (N, L) positions, counted from the first token that is not padding.
+        labels: (N, L) supervised token ids, -100 elsewhere.
     """
 
     input_ids: Tensor
@@ -81,7 +88,7 @@ class PaddedBatch:
 
 
 def collate_trees(trees: Sequence[Tree]) -> TreeBatch:
-    """Pack trees into one row. A branch without an answer predicts at the end of its prompt."""
+    """Pack trees into one sequence. A branch without an answer predicts at its prompt's end."""
     ids: list[TokenIds] = []
     positions: list[TokenIds] = []
     supervised: list[TokenIds] = []
@@ -110,7 +117,7 @@ def collate_trees(trees: Sequence[Tree]) -> TreeBatch:
 def collate_padded(
     trees: Sequence[Tree], pad_id: int, side: Literal["left", "right"] = "left"
 ) -> PaddedBatch:
-    """One row per question, padded to the longest of them."""
+    """Return one row per question, padded to the length of the longest."""
     rows = [
         (np.concatenate([tree.trunk, branch.inputs]), branch)
         for tree in trees
@@ -131,7 +138,7 @@ def collate_padded(
 
 
 def _predicting(branch: Branch) -> TokenIds:
-    """Places in the branch that predict a token: from the end of the prompt on."""
+    """Return the indices of the branch's predicting tokens, from the last of the prompt on."""
     return np.arange(len(branch.prompt) - 1, len(branch), dtype=np.int32)
 
 

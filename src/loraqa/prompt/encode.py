@@ -1,4 +1,4 @@
-"""From passages to trees, with windows where a context is too long. Nothing is cut in silence."""
+"""Encode passages as trees, with windows over long contexts. Nothing is truncated silently."""
 
 import hashlib
 import json
@@ -17,22 +17,25 @@ from loraqa.prompt.template import Template
 from loraqa.prompt.tree import Branch, TokenIds, Tree
 from loraqa.squad.passage import Passage, Question
 
-# A window with less room than this holds too little context to answer from.
+# Windows with fewer context tokens are refused: they contain too little to answer from.
 _SMALLEST_WINDOW = 16
 
 
 @dataclass
 class EncodingCounts:
-    """What encoding did with the data.
+    """Counts of an encoding.
 
     Attributes:
-        passages, questions: what came in.
-        trees, examples: what came out; a question has an example in every window it is used in.
-        windowed: passages whose context was spread over several windows.
-        not_here: examples whose window holds no answer, trained to say so (SQuAD v2.0).
-        left_out: examples left out because their window holds no answer (SQuAD v1.1).
-        skipped: ids of questions whose answer no window holds whole.
-        tree_tokens, separate_tokens: input tokens as trees, and as one example per question.
+        passages, questions: number of inputs.
+        trees: number of encoded trees.
+        examples: number of encoded branches; a question has one in each window that uses it.
+        windowed: passages whose context needed several windows.
+        not_here: examples trained to say "no answer" because their window does not contain the
+            answer (SQuAD v2.0).
+        left_out: examples left out because their window does not contain the answer (SQuAD v1.1).
+        skipped: ids of questions whose answer is not completely in any window.
+        tree_tokens: input tokens as trees.
+        separate_tokens: input tokens with one copy of the context per example.
     """
 
     passages: int = 0
@@ -47,13 +50,13 @@ class EncodingCounts:
     separate_tokens: int = 0
 
     def to_json(self) -> dict[str, object]:
-        """The counts as plain JSON values."""
+        """Return the counts as JSON values."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """The trees of a data set, and what encoding did."""
+    """The trees of a data set, and the counts of the encoding."""
 
     trees: list[Tree]
     counts: EncodingCounts
@@ -61,10 +64,16 @@ class Encoded:
 
 @dataclass(frozen=True)
 class _Context:
-    """An encoded context segment: ids before the context, its own ids, and their offsets in it.
+    """An encoded context segment.
 
-    An offset is looked up where it is needed: of most contexts, which fit into one window, those
-    of the first and the last token.
+    Attributes:
+        lead: token ids before the context.
+        blank_in_lead: whether the blank before the context belongs to the lead's tokens.
+        ids: token ids of the context.
+        offset: index into `ids` to the token's character offsets (start, end) in the context. It
+            is a function because most contexts fit into one window and need only the offsets of
+            their first and last token.
+        text: the context.
     """
 
     lead: TokenIds
@@ -74,7 +83,7 @@ class _Context:
     text: str
 
     def characters(self, window: tuple[int, int]) -> tuple[int, int]:
-        """The part of the text that a range of its tokens covers."""
+        """Return the character offsets of a range of tokens."""
         start, end = window
         return self.offset(start)[0], self.offset(end - 1)[1]
 
@@ -84,9 +93,9 @@ class PromptEncoder:
 
     Args:
         tokenizer: the base model's tokenizer, wrapped.
-        template: the prompt.
-        max_length: the longest path from the start of the trunk to the end of a branch, in tokens.
-        stride: how many tokens two neighbouring windows of a long context share.
+        template: the template of the prompt.
+        max_length: maximum length of a path from the trunk's start to a branch's end, in tokens.
+        stride: number of tokens shared by two neighbouring windows of a long context.
     """
 
     def __init__(
@@ -106,15 +115,16 @@ class PromptEncoder:
 
     @no_garbage()
     def encode_training(self, passages: Sequence[Passage]) -> Encoded:
-        """Trees with answers: each question's first, or eos alone where it has none.
+        """Encode passages with answers: the first of each question, or only eos if it has none.
 
-        If some question of the data has no answer (SQuAD v2.0), a window without the answer of
-        its question is an example of "not here"; otherwise it is left out and counted.
+        A window may lack the answer to a question. If the data has questions without an answer
+        (SQuAD v2.0), the model is trained to say "no answer" there; otherwise the example is left
+        out and counted.
 
         Raises:
-            InputError: a question and its answer leave no room for a context.
+            InputError: a question and its answer leave no room for the context.
         """
-        not_here_exists = any(not q.answerable for p in passages for q in p.questions)
+        some_unanswerable = any(not q.answerable for p in passages for q in p.questions)
         contexts, prompts, answers = self._encode(
             passages, _training_texts(self.template, passages)
         )
@@ -131,8 +141,8 @@ class PromptEncoder:
                     if len(windows) == 1 or _holds_answer(context.characters(window), question):
                         kept.append(branch)
                         held.add(question.id)
-                    elif not_here_exists:
-                        kept.append(self._not_here(branch))
+                    elif some_unanswerable:
+                        kept.append(self._unanswerable(branch))
                         counts.not_here += 1
                     else:
                         counts.left_out += 1
@@ -144,10 +154,10 @@ class PromptEncoder:
 
     @no_garbage()
     def encode_prompts(self, passages: Sequence[Passage], max_answer_tokens: int) -> Encoded:
-        """Trees without answers, each path leaving room for `max_answer_tokens`.
+        """Encode passages without answers, leaving room for `max_answer_tokens` on each path.
 
         Raises:
-            InputError: a question leaves no room for a context.
+            InputError: a question leaves no room for the context.
         """
         contexts, prompts, _ = self._encode(passages, _prompt_texts(self.template, passages))
         no_answers = repeat(np.empty(0, dtype=np.int32))
@@ -163,7 +173,7 @@ class PromptEncoder:
     def _encode(
         self, passages: Sequence[Passage], texts: Sequence[str]
     ) -> tuple[Iterator[EncodedText], Iterator[EncodedText], Iterator[EncodedText]]:
-        """The contexts of these passages, their prompts, and their answers where texts go on."""
+        """Encode `texts`: the passages' contexts, then their prompts, then any answers."""
         encoded = self.tokenizer.encode(texts)
         contexts, questions = len(passages), sum(len(p.questions) for p in passages)
         answers = contexts + questions
@@ -176,7 +186,7 @@ class PromptEncoder:
         prompts: Iterator[EncodedText],
         answers: Iterator[TokenIds],
     ) -> Iterator[tuple[int, _Context, list[Branch]]]:
-        """The passages that have questions: index, context, and a branch for each question."""
+        """Yield the index, the context and the branches of each passage with questions."""
         for index, (passage, context) in enumerate(zip(passages, contexts, strict=True)):
             branches = [Branch(q.id, next(prompts).ids, next(answers)) for q in passage.questions]
             if branches:
@@ -189,7 +199,7 @@ class PromptEncoder:
             start, end = segment.offset(token)
             return max(start - before, 0), end - before
 
-        # A short one: two tokens with the default prompt.
+        # Search from the start, because the lead is short: two tokens with the default prompt.
         lead = next((token for token in range(len(ids)) if offset(token)[1] > 0), len(ids))
         start = np.array(self.tokenizer.start, dtype=np.int32)
         return _Context(
@@ -207,7 +217,7 @@ class PromptEncoder:
         branches: Sequence[Branch],
         room: int,
     ) -> list[tuple[int, int]]:
-        """Token ranges of the context that leave `room` beside the lead and the longest branch."""
+        """Return token ranges of the context that fit beside lead, longest branch and `room`."""
         length, longest = max(zip(map(len, branches), questions, strict=True), key=itemgetter(0))
         size = self.max_length - len(context.lead) - length - room
         if len(context.ids) <= size:
@@ -217,10 +227,10 @@ class PromptEncoder:
         return list(_stride_windows(_word_starts(context), len(context.ids), size, self.stride))
 
     def _explain_no_room(self, question: Question, length: int, room: int) -> str:
-        """Blame what takes more: the room for answers, or a question.
+        """Explain that the room for answers or a question, whichever is longer, is too long.
 
-        Where room is left for an answer the model is asked, as it was trained: only questions and
-        answers can be shorter.
+        With `room` the model answers, so its max_length and stride are fixed by training, and only
+        questions and answers can be made shorter.
         """
         windows = f"no room for windows with a stride of {self.stride}"
         if room > length:
@@ -234,12 +244,15 @@ class PromptEncoder:
             f"{'' if room else 'raise max_length, lower stride, or '}shorten the question."
         )
 
-    def _not_here(self, branch: Branch) -> Branch:
+    def _unanswerable(self, branch: Branch) -> Branch:
         return Branch(branch.question_id, branch.prompt, self._eos)
 
 
 def _training_texts(template: Template, passages: Sequence[Passage]) -> list[str]:
-    """Return all contexts, then all prompts, then all answers."""
+    """Return all contexts, then all prompts, then all answers.
+
+    One list for all of them, because words that they share are then encoded only once.
+    """
     questions = [question for passage in passages for question in passage.questions]
     answers = (q.answers[0].text if q.answers else "" for q in questions)
     return [*_prompt_texts(template, passages), *map(template.answer, answers)]
@@ -252,10 +265,10 @@ def _prompt_texts(template: Template, passages: Sequence[Passage]) -> list[str]:
 
 
 def _word_starts(context: _Context) -> TokenIds:
-    """Indices of tokens that begin a word: windows do not cut words (or characters) apart.
+    """Return the indices of tokens that start a word; windows must not split words or characters.
 
-    A window follows the lead as the context's first word does: with its blank, unless the blank
-    is a token of its own, which then belongs to the lead.
+    The first word of a window must follow the lead like the first word of the context: with its
+    blank, unless the lead's tokens already contain the blank.
     """
     text = context.text
     starts = [
@@ -273,7 +286,7 @@ def _word_starts(context: _Context) -> TokenIds:
 def _stride_windows(
     word_starts: TokenIds, length: int, size: int, stride: int
 ) -> Iterator[tuple[int, int]]:
-    """Cover `length` tokens by windows of at most `size` that overlap by at least `stride`."""
+    """Cover `length` tokens with windows of at most `size` that overlap by at least `stride`."""
     start = 0
     while length - start > size:
         end = _last_at_most(word_starts, start + size, default=start + size, above=start + stride)
@@ -288,11 +301,11 @@ def _last_at_most(values: TokenIds, bound: int, default: int, above: int) -> int
 
 
 def _holds_answer(characters: tuple[int, int], question: Question) -> bool:
-    """Whether a window has what it is to say: the whole answer, or that there is none."""
+    """Return whether a window contains the whole answer, or the question has no answer."""
     if not question.answers:
         return True
     answer = question.answers[0]
-    # Blanks at the end are no part of what is to be said, and none of the last window.
+    # The answer segment and the last window do not contain trailing blanks.
     end = answer.start + len(answer.text.rstrip())
     return characters[0] <= answer.start and end <= characters[1]
 

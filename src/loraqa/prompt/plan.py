@@ -1,4 +1,4 @@
-"""Which trees go into which optimizer step, and how a step is cut into micro-batches."""
+"""Assign trees to optimizer steps, and split steps into micro-batches."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,34 +12,34 @@ MicroBatch = list[Tree]
 Step = list[MicroBatch]
 
 Size = Callable[[Sequence[Tree]], int]
-"""How many tokens the model computes for a batch; another tree or branch never makes it less."""
+"""Number of tokens computed for a batch; it must not decrease as trees or branches are added."""
 
 _Item = TypeVar("_Item")
 
 
 def tree_tokens(trees: Sequence[Tree]) -> int:
-    """What a batch costs where every trunk is computed once: its tokens."""
+    """Return the size of a batch as a packed sequence, where every trunk is computed once."""
     return sum(map(len, trees))
 
 
 def padded_tokens(trees: Sequence[Tree]) -> int:
-    """What it costs as one row per question, all as long as the longest of the batch."""
+    """Return the size of a batch as padded rows, one per question."""
     return sum(len(tree.branches) for tree in trees) * max(tree.longest_path for tree in trees)
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The order of training: a pure function of (trees, sizes, seed, epoch).
+    """The order of training, a pure function of (trees, sizes, seed, epoch).
 
-    Being pure, it needs no state to resume: the epoch and the step within it are its cursor.
+    Resuming needs no state besides the epoch and the step in the epoch.
 
     Attributes:
         trees: the training data.
-        questions_per_step: an optimizer step takes whole trees until it has so many questions.
-        tokens_per_batch: the most tokens in one micro-batch; a larger tree is split, its trunk
-            repeated.
-        seed: draws the order of each epoch.
-        size: what a batch costs.
+        questions_per_step: an optimizer step takes whole trees until it has this many questions.
+        tokens_per_batch: maximum size of a micro-batch in tokens; larger trees are split, and
+            each part repeats the trunk.
+        seed: random seed for the order of each epoch.
+        size: the size of a batch in tokens.
     """
 
     trees: Sequence[Tree]
@@ -49,12 +49,12 @@ class BatchPlan:
     size: Size = tree_tokens
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Step]:
-        """The steps of an epoch, from step `start` on."""
+        """Yield the steps of an epoch, from step `start` on."""
         for trees in self._steps(epoch)[start:]:
             yield pack(trees, self.tokens_per_batch, self.size)
 
     def steps_in(self, epoch: int) -> int:
-        """How many optimizer steps the epoch has."""
+        """Return the number of optimizer steps in the epoch."""
         return len(self._steps(epoch))
 
     def _steps(self, epoch: int) -> list[list[Tree]]:
@@ -72,9 +72,9 @@ class BatchPlan:
 
 
 def pack(trees: Sequence[Tree], tokens: int, size: Size = tree_tokens) -> Step:
-    """Cut trees into batches of at most `tokens`, paths of like length together.
+    """Split trees into batches of at most `tokens`, each with paths of similar length.
 
-    A branch that is larger with its trunk alone makes a batch of its own.
+    A single branch that is too large together with its trunk gets a batch of its own.
     """
     pieces = [piece for tree in trees for piece in _split(tree, tokens, size)]
     pieces.sort(key=lambda piece: piece.longest_path)
@@ -82,7 +82,7 @@ def pack(trees: Sequence[Tree], tokens: int, size: Size = tree_tokens) -> Step:
 
 
 def _split(tree: Tree, tokens: int, size: Size) -> Iterator[Tree]:
-    """Share out the branches among trees of at most `tokens`, but at least one branch each."""
+    """Split a tree into trees of at most `tokens`, but with at least one branch each."""
     if size([tree]) <= tokens:
         return iter([tree])
 
@@ -96,10 +96,10 @@ def _split(tree: Tree, tokens: int, size: Size) -> Iterator[Tree]:
 def _cut(
     items: Sequence[_Item], fits: Callable[[Sequence[_Item]], bool]
 ) -> Iterator[Sequence[_Item]]:
-    """Cut into runs that fit, each as long as can be, but of one item at least.
+    """Yield consecutive runs, each as long as `fits` allows, but of at least one item.
 
-    Steps ahead double, so that `fits`, true of the start of whatever it is true of, is asked a few
-    times a run instead of for every item.
+    A prefix of a fitting run must fit, too: the search for the end of a run doubles its step, so
+    that it calls `fits` a few times per run instead of once per item.
     """
     start = 0
     while start < len(items):

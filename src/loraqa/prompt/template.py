@@ -1,4 +1,4 @@
-"""The prompt as text: what stands before, between and after context, question and answer."""
+"""The template of the prompt: the text before and between context, question and answer."""
 
 import re
 from dataclasses import dataclass, field
@@ -12,13 +12,12 @@ _LINE_BREAK = re.compile(r"\s*[\r\n]\s*")
 
 @dataclass(frozen=True)
 class Template:
-    """A prompt in three segments that are encoded apart: context, question, answer.
+    """A prompt of three separately encoded segments: context, question, answer.
 
-    The context comes first, so that all questions on it share its computation; the answer comes
-    last, so that it is what the model goes on with. Blanks between two segments belong to the
-    later one: no segment ends in a space, which most tokenizers would encode unlike a space
-    inside a text. A line break before the answer belongs to the question, because a line break
-    in what the model writes ends its answer.
+    The context comes first, so that all questions on it share its computation. The answer comes
+    last, so that the model generates it. Blanks between two segments belong to the later segment,
+    because most tokenizers encode a space at the end of a text differently from one inside. A line
+    break before the answer belongs to the question, because a generated line break ends an answer.
 
     Raises:
         InputError: a field is missing, repeated or out of order, or text follows the answer.
@@ -31,37 +30,37 @@ class Template:
         pieces = re.split(r"\{(\w+)\}", self.text)
         if tuple(pieces[1::2]) != _FIELDS or pieces[-1]:
             raise InputError(
-                f"The template {self.text!r} must hold {{context}}, {{question}} and {{answer}} "
+                f"The template {self.text!r} must contain {{context}}, {{question}} and {{answer}} "
                 "once each, in this order, and end with {answer}."
             )
         if not pieces[4].strip():
             raise InputError(
-                f"The template {self.text!r} needs some text between {{question}} and {{answer}}, "
-                "which tells the model to answer."
+                f"The template {self.text!r} needs some text between {{question}} and {{answer}} "
+                "that tells the model to answer."
             )
         cue, blank = _split_before_blank(pieces[4])
         object.__setattr__(self, "_literals", (pieces[0], pieces[2], cue, blank))
 
     @property
     def context_lead(self) -> str:
-        """What stands before the context."""
+        """The text before the context."""
         return self._literals[0]
 
     def context(self, context: str) -> str:
-        """The first segment. The context keeps its offsets: it starts after `context_lead`."""
+        """Return the first segment: `context_lead`, then the context without trailing blanks."""
         return (self.context_lead + context).rstrip()
 
     def question(self, question: str) -> str:
-        """The second segment, up to where the answer starts."""
+        """Return the second segment, which ends where the answer starts."""
         return self._literals[1] + question.strip() + self._literals[2]
 
     def answer(self, answer: str) -> str:
-        """The last segment, on one line; empty for an empty answer, told by the end token alone."""
+        """Return the last segment, on one line; empty for an empty answer, which is only eos."""
         line = _LINE_BREAK.sub(" ", answer.strip())
         return self._literals[3] + line if line else ""
 
 
 def _split_before_blank(cue: str) -> tuple[str, str]:
-    """Cut off the blanks at the end, up to the last line break."""
+    """Split off the blanks at the end of `cue` that follow its last line break."""
     end = max(len(cue.rstrip()), cue.rfind("\n") + 1)
     return cue[:end], cue[end:]

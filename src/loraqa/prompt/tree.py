@@ -1,4 +1,4 @@
-"""A passage as the model reads it: the context once (the trunk), its questions as branches.
+"""A passage as a tree: the context is the trunk, and each question is a branch.
 
                           ┌─ " Question: q1 Answer:" " a1" eos
     "Context: c" (trunk) ─┼─ " Question: q2 Answer:" " a2" eos
@@ -17,12 +17,12 @@ TokenIds = NDArray[np.int32]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Branch:
-    """One question on a trunk.
+    """A question on a trunk.
 
     Attributes:
-        question_id: the question's id in its data.
-        prompt: token ids from the end of the context to where the answer starts.
-        answer: token ids of the answer and eos, all supervised; empty where it is to be found.
+        question_id: the question's id in the data set.
+        prompt: token ids between the context and the answer.
+        answer: token ids of the answer and eos, all supervised; empty if the model must answer.
     """
 
     question_id: str
@@ -31,7 +31,7 @@ class Branch:
 
     @property
     def inputs(self) -> TokenIds:
-        """What the model reads of this branch: all but the last eos, which predicts nothing."""
+        """The model's input for this branch: all tokens except eos, which predicts nothing."""
         return np.concatenate([self.prompt, self.answer[:-1]])
 
     def __len__(self) -> int:
@@ -44,9 +44,9 @@ class Tree:
 
     Attributes:
         trunk: token ids of the context segment.
-        branches: the questions, each seeing the trunk and itself only.
-        passage: index of the passage in its data.
-        window: the part of the context in the trunk, as character offsets (start, end).
+        branches: the questions; each attends only to the trunk and to itself.
+        passage: index of the passage in the data set.
+        window: character offsets (start, end) of the trunk's part of the context.
     """
 
     trunk: TokenIds
@@ -59,10 +59,10 @@ class Tree:
 
     @property
     def separate_length(self) -> int:
-        """How many tokens the same questions need when each carries its own context."""
+        """Number of tokens if every question had its own copy of the context."""
         return len(self) + (len(self.branches) - 1) * len(self.trunk)
 
     @property
     def longest_path(self) -> int:
-        """Tokens from the start of the trunk to the end of the longest branch."""
+        """Number of tokens from the start of the trunk to the end of the longest branch."""
         return len(self.trunk) + max(map(len, self.branches))

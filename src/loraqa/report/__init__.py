@@ -1,7 +1,7 @@
-"""What a run has to show: tables, plots, and a report in one HTML file.
+"""Reports of a run: tables, plots, and one HTML file with both.
 
-Everything takes plain data (records, mappings, strings), so the same table goes to the terminal,
-into Markdown and into the report. matplotlib and rich are imported where something is drawn.
+All functions take plain data (records, mappings, strings), so that the same table can be shown on a
+terminal, in Markdown and in HTML. matplotlib and rich are imported only when they are needed.
 """
 
 from loraqa.report.html import Example, Examples, Highlights, Plot, Report, Text

@@ -1,4 +1,4 @@
-"""Answers for people: each below its question, with the piece of context it stands in."""
+"""Show answers on a terminal, each with its question and the surrounding context."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -10,14 +10,14 @@ from loraqa.report.tables import printable
 if TYPE_CHECKING:
     from rich.text import Text
 
-# Characters of context shown on either side of an answer.
+# Number of characters of context shown on each side of an answer.
 _AROUND = 60
 
 
 def answer_lines(
     context: str, questions: Sequence[str], answers: Sequence[Answered]
 ) -> Iterator["Text"]:
-    """Lines for a `rich` console: question, answer with its probability, and its place."""
+    """Yield lines for a `rich` console: question, answer with its probability, and its place."""
     from rich.text import Text
 
     for question, answer in zip(questions, answers, strict=True):
@@ -32,7 +32,7 @@ def _place(context: str, answer: Answered) -> "Text":
     from rich.text import Text
 
     if answer.start is None or answer.end is None:
-        return Text("  not a piece of the context" if answer.text else "", "dim")
+        return Text("  not in the context" if answer.text else "", "dim")
     first, last = max(answer.start - _AROUND, 0), answer.end + _AROUND
     before = ("…" if first else "") + _one_line(context[first : answer.start])
     after = _one_line(context[answer.end : last]) + ("…" if last < len(context) else "")
@@ -44,7 +44,7 @@ def _place(context: str, answer: Answered) -> "Text":
 
 
 def _one_line(text: str) -> str:
-    """`printable`, with the blanks at the edges kept: they stand beside other text."""
+    """Like `printable`, but keep one blank at each end, because other text adjoins it."""
     left = " " if text[:1].isspace() else ""
     right = " " if text[-1:].isspace() else ""
     return left + printable(text) + right

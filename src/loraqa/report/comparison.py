@@ -1,4 +1,4 @@
-"""Files of a comparison of decoding strategies: figures, table, and a plot."""
+"""Save a comparison of decoding strategies: JSON, table, and plot."""
 
 from collections.abc import Sequence
 from dataclasses import asdict

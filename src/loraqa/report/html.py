@@ -1,4 +1,4 @@
-"""A report in one HTML file: no scripts, no other files, readable on a phone and in the dark."""
+"""A report in one HTML file, without scripts or other files, for phones and for dark mode."""
 
 import html
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Highlights:
-    """A few large values under a short name each, for example `("F1", "3.1 → 92.4")`."""
+    """A few values in large type, each with a short name, for example `("F1", "3.1 → 92.4")`."""
 
     values: Sequence[tuple[str, str]]
 
     def to_html(self) -> str:
-        """The values side by side."""
+        """Return the values side by side."""
         tiles = (
             f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>"
             for name, value in self.values
@@ -31,26 +31,26 @@ class Highlights:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Paragraphs, set apart by empty lines."""
+    """A heading and paragraphs; empty lines separate the paragraphs of `body`."""
 
     title: str
     body: str
 
     def to_html(self) -> str:
-        """The paragraphs under their heading."""
+        """Return the heading and the paragraphs."""
         paragraphs = (f"<p>{html.escape(part)}</p>" for part in self.body.split("\n\n"))
         return _heading(self.title) + "\n".join(paragraphs)
 
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A figure; `caption` says what it shows, also to those who cannot see it."""
+    """A figure; `caption` describes it, also for screen readers."""
 
     figure: "Figure"
     caption: str
 
     def to_html(self) -> str:
-        """The figure as inline SVG."""
+        """Return the figure as inline SVG."""
         caption = html.escape(self.caption)
         return (
             f'<figure role="img" aria-label="{caption}">{to_svg(self.figure)}'
@@ -60,10 +60,14 @@ class Plot:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A question, what the model answered, and what was right.
+    """A question with the model's answer and the annotators' answers.
 
-    `start` is the character offset of `answer` in `context`, None where it does not stand there.
-    `right` are the annotators' answers; none means that the context does not answer the question.
+    Attributes:
+        context: the text that the question is about.
+        question: the question.
+        answer: the model's answer; empty for "no answer".
+        start: character offset of `answer` in `context`, None if the context does not contain it.
+        right: the annotators' answers; empty if the context does not answer the question.
     """
 
     context: str
@@ -73,7 +77,7 @@ class Example:
     right: Sequence[str]
 
     def to_html(self) -> str:
-        """Question and answer; the context, with the answer marked, opens below them."""
+        """Return question and answers, and below them the context with the answer marked."""
         right = " / ".join(dict.fromkeys(self.right)) or "no answer"
         return (
             f"<details open><summary><b>{html.escape(self.question)}</b>"
@@ -87,7 +91,7 @@ class Example:
             return html.escape(self.context)
         end = self.start + len(self.answer)
         if self.context[self.start : end] != self.answer:
-            raise ValueError(f"{self.answer!r} does not stand at {self.start} of its context")
+            raise ValueError(f"{self.answer!r} is not at character {self.start} of its context")
         before, answer, after = map(
             html.escape,
             (self.context[: self.start], self.answer, self.context[end:]),
@@ -97,13 +101,13 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Some questions with their answers in their contexts."""
+    """A heading and examples of answered questions."""
 
     title: str
     examples: Sequence[Example]
 
     def to_html(self) -> str:
-        """The examples one below the other."""
+        """Return the heading and the examples, one below the other."""
         return _heading(self.title) + "\n".join(example.to_html() for example in self.examples)
 
 
@@ -112,14 +116,14 @@ Section: TypeAlias = Highlights | Text | Table | Plot | Examples
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A title, a line below it, and sections from top to bottom."""
+    """A page: title, subtitle, and sections from top to bottom."""
 
     title: str
     subtitle: str
     sections: Sequence[Section]
 
     def to_html(self) -> str:
-        """The whole page. Everything that is not ours is escaped."""
+        """Return the whole page; all given text is escaped."""
         title, subtitle = html.escape(self.title), html.escape(self.subtitle)
         sections = "\n".join(
             f"<section>\n{_section(section)}\n</section>" for section in self.sections
@@ -127,7 +131,7 @@ class Report:
         return PAGE.format(title=title, subtitle=subtitle, style=STYLE, sections=sections)
 
     def save(self, path: Path) -> None:
-        """Write the page, atomically."""
+        """Write the page atomically."""
         write_text(path, self.to_html())
 
 

@@ -1,4 +1,4 @@
-"""What the model is given: the tokens and masks of some trees in colour, counts, lengths."""
+"""Show the model's input: tokens and masks of some trees in colour, counts, and lengths."""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -27,7 +27,7 @@ _CELLS = 32
 def inspection(
     encoded: Encoded, tokenizer: SegmentTokenizer, examples: int
 ) -> Iterator["RenderableType"]:
-    """Everything to look at before training, piece by piece, for a `rich` console."""
+    """Yield renderables for a `rich` console: `examples` trees, counts, and a length histogram."""
     yield _legend()
     for tree in encoded.trees[:examples]:
         yield from _tree(tree, tokenizer)
@@ -36,24 +36,24 @@ def inspection(
 
 
 def counts_table(counts: EncodingCounts) -> Table:
-    """What encoding did with the data, in words."""
+    """Return the counts of an encoding as a table."""
     rows = (
         ("contexts", counts.passages),
         ("questions", counts.questions),
         ("trees", counts.trees),
         ("examples (a question in a window)", counts.examples),
         ("contexts too long for one window", counts.windowed),
-        ("examples trained to say “not here”", counts.not_here),
+        ("examples trained to say “no answer”, answer not in their window", counts.not_here),
         ("examples left out, answer not in their window", counts.left_out),
         ("questions skipped, answer in no window", len(counts.skipped)),
         ("tokens as trees", counts.tree_tokens),
         ("tokens as separate examples", counts.separate_tokens),
         (
-            "times as many as trees",
+            "tokens as separate examples / tokens as trees",
             round(counts.separate_tokens / max(counts.tree_tokens, 1), 2),
         ),
     )
-    return Table("Encoded data", (Column("what"), Column("how many", ",.10g")), rows)
+    return Table("Encoded data", (Column("item"), Column("count", ",.10g")), rows)
 
 
 def _legend() -> Text:
@@ -62,7 +62,7 @@ def _legend() -> Text:
         "   ",
         ("branch: a question", QUESTION),
         "   ",
-        ("supervised: the loss sees these", SUPERVISED),
+        ("supervised: tokens in the loss", SUPERVISED),
     )
 
 
@@ -80,7 +80,9 @@ def _tree(tree: Tree, tokenizer: SegmentTokenizer) -> Iterator[Text]:
             + _tokens(branch.answer, tokenizer, SUPERVISED)
         )
         yield Text("  ") + _places([*branch.prompt, *branch.answer], len(tree.trunk))
-    yield Text(f"\n  mask of {len(tree)} tokens: what each row sees of the columns", "bold")
+    yield Text(
+        f"\n  attention mask of {len(tree)} tokens: each row sees the marked columns", "bold"
+    )
     yield from _mask(tree)
 
 
@@ -94,7 +96,7 @@ def _places(ids: TokenIds | Sequence[int], first: int) -> Text:
 
 
 def _mask(tree: Tree) -> Iterator[Text]:
-    """Who sees whom, made smaller: a cell is all, partly or not seen."""
+    """Yield the lines of the reduced mask; a cell is seen fully, partly or not at all."""
     (span,) = collate_trees([tree]).spans
     trunk = torch.ones(span.trunk, len(tree), dtype=torch.bool).tril()
     seen = torch.cat([trunk, branch_mask(span)])
@@ -106,7 +108,7 @@ def _mask(tree: Tree) -> Iterator[Text]:
 
 
 def _histogram(lengths: Sequence[int]) -> Text:
-    """Bars of how many trees have a longest path of so many tokens."""
+    """Return a histogram of the trees' longest paths."""
     if not lengths:
         return Text("no trees")
     width = max(1, -(-(max(lengths) + 1) // _BINS))

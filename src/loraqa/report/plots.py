@@ -1,8 +1,8 @@
-"""Plots of training, of answers and of what the adapter learned.
+"""Plots of training, of answers, and of the adapter.
 
-Every function takes plain data and returns a matplotlib figure. Nothing here touches pyplot, so no
-display and no global state is needed. Colours are Okabe and Ito's, which colour-blind people can
-tell apart; lines also differ in marker or dash.
+Every function takes plain data and returns a matplotlib figure. The functions do not use pyplot, so
+they need no display and no global state. The colours are Okabe and Ito's, which colour-blind people
+can distinguish; lines also differ in marker or dash.
 """
 
 import io
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 BLUE, VERMILLION, GREEN, ORANGE = "#0072b2", "#d55e00", "#009e73", "#e69f00"
-# Text, axes and grid. `to_svg` turns it into the page's own text colour, light or dark.
+# Colour of text, axes and grid. `to_svg` replaces it by the page's text colour, light or dark.
 INK = "#33383d"
 
-# `Any`, because matplotlib's type for this spells out every key it has.
+# `Any`, because matplotlib's type lists every possible key.
 STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 11,
@@ -51,10 +51,10 @@ STYLE: Any = {
     "ytick.color": INK,
     "legend.frameon": False,
     "lines.linewidth": 1.8,
-    # Names come from users: a dollar sign is a dollar sign.
+    # Users choose the names, so a dollar sign must not start a formula.
     "text.parse_math": False,
 }
-# Letters stay letters (small, searchable), and equal figures have equal bytes.
+# Text stays text (small, searchable), and equal figures have equal bytes.
 SVG_STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "loraqa"}
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
@@ -72,10 +72,10 @@ def _styled(plot: "Callable[P, Figure]") -> "Callable[P, Figure]":
 
 @_styled
 def training_curves(records: Iterable[Mapping[str, Any]]) -> "Figure":
-    """Loss, dev EM and F1 where there are any, and the learning rate, over the optimizer steps.
+    """Plot loss, dev EM and F1 (if there are any), and learning rate against optimizer steps.
 
     Args:
-        records: those of `metrics.jsonl`, of kind `train` and `evaluation`.
+        records: the records of `metrics.jsonl`, of kind `train` and `evaluation`.
     """
     records = list(records)
     steps = [record for record in records if record["kind"] == "train"]
@@ -95,7 +95,7 @@ def training_curves(records: Iterable[Mapping[str, Any]]) -> "Figure":
 
 @_styled
 def before_after(before: Mapping[str, float], after: Mapping[str, float]) -> "Figure":
-    """Bars of EM and F1 (percent) before and after training."""
+    """Plot EM and F1 (percent) before and after training as bars."""
     figure = _figure(3)
     axes = figure.subplots()
     for offset, color, label, scores in (
@@ -115,13 +115,13 @@ def before_after(before: Mapping[str, float], after: Mapping[str, float]) -> "Fi
 
 @_styled
 def quality_against_diversity(comparisons: Iterable["Comparison"]) -> "Figure":
-    """A point for each decoding strategy: how much its answers vary, and how good they are."""
+    """Plot a point for each decoding strategy: F1 against distinct answers per question."""
     points = sorted(comparisons, key=lambda point: point.f1)
     figure = _figure(3.8)
     axes = figure.subplots()
     for index, point in enumerate(points):
         axes.plot(point.distinct, point.f1, "o", color=BLUE, markersize=8)
-        # Names stand in a column, in the order of their points, so that none covers another.
+        # Names form a column, in the order of their points, so that they do not overlap.
         axes.annotate(
             printable(point.strategy),
             (point.distinct, point.f1),
@@ -131,17 +131,17 @@ def quality_against_diversity(comparisons: Iterable["Comparison"]) -> "Figure":
             arrowprops={"arrowstyle": "-", "color": INK, "alpha": 0.35, "shrinkB": 5},
         )
     axes.margins(0.1)
-    axes.set(title="Quality against diversity", xlabel="distinct answers a question", ylabel="F1")
+    axes.set(title="Quality against diversity", xlabel="distinct answers per question", ylabel="F1")
     return figure
 
 
 @_styled
 def singular_values(spectra: Mapping[str, Sequence[float]]) -> "Figure":
-    """A heat map for each kind of adapted module: singular values by layer.
+    """Plot a heat map of singular values by layer for each kind of adapted module.
 
     Args:
-        spectra: a module's full name to the singular values of its update, largest first. The
-            first number in the name is its layer, and what follows is its kind.
+        spectra: full name of a module to the singular values of its update, largest first. The
+            first number in the name is the layer, and the rest of the name is the kind.
     """
     kinds = _by_kind(spectra)
     columns = min(len(kinds), 2)
@@ -162,13 +162,13 @@ def singular_values(spectra: Mapping[str, Sequence[float]]) -> "Figure":
 
 
 def save_png(figure: "Figure", path: Path) -> None:
-    """Write the figure as PNG on white, atomically."""
+    """Write the figure atomically as PNG with a white background."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=160, facecolor="white")
 
 
 def to_svg(figure: "Figure") -> str:
-    """The figure as an `<svg>` element for an HTML page, in the page's text colour.
+    """Return the figure as an `<svg>` element for an HTML page, in the page's text colour.
 
     Equal figures give equal text.
     """
@@ -179,12 +179,12 @@ def to_svg(figure: "Figure") -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata=NO_METADATA)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    # Several figures stand in one page, where an id must be unique; nothing refers to these.
+    # A page has several figures, and its ids must be unique; nothing refers to these ids.
     return re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg)
 
 
 def _figure(height: float) -> "Figure":
-    """An empty figure of `height` inches, as wide as can still be read on a phone."""
+    """Return an empty figure of `height` inches, narrow enough for a phone."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(6, height), layout="constrained")
@@ -196,7 +196,7 @@ def _draw_loss(axes: "Axes", steps: Sequence[Mapping[str, Any]]) -> None:
     x, loss = _values(steps, "step"), _values(steps, "loss")
     axes.plot(x, loss, color=BLUE, alpha=0.3, linewidth=1, label="each step")
     axes.plot(x, _smoothed(loss), color=BLUE, label="running mean")
-    axes.set(title="Training loss", ylabel="nats an answer token", yscale="log")
+    axes.set(title="Training loss", ylabel="nats per answer token", yscale="log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
@@ -216,7 +216,7 @@ def _values(records: Iterable[Mapping[str, Any]], key: str) -> list[float]:
 
 
 def _smoothed(values: Sequence[float]) -> list[float]:
-    """Mean over a centred window of a twentieth of all values, cut off at the ends."""
+    """Return centred moving means over a twentieth of all values, fewer at the ends."""
     reach = len(values) // 40
     return [
         fmean(values[max(0, index - reach) : index + reach + 1]) for index in range(len(values))
@@ -224,7 +224,7 @@ def _smoothed(values: Sequence[float]) -> list[float]:
 
 
 def _by_kind(spectra: Mapping[str, Sequence[float]]) -> dict[str, dict[int, Sequence[float]]]:
-    """Kind of module to layer to singular values: `h.3.attn.q` is of kind `attn.q` in layer 3."""
+    """Group spectra by kind and layer: `h.3.attn.q` has kind `attn.q` and layer 3."""
     kinds: dict[str, dict[int, Sequence[float]]] = defaultdict(dict)
     for name, values in spectra.items():
         found = re.search(r"(?:^|\.)(\d+)\.(.+)", name)

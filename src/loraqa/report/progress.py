@@ -11,7 +11,7 @@ from rich.console import Console
 from loraqa.answer.progress import Progress
 from loraqa.train.run import Record
 
-# Between two plain lines, in seconds.
+# Seconds between two plain lines.
 _INTERVAL = 10.0
 
 
@@ -36,13 +36,13 @@ def answering_progress() -> Iterator[Progress]:
 
 
 class _Pace:
-    """When the next plain line is due, and how long the rest of the work will take."""
+    """Decides when the next plain line is due, and estimates the remaining time."""
 
     def __init__(self) -> None:
         self._start = self._last_line = time.monotonic()
 
     def is_due(self, *, at_once: bool) -> bool:
-        """Whether to write a line now; the next is due an interval later."""
+        """Return whether to write a line now; if so, the next is due an interval later."""
         now = time.monotonic()
         due = at_once or now - self._last_line >= _INTERVAL
         if due:
@@ -50,7 +50,7 @@ class _Pace:
         return due
 
     def left(self, done: int, remaining: int) -> str:
-        """How long what remains takes at the pace of what was done since the start."""
+        """Return the time for the remaining units, at the average pace since the start."""
         minutes, seconds = divmod(round((time.monotonic() - self._start) / done * remaining), 60)
         hours, minutes = divmod(minutes, 60)
         clock = f"{hours}:{minutes:02}" if hours else f"{minutes}"
@@ -58,7 +58,7 @@ class _Pace:
 
 
 def _training_lines(total: int, done: int) -> Callable[[Record], None]:
-    """Lines for every scoring, for the first and the last step, and for some between."""
+    """Write lines for every evaluation, for the first and the last step, and for some others."""
     pace = _Pace()
 
     def show(record: Record) -> None:

@@ -1,4 +1,4 @@
-"""Tables: built once from plain data, shown on a terminal, in Markdown and in HTML."""
+"""Tables of plain data, for a terminal, Markdown and HTML."""
 
 import html
 import unicodedata
@@ -21,13 +21,13 @@ MISSING = "–"
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column's heading and the format specification of its numbers, for example `.1f`."""
+    """The heading of a column and the format specification of its numbers, for example `.1f`."""
 
     name: str
     format: str = ""
 
     def text(self, cell: Cell) -> str:
-        """The cell as one line of printable text."""
+        """Return the cell as one line of printable text."""
         if cell is None:
             return MISSING
         if isinstance(cell, str):
@@ -37,7 +37,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of cells under columns. Columns without text are set flush right."""
+    """A table. Columns without text are right-aligned."""
 
     title: str
     columns: tuple[Column, ...]
@@ -49,7 +49,7 @@ class Table:
                 raise ValueError(f"{row} has {len(row)} cells for {len(self.columns)} columns")
 
     def to_rich(self) -> "rich.table.Table":
-        """The table for a `rich` console. No cell is read as markup."""
+        """Return the table for a `rich` console. Cells are not interpreted as markup."""
         import rich.box
         import rich.table
         from rich.text import Text
@@ -64,20 +64,20 @@ class Table:
         for column, numeric in zip(self.columns, self._numeric(), strict=True):
             justify: Literal["left", "right"] = "right" if numeric else "left"
             table.add_column(Text(column.name), justify=justify, overflow="fold")
-        # Where space is short, the names of the rows stay whole: headings wrap instead.
+        # In a narrow terminal, headings wrap, but the names of the rows do not.
         table.columns[0].no_wrap = True
         for row in self._texts():
             table.add_row(*map(Text, row))
         return table
 
     def to_markdown(self) -> str:
-        """A GitHub-flavoured Markdown table, without the title."""
+        """Return a GitHub-flavoured Markdown table, without the title."""
         rule = ("--:" if numeric else ":--" for numeric in self._numeric())
         lines = [[column.name for column in self.columns], rule, *self._texts()]
         return "".join(f"| {' | '.join(map(_markdown, line))} |\n" for line in lines)
 
     def to_html(self) -> str:
-        """An HTML `<table>`, without the title; everything is escaped."""
+        """Return an HTML `<table>`, without the title; all text is escaped."""
         marks = [' class="number"' if numeric else "" for numeric in self._numeric()]
         head = _html_row("th", marks, (column.name for column in self.columns))
         body = "\n".join(_html_row("td", marks, row) for row in self._texts())
@@ -97,15 +97,19 @@ class Table:
 
 
 def printable(text: str) -> str:
-    """`text` on one line; control characters, which a terminal obeys, and surrogates become `�`."""
+    """Return `text` on one line, with control characters and surrogates replaced by `�`.
+
+    A terminal would execute control characters.
+    """
     line = " ".join(text.split())
     return "".join("�" if unicodedata.category(char) in {"Cc", "Cs"} else char for char in line)
 
 
 def strategies_table(comparisons: Iterable["Comparison"]) -> Table:
-    """Decoding strategies side by side, on the same questions; no spread where nothing was drawn.
+    """Return a table of decoding strategies, all on the same questions.
 
-    Per question: distinct answers, and the entropy of its answers in nats.
+    The number of distinct answers and the entropy of the answers (in nats) are means per question.
+    They and the oracle F1 are missing for strategies with one sample per question.
     """
     comparisons = list(comparisons)
     columns = (
@@ -127,9 +131,9 @@ def strategies_table(comparisons: Iterable["Comparison"]) -> Table:
 
 
 def scores_table(scores: Mapping[str, Any]) -> Table:
-    """Figures by name, as `Scores.to_json` gives them, to six digits."""
+    """Return a table of the scores in `Scores.to_json`, to six digits."""
     rows = tuple((name, float(f"{value:.6g}")) for name, value in scores.items())
-    return Table("Scores", (Column("figure"), Column("value", ",.10g")), rows)
+    return Table("Scores", (Column("score"), Column("value", ",.10g")), rows)
 
 
 SCORE_NAMES = {
@@ -143,7 +147,7 @@ SCORE_NAMES = {
 
 
 def before_after_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> Table:
-    """Every score (as in `Scores.to_json`) that both have, and what training added to it."""
+    """Return a table of all scores (as in `Scores.to_json`) in both mappings, and their changes."""
     columns = (Column("score"), *(Column(name, ".1f") for name in ("before", "after")))
     rows = tuple(
         (name, before[key], after[key], after[key] - before[key])
@@ -154,22 +158,22 @@ def before_after_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> T
 
 
 def training_table(records: Iterable[Mapping[str, Any]]) -> Table:
-    """What a run's `metrics.jsonl` amounts to.
+    """Return a summary of a run's `metrics.jsonl`.
 
     Raises:
-        ValueError: no record is of a training step.
+        ValueError: there is no record of a training step.
     """
     records = list(records)
     steps = [record for record in records if record["kind"] == "train"]
     evaluations = [record for record in records if record["kind"] == "evaluation"]
     if not steps:
-        raise ValueError("no record is of a training step")
+        raise ValueError("there is no record of a training step")
     rows = [
         ("steps", f"{steps[-1]['step']:,}"),
         ("epochs", f"{steps[-1]['epoch']:.2f}"),
         ("loss, first step and mean of the last ten", _loss(steps)),
-        ("questions a second (median)", _median(steps, "questions_per_second")),
-        ("tokens a second (median)", _median(steps, "tokens_per_second")),
+        ("questions per second (median)", _median(steps, "questions_per_second")),
+        ("tokens per second (median)", _median(steps, "tokens_per_second")),
         ("memory (MiB, highest)", f"{max(record['memory_mib'] for record in steps):,.0f}"),
     ]
     if evaluations:
@@ -179,7 +183,7 @@ def training_table(records: Iterable[Mapping[str, Any]]) -> Table:
 
 
 def spectra_table(spectra: Iterable["Spectrum"]) -> Table:
-    """What the adapter learned, layer by layer. What all names start with stands in the title."""
+    """Return a table of the adapter's updates by layer; its title has the names' common prefix."""
     spectra = list(spectra)
     module = _common_module(each.name for each in spectra)
     columns = (
@@ -208,13 +212,13 @@ def spectra_table(spectra: Iterable["Spectrum"]) -> Table:
 
 
 def settings_table(title: str, settings: Mapping[str, Any]) -> Table:
-    """Names and values; a mapping inside a mapping becomes `outer.inner`."""
+    """Return a table of names and values; names in nested mappings become `outer.inner`."""
     rows = tuple((name, str(value)) for name, value in _flattened(settings))
     return Table(title, (Column("setting"), Column("value")), rows)
 
 
 def _common_module(names: Iterable[str]) -> str:
-    """The innermost module that holds all layers of these names; empty if that is the model."""
+    """Return the innermost module that contains all named layers; empty for the whole model."""
     outer = (name.split(".")[:-1] for name in names)
     shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*outer, strict=False))
     return ".".join(parts[0] for parts in shared)
@@ -227,7 +231,10 @@ def _spread(comparison: "Comparison") -> tuple[Cell, Cell, Cell]:
 
 
 def _loss(steps: Sequence[Mapping[str, Any]]) -> str:
-    """From where to where it went; the last step alone may hold a few questions only."""
+    """Return the loss of the first step and the mean of the last ten.
+
+    The last step alone may have only a few questions.
+    """
     return f"{steps[0]['loss']:.3f} → {fmean(step['loss'] for step in steps[-10:]):.3f}"
 
 

@@ -1,4 +1,4 @@
-"""The HTTP API and the web page: one model, which answers one request after another."""
+"""The HTTP API and the web page: one model that answers one request after another."""
 
 import asyncio
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ _PAGE = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
 
 
 class Asked(BaseModel):
-    """Questions about a text, how to decode the answers, and what draws where it draws."""
+    """A request: questions about a text, the decoding strategy, and the seed for sampling."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -38,21 +38,23 @@ class Asked(BaseModel):
 
 
 class Answers(BaseModel):
-    """One answer to each question, in their order. Offsets count Unicode code points."""
+    """The reply: one answer per question, in order. Offsets count Unicode code points."""
 
     answers: list[Answered]
 
 
 class Served(BaseModel):
-    """What is served, and what it takes.
+    """The served model and its limits.
 
     Attributes:
-        base: the base model; `adapter` is None where it is served without one.
-        template: how prompts are written.
-        max_length: tokens read at once; longer contexts are read in windows.
-        max_answer_tokens: the longest answer.
-        strategies: names that may be joined and given numbers, as in docs/decoding.md.
-        max_questions, max_body_bytes: of one request.
+        base: the base model.
+        adapter: the adapter, None if the base model is served without one.
+        template: the template of the prompts.
+        max_length: length of the model's input in tokens; longer contexts are read in windows.
+        max_answer_tokens: length of the longest answer in tokens.
+        strategies: names of decoding strategies; docs/decoding.md explains how to combine them
+            and how to give them numbers.
+        max_questions, max_body_bytes: limits of one request.
     """
 
     base: str
@@ -66,7 +68,7 @@ class Served(BaseModel):
 
     @classmethod
     def describe(cls, source: str | Path, reader: Reader) -> "Served":
-        """What `Reader.load` made of `source`."""
+        """Describe the reader that `Reader.load` returned for `source`."""
         adapter = find_adapter(Path(source).expanduser())
         return cls(
             base=reader.runner.model.config.name_or_path,
@@ -78,25 +80,25 @@ class Served(BaseModel):
 
 
 class Health(BaseModel):
-    """The server is up and its model loaded."""
+    """The server is running and its model is loaded."""
 
     status: Literal["ok"] = "ok"
 
 
 class Problem(BaseModel):
-    """What went wrong, in one sentence."""
+    """An error, in one sentence."""
 
     error: str
 
 
 def create_app(reader: Reader, served: Served) -> FastAPI:
-    """The API around a reader. Every error is a `Problem` with a fitting status."""
-    # The pages that FastAPI shows its OpenAPI schema on would load scripts from elsewhere.
+    """Return the API for a reader. Every error is a `Problem` with a fitting status."""
+    # FastAPI's documentation pages would load scripts from other sites.
     app = FastAPI(title="loraqa", version=__version__, docs_url=None, redoc_url=None)
     app.add_middleware(_LimitBody)
     for kind in (RequestValidationError, HTTPException, LoraqaError, Exception):
         app.add_exception_handler(kind, _explain)
-    # A single thread: the model has all cores for one request at a time, and the others wait.
+    # A single thread, so that each request gets all cores while the others wait.
     worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
@@ -105,19 +107,19 @@ def create_app(reader: Reader, served: Served) -> FastAPI:
 
     @app.get("/health")
     async def health() -> Health:
-        """Answers at once, also while the model is at work."""
+        """Reply at once, even while the model is answering."""
         return Health()
 
     @app.get("/api/model")
     async def model() -> Served:
-        """What is served, and what it takes."""
+        """Describe the served model and its limits."""
         return served
 
     @app.post(
         "/api/answer", responses={status: {"model": Problem} for status in (413, 422, 500, 503)}
     )
     async def answer(asked: Asked) -> Answers:
-        """Answer questions about a text, after the requests that came before."""
+        """Answer questions about a text, after all earlier requests."""
         read = partial(
             reader.answer, asked.context, asked.questions, asked.strategy, seed=asked.seed
         )
@@ -130,7 +132,7 @@ def create_app(reader: Reader, served: Served) -> FastAPI:
 
 
 class _LimitBody:
-    """Refuses bodies above `MAX_BODY_BYTES`, whatever their headers say, and never holds one."""
+    """Refuses bodies above `MAX_BODY_BYTES`, whatever the headers say, without storing them."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -144,7 +146,7 @@ class _LimitBody:
             received += len(message.get("body", b""))
             if received <= MAX_BODY_BYTES:
                 return message
-            # A client that is still sending would not see the answer.
+            # Read the rest, because a client does not read the reply while it is sending.
             while message.get("more_body"):
                 message = await receive()
             raise HTTPException(
@@ -156,7 +158,7 @@ class _LimitBody:
 
 
 async def _explain(_: Request, error: Exception) -> JSONResponse:
-    """An error in one sentence; what nobody foresaw goes to the server's log, not to the client."""
+    """Explain an error in one sentence; unexpected errors go only to the server's log."""
     match error:
         case RequestValidationError():
             return _problem(422, _first_problem(error.errors()[0]))
@@ -166,7 +168,7 @@ async def _explain(_: Request, error: Exception) -> JSONResponse:
             return _problem(422, str(error))
         case LoraqaError():
             return _problem(500, str(error))
-    return _problem(500, "The server failed at this request; its log says why.")
+    return _problem(500, "The server failed to answer this request; see its log.")
 
 
 def _problem(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
@@ -174,7 +176,7 @@ def _problem(status: int, sentence: str, headers: Mapping[str, str] | None = Non
 
 
 def _first_problem(problem: dict[str, Any]) -> str:
-    """One sentence on the first thing that is wrong with a body."""
+    """Explain the first problem of a request's body in one sentence."""
     if problem["type"] == "json_invalid":
         return f"The body is not valid JSON: {problem['ctx']['error']}."
     place = ".".join(map(str, problem["loc"][1:]))

@@ -1,4 +1,4 @@
-"""Questions on texts: passages, strict readers and writers of SQuAD data, the official scores."""
+"""SQuAD data: passages with questions, strict readers and writers, and the official scores."""
 
 from loraqa.squad.dataset import QADataset
 from loraqa.squad.official import write_official

@@ -1,4 +1,4 @@
-"""Checks on parsed JSON that collect every problem instead of stopping at the first."""
+"""Check parsed JSON and collect every problem instead of stopping at the first."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,24 +16,30 @@ _TYPE_NAMES = {
 
 
 class Place(NamedTuple):
-    """Where in a source: a JSON path, in tables inside a row; the question's id where known."""
+    """A place in a source.
+
+    Attributes:
+        path: JSON path, relative to the record if there is one.
+        record: line or row of the record, for sources with one question per record.
+        id: the question's id, if known.
+    """
 
     path: str = ""
-    row: str = ""
+    record: str = ""
     id: str | None = None
 
     def inside(self, part: str) -> "Place":
-        """The place of `part`, a key with or without an index, of what stands here."""
-        return Place(f"{self.path}.{part}" if self.path else part, self.row, self.id)
+        """Return the place of `part`, a key with or without an index, inside this place."""
+        return Place(f"{self.path}.{part}" if self.path else part, self.record, self.id)
 
     def __str__(self) -> str:
         named = "" if self.id is None else f"id {self.id!r}"
-        return ", ".join(filter(None, (self.row, self.path, named)))
+        return ", ".join(filter(None, (self.record, self.path, named)))
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong, and where."""
+    """A problem: its place and the reason."""
 
     place: Place
     reason: str
@@ -43,35 +49,38 @@ class Problem:
 
 
 class Checks:
-    """Tries what is asked of it and notes each problem, in the order of the source."""
+    """Checks that collect problems in the order of the source."""
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
 
     def report(self, place: Place, reason: str) -> None:
-        """Note a problem."""
+        """Add a problem."""
         self.problems.append(Problem(place, reason))
 
     def has_type(self, value: Any, kind: type, place: Place) -> bool:
-        """Whether `value` is of exactly this type (True is no whole number), else a problem."""
+        """Return whether `value` has exactly type `kind`, and report a problem if not.
+
+        A bool is not an int here.
+        """
         if type(value) is kind:
             return True
         self.report(place, f"is {_type_name(type(value))}, must be {_type_name(kind)}")
         return False
 
     def field(self, node: dict[str, Any], key: str, kind: type, place: Place) -> Any:
-        """`node[key]`, or None and a problem where it is missing or of another type."""
+        """Return `node[key]`; report a problem and return None if it is missing or mistyped."""
         if key not in node:
             self.report(place, f"{key!r} is missing")
             return None
         value = node[key]
-        # A place is made only where something is wrong: there are five fields to a question.
+        # `inside` is evaluated only on a problem, because every question has five fields.
         if type(value) is kind or self.has_type(value, kind, place.inside(key)):
             return value
         return None
 
     def listing(self, source: str) -> str:
-        """The first problems, one a line, and how many more there are."""
+        """Return the first problems, one per line, and the number of the others."""
         count = len(self.problems)
         lines = [f"{source} has {count} problem{'s' if count > 1 else ''}:"]
         lines += [f"  {source}: {problem}" for problem in self.problems[:_LISTED]]

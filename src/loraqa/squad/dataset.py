@@ -1,4 +1,4 @@
-"""A data set: passages, their version and source, and what reading them met."""
+"""A data set as it was read: passages, their source, and counts of repairs and skipped parts."""
 
 import hashlib
 import json
@@ -13,16 +13,16 @@ from loraqa.squad.passage import Passage, Question, Version
 
 @dataclass(frozen=True)
 class QADataset:
-    """Passages in the order of their source, all questions on one context together.
+    """Passages and how they were read.
 
     Attributes:
-        source: the file, or the name on the hub, that the passages came from.
-        version: the version of SQuAD.
-        passages: contexts with their questions.
-        order: ids of all questions in the order of the source. The order of the passages differs
-            if a context occurs in several places of the source.
+        source: the file or hub name.
+        version: the SQuAD version.
+        passages: one per context, with all its questions, in order of first appearance.
+        order: question ids in the order of the source; it differs from the order of the passages
+            if the source returns to an earlier context.
         repaired: number of answers whose offset was corrected.
-        skipped: numbers of things left out, by name ("questions", "answers", ...).
+        skipped: kind of skipped part ("questions", "answers", ...) to its number.
     """
 
     source: str
@@ -50,7 +50,7 @@ class QADataset:
 
     @property
     def questions(self) -> list[Question]:
-        """Every question, in the order of the passages."""
+        """All questions, in the order of the passages."""
         return [question for passage in self.passages for question in passage.questions]
 
     @property
@@ -61,7 +61,7 @@ class QADataset:
 
     @property
     def same_text(self) -> int:
-        """Questions asked in words in which the same context was asked before."""
+        """Number of questions whose text repeats an earlier question on the same context."""
         return sum(
             len(passage.questions) - len({question.text for question in passage.questions})
             for passage in self.passages
@@ -70,12 +70,12 @@ class QADataset:
     @cached_property
     @no_garbage()
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of version and passages, the same in whatever format they are stored."""
-        told = [self.version, [_plain(passage) for passage in self.passages]]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        """SHA-256 (hex) of version and passages; the same for every file format."""
+        content = [self.version, [_plain(passage) for passage in self.passages]]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def counts(self) -> dict[str, Any]:
-        """How many of everything, ready for JSON."""
+        """Return all counts as JSON values."""
         questions = self.questions
         return {
             "contexts": len(self.passages),
@@ -88,7 +88,7 @@ class QADataset:
 
 
 def _plain(passage: Passage) -> list[Any]:
-    """All that a passage holds, as lists, which take less time to write than objects with names."""
+    """Return the passage as nested lists, which are faster to serialize than dicts."""
     questions = [
         (q.id, q.text, [(answer.text, answer.start) for answer in q.answers])
         for q in passage.questions

@@ -1,4 +1,4 @@
-"""Every question of every format is checked here and joins the others on its context."""
+"""Check the questions of every format and group them by context."""
 
 import re
 from collections import Counter
@@ -13,10 +13,10 @@ _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class Intake(Checks):
-    """Takes questions in the order of their source.
+    """Checks questions in the order of their source and groups them by context.
 
-    What has a problem is left out and counted in `skipped`; whether that may stand is for the
-    caller to decide. `version` is what the source declares; None where its format cannot say.
+    Parts with a problem are left out and counted in `skipped`; the caller decides whether to
+    accept that. `version` is the version that the source declares, None if it declares none.
     """
 
     def __init__(self) -> None:
@@ -30,34 +30,34 @@ class Intake(Checks):
         self._first_use: dict[str, Place] = {}
 
     def passages(self) -> tuple[Passage, ...]:
-        """One passage for every context that has a question, in the order of first appearance."""
+        """Return one passage per context with questions, in order of first appearance."""
         return tuple(
             Passage(context, tuple(questions), self._titles[context])
             for context, questions in self._questions.items()
         )
 
     def title(self, node: dict[str, Any], place: Place) -> str:
-        """The title, the one field that may be missing; empty where it is, or is bad."""
+        """Return the title; empty if it is missing, which is allowed, or has a problem."""
         if node.get("title") is None:
             return ""
         title = self.field(node, "title", str, place)
         return title if title and self._is_clean(title, "title", place) else ""
 
     def context(self, node: dict[str, Any], place: Place) -> str | None:
-        """The context, or None and a problem."""
+        """Return the context, or report a problem and return None."""
         return self._text(node, "context", place)
 
     def question(self, node: Any, place: Place, context: str | None, title: str) -> None:
-        """Take a question in the form of official JSON, or leave it out.
+        """Add a question in the form of official JSON, or skip it.
 
-        It is left out where it has a problem, and where the caller has found one with what
-        belongs to it and gives no context.
+        The question is skipped if it has a problem or if `context` is None. The caller passes
+        None if it has already reported a problem with the context or the answers.
         """
         if not self.has_type(node, dict, place):
             self.skipped["questions"] += 1
             return
         id = self._id(node, place)
-        place = Place(place.path, place.row, id)
+        place = Place(place.path, place.record, id)
         text = self._text(node, "question", place)
         answers = None if context is None else self._answers(node, place, context)
         if context is None or id is None or text is None or answers is None:
@@ -74,7 +74,7 @@ class Intake(Checks):
         first_use = self._first_use.setdefault(id, place)
         if first_use is not place:
             first = first_use._replace(id=None)
-            self.report(place._replace(id=id), f"the id is already that of {first}")
+            self.report(place._replace(id=id), f"the id is already used by {first}")
             return None
         return id
 
@@ -99,7 +99,11 @@ class Intake(Checks):
     def _answers(
         self, node: dict[str, Any], place: Place, context: str
     ) -> tuple[Answer, ...] | None:
-        """The good answers; None where they are no list, contradict the rest, or are all bad."""
+        """Return the valid answers.
+
+        Return None if they are not a list, contradict `is_impossible` or the version, or are all
+        invalid.
+        """
         nodes = self.field(node, "answers", list, place)
         if nodes is None or not self._answerability_agrees(node, bool(nodes), place):
             return None
@@ -114,7 +118,7 @@ class Intake(Checks):
         return answers
 
     def _answerability_agrees(self, node: dict[str, Any], answered: bool, place: Place) -> bool:
-        """Whether answers, version and `is_impossible` (which may be missing) say the same."""
+        """Return whether answers, version and `is_impossible` (which may be missing) agree."""
         given = "is_impossible" in node
         impossible = self.field(node, "is_impossible", bool, place) if given else not answered
         if impossible is None:
@@ -145,13 +149,16 @@ class Intake(Checks):
         return self._repair(text, start, place, context)
 
     def _repair(self, text: str, start: int, place: Place, context: str) -> Answer | None:
-        """The answer where the context has it, if that is one place only; else a problem."""
+        """Return the answer with its offset corrected, if the context contains it exactly once.
+
+        Otherwise report a problem and return None.
+        """
         first = context.find(text)
         if first < 0:
             self.report(place, f"the answer {quote(text)} is not in the context")
             return None
         if context.find(text, first + 1) >= 0:
-            problem = f"is not at character {start}, and the context has it more than once"
+            problem = f"is not at character {start}, and the context contains it more than once"
             self.report(place, f"the answer {quote(text)} {problem}")
             return None
         self.repaired += 1

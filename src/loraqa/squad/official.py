@@ -1,4 +1,4 @@
-"""Official SQuAD JSON, v1.1 and v2.0."""
+"""Read and write official SQuAD JSON, v1.1 and v2.0."""
 
 import json
 from collections.abc import Iterable
@@ -16,19 +16,23 @@ _VERSIONS: dict[str, Version] = {"1.1": "1.1", "v1.1": "1.1", "2.0": "2.0", "v2.
 
 
 def read_official(document: dict[str, Any], intake: Intake) -> None:
-    """Hand every question of a parsed official file to `intake`."""
+    """Pass every question of a parsed official file to `intake`."""
     intake.version = _version(document, intake)
     for number, article in enumerate(intake.field(document, "data", list, Place()) or ()):
         _read_article(article, Place(f"data[{number}]"), intake)
 
 
 def write_official(path: Path, passages: Iterable[Passage], version: Version) -> None:
-    """Write official JSON; raise `InputError` where v1.1 is asked for and cannot say it."""
+    """Write official JSON.
+
+    Raises:
+        InputError: `version` is "1.1" and a question has no answer.
+    """
     write_text(path, json.dumps(_document(passages, version), ensure_ascii=False) + "\n")
 
 
 def _document(passages: Iterable[Passage], version: Version) -> dict[str, Any]:
-    """What official JSON holds. Neighbouring passages of one title are one article."""
+    """Return the official JSON document; consecutive passages with one title form an article."""
     articles = [
         {"title": title, "paragraphs": [_paragraph(passage, version) for passage in group]}
         for title, group in groupby(passages, key=lambda passage: passage.title)

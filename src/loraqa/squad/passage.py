@@ -1,15 +1,15 @@
-"""What everything else is made of: a passage, the questions on it, their answers."""
+"""Passages, their questions and the questions' answers."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 Version = Literal["1.1", "2.0"]
-"""SQuAD v1.1, in which every question has an answer, or v2.0, in which some have none."""
+"""SQuAD v1.1, where every question has an answer, or v2.0, where some have none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A piece of the context: `context[start : start + len(text)] == text`."""
+    """A span of the context: `context[start : start + len(text)] == text`."""
 
     text: str
     start: int
@@ -22,7 +22,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question and every annotator's answer; none where the context does not answer it."""
+    """A question and every annotator's answer; no answers if the context does not answer it."""
 
     id: str
     text: str
@@ -30,7 +30,7 @@ class Question:
 
     @property
     def answerable(self) -> bool:
-        """Whether the context holds an answer (SQuAD v2.0: `not is_impossible`)."""
+        """Whether the context contains an answer (SQuAD v2.0: `not is_impossible`)."""
         return bool(self.answers)
 
 

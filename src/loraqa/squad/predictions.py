@@ -1,4 +1,4 @@
-"""What the official scripts score: JSON objects from question id to text or to a probability."""
+"""Read predictions and no-answer probabilities, in the JSON format of the official scripts."""
 
 import json
 import math
@@ -10,11 +10,11 @@ from loraqa.errors import InputError
 from loraqa.squad.checks import Checks, Place
 from loraqa.squad.text import BYTE_ORDER_MARK, decode, explain_json_error, read_bytes
 
-_EXPECTED = 'it must be a single JSON object with question ids as its keys, as in {"id1": "Oslo"}'
+_EXPECTED = 'it must be one JSON object whose keys are question ids, such as {"id1": "Oslo"}'
 
 
 def read_predictions(path: str | Path) -> dict[str, str]:
-    """Question id to predicted text; raise `InputError` where the file holds anything else."""
+    """Read predicted texts by question id; raise `InputError` for any other content."""
     checks = Checks()
     predictions = _read_object(Path(path), checks)
     for id, text in predictions.items():
@@ -24,9 +24,9 @@ def read_predictions(path: str | Path) -> dict[str, str]:
 
 
 def read_no_answer_probabilities(path: str | Path) -> dict[str, float]:
-    """Question id to the probability of no answer; raise `InputError` for anything else.
+    """Read no-answer probabilities by question id; raise `InputError` for any other content.
 
-    As in the official script any finite number will do: some models give a log ratio.
+    Any finite number is allowed, as in the official script: some models give a log ratio.
     """
     checks = Checks()
     probabilities = _read_object(Path(path), checks)
@@ -38,12 +38,12 @@ def read_no_answer_probabilities(path: str | Path) -> dict[str, float]:
 
 
 def _read_object(path: Path, checks: Checks) -> dict[str, Any]:
-    """The object in the file, its numbers as floats; a key that comes twice is a problem."""
+    """Return the file's JSON object with all numbers as floats; report duplicate keys."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         for key, count in Counter(key for key, _ in pairs).items():
             if count > 1:
-                checks.report(Place(id=key), f"comes {count} times")
+                checks.report(Place(id=key), f"appears {count} times")
         return dict(pairs)
 
     text = decode(read_bytes(path), str(path))
@@ -55,7 +55,7 @@ def _read_object(path: Path, checks: Checks) -> dict[str, Any]:
         where, reason = explain_json_error(error)
         raise InputError(f"{path}, {where}: {reason}; {_EXPECTED}.") from None
     if not isinstance(document, dict):
-        raise InputError(f"{path} holds no object at its top; {_EXPECTED}.")
+        raise InputError(f"{path} is not a JSON object at the top level; {_EXPECTED}.")
     return document
 
 

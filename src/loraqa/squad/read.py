@@ -1,4 +1,4 @@
-"""Read question-answering data in any of the formats, checked, from a file or the hub."""
+"""Read and check question-answering data of any supported format, from a file or the hub."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ from loraqa.squad.checks import Place
 from loraqa.squad.dataset import QADataset
 from loraqa.squad.intake import Intake
 from loraqa.squad.official import read_official
-from loraqa.squad.rows import read_csv, read_hub, read_jsonl, read_parquet
+from loraqa.squad.records import read_csv, read_hub, read_jsonl, read_parquet
 from loraqa.squad.text import BYTE_ORDER_MARK, decode, explain_json_error, read_bytes
 
 logger = logging.getLogger("loraqa")
@@ -24,13 +24,18 @@ _SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
 def read_passages(
     source: str | Path, *, on_bad: Literal["stop", "skip"] = "stop", split: str = "validation"
 ) -> QADataset:
-    """Read official SQuAD JSON (v1.1, v2.0), JSON Lines, CSV, Parquet or a dataset of the hub.
+    """Read official SQuAD JSON (v1.1, v2.0), JSON Lines, CSV, Parquet or a dataset on the hub.
 
-    `source` is a file or a hub name such as `rajpurkar/squad` or `rajpurkar/squad:train`; `split`
-    is the one to read where the name has none. A file never touches the network.
+    Args:
+        source: a file, or a hub name such as `rajpurkar/squad` or `rajpurkar/squad:train`. Reading
+            a file never uses the network.
+        on_bad: "stop" refuses data with problems; "skip" leaves out the parts with problems,
+            counts them and logs the problems.
+        split: split to read if the hub name does not contain one.
 
-    Raises `InputError` where nothing can be read, and with all problems listed where the data has
-    any; with `on_bad="skip"` what has a problem is left out, counted and logged instead.
+    Raises:
+        InputError: nothing can be read, or the data has problems and `on_bad` is "stop"; the
+            message lists the problems.
     """
     intake = Intake()
     if _is_hub_name(source):
@@ -42,9 +47,9 @@ def read_passages(
 
 
 def check_there(source: str | Path) -> None:
-    """Raise `InputError` where `read_passages` would find no file, nor a name for the hub."""
+    """Raise `InputError` if `source` is neither a hub name nor an existing path."""
     if not _is_hub_name(source) and not Path(source).exists():
-        # Says why not.
+        # Raises the error with its reason.
         read_bytes(Path(source))
 
 
@@ -61,7 +66,7 @@ def _is_hub_name(source: str | Path) -> bool:
 
 @no_garbage()
 def _read_file(path: Path, intake: Intake) -> None:
-    """Find the format by the content; by the name only where the content is text in doubt."""
+    """Read a file; its content decides the format, its suffix only where the content does not."""
     data, suffix = read_bytes(path), path.suffix.lower()
     if data.startswith(b"PAR1") or suffix == ".parquet":
         read_parquet(data, str(path), intake)
@@ -79,23 +84,23 @@ def _read_file(path: Path, intake: Intake) -> None:
 
 
 def _read_json(text: str, source: str, intake: Intake) -> None:
-    """Official JSON, or JSON Lines in a file that does not say so by its name."""
+    """Read official JSON, or JSON Lines from a file without a JSON Lines suffix."""
     try:
         document, end = json.JSONDecoder().raw_decode(text, _end_of_space(text, 0))
         end = _end_of_space(text, end)
-        if end < len(text) and not _is_row(document):
+        if end < len(text) and not _is_record(document):
             raise json.JSONDecodeError("Extra data", text, end)
     except (ValueError, RecursionError) as error:
         where, reason = explain_json_error(error)
         raise InputError(f"{source}, {where}: {reason}.") from None
-    if _is_row(document):
+    if _is_record(document):
         read_jsonl(text, intake)
     elif isinstance(document, dict):
         read_official(document, intake)
     else:
         raise InputError(
-            f"{source} holds no object at its top; SQuAD's JSON is an object with 'version' and "
-            "'data', JSON Lines have one object a line."
+            f"{source} is not a JSON object at the top level; SQuAD's JSON is an object with "
+            "'version' and 'data', JSON Lines have one object per line."
         )
 
 
@@ -103,7 +108,7 @@ def _end_of_space(text: str, start: int) -> int:
     return len(text) - len(text[start:].lstrip())
 
 
-def _is_row(document: Any) -> bool:
+def _is_record(document: Any) -> bool:
     return isinstance(document, dict) and "data" not in document and "question" in document
 
 
@@ -114,7 +119,7 @@ def _conclude(intake: Intake, source: str, on_bad: str) -> QADataset:
         )
     _log(intake, source)
     if not intake.order:
-        raise InputError(f"{source} holds no questions that can be used.")
+        raise InputError(f"{source} has no usable questions; correct it or name other data.")
     passages = intake.passages()
     unanswerable = any(not question.answers for item in passages for question in item.questions)
     return QADataset(
@@ -133,4 +138,4 @@ def _log(intake: Intake, source: str) -> None:
     if skipped := ", ".join(f"{name}: {count}" for name, count in (+intake.skipped).items()):
         logger.warning("%s: left out %s.", source, skipped)
     if intake.repaired:
-        logger.warning("%s: answers whose offset was put right: %d.", source, intake.repaired)
+        logger.warning("%s: answers with a corrected offset: %d.", source, intake.repaired)

@@ -19,15 +19,15 @@ logger = logging.getLogger("loraqa")
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-# The default of evaluate-v2.0: an answer whose no-answer probability is higher is taken back.
-_TAKEN_BACK_ABOVE = 1.0
-# How many questions a warning names.
-_NAMED = 20
+# evaluate-v2.0's default: predictions with a higher no-answer probability become "no answer".
+_NO_ANSWER_THRESHOLD = 1.0
+# Number of question ids listed in a warning.
+_LISTED = 20
 
 
 @dataclass(frozen=True, slots=True)
 class QuestionScore:
-    """Exact match (0 or 1) and F1 (0 to 1) of one prediction, each against its closest gold."""
+    """Exact match (0 or 1) and F1 (0 to 1) of one prediction, each the maximum over the golds."""
 
     exact_match: float
     f1: float
@@ -44,9 +44,10 @@ class MeanScore:
 
 @dataclass(frozen=True, slots=True)
 class BestScore:
-    """What the best threshold on the no-answer probability reaches (percent), and that threshold.
+    """The best scores (percent) that a no-answer threshold reaches, and the thresholds.
 
-    The prediction stands up to the threshold; above it the answer is that there is none.
+    A question whose no-answer probability is above the threshold counts as answered by "no
+    answer", any other by its prediction.
     """
 
     exact_match: float
@@ -57,10 +58,16 @@ class BestScore:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Scores of a whole data set, of its two kinds of questions (v2.0), and of each question.
+    """Scores of a data set.
 
-    `missing` are questions without a prediction, which score 0, and `unknown` predictions without
-    a question, which count for nothing.
+    Attributes:
+        overall: over all questions.
+        by_question: question id to its score.
+        missing: ids of questions without a prediction; they score 0.
+        unknown: ids of predictions without a question; they are ignored.
+        has_answer, no_answer: over answerable and unanswerable questions (v2.0 only), None if
+            there are no such questions.
+        best: with the best no-answer threshold, if no-answer probabilities were given.
     """
 
     overall: MeanScore
@@ -73,12 +80,12 @@ class Scores:
 
     @property
     def exact_match(self) -> float:
-        """Percent of predictions that are an annotator's answer, normalized."""
+        """Percent of predictions that equal an annotator's answer after normalization."""
         return self.overall.exact_match
 
     @property
     def f1(self) -> float:
-        """Mean overlap in words with the closest annotator's answer, in percent."""
+        """Mean word-level F1 against the closest annotator's answer, in percent."""
         return self.overall.f1
 
     @property
@@ -87,7 +94,7 @@ class Scores:
         return self.overall.total
 
     def to_json(self) -> dict[str, Any]:
-        """The figures under the names that the official scripts give them."""
+        """Return the scores under the names that the official scripts use."""
         figures: dict[str, Any] = {
             "exact_match": self.exact_match,
             "f1": self.f1,
@@ -111,13 +118,19 @@ def score(
     dataset: QADataset,
     no_answer_probabilities: Mapping[str, float] | None = None,
 ) -> Scores:
-    """Score predictions (question id to text) as the official script of the data's version does.
+    """Score predictions as the official script of the data's version does.
 
     Sums follow the order of the source, so that the scores equal the official ones to the last
-    digit. A warning names questions without a prediction and predictions without a question.
+    digit. A warning lists questions without a prediction and predictions without a question.
 
-    Raises `InputError` if there is nothing to score, if a question of v1.1 has no answer, or if
-    no-answer probabilities are given for v1.1 or do not cover every question.
+    Args:
+        predictions: question id to text.
+        dataset: the questions and their answers; its version selects evaluate-v1.1 or v2.0.
+        no_answer_probabilities: question id to probability, for every question (v2.0 only).
+
+    Raises:
+        InputError: there are no questions; a v1.1 question has no answer; no-answer probabilities
+            are given for v1.1 or not for every question.
     """
     questions, version = dataset.questions_in_order, dataset.version
     if not questions:
@@ -131,7 +144,7 @@ def score(
     if no_answer_probabilities is not None:
         _check_probabilities(no_answer_probabilities, questions, version)
         best = _best(by_question, predictions, questions, no_answer_probabilities)
-        by_question = _take_back(by_question, questions, no_answer_probabilities)
+        by_question = _apply_threshold(by_question, questions, no_answer_probabilities)
     kinds = (True, False) if version == "2.0" else ()
     means = {kind: _mean_of_kind(kind, by_question, questions) for kind in kinds}
     return Scores(
@@ -146,16 +159,19 @@ def score(
 
 
 def score_question(prediction: str | None, question: Question, version: Version) -> QuestionScore:
-    """The best exact match and the best F1 over the question's golds; 0 for no prediction.
+    """Return the best exact match and the best F1 over the question's golds.
 
-    v2.0 passes over golds of nothing but articles and punctuation; where none remains, the right
-    answer is the empty one. Raises `InputError` for a v1.1 question without an answer.
+    A missing prediction scores 0. v2.0 ignores golds that consist of articles and punctuation
+    only; if no gold remains, the empty prediction is correct.
+
+    Raises:
+        InputError: a v1.1 question has no answer.
     """
     golds = [normalize_answer(text) for text in {answer.text for answer in question.answers}]
     if version == "2.0":
         golds = [gold for gold in golds if gold] or [""]
     elif not golds:
-        raise InputError(f"Question {question.id!r} has no answer: score the data as v2.0.")
+        raise InputError(f"Question {question.id!r} has no answer; score the data as v2.0.")
     if prediction is None:
         return QuestionScore(0.0, 0.0)
     predicted = normalize_answer(prediction)
@@ -166,16 +182,16 @@ def score_question(prediction: str | None, question: Question, version: Version)
 
 
 def normalize_answer(text: str) -> str:
-    """Lower case, without punctuation and articles, words set apart by one space."""
+    """Lower-case the text, remove punctuation and articles, and join the words by one space."""
     text = text.lower().translate(_NO_PUNCTUATION)
     return " ".join(_ARTICLES.sub(" ", text).split())
 
 
 def _f1(predicted: list[str], gold: list[str], version: Version) -> float:
-    """Harmonic mean of precision and recall in words."""
+    """Return the harmonic mean of word-level precision and recall."""
     common = sum((Counter(predicted) & Counter(gold)).values())
     if not common:
-        # Nothing against nothing is a hit in v2.0 and, so the scripts have it, a miss in v1.1.
+        # As in the scripts, two empty answers score 1 in v2.0 and 0 in v1.1.
         return float(version == "2.0" and predicted == gold)
     precision, recall = common / len(predicted), common / len(gold)
     return 2 * precision * recall / (precision + recall)
@@ -191,7 +207,7 @@ def _mean(scores: Collection[QuestionScore]) -> MeanScore:
 
 
 def _sum(values: Iterable[float]) -> float:
-    """Left to right, as the official scripts add; since Python 3.12 `sum` rounds otherwise."""
+    """Add from left to right, like the official scripts; `sum` rounds differently since 3.12."""
     return functools.reduce(operator.add, values, 0.0)
 
 
@@ -206,25 +222,27 @@ def _check_probabilities(
     probabilities: Mapping[str, float], questions: Iterable[Question], version: Version
 ) -> None:
     if version == "1.1":
-        raise InputError("No-answer probabilities go with data of SQuAD v2.0, not of v1.1.")
+        raise InputError(
+            "No-answer probabilities need SQuAD v2.0 data, but this is v1.1; leave them out."
+        )
     without = [question.id for question in questions if question.id not in probabilities]
     if without:
         raise InputError(
             f"Questions without a no-answer probability: {len(without)} (the first is "
-            f"{without[0]!r}); give one for every question or none at all."
+            f"{without[0]!r}); give one for every question or for none."
         )
 
 
-def _take_back(
+def _apply_threshold(
     raw: Mapping[str, QuestionScore],
     questions: Iterable[Question],
     probabilities: Mapping[str, float],
 ) -> dict[str, QuestionScore]:
-    """The scores when an answer that is too probably none is taken back."""
+    """Return the scores with predictions above the threshold replaced by "no answer"."""
     right, wrong = QuestionScore(1.0, 1.0), QuestionScore(0.0, 0.0)
     return {
         question.id: raw[question.id]
-        if probabilities[question.id] <= _TAKEN_BACK_ABOVE
+        if probabilities[question.id] <= _NO_ANSWER_THRESHOLD
         else (wrong if question.answerable else right)
         for question in questions
     }
@@ -236,30 +254,30 @@ def _best(
     questions: Collection[Question],
     probabilities: Mapping[str, float],
 ) -> BestScore:
-    """Let the predictions stand one by one, from the lowest no-answer probability on."""
+    """Find the best thresholds by accepting predictions in order of no-answer probability."""
     by_id = {question.id: question for question in questions}
-    standing = [id for id in sorted(probabilities, key=probabilities.__getitem__) if id in by_id]
-    # Before any stands, every question without an answer is right.
+    accepted = [id for id in sorted(probabilities, key=probabilities.__getitem__) if id in by_id]
+    # With no prediction accepted, every unanswerable question is right.
     start = float(sum(not question.answerable for question in questions))
 
     def highest(gains: Iterable[float]) -> tuple[float, float]:
         totals = list(itertools.accumulate(gains, initial=start))
         best = max(totals)
         position = totals.index(best)
-        threshold = probabilities[standing[position - 1]] if position else 0.0
+        threshold = probabilities[accepted[position - 1]] if position else 0.0
         return 100.0 * best / len(by_id), threshold
 
     def gain(id: str, score: float) -> float:
         if by_id[id].answerable:
             return score
-        # Not an empty prediction, and a missing one is wrong, too.
+        # Only an empty prediction keeps the question right; a missing one is wrong.
         return -1.0 if predictions.get(id) != "" else 0.0
 
-    exact = highest(gain(id, raw[id].exact_match) for id in standing)
-    f1 = highest(gain(id, raw[id].f1) for id in standing)
+    exact = highest(gain(id, raw[id].exact_match) for id in accepted)
+    f1 = highest(gain(id, raw[id].f1) for id in accepted)
     return BestScore(*exact, *f1)
 
 
 def _warn(ids: Collection[str], what: str) -> None:
     if ids:
-        logger.warning("%s: %d (%s).", what, len(ids), some_of(ids, _NAMED))
+        logger.warning("%s: %d (%s).", what, len(ids), some_of(ids, _LISTED))

@@ -1,4 +1,4 @@
-"""Text files as bytes, UTF-8 and JSON; what is wrong with one is said in a sentence."""
+"""Read text files; errors say in one sentence what is wrong."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ BYTE_ORDER_MARK = "\ufeff"
 
 
 def read_bytes(path: Path) -> bytes:
-    """The whole file; raise `InputError` where it cannot be read or is empty."""
+    """Return the whole file; raise `InputError` if it cannot be read or is empty."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -25,10 +25,10 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """A text as it stands, in a file or, where `path` is -, on standard input.
+    """Return the text of a file, or of standard input if `path` is "-".
 
-    Line ends are kept, so that offsets are those of the file; a byte order mark is no part of the
-    text. Raises `InputError` as `read_bytes` and `decode` do.
+    Line ends are kept, so that offsets match the file; a byte order mark is removed. Raises
+    `InputError` like `read_bytes` and `decode`.
     """
     if str(path) == "-":
         text = decode(sys.stdin.buffer.read(), "standard input")
@@ -38,7 +38,7 @@ def read_text(path: Path) -> str:
 
 
 def decode(data: bytes, source: str) -> str:
-    """The bytes as UTF-8, with a byte order mark if there is one; raise `InputError` otherwise."""
+    """Decode UTF-8, keeping a byte order mark; raise `InputError` if `data` is not UTF-8."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -50,10 +50,10 @@ def decode(data: bytes, source: str) -> str:
 
 
 def explain_json_error(error: ValueError | RecursionError, line: int = 1) -> tuple[str, str]:
-    """Where and why JSON that starts on `line` could not be parsed."""
+    """Return where and why JSON that starts on line `line` could not be parsed."""
     if isinstance(error, json.JSONDecodeError):
         return f"line {line - 1 + error.lineno}, column {error.colno}", f"bad JSON: {error.msg}"
     if isinstance(error, RecursionError):
         return f"line {line}", "bad JSON: nested too deeply"
-    # The one other error: an integer of more digits than Python reads.
+    # The only other error is an integer with more digits than Python parses.
     return f"line {line}", "bad JSON: a number has too many digits"

@@ -1,4 +1,4 @@
-"""Tables of questions: the same data in every format is the same, and problems name their row."""
+"""Formats with one question per record: all give the same data, and report problems by place."""
 
 import contextlib
 import csv
@@ -17,36 +17,36 @@ from hypothesis import strategies as st
 from loraqa.errors import InputError
 from loraqa.squad import Answer, Passage, QADataset, Question, Version, read_passages
 
-Row = dict[str, Any]
+Record = dict[str, Any]
 COLUMNS = ["id", "title", "context", "question", "answers"]
 
 
-def to_jsonl(rows: list[Row], path: Path) -> None:
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+def to_jsonl(records: list[Record], path: Path) -> None:
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
     path.write_text("".join(lines), encoding="utf-8")
 
 
-def to_csv(rows: list[Row], path: Path) -> None:
+def to_csv(records: list[Record], path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        writer.writerows(row | {"answers": json.dumps(row["answers"])} for row in rows)
+        writer.writerows(record | {"answers": json.dumps(record["answers"])} for record in records)
 
 
-def to_csv_of_literals(rows: list[Row], path: Path) -> None:
-    pd.DataFrame(rows).to_csv(path)
+def to_csv_of_literals(records: list[Record], path: Path) -> None:
+    pd.DataFrame(records).to_csv(path)
 
 
-def to_csv_of_arrays(rows: list[Row], path: Path) -> None:
-    """What `load_dataset(...).to_pandas().to_csv(path)` gives."""
-    pa.Table.from_pylist(rows).to_pandas().to_csv(path, index=False)
+def to_csv_of_arrays(records: list[Record], path: Path) -> None:
+    """Write what `load_dataset(...).to_pandas().to_csv(path)` writes."""
+    pa.Table.from_pylist(records).to_pandas().to_csv(path, index=False)
 
 
-def to_parquet(rows: list[Row], path: Path) -> None:
-    pq.write_table(pa.Table.from_pylist(rows), path)
+def to_parquet(records: list[Record], path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist(records), path)
 
 
-FORMATS: dict[str, tuple[str, Callable[[list[Row], Path], None]]] = {
+FORMATS: dict[str, tuple[str, Callable[[list[Record], Path], None]]] = {
     "JSON Lines": ("data.jsonl", to_jsonl),
     "JSON Lines by another name": ("data.json", to_jsonl),
     "CSV": ("data.csv", to_csv),
@@ -59,13 +59,13 @@ FORMATS: dict[str, tuple[str, Callable[[list[Row], Path], None]]] = {
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_format_gives_the_same(
-    tmp_path: Path, document: dict[str, Any], rows: list[Row], name: str
+def test_every_format_gives_the_same_data(
+    tmp_path: Path, document: dict[str, Any], records: list[Record], name: str
 ) -> None:
     (tmp_path / "official.json").write_text(json.dumps(document), encoding="utf-8")
     official = read_passages(tmp_path / "official.json")
     file, write = FORMATS[name]
-    write(rows, tmp_path / file)
+    write(records, tmp_path / file)
     data = read_passages(tmp_path / file)
     assert data.passages == official.passages
     assert (data.version, data.order) == (official.version, official.order)
@@ -73,33 +73,37 @@ def test_every_format_gives_the_same(
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_rows_apart_on_one_context_come_together(
-    tmp_path: Path, rows: list[Row], name: str
+def test_separate_records_on_one_context_become_one_passage(
+    tmp_path: Path, records: list[Record], name: str
 ) -> None:
     file, write = FORMATS[name]
-    write([rows[2], rows[0], rows[3], rows[1]], tmp_path / file)
+    write([records[2], records[0], records[3], records[1]], tmp_path / file)
     data = read_passages(tmp_path / file)
     assert [[q.id for q in p.questions] for p in data.passages] == [["o1", "o2"], ["n1", "n2"]]
     assert data.order == ("o1", "n1", "o2", "n2")
 
 
-def test_rows_that_all_have_answers_are_v1(tmp_path: Path, rows: list[Row]) -> None:
-    to_jsonl(rows, tmp_path / "all.jsonl")
-    to_jsonl([row for row in rows if row["answers"]["text"]], tmp_path / "answered.jsonl")
+def test_the_version_is_1_1_if_every_record_has_an_answer(
+    tmp_path: Path, records: list[Record]
+) -> None:
+    to_jsonl(records, tmp_path / "all.jsonl")
+    to_jsonl(
+        [record for record in records if record["answers"]["text"]], tmp_path / "answered.jsonl"
+    )
     assert read_passages(tmp_path / "all.jsonl").version == "2.0"
     assert read_passages(tmp_path / "answered.jsonl").version == "1.1"
 
 
-def test_the_fingerprint_tells_data_apart(tmp_path: Path, rows: list[Row]) -> None:
+def test_every_text_field_changes_the_fingerprint(tmp_path: Path, records: list[Record]) -> None:
     prints = set()
     for key in ("id", "title", "question", "context"):
-        rows[2][key] += "x"
-        to_jsonl(rows, tmp_path / "data.jsonl")
+        records[2][key] += "x"
+        to_jsonl(records, tmp_path / "data.jsonl")
         prints.add(read_passages(tmp_path / "data.jsonl").fingerprint)
     assert len(prints) == 4
 
 
-def test_the_fingerprint_tells_answers_and_versions_apart() -> None:
+def test_answers_and_version_change_the_fingerprint() -> None:
     def fingerprint(version: Version, *answers: Answer) -> str:
         passages = (Passage("to be or not to be", (Question("q", "What?", answers),)),)
         return QADataset("", version, passages, ("q",)).fingerprint
@@ -110,7 +114,7 @@ def test_the_fingerprint_tells_answers_and_versions_apart() -> None:
     assert len(prints) == 10
 
 
-def test_one_answer_a_row_in_two_columns(tmp_path: Path) -> None:
+def test_csv_may_have_one_answer_per_row_in_two_columns(tmp_path: Path) -> None:
     table = pd.DataFrame(
         {
             "id": ["1", "2", "3"],
@@ -127,23 +131,23 @@ def test_one_answer_a_row_in_two_columns(tmp_path: Path) -> None:
     assert data.repaired == 1
 
 
-def test_answers_may_be_a_list_of_objects(tmp_path: Path, rows: list[Row]) -> None:
-    rows[0]["answers"] = [{"text": "north", "answer_start": 15}]
-    to_jsonl(rows[:1], tmp_path / "data.jsonl")
+def test_answers_may_be_a_list_of_objects(tmp_path: Path, records: list[Record]) -> None:
+    records[0]["answers"] = [{"text": "north", "answer_start": 15}]
+    to_jsonl(records[:1], tmp_path / "data.jsonl")
     assert read_passages(tmp_path / "data.jsonl").questions[0].answers == (Answer("north", 15),)
 
 
-def test_lines_are_those_of_the_file(tmp_path: Path, rows: list[Row]) -> None:
-    """A context with a newline makes a CSV row of two lines; JSON Lines may have blank ones."""
-    rows[2]["question"] = rows[3]["question"] = ""
-    to_csv(rows, tmp_path / "data.csv")
+def test_places_are_lines_or_rows_of_the_file(tmp_path: Path, records: list[Record]) -> None:
+    """A CSV record with a newline has two lines; JSON Lines may have blank lines."""
+    records[2]["question"] = records[3]["question"] = ""
+    to_csv(records, tmp_path / "data.csv")
     with pytest.raises(InputError, match=r"(?s)line 6, id 'o1': the q.*line 7, id 'o2': the q"):
         read_passages(tmp_path / "data.csv")
-    lines = [json.dumps(row) for row in rows]
+    lines = [json.dumps(record) for record in records]
     (tmp_path / "data.jsonl").write_text("\n\n".join(lines), encoding="utf-8")
     with pytest.raises(InputError, match=r"(?s)line 5, id 'o1': the q.*line 7, id 'o2': the q"):
         read_passages(tmp_path / "data.jsonl")
-    to_parquet(rows, tmp_path / "data.parquet")
+    to_parquet(records, tmp_path / "data.parquet")
     with pytest.raises(InputError, match=r"(?s)row 2, id 'o1': the q.*row 3, id 'o2': the q"):
         read_passages(tmp_path / "data.parquet")
 
@@ -164,10 +168,12 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("case", ANSWERS)
-def test_bad_answers_are_named_and_left_out(tmp_path: Path, rows: list[Row], case: str) -> None:
-    rows[0]["answers"], problem = ANSWERS[case]
+def test_bad_answers_are_reported_or_skipped(
+    tmp_path: Path, records: list[Record], case: str
+) -> None:
+    records[0]["answers"], problem = ANSWERS[case]
     path = tmp_path / "data.jsonl"
-    to_jsonl(rows, path)
+    to_jsonl(records, path)
     with pytest.raises(InputError) as caught:
         read_passages(path)
     assert problem in str(caught.value).splitlines()[1]
@@ -176,9 +182,9 @@ def test_bad_answers_are_named_and_left_out(tmp_path: Path, rows: list[Row], cas
     assert data.skipped == {"questions": 1}
 
 
-def test_bad_lines_of_json_are_named_and_left_out(tmp_path: Path, rows: list[Row]) -> None:
+def test_bad_json_lines_are_reported_or_skipped(tmp_path: Path, records: list[Record]) -> None:
     path = tmp_path / "data.jsonl"
-    to_jsonl(rows, path)
+    to_jsonl(records, path)
     path.write_text('{"id": 1,]\n[]\n' + path.read_text(encoding="utf-8"), encoding="utf-8")
     with pytest.raises(InputError, match=r"(?s)line 1, column 10: bad JSON.*line 2: is a list"):
         read_passages(path)
@@ -199,32 +205,34 @@ BAD_CSV = {
 
 
 @pytest.mark.parametrize("case", BAD_CSV)
-def test_bad_rows_of_csv_are_named_and_left_out(tmp_path: Path, rows: list[Row], case: str) -> None:
-    row, problem = BAD_CSV[case]
+def test_bad_csv_records_are_reported_or_skipped(
+    tmp_path: Path, records: list[Record], case: str
+) -> None:
+    record, problem = BAD_CSV[case]
     path = tmp_path / "data.csv"
-    to_csv(rows[2:], path)
+    to_csv(records[2:], path)
     with path.open("a", encoding="utf-8") as file:
-        file.write(row)
+        file.write(record)
     with pytest.raises(InputError, match=rf"line 4.*{problem}"):
         read_passages(path)
     assert read_passages(path, on_bad="skip").order == ("o1", "o2")
 
 
-def test_a_cell_may_be_long(tmp_path: Path, rows: list[Row]) -> None:
-    rows[0]["context"] += "and so on " * 20_000
-    to_csv(rows[:1], tmp_path / "data.csv")
+def test_a_csv_field_may_be_long(tmp_path: Path, records: list[Record]) -> None:
+    records[0]["context"] += "and so on " * 20_000
+    to_csv(records[:1], tmp_path / "data.csv")
     csv.field_size_limit(1000)
-    assert read_passages(tmp_path / "data.csv").passages[0].context == rows[0]["context"]
+    assert read_passages(tmp_path / "data.csv").passages[0].context == records[0]["context"]
     assert csv.field_size_limit() == 1000
 
 
-def test_a_missing_column_is_named(tmp_path: Path, rows: list[Row]) -> None:
-    for row in rows:
-        row["reply"] = row.pop("answers")
-    pd.DataFrame(rows).to_csv(tmp_path / "data.csv", index=False)
-    to_parquet(rows, tmp_path / "data.parquet")
+def test_a_missing_column_is_reported(tmp_path: Path, records: list[Record]) -> None:
+    for record in records:
+        record["reply"] = record.pop("answers")
+    pd.DataFrame(records).to_csv(tmp_path / "data.csv", index=False)
+    to_parquet(records, tmp_path / "data.parquet")
     for file in ("data.csv", "data.parquet"):
-        with pytest.raises(InputError, match=r"no column 'answers'.* this one has .*'reply'"):
+        with pytest.raises(InputError, match=r"no column 'answers'.* but this one has .*'reply'"):
             read_passages(tmp_path / file)
 
 
@@ -245,10 +253,10 @@ def test_quotes_and_newlines_survive_every_format(
     tmp_path_factory: pytest.TempPathFactory, context: str, question: str
 ) -> None:
     answers = {"text": [context, context], "answer_start": [0, 0]}
-    row = {"id": "1", "title": "", "context": context, "question": question, "answers": answers}
+    record = {"id": "1", "title": "", "context": context, "question": question, "answers": answers}
     folder = tmp_path_factory.mktemp("formats")
     for file, write in FORMATS.values():
-        write([row], folder / file)
+        write([record], folder / file)
         (passage,) = read_passages(folder / file).passages
         assert passage.context == context
         assert passage.questions[0].text == question
@@ -260,12 +268,12 @@ def test_quotes_and_newlines_survive_every_format(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(draw=st.data(), name=st.sampled_from(sorted(FORMATS)), junk=st.binary(max_size=8))
-def test_whatever_bytes_there_are_they_are_read_or_refused(
-    tmp_path: Path, rows: list[Row], draw: Any, name: str, junk: bytes
+def test_arbitrary_bytes_are_read_or_refused(
+    tmp_path: Path, records: list[Record], draw: Any, name: str, junk: bytes
 ) -> None:
     file, write = FORMATS[name]
     path = tmp_path / file
-    write(rows, path)
+    write(records, path)
     content = path.read_bytes()
     start = draw.draw(st.integers(0, len(content)))
     end = draw.draw(st.integers(start, min(start + 16, len(content))))
