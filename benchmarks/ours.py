@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from loraqa.train.graphs import choose_gradients
+from loraqa.train.loss import Gradients, Launch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -27,9 +29,7 @@ from loraqa.model.load import load_base
 from loraqa.model.runner import PaddedRunner, Runner
 from loraqa.prompt.plan import BatchPlan
 from loraqa.prompt.tree import Tree
-from loraqa.train.graphs import choose_gradients
 from loraqa.train.loop import train
-from loraqa.train.loss import Gradients, Launch
 from loraqa.train.run import RunDirectory
 from loraqa.train.settings import RunSettings, parse_settings
 

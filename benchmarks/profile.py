@@ -9,6 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 
+from loraqa.train.loss import accumulate
 from rich.console import Console
 from torch.profiler import ProfilerActivity, profile
 from transformers import GPT2Config
@@ -19,7 +20,6 @@ from benchmarks.machine import fastest_precision
 from benchmarks.scaling import SHAPES
 from benchmarks.suites import FULL
 from loraqa.report.tables import Column, Table
-from loraqa.train.loss import accumulate
 
 _STEPS = 4
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_")

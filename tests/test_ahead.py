@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from loraqa.ahead import Preparation, _prepare, preparing
+from loraqa.prompt.words import Texts
+
 from loraqa.errors import InputError, LoraqaError
 from loraqa.files import read_json, write_json
 from loraqa.finetune import finetune
 from loraqa.prompt.encode import training_texts
 from loraqa.prompt.template import Template
-from loraqa.prompt.words import Texts
 from loraqa.squad import Passage, write_official
 from loraqa.train.data import load_encoder, read_training_data
 from loraqa.train.settings import RunSettings, load_settings

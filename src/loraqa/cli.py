@@ -1,7 +1,7 @@
-"""The command line: arguments in, results out. What a command does is written elsewhere.
+"""The command line: arguments in, results out. The work of each command is done elsewhere.
 
-A command looks at its paths before it imports PyTorch and transformers, which takes seconds: what
-is wrong with them is told at once.
+Importing PyTorch and transformers takes seconds, so a command checks its paths before it imports
+them. A wrong path is reported at once.
 """
 
 import json
@@ -22,7 +22,7 @@ from loraqa.prompt.defaults import DEFAULT_STRIDE
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from loraqa.answer.reader import Reader
+    from loraqa.reader import Reader
 
 app = typer.Typer(
     name="loraqa",
@@ -34,23 +34,29 @@ app = typer.Typer(
 
 Run = Annotated[
     Path,
-    typer.Argument(help="A run, an adapter (also of PEFT's), a merged model, or a base model."),
+    typer.Argument(help="Run, adapter (loraqa's or PEFT's), merged model, or base model."),
 ]
 Base = Annotated[
-    str | None, typer.Option(help="The base model, if not where it was or if none is named.")
+    str | None, typer.Option(help="Base model, if it moved or the adapter does not name one.")
 ]
 Data = Annotated[
-    str, typer.Option(help="SQuAD JSON, JSONL, CSV or Parquet file, or a dataset on the hub.")
+    str, typer.Option(help="SQuAD JSON, JSONL, CSV or Parquet file, or a data set on the hub.")
 ]
 OnBadChoice = Literal["stop", "skip"]
-ON_BAD_HELP = "Stop at questions with problems, or leave them out and count them."
+ON_BAD_HELP = "Stop at a question with a problem, or skip it and count it."
 OnBad = Annotated[OnBadChoice, typer.Option(help=ON_BAD_HELP)]
 Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")
+    bool, typer.Option("--json", help="Print one JSON object to standard output, and nothing else.")
 ]
-Seed = Annotated[int, typer.Option(help="Draws everything that is drawn.", min=0)]
+Seed = Annotated[int, typer.Option(help="Random seed.", min=0)]
 MaxAnswer = Annotated[
-    int | None, typer.Option(help="Longest answer, in tokens; by default the run's.", min=1)
+    int | None, typer.Option(help="Longest answer in tokens; default: as in the run.", min=1)
+]
+Without = Annotated[
+    str,
+    typer.Option(
+        metavar="NAMES", help="Accelerations to leave out, with commas between, or `all`."
+    ),
 ]
 
 
@@ -61,7 +67,7 @@ def demo(
     ),
     as_json: Json = False,
 ) -> None:
-    """Fine-tune the embedded model on its small world, offline, and report."""
+    """Fine-tune the embedded model on its example data, offline, and write a report."""
     with importing():
         from loraqa.demo.run import run_demo
 
@@ -72,20 +78,22 @@ def demo(
 
 @app.command()
 def inspect(
-    model: Annotated[str, typer.Option(help="Local folder, or name on the hub.")],
+    model: Annotated[str, typer.Option(help="Base model: a folder, or a name on the hub.")],
     data: Data,
-    examples: Annotated[int, typer.Option("-n", help="How many trees to show.", min=0)] = 3,
-    template: Annotated[str | None, typer.Option(help="The prompt, if not the default.")] = None,
+    examples: Annotated[int, typer.Option("-n", help="Number of trees to show.", min=0)] = 3,
+    template: Annotated[str | None, typer.Option(help="Prompt template.")] = None,
     max_length: Annotated[
         int | None,
-        typer.Option(help="Longest path in tokens; by default the model's limit.", min=1),
+        typer.Option(
+            help="Longest prompt and answer in tokens; default: the model's limit.", min=1
+        ),
     ] = None,
     stride: Annotated[
         int, typer.Option(help="Tokens that two windows share.", min=0)
     ] = DEFAULT_STRIDE,
     on_bad: OnBad = "stop",
 ) -> None:
-    """Show the tokens, the mask and the tree of some contexts; count and measure them all."""
+    """Show tokens, mask and tree of some contexts; count and measure all of them."""
     from loraqa.model.source import ModelSource, choose_max_length, load_tokenizer
     from loraqa.prompt.encode import PromptEncoder
     from loraqa.prompt.template import DEFAULT_TEMPLATE, Template
@@ -108,28 +116,29 @@ def inspect(
 
 @app.command()
 def train(
-    out: Annotated[Path, typer.Option(help="Run directory, new or to be resumed.")],
-    config: Annotated[Path | None, typer.Argument(help="Settings, as YAML.")] = None,
-    model: Annotated[str | None, typer.Option(help="Local folder, or name on the hub.")] = None,
-    train: Annotated[str | None, typer.Option(help="Data to learn from.")] = None,
-    dev: Annotated[str | None, typer.Option(help="Data to score on while training.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the run: new, or the run to resume.")],
+    config: Annotated[Path | None, typer.Argument(help="Settings file (YAML).")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Base model: a folder, or a name on the hub.")
+    ] = None,
+    train: Annotated[str | None, typer.Option(help="Training data.")] = None,
+    dev: Annotated[str | None, typer.Option(help="Data to score on during training.")] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any setting, as in lora.rank=8."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as lora.rank=8."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Draws everything that is drawn.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
     on_bad: Annotated[OnBadChoice | None, typer.Option(help=ON_BAD_HELP)] = None,
     random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="For tests and benchmarks: learns nothing.")
+        bool, typer.Option("--random-weights", help="Use random weights (for tests).")
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest whole checkpoint.")
+        bool, typer.Option("--resume", help="Go on from the newest complete checkpoint.")
     ] = False,
 ) -> None:
-    """Fine-tune a model with LoRA. The settings are listed in docs/settings.md."""
-    from loraqa.ahead import preparing
+    """Fine-tune a model with LoRA; docs/settings.md lists all settings."""
+    from loraqa.speed.start.process import preparing
     from loraqa.train.run import RunDirectory
-    from loraqa.train.settings import load_settings
 
     flags = {
         "model.source": model,
@@ -139,23 +148,11 @@ def train(
         "seed": seed,
         "model.random_weights": "true" if random_weights else None,
     }
-    given = [f"{key}={value}" for key, value in flags.items() if value is not None]
-    run = RunDirectory(out)
-    begun = [run.begun_settings()] if resume else []
-    files = [*begun, *([config] if config else [])]
-    chosen = load_settings(files, [*given, *(settings or [])]).with_full_paths()
-    run.check_usable(chosen, resume)
-    with preparing(chosen) as prepared:
-        from loraqa.train.data import check_sources, load_encoder
-
-        check_sources(chosen)
+    chosen = RunDirectory(out).choose_settings(config, flags, settings or [], resume)
+    with preparing(chosen) as prepare:
         with importing():
-            prepared.encode_with(load_encoder(chosen))
-
             from loraqa.finetune import finetune
-
-        prepared.check()
-        finetune(chosen, out, resume=resume, command=_command(), data=prepared)
+        finetune(chosen, out, resume=resume, command=_command(), prepare=prepare)
     _console(stderr=True).print(f"The adapter is in {out / 'adapter'}; its model card says more.")
 
 
@@ -163,15 +160,16 @@ def train(
 def evaluate(
     run: Run,
     data: Data,
-    strategy: Annotated[str, typer.Option(help="How to decode, as in top-p:0.9.")] = "greedy",
-    out: Annotated[Path | None, typer.Option(help="File for the predictions.")] = None,
+    strategy: Annotated[str, typer.Option(help="Decoding strategy, such as top-p:0.9.")] = "greedy",
+    out: Annotated[Path | None, typer.Option(help="Write the predictions to this file.")] = None,
     max_answer_tokens: MaxAnswer = None,
     base: Base = None,
+    without: Without = "",
     seed: Seed = 0,
     on_bad: OnBad = "stop",
     as_json: Json = False,
 ) -> None:
-    """Answer a whole data set and score the answers as SQuAD does."""
+    """Answer a data set and score the answers as SQuAD does."""
     from loraqa.adapter.find import check_source
     from loraqa.files import check_file_writable, write_json
     from loraqa.squad import check_there, read_passages
@@ -189,7 +187,7 @@ def evaluate(
 
     decoding = parse_strategy(strategy)
     dataset = read_passages(data, on_bad=on_bad)
-    reader = _reader(run, base, max_answer_tokens)
+    reader = _reader(run, base, max_answer_tokens, without)
     with answering_progress() as progress:
         result = evaluate_reader(reader, dataset, decoding, seed=seed, progress=progress)
     if out:
@@ -202,15 +200,15 @@ def evaluate(
 
 @app.command()
 def score(
-    predictions: Annotated[Path, typer.Argument(help="JSON file: question id to answer.")],
+    predictions: Annotated[Path, typer.Argument(help="JSON file: answers by question id.")],
     data: Data,
     no_answer_probabilities: Annotated[
-        Path | None, typer.Option(help="JSON file: question id to probability of no answer.")
+        Path | None, typer.Option(help="JSON file: probabilities of no answer by question id.")
     ] = None,
     on_bad: OnBad = "stop",
     as_json: Json = False,
 ) -> None:
-    """Score a predictions file: exact match and F1, equal to the official scripts'."""
+    """Score a predictions file: exact match and F1, as the official scripts compute them."""
     from loraqa.squad import read_no_answer_probabilities, read_passages, read_predictions
     from loraqa.squad import score as official_score
 
@@ -233,26 +231,26 @@ def compare(
     run: Run,
     data: Data,
     strategies: Annotated[
-        str, typer.Option(help="Names with commas between, as in greedy,top-p:0.9,beam:4.")
+        str, typer.Option(help="Names with commas between, such as greedy,top-p:0.9,beam:4.")
     ] = "greedy,temperature,top-k,top-p,min-p,typical,beam,span",
-    samples: Annotated[int, typer.Option(help="Answers drawn for each question.", min=1)] = 5,
+    samples: Annotated[int, typer.Option(help="Answers to draw for each question.", min=1)] = 5,
     questions: Annotated[
-        int | None, typer.Option(help="Take whole contexts up to so many questions.", min=1)
+        int | None, typer.Option(help="Ask only so many questions, on whole contexts.", min=1)
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for table and plot; by default RUN/comparison, or ./comparison where RUN "
-            "is no run but a model or an adapter."
+            help="Folder for table and plot; default: RUN/comparison for a run, else ./comparison."
         ),
     ] = None,
     max_answer_tokens: MaxAnswer = None,
     base: Base = None,
+    without: Without = "",
     seed: Seed = 0,
     on_bad: OnBad = "stop",
     as_json: Json = False,
 ) -> None:
-    """Compare decoding strategies: quality, diversity, and how much is found in the context."""
+    """Compare decoding strategies: quality, diversity, and answers found in the context."""
     from loraqa.adapter.find import check_source
     from loraqa.files import check_folder_writable
     from loraqa.squad import check_there, read_passages
@@ -274,7 +272,7 @@ def compare(
     dataset = read_passages(data, on_bad=on_bad)
     if questions:
         dataset = sample_questions(dataset, questions, seed)
-    reader = _reader(run, base, max_answer_tokens)
+    reader = _reader(run, base, max_answer_tokens, without)
     with answering_progress() as progress:
         compared = compare_strategies(
             reader, dataset, decodings, samples=samples, seed=seed, progress=progress
@@ -290,13 +288,14 @@ def compare(
 @app.command()
 def ask(
     run: Run,
-    questions: Annotated[list[str], typer.Argument(help="What to ask.")],
-    context_file: Annotated[Path, typer.Option(help="The text, UTF-8; - is standard input.")],
-    strategy: Annotated[str, typer.Option(help="How to decode, as in span or top-p:0.9.")] = (
+    questions: Annotated[list[str], typer.Argument(help="Questions to ask.")],
+    context_file: Annotated[Path, typer.Option(help="Text file (UTF-8); - is standard input.")],
+    strategy: Annotated[str, typer.Option(help="Decoding strategy, such as span or top-p:0.9.")] = (
         "greedy"
     ),
     max_answer_tokens: MaxAnswer = None,
     base: Base = None,
+    without: Without = "",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -314,7 +313,7 @@ def ask(
 
     check_asked(context, questions)
     decoding = parse_strategy(strategy)
-    reader = _reader(run, base, max_answer_tokens)
+    reader = _reader(run, base, max_answer_tokens, without)
     answers = reader.answer(context, questions, decoding, seed=seed)
     if as_json:
         _print_json({"answers": [asdict(answer) for answer in answers]})
@@ -327,10 +326,11 @@ def ask(
 def serve(
     run: Run,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; others than this machine's let others in.")
+        str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines connect.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes any that is free.", min=0, max=65535)] = 8000,
+    port: Annotated[int, typer.Option(help="Port; 0 is any free one.", min=0, max=65535)] = 8000,
     base: Base = None,
+    without: Without = "",
 ) -> None:
     """Answer questions on a web page and over HTTP, until Ctrl-C."""
     from loraqa.adapter.find import check_source
@@ -346,7 +346,7 @@ def serve(
         ) from None
 
     with server.listen(host, port) as listener:
-        reader = _reader(run, base, None)
+        reader = _reader(run, base, None, without)
         app = create_app(reader, Served.describe(run, reader))
         _console(stderr=True).print(f"Answering at {server.address(listener)} until Ctrl-C.")
         server.run(app, listener)
@@ -358,14 +358,13 @@ def analyze(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="File for the plot; by default RUN/spectra.png, or ./spectra.png where RUN is no "
-            "run but an adapter."
+            help="File for the plot; default: RUN/spectra.png for a run, else ./spectra.png."
         ),
     ] = None,
     base: Base = None,
     as_json: Json = False,
 ) -> None:
-    """Show what LoRA learned: the size and the directions of every update."""
+    """Show what LoRA learned: norm, rank and singular values of every update."""
     from loraqa.adapter.find import adapter_of
     from loraqa.files import check_file_writable
 
@@ -395,11 +394,11 @@ def export(
     out: Annotated[Path, typer.Option(help="New folder.")],
     format: Annotated[
         Literal["peft", "merged"],
-        typer.Option(help="The adapter alone, or a plain transformers model in float32."),
+        typer.Option(help="The adapter alone, or a transformers model in float32."),
     ] = "peft",
     base: Base = None,
 ) -> None:
-    """Write the adapter for PEFT, or the model with the adapter merged into it."""
+    """Export the adapter for PEFT, or the model with the adapter merged into it."""
     from loraqa.adapter.find import adapter_of
 
     adapter_of(run)
@@ -414,15 +413,15 @@ def export(
     else:
         change = export_merged(run, out, base=base)
         console.print(
-            f"The merged model is in {out}, in float32: bfloat16 would round parts of the update "
-            f"away. No logit moved by more than {change:.2g}."
+            f"The merged model is in {out}, in float32, because bfloat16 would round parts of the "
+            f"update away. Merging changed no logit by more than {change:.2g}."
         )
 
 
 def main() -> NoReturn:
-    """Run the command line. Every error is one sentence; the exit status tells its kind."""
+    """Run the command line. Every error is one sentence, and the exit status says its kind."""
     show_notices()
-    # Python would end at once, and leave what is temporary.
+    # By default Python would end at once and leave temporary files.
     signal.signal(signal.SIGTERM, _end)
     try:
         app()
@@ -434,7 +433,7 @@ def main() -> NoReturn:
 
 
 def _end(number: int, *_: object) -> NoReturn:
-    """End with the exit status that shells give to who is stopped by a signal."""
+    """End with the exit status that shells use for a process stopped by a signal."""
     raise SystemExit(128 + number)
 
 
@@ -444,17 +443,17 @@ def _fail(message: str, status: int) -> NoReturn:
 
 
 def _place_for(source: Path, name: str) -> Path:
-    """Inside a run what is made of it; a model's or an adapter's folder is left as it is."""
+    """Return a path inside a run; else in the working directory, not in an adapter or model."""
     from loraqa.adapter.find import find_adapter
 
     is_run = find_adapter(source) == source / "adapter"
     return (source if is_run else Path()) / name
 
 
-def _reader(run: Path, base: str | None, max_answer_tokens: int | None) -> "Reader":
-    from loraqa.answer.reader import Reader
+def _reader(run: Path, base: str | None, max_answer_tokens: int | None, without: str) -> "Reader":
+    from loraqa.reader import Reader
 
-    reader = Reader.load(run, base=base)
+    reader = Reader.load(run, base=base, without=[name for name in without.split(",") if name])
     return replace(reader, max_answer_tokens=max_answer_tokens) if max_answer_tokens else reader
 
 

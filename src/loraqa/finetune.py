@@ -1,8 +1,8 @@
 """The recipe: read and encode, load, adapt, train and score, write the adapter.
 
-    settings = load_settings([Path("squad.yaml")], ["data.dev=dev.json"])
-    result = finetune(settings, Path("runs/squad"))
-    Reader.load("runs/squad").answer(context, questions)
+settings = load_settings([Path("squad.yaml")], ["data.dev=dev.json"])
+result = finetune(settings, Path("runs/squad"))
+Reader.load("runs/squad").answer(context, questions)
 """
 
 import logging
@@ -188,9 +188,9 @@ def _report_training(training: TrainingData, max_length: int) -> None:
     )
     if counts.windowed:
         logger.warning(
-            f"{counts.windowed:,} contexts are longer than {max_length} tokens allow and are read in "
-            f"windows: {counts.left_out:,} examples whose window does not hold the answer are left "
-            f"out, {counts.not_here:,} are trained to say that there is no answer."
+            f"{counts.windowed:,} contexts are longer than {max_length} tokens allow and are read "
+            f"in windows: {counts.left_out:,} examples whose window lacks the answer are left out, "
+            f"{counts.not_here:,} are trained to say that there is no answer."
         )
     if counts.skipped:
         logger.warning(

@@ -1,8 +1,8 @@
 """The recipe of answering: load a model and its adapter, choose how to compute it, answer.
 
-    reader = Reader.load("runs/squad")
-    for answer in reader.answer("Salt came from the hills.", ["Where did salt come from?"]):
-        print(answer.text, answer.start, answer.end, answer.log_probability)
+reader = Reader.load("runs/squad")
+for answer in reader.answer("Salt came from the hills.", ["Where did salt come from?"]):
+    print(answer.text, answer.start, answer.end, answer.log_probability)
 """
 
 from collections.abc import Iterable

@@ -8,6 +8,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from loraqa.model.prepacked import PrepackedLinear
 from tests.answer.conftest import PASSAGES
 from tests.conftest import tiny_model
 from transformers import AutoModelForCausalLM
@@ -20,7 +21,6 @@ from loraqa.lora.adapter import load_adapter
 from loraqa.lora.layer import lora_layers
 from loraqa.lora.merge import merge_and_unload
 from loraqa.model.load import load_base
-from loraqa.model.prepacked import PrepackedLinear
 from loraqa.model.runner import TreeRunner
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import DEFAULT_TEMPLATE, Template

@@ -4,10 +4,9 @@ import math
 from itertools import pairwise
 
 import torch
-from torch import Tensor
-
 from loraqa.model.flash import Segments
 from loraqa.model.kernel_trees import Queries
+from torch import Tensor
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, queries: Queries, scaling: float) -> Tensor:

@@ -6,10 +6,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from loraqa.model.blocks import Block, attend_blocks
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-
-from loraqa.model.blocks import Block, attend_blocks
 
 SCALING = 0.3
 

@@ -4,13 +4,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from loraqa.model.compiled_rows import CompiledRows
+from loraqa.model.varlen_rows import VarlenRows
 from tests.conftest import needs_compiler
 from torch import Tensor
 
 from loraqa.model.attention import Rows
-from loraqa.model.compiled_rows import CompiledRows
 from loraqa.model.rows import GrowingRows
-from loraqa.model.varlen_rows import VarlenRows
 from loraqa.prompt.batch import TreeSpan
 
 # How far rounding once may be off, relative.

@@ -6,11 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loraqa.model.gelu import TanhGelu, compiled_gelu, fuse_gelu
 from tests.conftest import needs_compiler, tiny_model
 from torch import Tensor, nn
 from transformers.activations import NewGELUActivation
-
-from loraqa.model.gelu import TanhGelu, compiled_gelu, fuse_gelu
 
 DTYPES = [torch.bfloat16, torch.float32]
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loraqa.model.blocks import BlockTrees, branch_mask
+from loraqa.model.kernel_trees import BLOCK, KernelTrees, queries_of, token_sight
 from tests.conftest import needs_interpreter, tiny_model
 from tests.model import flash_by_hand
 from torch import Tensor
 
 from loraqa.model import kernel_trees
-from loraqa.model.blocks import BlockTrees, branch_mask
-from loraqa.model.kernel_trees import BLOCK, KernelTrees, queries_of, token_sight
 from loraqa.model.runner import KernelRunner, TreeRunner
 from loraqa.prompt.batch import TreeSpan
 from loraqa.prompt.tree import Tree

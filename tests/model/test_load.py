@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from loraqa.model.gelu import TanhGelu
 
 from loraqa.errors import InputError
-from loraqa.model.gelu import TanhGelu
 from loraqa.model.load import choose_device, choose_dtype, load_base
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from loraqa.model.gelu import TanhGelu
 from tests.conftest import needs_compiler
 from torch.nn.functional import gelu
 
 from loraqa.model import choose_rows, native
-from loraqa.model.gelu import TanhGelu
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from loraqa.model.prepacked import PrepackedLinear, prepack
 from tests.conftest import tiny_model
 from tests.model.test_choose import MODELS, bloom, model_of
 from torch import Tensor, nn
@@ -18,7 +19,6 @@ from loraqa.lora.layer import lora_layers
 from loraqa.lora.settings import LoraSettings
 from loraqa.model import prepacked
 from loraqa.model.choose import choose_runner
-from loraqa.model.prepacked import PrepackedLinear, prepack
 
 IDS = torch.arange(3, 20)[None]
 DTYPES = [

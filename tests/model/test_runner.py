@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from loraqa.model.blocks import BlockTrees, branch_mask
 from tests.conftest import tiny_model
 from torch.nn.functional import cross_entropy
 
 from loraqa.model.attention import attend_trees
-from loraqa.model.blocks import BlockTrees, branch_mask
 from loraqa.model.load import load_base
 from loraqa.model.runner import PaddedRunner, RecomputingRunner, Runner, TreeRunner
 from loraqa.prompt.batch import TreeSpan

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from loraqa.model.varlen_rows import VarlenRows
 from tests.model import flash_by_hand
 from tests.model.test_compiled_rows import (
     TREES,
@@ -15,7 +16,6 @@ from tests.model.test_compiled_rows import (
 
 from loraqa.model.attention import Rows
 from loraqa.model.rows import GrowingRows
-from loraqa.model.varlen_rows import VarlenRows
 
 
 @pytest.fixture(autouse=True, scope="module")

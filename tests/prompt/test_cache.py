@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from loraqa.prompt.cache import _KEPT, encode_training_once, load_encoded, write_encoded
 from tests.conftest import full_disk
 
 from loraqa.files import cache_folder
-from loraqa.prompt.cache import _KEPT, encode_training_once, load_encoded, write_encoded
 from loraqa.prompt.encode import Encoded, PromptEncoder, training_texts
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from loraqa.train.flat import FlatAdapter
 from safetensors.torch import load_file
 from tests.train.conftest import adapted, settings
 
@@ -21,7 +22,6 @@ from loraqa.train.checkpoint import (
     restore,
     save_checkpoint,
 )
-from loraqa.train.flat import FlatAdapter
 
 STATE = TrainState(
     step=7,

@@ -11,6 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from loraqa.train.flat import FlatAdapter
+from loraqa.train.graphs import (
+    GraphedGradients,
+    _AnswerLoss,
+    _padded_head,
+    choose_gradients,
+)
+from loraqa.train.loss import accumulate, answer_loss
 from tests.conftest import tiny_config, tiny_model
 from tests.model import flash_by_hand
 from tests.train.conftest import settings
@@ -22,14 +30,6 @@ from loraqa.lora.layer import lora_layers
 from loraqa.model.runner import KernelRunner, TreeRunner
 from loraqa.prompt.tree import Tree
 from loraqa.train import graphs
-from loraqa.train.flat import FlatAdapter
-from loraqa.train.graphs import (
-    GraphedGradients,
-    _AnswerLoss,
-    _padded_head,
-    choose_gradients,
-)
-from loraqa.train.loss import accumulate, answer_loss
 
 
 class AgainFromTheSameMemory:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from loraqa.train.loss import answer_loss
 from tests.conftest import tiny_model
 from tests.train.conftest import adapted, adapter_bytes, plan, scores, settings
 from torch import Tensor
@@ -24,7 +25,6 @@ from loraqa.prompt.tree import Tree
 from loraqa.squad import Scores
 from loraqa.train.checkpoint import TrainState, check_whole, newest_whole
 from loraqa.train.loop import train
-from loraqa.train.loss import answer_loss
 from loraqa.train.run import Record, RunDirectory
 from loraqa.train.settings import RunSettings
 from loraqa.train.stopping import StoppedError

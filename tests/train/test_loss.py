@@ -5,6 +5,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from loraqa.train.loss import accumulate, supervised_tokens
 from tests.conftest import tiny_model
 from tests.train.conftest import adapted, settings
 from torch import Tensor
@@ -16,7 +17,6 @@ from loraqa.lora.layer import lora_layers
 from loraqa.model.runner import PaddedRunner, TreeRunner
 from loraqa.prompt.plan import pack
 from loraqa.prompt.tree import Tree
-from loraqa.train.loss import accumulate, supervised_tokens
 
 
 def randomised(dtype: str) -> Any:

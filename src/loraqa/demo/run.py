@@ -19,11 +19,12 @@ from rich.console import Console
 
 from loraqa.answer.compare import Comparison, compare
 from loraqa.answer.evaluate import Evaluated, evaluate, sample_questions
-from loraqa.answer.reader import Answered, Reader
+from loraqa.answer.reader import Answered
 from loraqa.answer.strategies import parse_strategy
 from loraqa.demo.world import test_passages, train_passages
 from loraqa.errors import InputError
 from loraqa.finetune import FinetuneResult, finetune
+from loraqa.reader import Reader
 from loraqa.report import (
     Example,
     Examples,

@@ -1,11 +1,11 @@
 """Attention over packed trees: each trunk is causal, each branch sees its trunk and itself.
 
-         trunk       branch 1   branch 2
-    t t t t t t t  |  a a a a  |  b b b        the packed sequence of one tree
+     trunk       branch 1   branch 2
+t t t t t t t  |  a a a a  |  b b b        the packed sequence of one tree
 
-    a token of the trunk sees     the trunk up to itself
-    a token of branch 1 sees      the whole trunk, and branch 1 up to itself
-    a token of branch 2 sees      the whole trunk, and branch 2 up to itself
+a token of the trunk sees     the trunk up to itself
+a token of branch 1 sees      the whole trunk, and branch 1 up to itself
+a token of branch 2 sees      the whole trunk, and branch 2 up to itself
 """
 
 import torch

@@ -24,13 +24,13 @@ class TrainingData(Protocol):
     """
 
     @property
-    def facts(self) -> dict[str, Any]: ...  # noqa: D102
+    def facts(self) -> dict[str, Any]: ...
 
     @property
-    def encoded(self) -> Encoded: ...  # noqa: D102
+    def encoded(self) -> Encoded: ...
 
     @property
-    def tokenizer(self) -> SegmentTokenizer: ...  # noqa: D102
+    def tokenizer(self) -> SegmentTokenizer: ...
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 RUN/
     settings.yaml      everything that was chosen
-    environment.json   versions, machine, threads, device, command, what was compiled
+    environment.json   versions, machine, threads, device, accelerations, command
     data.json          where the questions came from, their fingerprints and counts
     metrics.jsonl      one line per optimizer step ("train") and per scoring ("evaluation")
     checkpoints/       see `checkpoint`
@@ -14,7 +14,7 @@ Imports no PyTorch, so that a folder that cannot be used is told at once.
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,10 +53,38 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter"
 
-    def check_usable(self, settings: RunSettings, resume: bool) -> None:
-        """Raise `InputError` where a new run would overwrite, or a resumed one would differ.
+    def choose_settings(
+        self,
+        config: Path | None,
+        flags: Mapping[str, str | int | None],
+        overrides: Sequence[str],
+        resume: bool,
+    ) -> RunSettings:
+        """Return the settings of a new or a resumed run, with full paths.
 
-        Also where there is no run to resume, or a new one cannot be written.
+        Later ones win: the settings that a resumed run began with, `config`, `flags`, `overrides`.
+
+        Args:
+            config: a YAML file.
+            flags: dotted key to value; None leaves a setting as it is.
+            overrides: texts such as "lora.rank=8".
+            resume: whether the run is resumed.
+
+        Raises:
+            InputError: as for `load_settings` and `check_usable`.
+        """
+        files = [*([self.begun_settings()] if resume else []), *([config] if config else [])]
+        given = [f"{key}={value}" for key, value in flags.items() if value is not None]
+        chosen = load_settings(files, [*given, *overrides]).with_full_paths()
+        self.check_usable(chosen, resume)
+        return chosen
+
+    def check_usable(self, settings: RunSettings, resume: bool) -> None:
+        """Check that a run can start or be resumed here.
+
+        Raises:
+            InputError: the folder is not empty or not writable; on resuming, there is no run, or
+                its settings were others.
         """
         if not resume:
             if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
@@ -68,19 +96,19 @@ class RunDirectory:
             _check_same_settings(self.settings(), settings)
 
     def start(self, settings: RunSettings, data: Record, environment: Record) -> None:
-        """Write what a new run begins with."""
+        """Write the files of a new run."""
         write_text(self.settings_file, settings.to_yaml())
         write_json(self.environment_file, environment)
         write_json(self.data_file, data)
 
     def resume(self, settings: RunSettings, data: Record, environment: Record) -> None:
-        """Check that a run goes on with the same base and data; say where other things changed.
+        """Check that a run goes on with the same base and data; warn of other changes.
 
         Raises:
-            InputError: base or data are not what the run began with.
+            InputError: base or data have changed.
         """
         if not self.data_file.exists():
-            # The run was stopped before it had begun.
+            # The run was stopped before its files were written.
             self.start(settings, data, environment)
         before, now = (_fingerprints(d) for d in (read_json(self.data_file), data))
         if before != now:
@@ -91,7 +119,7 @@ class RunDirectory:
             )
         write_text(self.settings_file, settings.to_yaml())
         for key, value in read_json(self.environment_file).items():
-            # What nothing is left to be done with is not told.
+            # A run of an older version may have recorded more.
             current = environment.get(key, value)
             if key != "command" and current != value:
                 logger.warning(
@@ -100,17 +128,17 @@ class RunDirectory:
                 )
 
     def begun_settings(self) -> Path:
-        """The file of the settings that the run began with.
+        """Return the file of the settings that the run began with.
 
         Raises:
-            InputError: there is none, so no run has begun here.
+            InputError: no run has begun here.
         """
         if not self.settings_file.exists():
             raise InputError(f"There is no run to resume in {self.path}: leave --resume out.")
         return self.settings_file
 
     def settings(self) -> RunSettings:
-        """The settings that the run began with. Raises `InputError` where there are none."""
+        """Return the settings that the run began with. Raises `InputError` if there is no run."""
         return load_settings([self.begun_settings()])
 
     def append(self, record: Record) -> None:
@@ -119,12 +147,12 @@ class RunDirectory:
             file.write(json.dumps(record, allow_nan=False) + "\n")
 
     def flush(self) -> None:
-        """See that the metrics are on disk before a checkpoint that counts on them."""
+        """Flush the metrics to disk, before a checkpoint that relies on them."""
         with self.metrics_file.open("ab") as file:
             os.fsync(file.fileno())
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of the metrics, up to one that a crash left half written."""
+        """Read the metrics, up to a line that a crash left incomplete."""
         if not self.metrics_file.exists():
             return []
         records = []
@@ -136,7 +164,7 @@ class RunDirectory:
         return records
 
     def cut_back(self, state: "TrainState") -> None:
-        """Forget what the metrics tell beyond a checkpoint: it will happen again."""
+        """Remove the metrics after a checkpoint, because those steps will be repeated."""
         evaluated = -1 if state.latest is None else state.latest.step
         last = {"train": state.step, "evaluation": evaluated}
         kept = [r for r in self.metrics() if r["step"] <= last[r["kind"]]]
@@ -152,8 +180,7 @@ def _check_same_settings(before: RunSettings, after: RunSettings) -> None:
     if changed:
         listed = ", ".join(f"{key} was {old!r}, now {new!r}" for key, (old, new) in changed.items())
         raise InputError(
-            f"A resumed run goes on with its own settings, but {listed}: take these back, or "
-            "start a new run."
+            f"A resumed run keeps its settings, but {listed}: take these back, or start a new run."
         )
 
 

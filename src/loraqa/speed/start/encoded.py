@@ -12,7 +12,6 @@ from dataclasses import replace
 from functools import cache
 from itertools import accumulate, chain, islice, pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray

@@ -42,18 +42,18 @@ def read_tokenizer(folder: Path) -> SegmentTokenizer:
     """Build the tokenizer of a model's folder from `tokenizer.json`."""
     backend = Tokenizer.from_file(str(folder / _TOKENIZER))
     config = read_json(folder / _TOKENIZER_CONFIG)
-    bos, eos, unknown = (
-        backend.token_to_id(name) if (name := _name(config, key)) else None
-        for key in ("bos_token", "eos_token", "unk_token")
-    )
+    ids = {key: _id_of(backend, config.get(f"{key}_token")) for key in ("bos", "eos", "unk")}
+    eos = ids["eos"]
+    if eos is None:
+        raise ValueError(f"{folder} names no eos_token")
     added = backend.get_added_tokens_decoder()
     special = {i for i, token in added.items() if token.special}
     return SegmentTokenizer(
         str(folder),
         backend,
         eos=eos,
-        start=[i for i in _start(backend, config, bos) if i != eos or i == bos],
-        control=special - ({unknown} - {eos}),
+        start=[i for i in _start(backend, config, ids["bos"]) if i != eos or i == ids["bos"]],
+        control=special - ({ids["unk"]} - {eos}),
         names={i: token.content for i, token in added.items()},
     )
 
@@ -71,15 +71,15 @@ def _model_folder(model: ModelSettings) -> Path:
     return Path(found).parent
 
 
-def _name(config: dict[str, Any], key: str) -> str | None:
-    token = config.get(key)
-    return token["content"] if isinstance(token, dict) else token
+def _id_of(backend: Tokenizer, token: str | dict[str, Any] | None) -> int | None:
+    name = token["content"] if isinstance(token, dict) else token
+    return None if name is None else backend.token_to_id(name)
 
 
-def _start(backend: Tokenizer, config: dict[str, Any], bos: int | None) -> list[int | None]:
+def _start(backend: Tokenizer, config: dict[str, Any], bos: int | None) -> list[int]:
     """Return the ids before every text: as the configuration says, else as tokenizer.json says."""
     if "add_bos_token" in config:
-        return [bos] if config["add_bos_token"] else []
+        return [bos] if config["add_bos_token"] and bos is not None else []
     return list(backend.encode("").ids)
 
 

@@ -127,6 +127,5 @@ def _run(command: list[str], folder: Path) -> None:
             f"there is no C compiler {command[0]!r} here; install one, such as gcc"
         ) from None
     except subprocess.CalledProcessError as error:
-        raise UnusableError(
-            f"the C compiler {command[0]!r} fails ({(error.stderr.strip() or 'no message').splitlines()[0]})"
-        ) from error
+        said = (error.stderr.strip() or "no message").splitlines()[0]
+        raise UnusableError(f"the C compiler {command[0]!r} fails ({said})") from error
