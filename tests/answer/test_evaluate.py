@@ -1,4 +1,4 @@
-"""Answering a data set: the scores are the official ones of the answers that are returned."""
+"""Evaluation and comparison: scores of scripted answers against computation by hand."""
 
 import math
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def reader(segments: SegmentTokenizer) -> Reader:
 
 @dataclass(frozen=True)
 class Scripted:
-    """A strategy with a list of answers to each question; one at most where it does not draw."""
+    """A strategy with a fixed list of answers to each question."""
 
     tokenizer: SegmentTokenizer
     answers: dict[str, Sequence[str]]
@@ -55,7 +55,7 @@ RIGHT = {
 }
 
 
-def test_right_answers_score_full_marks(reader: Reader) -> None:
+def test_right_answers_score_100(reader: Reader) -> None:
     result = evaluate(reader, PASSAGES, "1.1", Scripted(reader.tokenizer, RIGHT))
     assert (result.scores.exact_match, result.scores.f1, result.scores.total) == (100, 100, 6)
     assert result.predictions == {id: texts[0] for id, texts in RIGHT.items()}
@@ -63,7 +63,7 @@ def test_right_answers_score_full_marks(reader: Reader) -> None:
     assert places == ["Ruth Olen", "1203", "river Aune"]
 
 
-def test_scores_are_the_official_ones_of_the_predictions(reader: Reader) -> None:
+def test_scores_equal_the_official_scores_of_the_predictions(reader: Reader) -> None:
     script = RIGHT | {"a1": ["Ruth"], "b1": ["a queen"]}
     result = evaluate(reader, PASSAGES, "1.1", Scripted(reader.tokenizer, script))
     assert result.scores == score(result.predictions, PASSAGES, "1.1")
@@ -72,12 +72,12 @@ def test_scores_are_the_official_ones_of_the_predictions(reader: Reader) -> None
     assert result.questions_per_second == pytest.approx(6 / result.seconds)
 
 
-def test_without_a_strategy_answers_are_greedy(reader: Reader) -> None:
+def test_the_default_strategy_is_greedy(reader: Reader) -> None:
     result = evaluate(reader, PASSAGES, "1.1")
     assert list(result.answers) == [answer for (answer,) in reader.read(PASSAGES, Greedy())]
 
 
-def test_questions_without_an_answer_get_a_threshold(reader: Reader) -> None:
+def test_unanswerable_questions_use_the_no_answer_probability(reader: Reader) -> None:
     passages = [*PASSAGES, Passage("Nothing here.", (Question("d1", "Who?"),))]
     script = RIGHT | {"d1": [""]}
     result = evaluate(reader, passages, "2.0", Scripted(reader.tokenizer, script))
@@ -87,7 +87,7 @@ def test_questions_without_an_answer_get_a_threshold(reader: Reader) -> None:
     assert result.scores == score(result.predictions, passages, "2.0", probabilities)
 
 
-def test_the_seed_draws_the_answers(reader: Reader) -> None:
+def test_the_seed_determines_the_answers(reader: Reader) -> None:
     strategy = parse_strategy("temperature:3")
     first = evaluate(reader, PASSAGES, "1.1", strategy, seed=1).predictions
     assert evaluate(reader, PASSAGES, "1.1", strategy, seed=1).predictions == first
@@ -95,7 +95,7 @@ def test_the_seed_draws_the_answers(reader: Reader) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 4, 6, 100])
-def test_a_sample_has_whole_passages_and_so_many_questions(count: int) -> None:
+def test_a_sample_has_whole_passages_but_the_last_and_the_wanted_questions(count: int) -> None:
     sample = sample_questions(PASSAGES, count, seed=0)
     assert sum(len(passage.questions) for passage in sample) == min(count, 6)
     assert sample[:-1] == [p for p in sample[:-1] if p in PASSAGES]
@@ -108,7 +108,7 @@ def test_seeds_draw_different_samples() -> None:
 
 
 def test_comparison_equals_computation_by_hand(reader: Reader) -> None:
-    """Golds: a1 Ruth Olen, b1 king; four samples each."""
+    """The gold answers are Ruth Olen (a1) and king (b1); each has four samples."""
     passages = [
         replace(PASSAGES[0], questions=PASSAGES[0].questions[:1]),
         PASSAGES[1],
@@ -122,7 +122,7 @@ def test_comparison_equals_computation_by_hand(reader: Reader) -> None:
     assert row.exact_match == pytest.approx(100 * 2 / 8)
     assert row.f1 == pytest.approx(100 * (1 + 1 + 2 / 3 + 0) / 8)
     assert row.oracle_f1 == pytest.approx(100 * (1 + 0) / 2)
-    # Of the seven answers that are not empty, three stand in their context.
+    # Three of the seven non-empty answers are found in their context.
     assert row.found == pytest.approx(3 / 7)
     assert row.distinct == pytest.approx((3 + 2) / 2)
     first = -(0.5 * math.log(0.5) + 2 * 0.25 * math.log(0.25))
@@ -131,7 +131,7 @@ def test_comparison_equals_computation_by_hand(reader: Reader) -> None:
     assert row.seconds > 0
 
 
-def test_strategies_that_draw_nothing_have_one_answer(reader: Reader) -> None:
+def test_deterministic_strategies_have_one_answer(reader: Reader) -> None:
     names = ["greedy", "beam:2", "span", "temperature:3"]
     rows = compare(reader, PASSAGES, "1.1", [parse_strategy(name) for name in names], samples=3)
     assert [row.strategy for row in rows] == names
@@ -154,7 +154,7 @@ def test_progress_counts_the_prompts_of_all_strategies(reader: Reader) -> None:
     ]
 
 
-def test_nothing_found_where_nothing_is_said(reader: Reader) -> None:
+def test_the_share_in_context_is_none_if_all_answers_are_empty(reader: Reader) -> None:
     script = {id: [""] for id in RIGHT}
     (row,) = compare(reader, PASSAGES, "1.1", [Scripted(reader.tokenizer, script)], samples=1)
     assert row.found is None
