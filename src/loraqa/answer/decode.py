@@ -31,7 +31,7 @@ class Rules:
     Attributes:
         tokenizer: the tokenizer of the prompts.
         template: the template of the prompts.
-        max_answer_tokens: most tokens of an answer, including the end token.
+        max_answer_tokens: maximum tokens of an answer, including the end token.
         no_answer: whether an answer may be empty (SQuAD v2.0). Only the span search uses this; with
             other strategies the model decides.
     """

@@ -49,7 +49,7 @@ def unload(model: nn.Module) -> None:
 def merge_and_unload(model: PreTrainedModel, input_ids: Tensor) -> float:
     """Turn an adapted model into a plain transformers model with the update in its weights.
 
-    transformers can load what `model.save_pretrained` then writes without loraqa or PEFT. Checks,
+    transformers then loads the result of `model.save_pretrained` without loraqa or PEFT. Checks,
     returns and raises as `merge` does.
     """
     change = merge(model, input_ids)

@@ -64,7 +64,7 @@ class PromptSettings(_Group):
     template: str = DEFAULT_TEMPLATE
     """Text with {context}, {question} and {answer}, in this order."""
     max_length: int | None = Field(default=None, ge=32)
-    """Most tokens of context, question and answer together; null is the model's limit."""
+    """Maximum tokens of context, question and answer together; null is the model's limit."""
     stride: int = Field(default=128, ge=0)
     """Tokens that two windows of a long context share; 128 as in BERT's SQuAD code."""
 
@@ -81,11 +81,11 @@ class OptimisationSettings(_Group):
     epochs: int = Field(default=2, ge=1)
     """Passes over the data. On SQuAD v1.1's 87,599 questions each takes about 2,550 steps."""
     max_steps: int | None = Field(default=None, ge=1)
-    """Most optimizer steps of the run; null is no limit besides `epochs`."""
+    """Maximum optimizer steps of the run; null limits it by `epochs` only."""
     questions_per_step: int = Field(default=32, ge=1)
     """Each optimizer step takes whole passages until they hold this many questions."""
     tokens_per_batch: int = Field(default=4096, ge=1)
-    """Most tokens computed at once; scoring takes four times as many. Bounds memory only."""
+    """Maximum tokens computed at once; scoring takes four times as many. Bounds memory only."""
     learning_rate: float = Field(default=5e-4, gt=0)
     """Peak learning rate. LoRA needs about ten times that of full fine-tuning (5e-5 for GPT-2)."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -108,7 +108,7 @@ class EvaluationSettings(_Group):
     questions: int | None = Field(default=500, ge=1)
     """Whole passages are sampled until they hold this many questions; null takes all."""
     max_answer_tokens: int = Field(default=32, ge=1)
-    """Most tokens of an answer, including the end token; all but 3 in 1,000 of SQuAD's fit."""
+    """Maximum tokens of an answer, including the end token; all but 3 in 1,000 of SQuAD's fit."""
     metric: Literal["f1", "exact_match"] = "f1"
     """The score that selects the best weights."""
     patience: int | None = Field(default=None, ge=1)
