@@ -1,11 +1,11 @@
-"""`python -m benchmarks [--quick] [--only SUITE ...]`: us and our peers side by side.
+"""`python -m benchmarks [--quick] [--only SUITE ...]`: compare loraqa with its peers.
 
-Prints a table for each suite and one of the targets; writes benchmarks/results/SUITE.json (with
---quick: SUITE-quick.json). The full run also measures contexts with one question each, takes one
-optimisation out at a time, measures how time and memory grow, and draws
-docs/training-all-linear.png and docs/scaling.png. On a machine with a GPU everybody computes there,
-on the first of them; instead of taking optimisations out we learn all of SQuAD v1.1 and answer its
-dev split, and names of files end in -gpu. Nothing else should run on the machine meanwhile.
+Prints a table for each suite and one for the targets; writes benchmarks/results/SUITE.json (with
+--quick: SUITE-quick.json). The full run also measures contexts with one question each, removes one
+optimisation at a time, measures how time and memory grow, and draws docs/training-all-linear.png
+and docs/scaling.png. On a machine with GPUs, all contenders use the first GPU, and file names end
+in -gpu; instead of removing optimisations, loraqa trains on all of SQuAD v1.1 and answers its dev
+split. Nothing else should run on the machine meanwhile.
 """
 
 import argparse
@@ -58,22 +58,22 @@ from loraqa.files import write_json
 from loraqa.report.plots import save_png
 
 _TINY = (2, 64, 2)
-# By the name of the file of results; the plot's is the same, in docs/.
+# Plots by suite; they are saved in docs/ under the name of the results file.
 _PLOTS = {"scaling": scaling_plot, "training-all-linear": speed_plot}
-# Of suites whose targets are set for a GPU; those of all others, for two cores of a CPU.
+# Suites whose targets are for a GPU; all other targets are for two CPU cores.
 _ON_A_GPU = ("epoch",)
 _WIDTH = 132
-# More than this, and the figures say more about the other work.
+# With a higher load, other work would distort the figures.
 _BUSY = 0.5
 
 
 def main() -> None:
-    """Run what the command line asks for."""
+    """Run the suites that the command line selects."""
     options = _parser().parse_args()
     scale = QUICK if options.quick else GPU if on_a_gpu() else FULL
     load = os.getloadavg()[0]
     if load > _BUSY:
-        sys.stderr.write(f"The machine is busy (load {load:.1f}): the figures will be too low.\n")
+        sys.stderr.write(f"The machine is busy (load {load:.1f}); speeds will be too low.\n")
     console = Console(width=_WIDTH)
     for note in _notes(scale):
         console.print(note)
@@ -106,33 +106,33 @@ def main() -> None:
 
 
 def _notes(scale: Scale) -> Iterator[str]:
-    """What is to be known of all figures."""
-    yield f"On texts of {SOURCE}."
+    """Yield notes about all figures."""
+    yield f"The texts are from {SOURCE}."
     if scale is QUICK and not on_a_gpu():
         yield (
-            "The quick run has few questions, so that contexts are shared less, and measures once: "
-            "it may miss targets that the full run reaches."
+            "The quick run has few questions per context and measures once, so it may miss targets "
+            "that the full run reaches."
         )
     if on_a_gpu():
         yield (
-            "On the GPU: targets set for two cores of a CPU are not judged. To measure the CPU, "
-            "hide the GPU, as by CUDA_VISIBLE_DEVICES= before the command."
+            "All contenders use the GPU, so targets for two CPU cores are not judged. To measure "
+            "the CPU, hide the GPU: put CUDA_VISIBLE_DEVICES= before the command."
         )
     elif fastest_precision() == "float32":
         yield (
-            "This processor has no products of bf16 matrices: all compute in fp32, and targets set "
-            "for bf16 are not judged."
+            "This processor does not multiply bf16 matrices, so all contenders compute in fp32, "
+            "and targets for bf16 are not judged."
         )
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("benchmarks", description="Us and our peers side by side.")
-    parser.add_argument("--quick", action="store_true", help="less of everything, in 5 minutes")
+    parser = argparse.ArgumentParser("benchmarks", description="Compare loraqa with its peers.")
+    parser.add_argument("--quick", action="store_true", help="measure less, in 5 minutes")
     parser.add_argument(
-        "--only", nargs="+", metavar="SUITE", help="suites whose names begin like this"
+        "--only", nargs="+", metavar="SUITE", help="run only suites whose names begin with SUITE"
     )
     parser.add_argument(
-        "--tiny", action="store_true", help="a model of two layers, to try the benchmark itself"
+        "--tiny", action="store_true", help="use a model of two layers, to test the benchmark"
     )
     return parser
 
@@ -153,12 +153,12 @@ def _suites(folder: Path, scale: Scale, precision: str, only: Sequence[str] | No
     ]
     chosen = [suite for suite in suites if not only or suite.name.startswith(tuple(only))]
     if not chosen:
-        sys.exit(f"There is no such suite here; there are {', '.join(s.name for s in suites)}.")
+        sys.exit(f"No suite has such a name; the suites are {', '.join(s.name for s in suites)}.")
     return chosen
 
 
 def _preparations(folder: Path, suites: Sequence[Suite], tiny: bool) -> list[Job]:
-    """Models, adapters and passages."""
+    """Return the jobs that write models, adapters and passages."""
     names = SHAPES if any(suite.name == "scaling" for suite in suites) else ["gpt2"]
     files = {name: how for suite in suites for name, how in suite.files.items()}
     return [

@@ -18,7 +18,7 @@ from benchmarks import ours
 from benchmarks.base import MAX_ANSWER_TOKENS, Task
 from benchmarks.harness import Conclusion, Groups, Side, Suite, best
 from benchmarks.suites import Scale, reading
-from loraqa.lora.layer import LoraLinear, Rows, add_update
+from loraqa.lora.layer import LoraLinear, Part, add_update
 from loraqa.model.attention import PackedTrees
 from loraqa.prompt.batch import TreeBatch
 
@@ -48,10 +48,10 @@ def plain_lora(layer: LoraLinear, x: Tensor) -> Tensor:
 
 
 def bias_by_itself(
-    y: Tensor, hidden: Tensor, b: Tensor, rows: tuple[Rows, ...], bias: Tensor
+    y: Tensor, hidden: Tensor, b: Tensor, parts: tuple[Part, ...], bias: Tensor
 ) -> None:
     """In place of `_add_update_and_bias`: two passes over y."""
-    add_update(y.add_(bias), hidden, b, rows)
+    add_update(y.add_(bias), hidden, b, parts)
 
 
 @lru_cache(maxsize=256)

@@ -1,9 +1,9 @@
-"""The models and the adapters that all contenders share, written to a folder once.
+"""The model and the adapters that all contenders share, written to a folder once.
 
 FOLDER/
-    model/         random weights in fp32, tokenizer; every dropout is 0
-    c_attn/        an adapter in PEFT's format, B not 0, so that A has a gradient too
-    all-linear/    another
+    model/         tokenizer, and random weights in fp32; all dropout is 0
+    c_attn/        an adapter in PEFT's format; B is not 0, so that A has a gradient too
+    all-linear/    another adapter
     *.json         passages
 """
 
@@ -35,37 +35,37 @@ ADAPTERS = {
 MAX_LENGTH = 1024
 STRIDE = 128
 MAX_ANSWER_TOKENS = 32
-# Of the entries of B: large enough for A's gradient to count, small enough to change little.
+# Standard deviation of B: large enough to give A a gradient, small enough to change little else.
 _B_SCALE = 0.01
 
 
 def on_a_gpu() -> bool:
-    """Whether there is one, with CUDA, that is not hidden: everybody computes there then."""
+    """Whether a CUDA GPU is visible; all contenders use it then."""
     return torch.cuda.is_available()
 
 
 def device() -> torch.device:
-    """Where everybody computes."""
+    """Return the device that all contenders use."""
     return torch.device("cuda" if on_a_gpu() else "cpu")
 
 
 def wait() -> None:
-    """Until a GPU has done what it was told to: before each look at the clock."""
+    """Wait until the GPU, if any, has finished its work; call this before reading the clock."""
     if on_a_gpu():
         torch.cuda.synchronize()
 
 
 @dataclass(frozen=True)
 class Task:
-    """What every contender in training is given.
+    """The input of every contender in training.
 
     Attributes:
-        folder: see above.
+        folder: the folder described above.
         adapter: a key of `ADAPTERS`.
-        data: the passages' file, in the folder; every optimizer step takes all its questions.
-        steps: how many steps to time, after one that warms up.
+        data: file of passages in the folder; every optimizer step takes all its questions.
+        steps: number of timed steps, after one warm-up step.
         precision: "float32" or "bfloat16".
-        reference: see `clock.measure`.
+        reference: file with the reference gradient, see `clock.measure`.
     """
 
     folder: str
@@ -77,25 +77,25 @@ class Task:
 
     @property
     def model_path(self) -> Path:
-        """The base model."""
+        """The folder of the base model."""
         return Path(self.folder) / "model"
 
     @property
     def adapter_path(self) -> Path:
-        """The adapter to go on training."""
+        """The folder of the adapter to train further."""
         return Path(self.folder) / self.adapter
 
     def passages(self) -> list[Passage]:
-        """What to learn from."""
+        """Return the passages to train on."""
         return list(read_passages(Path(self.folder) / self.data).passages)
 
     def encoder(self) -> PromptEncoder:
-        """Makes the tokens, the same for everybody."""
+        """Return the encoder whose tokens all contenders use."""
         tokenizer = SegmentTokenizer(AutoTokenizer.from_pretrained(self.model_path))
         return PromptEncoder(tokenizer, Template(DEFAULT_TEMPLATE), MAX_LENGTH, STRIDE)
 
     def trees(self) -> list[Tree]:
-        """The questions of a step."""
+        """Return the questions of a step as trees."""
         return self.encoder().encode_training(self.passages()).trees
 
 

@@ -1,7 +1,7 @@
-"""Time, memory, tokens and the first gradient of whatever trains a model with a torch optimizer.
+"""Measure time, memory, tokens and first gradient of any training with a torch optimizer.
 
-Every contender is measured by the same means: hooks that torch calls around each optimizer step.
-The first step warms up; its gradient must be that of the first contender, or nothing is timed.
+Hooks that torch calls around each optimizer step measure all contenders in the same way. The first
+step is a warm-up; its gradient must equal the first contender's, otherwise nothing is timed.
 """
 
 import ctypes
@@ -25,26 +25,25 @@ from transformers import PreTrainedModel
 
 from benchmarks.base import on_a_gpu, wait
 
-# How far rounding may drive a gradient from that of the first contender, relative.
+# Largest relative error of a gradient, by rounding, against the first contender's.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.03}
 
 
 def measure(
     model: nn.Module, train: Callable[[], float], reference: str | None, precision: str
 ) -> dict[str, Any]:
-    """Run `train`, which returns the loss of its first step, and say what it took.
+    """Run `train` and return its measurements.
 
     Args:
-        model: holds the adapter that is trained.
-        train: does optimizer steps on the same questions over and over.
-        reference: file of the gradient to compare with, written where it does not exist.
+        model: the model with the adapter to train.
+        train: runs optimizer steps, always on the same questions; returns the first step's loss.
+        reference: file of the gradient to compare with; it is written if it does not exist.
         precision: a key of `TOLERANCE`.
 
     Returns:
-        `seconds` of each step but the first, `tokens` computed in a step, padding included,
-        `loss`, `gradient_norm` and `gradient_error` of the first step, and memory in MiB:
-        `peak_mib` of the process or on the GPU, `growth_mib` over what was there before the first
-        step.
+        `seconds` of each step but the first; `tokens` computed in a step, including padding;
+        `loss`, `gradient_norm` and `gradient_error` of the first step; memory in MiB: `peak_mib`
+        of the process or GPU, and `growth_mib` since before the first step.
     """
     _forget_earlier_memory()
     clock = _Clock(model, Path(reference) if reference else None, TOLERANCE[precision])
@@ -64,7 +63,7 @@ def measure(
 
 
 class _Clock:
-    """Looks at every optimizer step from when it is made."""
+    """Measure every optimizer step from the clock's creation until `stop`."""
 
     def __init__(self, model: nn.Module, reference: Path | None, tolerance: float) -> None:
         self.model = model
@@ -80,13 +79,13 @@ class _Clock:
         ]
 
     def stop(self) -> None:
-        """Look no more."""
+        """Remove the hooks."""
         for hook in self._hooks:
             hook.remove()
 
     @property
     def laps(self) -> list[float]:
-        """Seconds from the end of each step to that of the next."""
+        """Seconds from the end of each step to the end of the next."""
         return [end - start for start, end in pairwise(self.ends)]
 
     def _before_step(self, *_: Any) -> None:
@@ -102,7 +101,7 @@ class _Clock:
         self.gradient["gradient_error"] = error
         if error > self.tolerance:
             raise RuntimeError(
-                f"the gradient is not that of the first contender: relative error {error:.2g}"
+                f"the gradient differs from the first contender's: relative error {error:.2g}"
             )
 
     def _after_step(self, *_: Any) -> None:
@@ -114,7 +113,7 @@ class _Clock:
 
 
 def adapter_gradient(model: nn.Module) -> dict[str, Tensor]:
-    """The gradient of every A and B in fp32, under names that are the same here and in PEFT."""
+    """Return the gradients of every A and B in fp32, by names common to loraqa and PEFT."""
     return {
         _plain_name(name): parameter.grad.detach().to("cpu", torch.float32, copy=True)
         for name, parameter in model.named_parameters()
@@ -123,14 +122,14 @@ def adapter_gradient(model: nn.Module) -> dict[str, Tensor]:
 
 
 def relative_error(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """Of all matrices together."""
+    """Return the relative error over all matrices together."""
     if actual.keys() != expected.keys():
         raise RuntimeError("the adapters do not have the same matrices")
     return _norm({name: actual[name] - expected[name] for name in expected}) / _norm(expected)
 
 
 def peak_mib() -> float:
-    """The most memory that this process has had, on the GPU where it computes there."""
+    """Return the peak memory of this process, or of the GPU if it is used."""
     if on_a_gpu():
         return torch.cuda.max_memory_allocated() / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -138,7 +137,7 @@ def peak_mib() -> float:
 
 
 def _forget_earlier_memory() -> None:
-    """What loading a model took and freed, a step does not begin with (where malloc is glibc's)."""
+    """Reset the GPU's peak, and return freed memory to the system (with glibc's malloc)."""
     if on_a_gpu():
         torch.cuda.reset_peak_memory_stats()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
@@ -147,7 +146,7 @@ def _forget_earlier_memory() -> None:
 
 
 def resident_mib() -> float:
-    """The memory that this process has now; where it is not told, the most that it has had."""
+    """Return the current memory of this process or GPU; without /proc, the peak memory."""
     if on_a_gpu():
         return torch.cuda.memory_allocated() / 2**20
     statm = Path("/proc/self/statm")
@@ -161,11 +160,11 @@ def _norm(matrices: dict[str, Tensor]) -> float:
 
 
 def _plain_name(name: str) -> str:
-    """`base_model.model.L.lora_A.default.weight` and `L.lora_A` alike as `L.lora_A`."""
+    """Shorten PEFT's `base_model.model.L.lora_A.default.weight` to loraqa's `L.lora_A`."""
     return re.sub(r"^base_model\.model\.|\.default\.weight$", "", name)
 
 
 def _transformer(model: Any) -> PreTrainedModel:
-    """The model itself, without PEFT around it."""
+    """Return the model without PEFT's wrapper."""
     inner: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
     return inner

@@ -1,4 +1,4 @@
-"""`loraqa train` and `loraqa score` as a user starts them, timed from outside."""
+"""Time `loraqa train` and `loraqa score` from outside, as a user starts them."""
 
 import json
 import os
@@ -16,12 +16,12 @@ _POLL_SECONDS = 0.02
 
 
 def start(folder: str, train: str, caches: Sequence[str]) -> dict[str, Any]:
-    """Seconds from the command to the end of the first optimizer step.
+    """Measure the seconds from the command to the end of the first optimizer step.
 
     Args:
         folder: see `benchmarks.base`.
-        train: the file to learn from.
-        caches: of each start, where tokens and compiled kernels are kept.
+        train: the file to train on.
+        caches: the cache folder of each start, for tokens and compiled kernels.
     """
     return {"seconds": [_start(folder, train, cache) for cache in caches]}
 
@@ -52,7 +52,7 @@ def _start(folder: str, train: str, cache: str) -> float:
 
 
 def score(folder: str, data: str) -> dict[str, Any]:
-    """Seconds of the whole process that scores a predictions file."""
+    """Measure the seconds of the whole process that scores a predictions file."""
     file = Path(folder) / data
     passages = read_passages(file).passages
     answers = {q.id: q.answers[0].text for p in passages for q in p.questions}

@@ -1,21 +1,21 @@
-"""The floating-point operations that an optimizer step of LoRA on GPT-2 needs, by the formula.
+"""The floating-point operations that an optimizer step of LoRA on GPT-2 needs, by formula.
 
 A multiplication and an addition are two operations. With T tokens, S of them supervised, width d,
-vocabulary V, and P the number of (query, key) pairs that attention has to see:
+vocabulary V, and P (query, key) pairs that attention has to compute:
 
-- A matrix (in, out) of a block takes 2·T·in·out forward, and backward as much again for the
-  gradient of its input; frozen, it needs none of its own.
+- A matrix (in, out) of a block takes 2·T·in·out forward, and as much backward for the gradient of
+  its input. It is frozen, so it has no gradient of its own.
 - Attention takes 4·d·P forward (QKᵀ and AV), and twice that backward.
-- LoRA of rank r on a matrix takes 2·T·r·(in + out) forward and twice that backward: A and B need
-  a gradient each, and so do their inputs.
+- LoRA of rank r on a matrix takes 2·T·r·(in + out) forward and twice that backward: A and B each
+  need a gradient, and so do their inputs.
 - The head takes 2·S·d·V forward and as much backward.
-- Nothing trainable lies below the first adapter, in the first block's `c_attn`: its input needs
-  no gradient.
-- Behind the keys and values of the last block only supervised positions matter: its attention
-  has the S queries alone, and `attn.c_proj` and the MLP have S rows.
+- The input of the first adapter, in the first block's `c_attn`, needs no gradient, because nothing
+  below it is trained.
+- After the keys and values of the last block only supervised positions matter: its attention has
+  S queries, and `attn.c_proj` and the MLP have S rows.
 
-Embeddings, norms, GELU, softmax and the optimizer are left out, as is whatever a program computes
-beyond this: padding, contexts repeated, masked pairs, scores recomputed in backward.
+Not counted are embeddings, norms, GELU, softmax and the optimizer, nor what a program computes
+beyond need: padding, repeated contexts, masked pairs, and scores recomputed in backward.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,17 +25,18 @@ from typing import Any
 from loraqa.prompt.tree import Tree
 
 Matrices = Mapping[str, tuple[int, int]]
-"""The matrices of a block: name to (in, out)."""
+"""The matrices of a transformer block: name to (in, out)."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """How much an optimizer step has to look at.
+    """The size of an optimizer step.
 
     Attributes:
-        tokens, supervised: T and S.
+        tokens: T.
+        supervised: S.
         pairs: P over all queries.
-        supervised_pairs: P of the supervised queries alone.
+        supervised_pairs: P over the supervised queries only.
     """
 
     tokens: int
@@ -45,7 +46,7 @@ class Work:
 
 
 def tree_work(trees: Sequence[Tree]) -> Work:
-    """The work of trees, each trunk computed once."""
+    """Return the work of trees, whose trunks are computed once."""
     return Work(
         tokens=sum(map(len, trees)),
         supervised=sum(len(branch.answer) for tree in trees for branch in tree.branches),
@@ -55,7 +56,7 @@ def tree_work(trees: Sequence[Tree]) -> Work:
 
 
 def matrices(config: Any) -> Matrices:
-    """The matrices of a block of GPT-2."""
+    """Return the matrices of a block of GPT-2."""
     width = config.n_embd
     inner = config.n_inner or 4 * width
     return {
@@ -67,13 +68,13 @@ def matrices(config: Any) -> Matrices:
 
 
 def training_flops(config: Any, rank: int, adapted: Sequence[str], work: Work) -> int:
-    """Operations of forward and backward.
+    """Return the operations of forward and backward.
 
     Args:
-        config: GPT-2's.
+        config: GPT-2's configuration.
         rank: r of every adapter.
-        adapted: names out of `matrices`, with `attn.c_attn` among them.
-        work: what the step looks at.
+        adapted: names from `matrices`, including `attn.c_attn`.
+        work: the size of the step.
     """
     head = 2 * 2 * work.supervised * config.n_embd * config.vocab_size
     blocks = sum(
@@ -98,14 +99,14 @@ def _block(
 
 
 def _pairs(tree: Tree) -> int:
-    """Every token with those before it on its path, and itself."""
+    """Count the pairs of every token with itself and the tokens before it on its path."""
     trunk = len(tree.trunk)
     branches = sum(trunk * len(b) + _triangle(len(b)) for b in tree.branches)
     return _triangle(trunk) + branches
 
 
 def _supervised_pairs(tree: Tree) -> int:
-    """The last tokens of each branch, as many as its answer has, predict it."""
+    """Count the pairs of the last tokens of each branch, which predict the answer's tokens."""
     ends = [len(tree.trunk) + len(branch) for branch in tree.branches]
     answers = [len(branch.answer) for branch in tree.branches]
     return sum(

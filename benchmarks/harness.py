@@ -1,7 +1,7 @@
-"""Jobs in fresh processes, one at a time: sides take turns, so a slow minute slows them all.
+"""Run jobs in fresh processes, one at a time. Sides take turns, so a slow minute slows all.
 
-In the first round each side tries its settings, one after another, and keeps the fastest value of
-each; in the later rounds it runs as it was fastest.
+In the first round each side searches its settings one by one, keeping the fastest value of each. In
+later rounds it runs with its fastest settings.
 """
 
 import json
@@ -24,7 +24,7 @@ Outcome = dict[str, Any]
 
 @dataclass(frozen=True)
 class Job:
-    """A call of a function of this package, such as "ours.trees", in a process of its own."""
+    """A call of a function of this package, such as "ours.trees", in its own process."""
 
     name: str
     function: str
@@ -33,13 +33,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison, with the settings that it may try.
+    """One side of a comparison, with the settings to search.
 
     Attributes:
-        function: as of a `Job`.
-        label: the name of its jobs, a format of its settings.
-        options: that all its jobs get.
-        settings: the values to try of further options; it begins with the first of each.
+        function: the function of its jobs.
+        label: format string for the names of its jobs, filled with the settings.
+        options: options of all its jobs.
+        settings: values to try for further options; the search starts with the first of each.
     """
 
     function: str
@@ -48,53 +48,53 @@ class Side:
     settings: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def job(self, chosen: Mapping[str, Any]) -> Job:
-        """With one value for each of the settings."""
+        """Return the job with the chosen value of each setting."""
         return Job(self.label.format(**chosen), self.function, {**self.options, **chosen})
 
     @property
     def searched(self) -> int:
-        """How many jobs a search takes."""
+        """The number of jobs in a search."""
         return 1 + sum(len(values) - 1 for values in self.settings.values())
 
 
 @dataclass
 class Contender:
-    """A job and what came out of it, once for each time that it ran."""
+    """A job and the outcomes of its runs."""
 
     job: Job
     outcomes: list[Outcome] = field(default_factory=list)
 
     @property
     def error(self) -> str | None:
-        """Why it failed, if it did."""
+        """The first error of its runs, or None."""
         return next((o["error"] for o in self.outcomes if "error" in o), None)
 
     @property
     def seconds(self) -> list[float]:
-        """Of every time that it was measured."""
+        """The times of all measurements."""
         return [seconds for o in self.outcomes for seconds in o.get("seconds", [])]
 
     @property
     def median_seconds(self) -> float:
-        """Not a number where it failed, as whatever is computed from it."""
+        """The median time; NaN if a run failed."""
         return math.nan if self.error or not self.seconds else median(self.seconds)
 
     @property
     def questions(self) -> int:
-        """How many questions are learned from, or answered, each time."""
+        """The number of questions trained on or answered in each measurement."""
         return int(self.outcomes[0].get("questions", 1))
 
     @property
     def speed(self) -> float:
-        """Questions a second; 0 where it failed."""
+        """Questions per second; 0 if a run failed."""
         return 0.0 if math.isnan(self.median_seconds) else self.questions / self.median_seconds
 
     def median(self, key: str) -> float:
-        """Of a number in its outcomes; not a number where it failed."""
+        """Return the median of a number in the outcomes; NaN if a run failed."""
         return math.nan if self.error else median(float(o[key]) for o in self.outcomes)
 
     def to_json(self) -> dict[str, Any]:
-        """Settings, and everything measured but the texts of answers."""
+        """Return the options and outcomes, without the texts of answers."""
         return {
             "name": self.job.name,
             "options": dict(self.job.options),
@@ -113,11 +113,11 @@ class Suite:
     """A comparison.
 
     Attributes:
-        name: that of its file of results.
-        files: passages that the jobs read, see `text.write`.
-        sides: who competes, by name.
-        rounds: how often the sides take turns.
-        conclude: makes the conclusion out of what came out.
+        name: name of the suite and its results file.
+        files: the passages that the jobs read, see `text.write`.
+        sides: the sides by name.
+        rounds: number of rounds.
+        conclude: computes the conclusion from the outcomes.
     """
 
     name: str
@@ -128,14 +128,14 @@ class Suite:
 
     @property
     def runs(self) -> int:
-        """How many processes it takes."""
+        """The number of processes it runs."""
         searched = sum(side.searched for side in self.sides.values())
         return searched + (self.rounds - 1) * len(self.sides)
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be reached, and what was."""
+    """A target and the figure reached."""
 
     name: str
     wanted: str
@@ -144,25 +144,25 @@ class Target:
 
 
 def at_least(name: str, bound: float, reached: float, unit: str = "") -> Target:
-    """A target from below; what is not a number fails it."""
+    """Return a target that is met from `bound` up; NaN does not meet it."""
     return Target(name, f"at least {bound:g}{unit}", f"{reached:.3g}{unit}", reached >= bound)
 
 
 def at_most(name: str, bound: float, reached: float, unit: str = "") -> Target:
-    """A target from above; what is not a number fails it."""
+    """Return a target that is met up to `bound`; NaN does not meet it."""
     return Target(name, f"at most {bound:g}{unit}", f"{reached:.3g}{unit}", reached <= bound)
 
 
 @dataclass(frozen=True)
 class Conclusion:
-    """What a suite found: ratios by name, and targets."""
+    """The result of a suite: ratios by name, and targets."""
 
     ratios: dict[str, float]
     targets: Sequence[Target] = ()
 
 
 class Progress:
-    """A line before each job: how many are done, how long that took, how long the rest may take."""
+    """Write a line before each job: its number, the time taken, and the estimated time left."""
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -178,7 +178,7 @@ class Progress:
 
 
 def prepare(jobs: Sequence[Job], progress: Progress) -> None:
-    """Run what others need; where it fails, all ends."""
+    """Run jobs that others need; exit if one fails."""
     for job in jobs:
         progress.tell(job.name)
         outcome = run(job)
@@ -187,7 +187,7 @@ def prepare(jobs: Sequence[Job], progress: Progress) -> None:
 
 
 def compete(suite: Suite, progress: Progress) -> Groups:
-    """Run a suite: what each side tried, with what came out."""
+    """Run a suite and return the contenders of each side with their outcomes."""
 
     def measure(name: str, contender: Contender) -> None:
         progress.tell(f"{suite.name}, {name}: {contender.job.name}")
@@ -201,7 +201,7 @@ def compete(suite: Suite, progress: Progress) -> Groups:
 
 
 def _search(side: Side, measure: Callable[[Contender], None]) -> list[Contender]:
-    """Every value of a setting in turn, beside the fastest of those before it."""
+    """Search setting by setting, keeping the fastest values of the other settings."""
     tried = [Contender(side.job({name: values[0] for name, values in side.settings.items()}))]
     measure(tried[0])
     for name, values in side.settings.items():
@@ -213,12 +213,12 @@ def _search(side: Side, measure: Callable[[Contender], None]) -> list[Contender]
 
 
 def best(group: Sequence[Contender]) -> Contender:
-    """The fastest; after the first round, the one that went on."""
+    """Return the fastest contender of those with the most runs."""
     return max(group, key=lambda contender: (len(contender.outcomes), contender.speed))
 
 
 def run(job: Job) -> Outcome:
-    """What the job's function returned, or {"error": the last line of its complaint}."""
+    """Return the result of the job's function, or {"error": last line of its standard error}."""
     command = [sys.executable, "-m", "benchmarks.worker", job.function, json.dumps(job.options)]
     done = subprocess.run(
         command,
@@ -236,7 +236,7 @@ def run(job: Job) -> Outcome:
 
 
 def _one_gpu() -> str:
-    """The first of those that may be seen: Trainer would take them all, and we one."""
+    """Return the first visible GPU, because Trainer would use all and loraqa one."""
     return os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
 
 

@@ -1,4 +1,4 @@
-"""The machine: what it is, what runs on it, and how fast it multiplies matrices."""
+"""The machine: its hardware, installed versions, and speed of matrix products."""
 
 import time
 from collections.abc import Mapping
@@ -16,42 +16,42 @@ from loraqa.train.environment import environment
 
 _PEERS = ("transformers", "peft", "trl", "accelerate", "datasets")
 _REPETITIONS = 10
-# Products at a time, where waiting for one takes longer than it does.
+# On a GPU this many products are timed together, because waiting for one takes longer than one.
 _AT_A_TIME = 100
 
 Shape = tuple[int, int, int]
-"""Rows, and width and height of a matrix."""
+"""Rows of x, and width and height of the matrix."""
 
 
 def machine(command: str) -> dict[str, Any]:
-    """Where `command` runs, and with which versions of ourselves and of our peers."""
+    """Describe the machine that runs `command`, with the versions of loraqa and its peers."""
     known = environment(device(), torch.float32, command)
     del known["dtype"]
     return {**known, **{peer: _version(peer) for peer in _PEERS}}
 
 
 def fastest_precision() -> str:
-    """What `loraqa train` computes in by default here: "bfloat16", or "float32"."""
+    """Return the default dtype of `loraqa train` on this machine: "bfloat16" or "float32"."""
     return str(choose_dtype("auto", device())).removeprefix("torch.")
 
 
 def matrix_rate(task: dict[str, Any]) -> dict[str, Any]:
-    """GFLOP/s of nothing but the frozen matrix products of a step on trees, forward and backward.
+    """Measure GFLOP/s of only the frozen matrix products of a step on trees, forward and backward.
 
-    In fp32 and in the task's precision. A weight lies as GPT-2 has it, (in, out), or as everybody
-    else, (out, in): the faster counts.
+    Measures fp32 and the task's precision. Of GPT-2's layout of weights, (in, out), and the usual
+    one, (out, in), the faster counts.
     """
-    the = Task(**task)
-    _, config = load_tokenizer(the.model_path)
-    work = tree_work(the.trees())
+    spec = Task(**task)
+    _, config = load_tokenizer(spec.model_path)
+    work = tree_work(spec.trees())
     shapes = {(work.tokens, *matrix): config.n_layer for matrix in matrices(config).values()} | {
         (work.supervised, config.n_embd, config.vocab_size): 1
     }
-    return _rate(shapes, torch.float32) | _rate(shapes, getattr(torch, the.precision))
+    return _rate(shapes, torch.float32) | _rate(shapes, getattr(torch, spec.precision))
 
 
 def _rate(shapes: Mapping[Shape, int], dtype: torch.dtype) -> dict[str, Any]:
-    """Of products as often as `shapes` says."""
+    """Measure the rate of products of `shapes`, each repeated by its count."""
     flops, seconds, rates = 0.0, 0.0, {}
     for (tokens, width, height), count in shapes.items():
         took = _fastest(tokens, width, height, dtype) + _fastest(tokens, height, width, dtype)
@@ -64,7 +64,7 @@ def _rate(shapes: Mapping[Shape, int], dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _fastest(tokens: int, width: int, height: int, dtype: torch.dtype) -> float:
-    """Seconds of (tokens, width) @ (width, height)."""
+    """Measure the seconds of (tokens, width) @ (width, height)."""
     x, there, back = (
         torch.randn(shape, device=device()).to(dtype)
         for shape in ((tokens, width), (width, height), (height, width))

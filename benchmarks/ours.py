@@ -1,4 +1,4 @@
-"""loraqa itself: training by its own loop, answering by its `Reader`."""
+"""loraqa as a contender: training with its loop, answering with its `Reader`."""
 
 import json
 import os
@@ -35,22 +35,22 @@ from loraqa.train.settings import RunSettings, parse_settings
 
 
 def trees(task: dict[str, Any], tokens_per_batch: int | None = None) -> dict[str, Any]:
-    """What `loraqa train` does: every context computed once."""
+    """Train as `loraqa train` does: every context is computed once."""
     return _train(Task(**task), choose, tokens_per_batch)
 
 
 def padded(task: dict[str, Any]) -> dict[str, Any]:
-    """Our reference path: one row per question, for models that cannot take trees."""
+    """Train with padded batches, one row per question, as for models without tree support."""
     return _train(Task(**task), PaddedRunner, None)
 
 
 def overhead(task: dict[str, Any], checkpoint_every: int) -> dict[str, Any]:
-    """How much of a run is not forward and backward: plan, optimizer, logging, checkpoints.
+    """Measure the share of a run outside forward and backward: plan, optimizer, logs, checkpoints.
 
-    The loop's own forward and backward passes are timed within it. The one
-    checkpoint, at the end, is counted as a share: one in `checkpoint_every` steps.
+    The forward and backward passes of the training loop are timed inside it. Of the one checkpoint,
+    at the end, each step counts the share 1 / `checkpoint_every`.
     """
-    the = Task(**task)
+    spec = Task(**task)
     inside: list[float] = []
     ends: list[float] = []
 
@@ -70,9 +70,9 @@ def overhead(task: dict[str, Any], checkpoint_every: int) -> dict[str, Any]:
         wait()
         ends.append(time.perf_counter())
 
-    runner = load_runner(the, choose)
+    runner = load_runner(spec, choose)
     with patch("loraqa.train.loop.choose_gradients", chosen):
-        _fit(the, runner, the.trees(), None, tell)
+        _fit(spec, runner, spec.trees(), None, tell)
     checkpoint = time.perf_counter() - ends[-1]
     steps = [end - start for start, end in pairwise(ends)]
     total = sum(steps) + checkpoint * len(steps) / checkpoint_every
@@ -86,14 +86,14 @@ def overhead(task: dict[str, Any], checkpoint_every: int) -> dict[str, Any]:
 def read(
     folder: str, adapter: str, data: str, precision: str, answer_tokens: int
 ) -> dict[str, Any]:
-    """Greedy answers by `Reader`, as `loraqa evaluate` writes them.
+    """Time greedy answers by `Reader`, as `loraqa evaluate` gives them.
 
-    On a GPU for the second time: what the lengths of their rows need is compiled by then.
+    On a GPU the second pass is timed; the first compiles what the rows' lengths need.
     """
-    the = Task(folder, adapter, data, steps=0, precision=precision)
-    reader = Reader.load(the.adapter_path, dtype=precision, device=str(device()))
+    spec = Task(folder, adapter, data, steps=0, precision=precision)
+    reader = Reader.load(spec.adapter_path, dtype=precision, device=str(device()))
     reader = replace(reader, max_answer_tokens=answer_tokens)
-    passages = the.passages()
+    passages = spec.passages()
     if on_a_gpu():
         reader.read(passages, Greedy())
     start = time.perf_counter()
@@ -108,10 +108,10 @@ def read(
 
 
 def epoch(folder: str, train: str) -> dict[str, Any]:
-    """An epoch of `loraqa train` with its defaults: how long its steps take, all in all.
+    """Time all steps of an epoch of `loraqa train` with its default settings.
 
-    On a GPU they include compiling attention for lengths of rows as these come up, but not
-    compiling the layers, which happens before.
+    On a GPU this includes compiling attention for new lengths of rows, but not compiling the
+    layers, which happens before.
     """
     settings = parse_settings(
         {
@@ -132,71 +132,71 @@ def epoch(folder: str, train: str) -> dict[str, Any]:
 
 
 def choose(model: PreTrainedModel) -> Runner:
-    """As `loraqa train` does."""
+    """Choose the runner as `loraqa train` does."""
     return choose_runner(model, MAX_LENGTH, training=True)
 
 
-def load_runner(the: Task, chosen: Callable[[PreTrainedModel], Runner]) -> Runner:
-    """The model with its adapter, ready to train, and how it computes."""
-    model, _ = load_base(the.model_path, dtype=the.precision, device=str(device()))
-    load_adapter(model, the.adapter_path)
+def load_runner(spec: Task, chosen: Callable[[PreTrainedModel], Runner]) -> Runner:
+    """Load the model with its adapter and return its runner, ready to train."""
+    model, _ = load_base(spec.model_path, dtype=spec.precision, device=str(device()))
+    load_adapter(model, spec.adapter_path)
     return chosen(model)
 
 
 def _train(
-    the: Task, chosen: Callable[[PreTrainedModel], Runner], tokens_per_batch: int | None
+    spec: Task, chosen: Callable[[PreTrainedModel], Runner], tokens_per_batch: int | None
 ) -> dict[str, Any]:
-    runner = load_runner(the, chosen)
-    learned = the.trees()
+    runner = load_runner(spec, chosen)
+    learned = spec.trees()
 
     def fit() -> float:
         losses: list[float] = []
-        _fit(the, runner, learned, tokens_per_batch, lambda record: losses.append(record["loss"]))
+        _fit(spec, runner, learned, tokens_per_batch, lambda record: losses.append(record["loss"]))
         return losses[0]
 
-    result = measure(runner.model, fit, the.reference, the.precision)
-    (step,) = _plan(the, runner, learned, tokens_per_batch).epoch(0)
+    result = measure(runner.model, fit, spec.reference, spec.precision)
+    (step,) = _plan(spec, runner, learned, tokens_per_batch).epoch(0)
     return {
         **result,
-        # The clock's count misses what CUDA graphs compute.
+        # The clock cannot count tokens inside CUDA graphs.
         "tokens": sum(map(runner.size, step)),
         "questions": sum(len(tree.branches) for tree in learned),
-        "flops": _flops(the, runner.model, learned),
-        "flops_separate": _flops(the, runner.model, _apart(learned)),
+        "flops": _flops(spec, runner.model, learned),
+        "flops_separate": _flops(spec, runner.model, _apart(learned)),
         "tokens_separate": sum(tree.separate_length for tree in learned),
     }
 
 
 def _fit(
-    the: Task,
+    spec: Task,
     runner: Runner,
     learned: list[Tree],
     tokens_per_batch: int | None,
     report: Callable[[Any], None],
 ) -> None:
-    """Run the loop; an epoch is one optimizer step on all trees."""
-    plan = _plan(the, runner, learned, tokens_per_batch)
-    settings = _settings(the, plan.questions_per_step)
+    """Run the training loop; each epoch is one optimizer step on all trees."""
+    plan = _plan(spec, runner, learned, tokens_per_batch)
+    settings = _settings(spec, plan.questions_per_step)
     with tempfile.TemporaryDirectory() as run:
         train(runner, plan, settings, RunDirectory(Path(run)), report=report)
 
 
 def _plan(
-    the: Task, runner: Runner, learned: list[Tree], tokens_per_batch: int | None
+    spec: Task, runner: Runner, learned: list[Tree], tokens_per_batch: int | None
 ) -> BatchPlan:
     questions = sum(len(tree.branches) for tree in learned)
-    settings = _settings(the, questions)
+    settings = _settings(spec, questions)
     budget = tokens_per_batch or settings.optimisation.tokens_per_batch
     return BatchPlan(learned, questions, budget, settings.seed, runner.size)
 
 
-def _settings(the: Task, questions: int) -> RunSettings:
-    """The defaults, but for those that hold for everybody."""
-    steps = 1 + the.steps
+def _settings(spec: Task, questions: int) -> RunSettings:
+    """Return the default settings, except those common to all contenders."""
+    steps = 1 + spec.steps
     return parse_settings(
         {
-            "model": {"source": str(the.model_path), "dtype": the.precision},
-            "data": {"train": the.data},
+            "model": {"source": str(spec.model_path), "dtype": spec.precision},
+            "data": {"train": spec.data},
             "optimisation": {
                 "questions_per_step": questions,
                 "epochs": steps,
@@ -207,12 +207,12 @@ def _settings(the: Task, questions: int) -> RunSettings:
     )
 
 
-def _flops(the: Task, model: PreTrainedModel, learned: list[Tree]) -> int:
-    lora = ADAPTERS[the.adapter]
-    adapted = matrices(model.config) if the.adapter == "all-linear" else ["attn.c_attn"]
+def _flops(spec: Task, model: PreTrainedModel, learned: list[Tree]) -> int:
+    lora = ADAPTERS[spec.adapter]
+    adapted = matrices(model.config) if spec.adapter == "all-linear" else ["attn.c_attn"]
     return training_flops(model.config, lora.rank, list(adapted), tree_work(learned))
 
 
 def _apart(learned: list[Tree]) -> list[Tree]:
-    """Every question with a context of its own."""
+    """Return one tree per question, each with its own copy of the context."""
     return [replace(tree, branches=(branch,)) for tree in learned for branch in tree.branches]

@@ -1,7 +1,7 @@
-"""Training with transformers' Trainer and TRL's SFTTrainer on PEFT; answering with `generate`.
+"""The peers: transformers' Trainer and TRL's SFTTrainer with PEFT; transformers' `generate`.
 
-They get the tokens that we get, and settings under which they compute the same gradient: labels
-on the answer and its end alone, a loss weighed by tokens, no clipping. Logging is on, as with us.
+They get loraqa's tokens, and settings that give the same gradient: labels only on the answer and
+its end token, a loss averaged over tokens, no clipping. Logging is on, as in loraqa.
 """
 
 import math
@@ -29,7 +29,7 @@ from loraqa.prompt.encode import PromptEncoder
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.squad import Passage
 
-# What the weights are and whether autocast is on; bf16 both ways, of which the faster counts.
+# Dtype of the weights, and whether to use autocast; of the kinds of bf16 the fastest counts.
 PRECISIONS: dict[str, tuple[torch.dtype, bool]] = {
     "float32": (torch.float32, False),
     "autocast": (torch.float32, True),
@@ -39,50 +39,50 @@ PRECISIONS: dict[str, tuple[torch.dtype, bool]] = {
 
 
 def trainer(task: dict[str, Any], kind: str, batch: int, sampling: str) -> dict[str, Any]:
-    """PEFT and transformers' Trainer on batches padded to their longest row.
+    """Train with PEFT and transformers' Trainer on batches padded to their longest row.
 
     Args:
         task: a `Task`.
         kind: a key of `PRECISIONS`.
-        batch: rows in a batch.
+        batch: rows per batch.
         sampling: Trainer's `train_sampling_strategy`: "random" or "group_by_length".
     """
-    the = Task(**task)
-    rows = _rows(the)
-    model = _adapted(the, kind)
-    tokenizer = _tokenizer(the)
+    spec = Task(**task)
+    rows = _rows(spec)
+    model = _adapted(spec, kind)
+    tokenizer = _tokenizer(spec)
     with tempfile.TemporaryDirectory() as out:
         made = Trainer(
             model,
-            TrainingArguments(**_arguments(the, kind, batch, len(rows), out, sampling)),
+            TrainingArguments(**_arguments(spec, kind, batch, len(rows), out, sampling)),
             data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
         )
-        return _measured(the, made, rows)
+        return _measured(spec, made, rows)
 
 
 def sft(task: dict[str, Any], kind: str, batch: int, layout: str) -> dict[str, Any]:
-    """TRL's SFTTrainer by length, with the loss on the completion only.
+    """Train with TRL's SFTTrainer on rows grouped by length, with completion-only loss.
 
     Args:
         task, kind, batch: as for `trainer`.
-        layout: "padded"; "padding-free": the rows of a batch one after another in a single one;
-            or "packed": rows as long as the model takes, filled with examples beforehand.
+        layout: "padded"; "padding-free": the rows of a batch are concatenated to one; or "packed":
+            examples are packed beforehand into rows of the model's maximal length.
     """
     from trl import SFTConfig, SFTTrainer
 
-    the = Task(**task)
-    rows = _rows(the)
+    spec = Task(**task)
+    rows = _rows(spec)
     packed = layout == "packed"
     data = _completions(rows)
     count = _packed_rows(data) if packed else len(rows)
     with tempfile.TemporaryDirectory() as out:
         made = SFTTrainer(
-            _adapted(the, kind),
+            _adapted(spec, kind),
             SFTConfig(
-                **_arguments(the, kind, batch, count, out, "group_by_length"),
-                # On by default, to save memory; it computes every forward pass twice.
+                **_arguments(spec, kind, batch, count, out, "group_by_length"),
+                # On by default to save memory, but it computes every forward pass twice.
                 gradient_checkpointing=False,
                 completion_only_loss=True,
                 packing=packed,
@@ -90,25 +90,25 @@ def sft(task: dict[str, Any], kind: str, batch: int, layout: str) -> dict[str, A
                 max_length=MAX_LENGTH if packed else None,
             ),
             train_dataset=data,
-            processing_class=_tokenizer(the),
+            processing_class=_tokenizer(spec),
         )
-        return _measured(the, made, rows)
+        return _measured(spec, made, rows)
 
 
 def generate(
     folder: str, adapter: str, data: str, precision: str, batch: int, answer_tokens: int
 ) -> dict[str, Any]:
-    """Greedy answers by transformers' `generate` on merged weights.
+    """Time greedy answers by transformers' `generate` on merged weights.
 
-    Prompts are padded on the left, longest first so that a batch's are of like length, and stop
-    where ours do: at eos or at a token that holds a line break.
+    Prompts are padded on the left and sorted by length, longest first, to save padding. Answers
+    stop as loraqa's do: at eos or at a token with a line break.
     """
-    the = Task(folder, adapter, data, steps=0, precision=precision)
-    model = _merged(the)
-    encoder = the.encoder()
+    spec = Task(folder, adapter, data, steps=0, precision=precision)
+    model = _merged(spec)
+    encoder = spec.encoder()
     stops = sorted(Rules(encoder.tokenizer, encoder.template, answer_tokens).stops)
-    passages = the.passages()
-    # Ours has computed some small trees by now.
+    passages = spec.passages()
+    # A warm-up, because loraqa has computed some small trees when its clock starts.
     model.generate(
         torch.zeros(1, 8, dtype=torch.long, device=device()),
         max_new_tokens=2,
@@ -140,8 +140,8 @@ def generate(
     }
 
 
-def _rows(the: Task) -> list[dict[str, list[int]]]:
-    """One example per question; the loss looks at the answer and eos alone."""
+def _rows(spec: Task) -> list[dict[str, list[int]]]:
+    """Return one example per question, with labels only on the answer and eos."""
     return [
         {
             "input_ids": [*tree.trunk.tolist(), *branch.prompt.tolist(), *branch.answer.tolist()],
@@ -150,18 +150,18 @@ def _rows(the: Task) -> list[dict[str, list[int]]]:
                 *branch.answer.tolist(),
             ],
         }
-        for tree in the.trees()
+        for tree in spec.trees()
         for branch in tree.branches
     ]
 
 
 def _arguments(
-    the: Task, kind: str, batch: int, rows: int, out: str, sampling: str
+    spec: Task, kind: str, batch: int, rows: int, out: str, sampling: str
 ) -> dict[str, Any]:
-    """An epoch is one optimizer step on all rows."""
+    """Return the arguments of Trainer; each epoch is one optimizer step on all rows."""
     return {
         "output_dir": out,
-        "max_steps": 1 + the.steps,
+        "max_steps": 1 + spec.steps,
         "per_device_train_batch_size": batch,
         "gradient_accumulation_steps": math.ceil(rows / batch),
         "train_sampling_strategy": sampling,
@@ -177,18 +177,18 @@ def _arguments(
     }
 
 
-def _measured(the: Task, made: Trainer, rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
+def _measured(spec: Task, made: Trainer, rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
     def train() -> float:
         made.train()
         return float(made.state.log_history[0]["loss"])
 
-    result = measure(made.model, train, the.reference, the.precision)
+    result = measure(made.model, train, spec.reference, spec.precision)
     real = sum(len(row["input_ids"]) for row in rows)
     return {**result, "questions": len(rows), "tokens_without_padding": real}
 
 
 def _completions(rows: Sequence[dict[str, list[int]]]) -> Dataset:
-    """What SFTTrainer makes of prompts and completions."""
+    """Return the rows in the form to which SFTTrainer converts prompts and completions."""
     return Dataset.from_list(
         [
             {
@@ -201,26 +201,26 @@ def _completions(rows: Sequence[dict[str, list[int]]]) -> Dataset:
 
 
 def _packed_rows(data: Dataset) -> int:
-    """How many rows SFTTrainer will pack the examples into."""
+    """Return the number of rows into which SFTTrainer packs the examples."""
     from trl.data_utils import pack_dataset
 
     return len(pack_dataset(data, MAX_LENGTH, strategy="bfd"))
 
 
-def _adapted(the: Task, kind: str) -> PeftModel:
-    base = AutoModelForCausalLM.from_pretrained(the.model_path, dtype=PRECISIONS[kind][0])
-    return PeftModel.from_pretrained(base, the.adapter_path, is_trainable=True)
+def _adapted(spec: Task, kind: str) -> PeftModel:
+    base = AutoModelForCausalLM.from_pretrained(spec.model_path, dtype=PRECISIONS[kind][0])
+    return PeftModel.from_pretrained(base, spec.adapter_path, is_trainable=True)
 
 
-def _merged(the: Task) -> Any:
-    base = AutoModelForCausalLM.from_pretrained(the.model_path, dtype=torch.float32)
-    merged = PeftModel.from_pretrained(base, the.adapter_path).merge_and_unload()
-    return merged.to(device(), getattr(torch, the.precision)).eval()
+def _merged(spec: Task) -> Any:
+    base = AutoModelForCausalLM.from_pretrained(spec.model_path, dtype=torch.float32)
+    merged = PeftModel.from_pretrained(base, spec.adapter_path).merge_and_unload()
+    return merged.to(device(), getattr(torch, spec.precision)).eval()
 
 
-def _tokenizer(the: Task) -> Any:
-    """GPT-2 has no padding token; attention masks, not ids, say what is padding."""
-    tokenizer = AutoTokenizer.from_pretrained(the.model_path)
+def _tokenizer(spec: Task) -> Any:
+    """Load the tokenizer; pad with eos, because GPT-2 has no padding token."""
+    tokenizer = AutoTokenizer.from_pretrained(spec.model_path)
     tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -228,7 +228,7 @@ def _tokenizer(the: Task) -> Any:
 def _prompts(
     encoder: PromptEncoder, passages: Sequence[Passage], answer_tokens: int
 ) -> list[tuple[str, torch.Tensor]]:
-    """Question id and token ids of every prompt, longest first."""
+    """Return question id and token ids of every prompt, longest first."""
     trees = encoder.encode_prompts(passages, answer_tokens).trees
     prompts = [
         (branch.question_id, torch.tensor([*tree.trunk.tolist(), *branch.prompt.tolist()]))
@@ -243,6 +243,6 @@ def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 
 
 def _text(tokenizer: SegmentTokenizer, row: Sequence[int], stops: Sequence[int]) -> str:
-    """The text up to where the answer stops."""
+    """Decode the tokens before the first stop token."""
     end = next((place for place, token in enumerate(row) if token in stops), len(row))
     return tokenizer.decode(row[:end])

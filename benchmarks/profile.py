@@ -1,7 +1,7 @@
-"""Where an optimizer step of ours spends its time: `python -m benchmarks.profile`.
+"""Show where an optimizer step of loraqa spends its time: `python -m benchmarks.profile`.
 
-GPT-2's 124M shape, LoRA r = 16 on all linear layers, 32 questions, four steps under torch's
-profiler. As many before them bring memory and compiled kernels into being.
+Profiles four steps with torch's profiler, after four warm-up steps that allocate memory and compile
+kernels: GPT-2's 124M shape, LoRA r = 16 on all linear layers, 32 questions.
 """
 
 import sys
@@ -27,9 +27,9 @@ _BATCHED = ("aten::bmm", "aten::baddbmm")
 _FROZEN, _LOW_RANK, _HEAD = "products with frozen matrices", "LoRA's products", "head and loss"
 _GELU = "GELU and its gradient"
 _REST = "norms, sums, copies, Python"
-# Wide are only the inputs of GELU.
+# Only the inputs of GELU have this width.
 _INNER = 4 * SHAPES["gpt2"][1]
-# By parts of operators' names; the first that fits.
+# Kinds by a part of the operator's name; the first match counts.
 _KINDS = {
     "_log_softmax": _HEAD,
     "nll_loss": _HEAD,
@@ -41,9 +41,9 @@ _KINDS = {
 
 
 def main() -> None:
-    """Profile a few steps and print the shares."""
+    """Profile a few steps and print the share of each kind of operation."""
     if on_a_gpu():
-        sys.exit("This looks at the CPU only: hide the GPU, as by CUDA_VISIBLE_DEVICES= before it.")
+        sys.exit("This profiles only the CPU; put CUDA_VISIBLE_DEVICES= before the command.")
     with tempfile.TemporaryDirectory() as folder:
         base.prepare(folder, *SHAPES["gpt2"])
         sample = ("sample", {"split": "train", "questions": FULL.questions})
@@ -54,7 +54,7 @@ def main() -> None:
     for _ in range(_STEPS):
         accumulate(runner, step)
     times: Counter[str] = Counter()
-    # A profiler that goes on for several steps gets in the way of their memory.
+    # One profiler per step, because a profiler over several steps disturbs their memory.
     for _ in range(_STEPS):
         with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
             accumulate(runner, step)
@@ -77,7 +77,7 @@ def _kind(operator: str, shapes: Sequence[Sequence[int]]) -> str:
 def _kind_of_product(sizes: Sequence[int]) -> str:
     if max(sizes) == GPT2Config().vocab_size:
         return _HEAD
-    # With the bias, a rank more.
+    # The product that also adds the bias has rank + 1.
     rank = ADAPTERS["all-linear"].rank
     return _LOW_RANK if min(sizes) in (rank, rank + 1) else _FROZEN
 

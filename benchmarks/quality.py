@@ -1,12 +1,12 @@
-"""Does speed cost answers? `python -m benchmarks.quality [--contexts N]`.
+"""Test whether speed costs answer quality: `python -m benchmarks.quality [--contexts N]`.
 
-On the embedded world, with the same base, adapter, questions, steps, learning rates and seeds:
-trees in fp32, in bf16 where the processor has products of such matrices, and PEFT with
-transformers' Trainer in fp32, whose steps take questions of any context while a step of trees takes
-whole contexts. Each trains on five seeds for an epoch;
-F1 on questions about names that occur in no training, and the differences to PEFT's, paired by
-seed. With the 2,000 contexts that the demo trains on it takes most of an hour on two cores, with
-400 some ten minutes. Writes benchmarks/results/quality-N.json.
+Compares three trainings on the embedded world with the same base, adapter, questions, steps,
+learning rates and seeds: trees in fp32; trees in bf16, if the processor multiplies bf16 matrices;
+and PEFT with transformers' Trainer in fp32, whose steps mix questions of any contexts while a step
+of trees takes whole contexts. Each trains for an epoch with five seeds. The result is F1 on
+questions about names that occur in no training data, and the differences to PEFT's F1, paired by
+seed. With the demo's 2,000 contexts this takes most of an hour on two cores, with 400 some ten
+minutes. Writes benchmarks/results/quality-N.json.
 """
 
 import argparse
@@ -47,19 +47,19 @@ from loraqa.train.settings import RunSettings, parse_settings
 
 SEEDS = 5
 TEST_CONTEXTS = 400
-# Whole contexts do not make steps of 32 questions each, but of some 34.
+# Batches per optimizer step of the peer; steps of whole contexts have some 34 questions, not 32.
 _PEER_BATCHES = 2
-# Of Student's distribution with four degrees of freedom, two-sided, for 95%.
+# Two-sided 95% quantile of Student's t-distribution with four degrees of freedom.
 _T95 = 2.776
 
 Train = Callable[[RunSettings, Sequence[Passage], Path], Path]
-"""Trains in a folder; returns what `Reader.load` loads."""
+"""A function that trains in a folder and returns the path for `Reader.load`."""
 
 
 def main() -> None:
-    """Train everybody on every seed and compare."""
+    """Train all contenders with every seed and compare them."""
     parser = argparse.ArgumentParser("benchmarks.quality", description=__doc__)
-    parser.add_argument("--contexts", type=int, default=2000, help="how many to learn from")
+    parser.add_argument("--contexts", type=int, default=2000, help="how many to train on")
     contexts = parser.parse_args().contexts
     test = QADataset.from_passages(test_passages(seed=2, count=TEST_CONTEXTS), "1.1")
     contenders = {
@@ -96,7 +96,7 @@ def score(
     passages: Sequence[Passage],
     test: QADataset,
 ) -> float:
-    """F1 after training."""
+    """Train and return F1 on the test passages."""
     write_official(folder / "train.json", passages, "1.1")
     settings = parse_settings(
         {
@@ -112,14 +112,14 @@ def score(
 
 
 def train_ours(settings: RunSettings, _: Sequence[Passage], folder: Path) -> Path:
-    """As `loraqa train` does."""
+    """Train as `loraqa train` does."""
     return finetune(settings, folder / "run").run
 
 
 def train_peft(settings: RunSettings, passages: Sequence[Passage], folder: Path) -> Path:
-    """PEFT and Trainer on padded batches of questions in random order.
+    """Train with PEFT and Trainer on padded batches of questions in random order.
 
-    They take as many steps, and about as many questions in each, as trees do.
+    The number of steps equals that of trees, and so, nearly, does the number of questions in each.
     """
     options, lora = settings.optimisation, settings.lora
     tokenizer = AutoTokenizer.from_pretrained(BASE)
@@ -186,7 +186,7 @@ CONTENDERS: dict[str, tuple[Train, str]] = {
 
 
 def differences_table(scores: dict[str, list[float]]) -> Table:
-    """Mean F1 of each, and its difference to PEFT's with the 95% interval of Student's t."""
+    """Return a table of mean F1 and difference to PEFT's, with Student's t 95% interval."""
     rows = []
     for name, values in scores.items():
         differences = [ours - peer for ours, peer in zip(values, scores[PEFT], strict=True)]

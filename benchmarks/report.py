@@ -1,4 +1,4 @@
-"""Tables and plots of what was measured."""
+"""Tables and plots of the measurements."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def targets_table(targets: Sequence[Target]) -> Table:
-    """What was to be reached, and what was."""
+    """Return a table of targets and figures reached."""
     table = _table("targets", "", "target", "reached", "")
     for target in targets:
         table.add_row(target.name, target.wanted, target.reached, "yes" if target.met else "no")
@@ -24,7 +24,7 @@ def targets_table(targets: Sequence[Target]) -> Table:
 
 
 def ratios_table(ratios: Mapping[str, float]) -> Table:
-    """Numbers by name."""
+    """Return a table of numbers by name."""
     table = _table(None, "", "")
     for name, ratio in ratios.items():
         table.add_row(name, f"{ratio:.3g}")
@@ -32,7 +32,7 @@ def ratios_table(ratios: Mapping[str, float]) -> Table:
 
 
 def contenders_table(name: str, groups: Groups) -> Table:
-    """Everybody's time and memory; a star marks the setting that a side is judged by."""
+    """Return a table of time and memory; a star marks the setting that counts for its side."""
     table = _table(
         name, "", "setting", "seconds", "questions/s", "tokens", "peak MiB", "of which a step"
     )
@@ -44,7 +44,7 @@ def contenders_table(name: str, groups: Groups) -> Table:
 
 
 def scaling_plot(groups: Groups) -> "Figure":
-    """Seconds and memory of a step against each axis, both logarithmic."""
+    """Plot seconds and memory of a step against each axis, with logarithmic scales."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -63,7 +63,7 @@ def scaling_plot(groups: Groups) -> "Figure":
 
 
 def speed_plot(groups: Groups) -> "Figure":
-    """Questions a second of each side at its best that trains on questions."""
+    """Plot questions per second of each side that trains on questions, with its best setting."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -92,7 +92,7 @@ def _table(title: str | None, *columns: str) -> Table:
 
 
 def _measured(contender: Contender) -> list[str]:
-    """Medians; of the time the shortest and the longest too."""
+    """Return the medians as cells; time also has its minimum and maximum."""
     if contender.error:
         return [contender.error]
     if not contender.seconds:
@@ -112,7 +112,7 @@ def _measured(contender: Contender) -> list[str]:
 
 
 def _short(seconds: float) -> str:
-    """To the hundredth, and what is shorter than a second to three digits."""
+    """Format with two decimals, or with three digits below a second."""
     return f"{seconds:.2f}" if seconds >= 1 else f"{seconds:.3g}"
 
 

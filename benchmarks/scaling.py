@@ -1,6 +1,6 @@
-"""How time and memory of an optimizer step grow: trees against padded batches.
+"""Measure how time and memory of an optimizer step grow, for trees and padded batches.
 
-Contexts here are real text cut to a length in tokens, all with as many questions.
+Contexts are text cut to a fixed number of tokens, all with the same number of questions.
 """
 
 from collections.abc import Iterator
@@ -13,11 +13,11 @@ from benchmarks.suites import trainer, trees
 
 OURS, PADDED = "trees", "padded"
 SHAPES = {"distilgpt2": (6, 768, 12), "gpt2": (12, 768, 12), "gpt2-medium": (24, 1024, 16)}
-"""Layers, width and heads. Parameters are counted in the blocks, without embeddings."""
+"""Model name to (layers, width, heads)."""
 
-# How padded batches compute, by precision.
+# The kind of precision of padded batches, see `peers.PRECISIONS`.
 _KINDS = {"float32": "float32", "bfloat16": "bfloat16 and autocast"}
-# A question with its answer, for the axis of tokens in a padded batch.
+# Tokens of a question with its answer, to compute the tokens of a padded batch.
 _BRANCH_TOKENS = 25
 
 
@@ -26,9 +26,10 @@ class Point:
     """A step on `contexts` contexts of `tokens` tokens with `questions` questions each.
 
     Attributes:
-        axis, value: what grows, and how far.
-        budget: tokens in a batch of trees; None is our default.
-        rows: in a padded batch.
+        axis: the quantity that grows.
+        value: its value at this point.
+        budget: tokens per batch of trees; None is loraqa's default.
+        rows: rows per padded batch.
         model: a key of `SHAPES`.
     """
 
@@ -43,16 +44,16 @@ class Point:
 
     @property
     def file(self) -> str:
-        """Its passages."""
+        """The name of its file of passages."""
         return f"{self.contexts}-{self.tokens}-{self.questions}.json"
 
     def name(self, side: str) -> str:
-        """Of a group."""
+        """Return the name of its group for a side."""
         return f"{self.axis} {self.value:g}, {side}"
 
 
 def points() -> Iterator[Point]:
-    """Every axis in turn; the other sizes stay as they are."""
+    """Yield the points axis by axis; the other sizes keep their defaults."""
     for questions in (1, 2, 5, 10, 20):
         yield Point("questions per context", questions, 20 // questions, questions=questions)
     for tokens in (64, 128, 256, 512, 960):
@@ -61,11 +62,12 @@ def points() -> Iterator[Point]:
         size = rows * (150 + _BRANCH_TOKENS)
         yield Point("tokens of a batch", size, contexts=4, budget=size, rows=rows)
     for model, (layers, width, _) in SHAPES.items():
+        # Without embeddings.
         yield Point("million parameters in layers", 12 * layers * width**2 / 1e6, model=model)
 
 
 def scaling(folder: Path, steps: int, precision: str) -> Suite:
-    """Every point for both sides; `folder` holds a folder of `base.prepare` for each shape."""
+    """Measure every point for both sides; `folder` has a folder of `base.prepare` per shape."""
     sides = {}
     for point in points():
         task = Task(

@@ -1,4 +1,4 @@
-"""Who runs against whom, how often, and what is to be reached."""
+"""The suites: their contenders, rounds and targets."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -26,11 +26,11 @@ MACHINE = "the machine"
 GENERATE = {"float32": "generate, fp32", "bfloat16": "generate, bf16"}
 
 _PEER_ROWS = 8
-# Of the whole of SQuAD v1.1: its train split, and its dev split.
+# Questions in SQuAD v1.1's train and dev splits.
 _LEARNED = 87_599
 _SCORED = 10_570
 _CHECKPOINT_EVERY = 200
-# About what a trained model writes.
+# About the length of a trained model's answers.
 _TRAINED_ANSWER_TOKENS = 6
 
 
@@ -39,20 +39,20 @@ class Scale:
     """How much is measured.
 
     Attributes:
-        questions: of an optimizer step.
-        rounds: how often the sides take turns.
-        steps: optimizer steps that are timed each time, after one that warms up.
-        adapters: which adapters are trained.
-        kinds: how P2 tries to compute in bf16, see `peers.PRECISIONS`.
-        faster_kinds: those of them that P3 and P4 try, where they compute in bf16.
-        batches: how many rows in a batch P3 and P4 try.
-        layouts: how P4 lays out rows, besides padded ones.
-        answered: questions of the dev set to answer.
-        answer_batches: how many rows in a batch `generate` tries.
-        answer_tokens: how long answers are, one suite for each.
+        questions: questions per optimizer step.
+        rounds: number of rounds.
+        steps: timed optimizer steps per run, after one warm-up step.
+        adapters: the adapters to train.
+        kinds: kinds of bf16 that P2 tries, see `peers.PRECISIONS`.
+        faster_kinds: kinds of bf16 that P3 and P4 try.
+        batches: rows per batch that P3 and P4 try.
+        layouts: P4's layouts besides padded rows.
+        answered: number of dev questions to answer.
+        answer_batches: rows per batch that `generate` tries.
+        answer_tokens: lengths of answers, one suite for each.
         loop_steps: optimizer steps over which the loop's overhead is measured.
-        learned: questions of the training whose start is timed.
-        starts: how often, without and with the encoded data in the cache.
+        learned: number of questions in the training whose start is timed.
+        starts: number of timed starts, both without and with the encoded data in the cache.
     """
 
     questions: int
@@ -79,7 +79,7 @@ QUICK = Scale(
     kinds=["bfloat16 and autocast"],
     faster_kinds=["bfloat16 and autocast"],
     batches=[4],
-    # Padded ones were always faster.
+    # Padded rows were always faster.
     layouts={},
     answered=24,
     answer_batches=[8],
@@ -106,8 +106,7 @@ FULL = Scale(
 )
 
 
-# A step takes milliseconds, so that many of them make a measurement; and processes take long to
-# start beside that.
+# A step takes milliseconds, far less than starting a process, so each run times many steps.
 GPU = replace(
     FULL,
     rounds=1,
@@ -122,9 +121,9 @@ GPU = replace(
 
 
 def training(folder: str, adapter: str, scale: Scale, precision: str) -> Suite:
-    """Optimizer steps on the same questions for everybody, and the machine's rate beside them.
+    """Optimizer steps on the same questions by all contenders, and the machine's matrix rate.
 
-    P1 computes in fp32, the others in `precision`, the machine's fastest, and ours in both.
+    P1 computes in fp32, the other peers in `precision`, the machine's fastest, and loraqa in both.
     """
     name = f"training-{adapter}"
     reference = f"{folder}/{name}.safetensors"
@@ -152,7 +151,7 @@ def training(folder: str, adapter: str, scale: Scale, precision: str) -> Suite:
 
 
 def single(folder: str, scale: Scale, precision: str) -> Suite:
-    """One question per context: nothing to share."""
+    """Optimizer steps with one question per context, so that questions share nothing."""
     name = "training-one-question"
     reference = f"{folder}/{name}.safetensors"
     task = Task(folder, "all-linear", "single.json", scale.steps, precision, reference)
@@ -170,7 +169,7 @@ def single(folder: str, scale: Scale, precision: str) -> Suite:
 
 
 def evaluation(folder: str, answer_tokens: int, scale: Scale, precision: str) -> Suite:
-    """Greedy answers to dev questions; with random weights every answer runs to its limit."""
+    """Greedy answers to dev questions; with random weights every answer has the maximal length."""
 
     def options(dtype: str) -> dict[str, str | int]:
         return reading(folder, "dev.json", dtype, answer_tokens)
@@ -191,10 +190,10 @@ def evaluation(folder: str, answer_tokens: int, scale: Scale, precision: str) ->
 
 
 def whole(folder: str, scale: Scale, precision: str) -> Suite:
-    """What a run costs besides forward and backward, and whole commands."""
+    """The overhead of the training loop, and the time of whole commands."""
     task = Task(folder, "all-linear", "loop.json", scale.loop_steps, precision)
     caches = [f"{folder}/cache-{number}" for number in range(scale.starts)]
-    # The first start of all fills the cache that every second start finds.
+    # All second starts use the cache that the very first start filled.
     first_start, second_start = (
         Side(
             "commands.start",
@@ -228,7 +227,7 @@ def whole(folder: str, scale: Scale, precision: str) -> Suite:
 
 
 def epoch(folder: str, precision: str) -> Suite:
-    """All of SQuAD v1.1 on a GPU: an epoch of its train split, and the answers to its dev split."""
+    """All of SQuAD v1.1 on a GPU: an epoch on its train split, and answers to its dev split."""
     read = reading(folder, "asked-all.json", precision, _TRAINED_ANSWER_TOKENS)
     return Suite(
         "epoch",
@@ -248,7 +247,7 @@ def epoch(folder: str, precision: str) -> Suite:
 
 
 def reading(folder: str, data: str, precision: str, answer_tokens: int) -> dict[str, str | int]:
-    """Options of who answers the questions of a file."""
+    """Return the options of a side that answers the questions of a file."""
     return {
         "folder": folder,
         "adapter": "all-linear",
@@ -259,7 +258,7 @@ def reading(folder: str, data: str, precision: str, answer_tokens: int) -> dict[
 
 
 def trainer(task: Task, kinds: Sequence[str], batches: Sequence[int], sampling: str) -> Side:
-    """PEFT in transformers' Trainer."""
+    """Return the side that trains with PEFT and transformers' Trainer."""
     return Side(
         "peers.trainer",
         "{kind}, batches of {batch}",
@@ -269,17 +268,17 @@ def trainer(task: Task, kinds: Sequence[str], batches: Sequence[int], sampling: 
 
 
 def trees(task: Task, tokens_per_batch: int | None = None) -> Side:
-    """loraqa."""
+    """Return the side that trains with loraqa."""
     return Side("ours.trees", "trees", {"task": asdict(task), "tokens_per_batch": tokens_per_batch})
 
 
 def _kinds(scale: Scale, precision: str) -> Sequence[str]:
-    """How P3 and P4 try to compute."""
+    """Return the kinds of precision that P3 and P4 try."""
     return scale.faster_kinds if precision == "bfloat16" else [precision]
 
 
 def _sft(task: Task, kinds: Sequence[str], layout: str, batches: Sequence[int]) -> Side:
-    # A packed row is as long as a batch is to be.
+    # One packed row is as long as a batch should be.
     sizes = [1] if layout == "packed" else batches
     return Side(
         "peers.sft",
@@ -320,7 +319,7 @@ def _conclude_training(groups: Groups, precision: str) -> Conclusion:
 
 
 def _targets_in_bf16(faster: Mapping[str, float]) -> list[Target]:
-    """What is to be reached where the machine computes in bf16."""
+    """Return the targets for machines that compute in bf16."""
     name = OURS["bfloat16"]
     return [
         at_least("training, ours bf16 against P1", 15, faster[f"{name} / {P1}"]),
@@ -335,9 +334,9 @@ def _by_length(chosen: Mapping[str, Contender]) -> list[Contender]:
 
 
 def _rates(chosen: Mapping[str, Contender], precision: str) -> dict[str, float]:
-    """FLOPs needed a second over those of matrix products, and these.
+    """Return the machine's matrix rates, and the share of them that each side's needed FLOPs reach.
 
-    Peers need them for every example; what they compute beyond that, such as padding, is no need.
+    Peers need the FLOPs of separate examples. FLOPs beyond need, such as padding, do not count.
     """
     ours = chosen[OURS[precision]]
     sides = {
@@ -434,7 +433,7 @@ def _fastest(groups: Groups) -> dict[str, Contender]:
 
 
 def _faster(one: Contender, other: Contender) -> float:
-    """How many times as many questions a second."""
+    """Return the ratio of questions per second, one to other."""
     return other.median_seconds / other.questions * one.questions / one.median_seconds
 
 
@@ -443,7 +442,7 @@ def _share(one: Contender, other: Contender, key: str) -> float:
 
 
 def _differing(one: Contender, other: Contender) -> float:
-    """How many answers differ; not a number where either failed."""
+    """Return the number of answers that differ; NaN if either side failed."""
     if one.error or other.error:
         return math.nan
     ours, theirs = one.outcomes[0]["answers"], other.outcomes[0]["answers"]

@@ -1,6 +1,6 @@
-"""The passages that all contenders share, drawn with a fixed seed and written as SQuAD files.
+"""The passages that all contenders share, sampled with a fixed seed and written as SQuAD files.
 
-Real SQuAD where it lies beside the checkout, else the demo's invented world.
+They are from SQuAD if it lies beside the checkout, else from the demo's invented world.
 """
 
 import random
@@ -23,12 +23,15 @@ TOKENIZER = SHARED / "gpt2" if REAL else BASE
 SOURCE = "SQuAD v1.1" if REAL else "the demo's invented world"
 
 _WORLD_PASSAGES = 1000
-# Longer questions would push the longest contexts over the model's limit.
+# In characters; longer questions would exceed the model's limit with the longest contexts.
 _SHORT_QUESTION = 60
 
 
 def write(folder: str, files: Mapping[str, tuple[str, dict[str, Any]]]) -> dict[str, Any]:
-    """Write passages: file name to (function of this module, its options)."""
+    """Write files of passages and return their numbers of questions.
+
+    `files` maps file names to (function of this module, its options).
+    """
     counts = {}
     for name, (function, options) in files.items():
         passages = globals()[function](**options)
@@ -43,19 +46,19 @@ def sample(split: str, questions: int) -> list[Passage]:
 
 
 def single(questions: int) -> list[Passage]:
-    """Passages of the train split with their first question alone."""
+    """Sample passages of the train split, each with only its first question."""
     passages = [replace(p, questions=p.questions[:1]) for p in _passages("train") if p.questions]
     return _draw(passages, questions)
 
 
 def repeated(split: str, questions: int) -> list[Passage]:
-    """A split over and over, each time under new names, until it holds so many questions."""
+    """Repeat a split, each copy with new ids and contexts, until it holds the questions."""
     copies = (_renamed(p, i) for i, p in enumerate(cycle(_passages(split))))
     return _draw(islice(copies, questions), questions)
 
 
 def regular(contexts: int, tokens: int, questions: int) -> list[Passage]:
-    """Contexts of a given length in tokens, each with so many questions."""
+    """Make `contexts` contexts of `tokens` tokens with `questions` questions each."""
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     passages = _passages("train")
     random.Random(0).shuffle(passages)
@@ -80,14 +83,14 @@ def _passages(split: str) -> list[Passage]:
 
 
 def _renamed(passage: Passage, number: int) -> Passage:
-    """With a context and with question ids that no other has."""
+    """Return the passage with a unique context and unique question ids."""
     renamed = (replace(q, id=f"{number}-{q.id}") for q in passage.questions)
     context = f"{passage.context} {number}"
     return replace(passage, context=context, questions=tuple(renamed))
 
 
 def _cut(passages: Sequence[Passage], tokenizer: Any, tokens: int) -> Iterator[str]:
-    """Texts of `tokens` tokens, of one context or of several in a row."""
+    """Yield texts of `tokens` tokens, cut from one context or several concatenated ones."""
     text = ""
     for passage in cycle(passages):
         text = f"{text} {passage.context}".strip()
@@ -98,6 +101,6 @@ def _cut(passages: Sequence[Passage], tokenizer: Any, tokens: int) -> Iterator[s
 
 
 def _about(text: str, question_id: str, question: Question) -> Question:
-    """The question with an answer that is in the text, so that the file is valid."""
+    """Return the question with an answer from the text, so that the file is valid."""
     answer = " ".join(text.split(" ")[:2])
     return Question(question_id, question.text, (Answer(answer, 0),))

@@ -1,7 +1,7 @@
-"""One job in a process of its own: `python -m benchmarks.worker MODULE.FUNCTION OPTIONS`.
+"""Run one job in its own process: `python -m benchmarks.worker MODULE.FUNCTION OPTIONS`.
 
-The function, one of this package's, gets the options (a JSON object) as keywords. What it returns
-is printed as one line of JSON; whatever else it prints goes to standard error.
+The function is one of this package's; it gets the options, a JSON object, as keyword arguments. Its
+result is printed as one line of JSON; everything else it prints goes to standard error.
 """
 
 import json

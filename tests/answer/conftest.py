@@ -1,4 +1,4 @@
-"""Passages, prompts, models that stop, and a run, for the answer room."""
+"""Fixtures for tests of answering: passages, prompts, a model, and a run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,7 +48,7 @@ LIMIT = 12
 
 
 def stopping_model(kind: str, dtype: str = "float64") -> Any:
-    """A tiny random model whose answers end now and then, and are fairly sure of themselves."""
+    """Make a tiny random model that sometimes ends its answers and has uneven probabilities."""
     model = tiny_model(kind, dtype)
     with torch.no_grad():
         head = model.get_output_embeddings().weight
@@ -74,7 +74,7 @@ def trees(segments: SegmentTokenizer) -> list[Tree]:
 
 @pytest.fixture(scope="module")
 def adapted(tiny_folder: Path) -> Any:
-    """A tiny model with an adapter that changes its answers."""
+    """A tiny model with an adapter that changes its logits."""
     model, _ = load_base(tiny_folder, dtype="float32", device="cpu")
     adapt(model, LoraSettings(rank=4))
     with torch.random.fork_rng():
@@ -106,14 +106,14 @@ def run(tmp_path: Path, adapted: Any, info: AdapterInfo) -> Path:
 def prompts_of(
     runner: Runner, trees: Sequence[Tree], rules: Rules, samples: int = 1, seed: int = 0
 ) -> Prompts:
-    """The trees' prompts, computed."""
+    """Return the prompts of the trees, with keys and values computed."""
     session = runner.session(trees)
     contexts = [PASSAGES[tree.passage].context for tree in trees]
     return Prompts(trees, contexts, session, session.prefill(), rules, samples, seed)
 
 
 def generate(model: Any, prompts: Prompts, **options: Any) -> list[tuple[tuple[int, ...], float]]:
-    """What transformers writes for each prompt alone: tokens, and the score of beam search."""
+    """Return transformers' answer to each prompt alone: tokens and, with beams, the score."""
     answers = []
     for tree, branch, _ in prompts.rows():
         ids = torch.tensor([[*tree.trunk, *branch.prompt]])

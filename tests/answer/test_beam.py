@@ -1,4 +1,4 @@
-"""Beam search over trees writes what transformers' `generate` writes for each prompt alone."""
+"""Beam search over trees gives the answers of transformers' `generate` to each prompt alone."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def check(search: BeamSearch, path: Any, kind: str, dtype: str, trees: Any, rule
 @pytest.mark.parametrize("path", [TreeRunner, PaddedRunner])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("width", [2, 5])
-def test_models_equal_transformers(
+def test_answers_equal_transformers(
     kind: str, path: Any, dtype: str, width: int, trees: list[Tree], rules: Rules
 ) -> None:
     check(BeamSearch(width), path, kind, dtype, trees, rules)
@@ -39,7 +39,7 @@ def test_models_equal_transformers(
 @pytest.mark.parametrize("kind", ["gpt2", "qwen2"])
 @pytest.mark.parametrize("early_stopping", [False, True, "never"])
 @pytest.mark.parametrize("length_penalty", [0.0, -0.5, 2.0])
-def test_stopping_equals_transformers(
+def test_early_stopping_equals_transformers(
     kind: str, early_stopping: Any, length_penalty: float, trees: list[Tree], rules: Rules
 ) -> None:
     search = BeamSearch(3, length_penalty, early_stopping)

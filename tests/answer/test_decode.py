@@ -1,4 +1,4 @@
-"""Greedy answers equal transformers'; samples have its distributions and depend on nothing else."""
+"""Greedy answers equal transformers'; samples follow transformers' distributions."""
 
 from collections import Counter
 from dataclasses import replace
@@ -16,7 +16,7 @@ from loraqa.prompt.tree import Tree
 
 
 def log_probability(model: Any, prompt: list[int], tokens: tuple[int, ...]) -> float:
-    """ln p(tokens | prompt), computed in one go."""
+    """Return ln p(tokens | prompt), computed in one forward pass."""
     row = torch.tensor([[*prompt, *tokens]])
     with torch.no_grad():
         log_probs = model(row).logits[0, len(prompt) - 1 : -1].log_softmax(dim=-1)
@@ -44,7 +44,7 @@ def test_greedy_equals_transformers(
 
 
 def test_answers_end_at_different_times(trees: list[Tree], rules: Rules) -> None:
-    """What the tests here stand on: some answers end by a token, at several steps, some do not."""
+    """The other tests rely on this: some answers end at different steps, and some do not end."""
     answers = Greedy().write(prompts_of(TreeRunner(stopping_model("gpt2")), trees, rules))
     lengths = {len(written.tokens) for (written,) in answers}
     assert len(lengths) > 2
@@ -84,7 +84,7 @@ def test_log_probability_is_the_models_own(path: Any, trees: list[Tree], rules: 
 def test_sampled_answers_have_the_distribution_of_transformers(
     trees: list[Tree], rules: Rules
 ) -> None:
-    """Two tokens deep: the counts of all pairs against the product of warped distributions."""
+    """Compare the counts of all pairs of tokens with the product of warped distributions."""
     tree = replace(trees[0], branches=trees[0].branches[:1])
     prompt = [*tree.trunk, *tree.branches[0].prompt]
     model = stopping_model("gpt2")
@@ -118,7 +118,7 @@ def test_sampled_answers_have_the_distribution_of_transformers(
 
 
 @pytest.mark.parametrize("path", [TreeRunner, PaddedRunner])
-def test_samples_depend_on_nothing_beside_them(path: Any, trees: list[Tree], rules: Rules) -> None:
+def test_samples_do_not_depend_on_their_batch(path: Any, trees: list[Tree], rules: Rules) -> None:
     runner = path(stopping_model("llama"))
     together = tokens_of(sample(runner, trees, rules, 4))
     assert len({answer for of_prompt in together for answer in of_prompt}) > 12
@@ -156,6 +156,6 @@ def test_prompts_are_computed_once_for_all_samples(trees: list[Tree], rules: Rul
     rows = 5 * sum(len(tree.branches) for tree in trees)
     assert widths[0] == sum(map(len, trees))
     assert widths[1] <= rows
-    # Answers that have ended are not computed any more.
+    # Finished answers leave the batch.
     assert widths[1:] == sorted(widths[1:], reverse=True)
     assert widths[-1] < widths[1]

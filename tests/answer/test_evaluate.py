@@ -1,4 +1,4 @@
-"""Answering a data set: the scores are the official ones of the answers that are returned."""
+"""Evaluation and comparison: scores of scripted answers against computation by hand."""
 
 import math
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def reader(segments: SegmentTokenizer) -> Reader:
 
 @dataclass(frozen=True)
 class Scripted:
-    """A strategy with a list of answers to each question; one at most where it does not draw."""
+    """A strategy with a fixed list of answers to each question."""
 
     tokenizer: SegmentTokenizer
     answers: dict[str, Sequence[str]]
@@ -63,7 +63,7 @@ def test_right_answers_score_full_marks(reader: Reader) -> None:
     assert places == ["Ruth Olen", "1203", "river Aune"]
 
 
-def test_scores_are_the_official_ones_of_the_predictions(reader: Reader) -> None:
+def test_scores_equal_the_official_scores_of_the_predictions(reader: Reader) -> None:
     script = RIGHT | {"a1": ["Ruth"], "b1": ["a queen"]}
     result = evaluate(reader, DATA, Scripted(reader.tokenizer, script))
     assert result.scores == score(result.predictions, DATA)
@@ -88,7 +88,7 @@ def test_questions_without_an_answer_get_a_threshold(reader: Reader) -> None:
     assert result.scores == score(result.predictions, data, probabilities)
 
 
-def test_the_seed_draws_the_answers(reader: Reader) -> None:
+def test_the_seed_determines_the_answers(reader: Reader) -> None:
     strategy = parse_strategy("temperature:3")
     first = evaluate(reader, DATA, strategy, seed=1).predictions
     assert evaluate(reader, DATA, strategy, seed=1).predictions == first
@@ -130,7 +130,7 @@ def test_comparison_equals_computation_by_hand(reader: Reader) -> None:
     assert row.exact_match == pytest.approx(100 * 2 / 8)
     assert row.f1 == pytest.approx(100 * (1 + 1 + 2 / 3 + 0) / 8)
     assert row.oracle_f1 == pytest.approx(100 * (1 + 0) / 2)
-    # Of the seven answers that are not empty, three stand in their context.
+    # Three of the seven non-empty answers are found in their context.
     assert row.found == pytest.approx(3 / 7)
     assert row.distinct == pytest.approx((3 + 2) / 2)
     first = -(0.5 * math.log(0.5) + 2 * 0.25 * math.log(0.25))
@@ -139,7 +139,7 @@ def test_comparison_equals_computation_by_hand(reader: Reader) -> None:
     assert row.seconds > 0
 
 
-def test_strategies_that_draw_nothing_have_one_answer(reader: Reader) -> None:
+def test_deterministic_strategies_have_one_answer(reader: Reader) -> None:
     names = ["greedy", "beam:2", "span", "temperature:3"]
     rows = compare(reader, DATA, [parse_strategy(name) for name in names], samples=3)
     assert [row.strategy for row in rows] == names
@@ -162,7 +162,7 @@ def test_progress_counts_the_prompts_of_all_strategies(reader: Reader) -> None:
     ]
 
 
-def test_nothing_found_where_nothing_is_said(reader: Reader) -> None:
+def test_the_share_in_context_is_none_if_all_answers_are_empty(reader: Reader) -> None:
     script = {id: [""] for id in RIGHT}
     (row,) = compare(reader, DATA, [Scripted(reader.tokenizer, script)], samples=1)
     assert row.found is None

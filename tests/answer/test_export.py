@@ -1,4 +1,4 @@
-"""What is taken elsewhere stands alone: an adapter for PEFT, a model for transformers."""
+"""Exports work without loraqa: an adapter for PEFT, a model for transformers."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def bfloat16_run(run: Path, info: AdapterInfo) -> Path:
 
 
 def written_by_transformers(folder: Path, template: Template, question: str, most: int) -> str:
-    """A greedy answer about the first passage, by transformers alone."""
+    """Return transformers' greedy answer about the first passage."""
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = SegmentTokenizer(AutoTokenizer.from_pretrained(folder))
     segments = [template.context(PASSAGES[0].context), template.question(question)]
@@ -47,7 +47,7 @@ def written_by_transformers(folder: Path, template: Template, question: str, mos
     return tokenizer.decode([i for i in output[0, ids.shape[1] :].tolist() if i not in stops])
 
 
-def test_a_merged_model_is_in_float32_and_answers_by_transformers_alone(
+def test_a_merged_model_is_in_float32_and_answers_with_transformers_alone(
     bfloat16_run: Path, info: AdapterInfo, tmp_path: Path
 ) -> None:
     change = export_merged(bfloat16_run, tmp_path / "merged")
@@ -71,7 +71,7 @@ def test_a_merged_model_has_its_own_card_beside_the_adapters(
     bfloat16_run: Path, info: AdapterInfo, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     export_merged(bfloat16_run, tmp_path / "merged")
-    assert capfd.readouterr().err == "", "no bars of transformers'"
+    assert capfd.readouterr().err == "", "no progress bars of transformers"
     card = (tmp_path / "merged" / "README.md").read_text()
     assert "library_name: transformers" in card
     assert "in float32" in card
@@ -79,7 +79,7 @@ def test_a_merged_model_has_its_own_card_beside_the_adapters(
     assert (tmp_path / "merged" / "adapter.md").read_text() == "# Scores"
 
 
-def test_an_exported_adapter_names_its_base_where_it_is_now(
+def test_an_exported_adapter_has_the_present_path_of_its_base(
     bfloat16_run: Path,
     tiny_folder: Path,
     tmp_path: Path,
@@ -103,6 +103,7 @@ def test_an_exported_adapter_names_its_base_where_it_is_now(
         )
 
 
-def test_nothing_is_overwritten(run: Path) -> None:
-    with pytest.raises(InputError, match="exists already"):
+def test_an_existing_folder_is_not_overwritten(run: Path) -> None:
+    with pytest.raises(InputError) as caught:
         export_adapter(run, run)
+    assert str(caught.value) == f"{run} exists already; give a new folder to export to."

@@ -1,4 +1,4 @@
-"""Filters keep what transformers' warpers keep; what is drawn has the distribution they leave."""
+"""Filters keep the tokens of transformers' warpers; draws follow the filtered distribution."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +25,7 @@ CASES: list[tuple[Callable[..., torch.Tensor], Any, list[float]]] = [
 
 
 def random_logits(rows: int = 64, vocabulary: int = 5000) -> torch.Tensor:
-    """Rows from nearly even to very sure; in fp64, so that rounding moves no token over an edge."""
+    """Return logits from nearly even to very uneven, in fp64 so that rounding moves no token."""
     generator = torch.Generator().manual_seed(0)
     sureness = torch.linspace(0.1, 8, rows, dtype=torch.float64)[:, None]
     return torch.randn(rows, vocabulary, generator=generator) * sureness
@@ -40,7 +40,7 @@ def test_equals_transformers(ours: Any, theirs: Any, numbers: list[float]) -> No
         torch.testing.assert_close(left, expected)
 
 
-def test_one_after_another_equals_transformers() -> None:
+def test_chained_filters_equal_transformers() -> None:
     logits = expected = random_logits()
     for number, (ours, theirs, _) in zip((0.7, 50, 0.9, 0.02, 0.8), CASES, strict=True):
         logits = ours(logits, number)
@@ -49,20 +49,20 @@ def test_one_after_another_equals_transformers() -> None:
 
 
 @pytest.mark.parametrize(("ours", "number"), [(c, n[-2]) for c, _, n in CASES])
-def test_does_not_depend_on_a_constant(ours: Any, number: float) -> None:
+def test_adding_a_constant_to_the_logits_changes_nothing(ours: Any, number: float) -> None:
     logits = random_logits()
     left = ours(logits.log_softmax(dim=-1), number).softmax(dim=-1)
     torch.testing.assert_close(left, ours(logits, number).softmax(dim=-1))
 
 
 @pytest.mark.parametrize("ours", [filters.top_k, filters.top_p])
-def test_ties_at_the_edge_stay(ours: Any) -> None:
+def test_ties_at_the_edge_are_kept(ours: Any) -> None:
     logits = torch.tensor([[3.0, 1.0, 2.0, 2.0, 2.0]])
     kept = ours(logits, 2 if ours is filters.top_k else 0.6).isfinite()
     assert kept.tolist() == [[True, False, True, True, True]]
 
 
-def test_a_nucleus_of_most_of_a_large_vocabulary() -> None:
+def test_a_nucleus_larger_than_the_first_look() -> None:
     logits = torch.zeros(1, 4000)
     logits[0, ::2] = 1e-3
     assert filters.top_p(logits, 0.4).isfinite().sum() == 2000

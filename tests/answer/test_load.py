@@ -1,4 +1,4 @@
-"""What a reader can be loaded from: a run, an adapter, a merged or a plain model."""
+"""Loading a reader from a run, an adapter, a merged model or a plain model."""
 
 import json
 import shutil
@@ -53,7 +53,7 @@ def test_loads_a_run_an_adapter_and_a_merged_model(
 
 
 @pytest.mark.parametrize("supported", [True, False])
-def test_what_was_trained_in_bfloat16_answers_in_float32_where_that_is_faster(
+def test_a_bfloat16_run_answers_in_float32_if_the_processor_lacks_bfloat16(
     supported: bool, run: Path, info: AdapterInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapter = shutil.copytree(run / "adapter", tmp_path / "adapter")
@@ -64,7 +64,7 @@ def test_what_was_trained_in_bfloat16_answers_in_float32_where_that_is_faster(
     assert model.dtype == (torch.bfloat16 if supported else torch.float32)
 
 
-def test_what_answers_on_a_cpu_has_its_weights_laid_out(run: Path, tiny_folder: Path) -> None:
+def test_a_reader_on_a_cpu_has_prepacked_weights(run: Path, tiny_folder: Path) -> None:
     for source in (run, tiny_folder):
         model = Reader.load(source, dtype="float32", device="cpu").runner.model
         assert not lora_layers(model)
@@ -78,7 +78,7 @@ def test_loads_a_model_that_was_not_fine_tuned(tiny_folder: Path) -> None:
     assert len(reader.answer("A king.", ["Who?"])) == 1
 
 
-def test_warns_of_another_base(
+def test_another_base_causes_a_warning(
     run: Path, tmp_path: Path, tiny_tokenizer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     Reader.load(run, device="cpu")
@@ -97,34 +97,34 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
         Reader.load(tmp_path)
 
 
-def test_of_a_folder_around_a_run_the_run_is_named(run: Path) -> None:
+def test_the_parent_folder_of_a_run_is_refused_with_the_runs_path(run: Path) -> None:
     with pytest.raises(InputError, match=f"holds no model.*; give {run}."):
         Reader.load(run.parent)
 
 
-def test_a_path_that_does_not_exist_is_no_name_of_a_model(tmp_path: Path) -> None:
+def test_a_missing_path_is_not_taken_for_a_hub_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"There is no folder .*/nope; give a finished run"):
         Reader.load(tmp_path / "nope")
 
 
-def test_a_base_that_is_gone_is_named(run: Path, info: AdapterInfo) -> None:
+def test_a_missing_base_is_named(run: Path, info: AdapterInfo) -> None:
     base = info.base.model_copy(update={"source": "/nowhere/base"})
     write_adapter_info(run / "adapter", info.model_copy(update={"base": base}))
     with pytest.raises(InputError, match=f"of {run}/adapter, /nowhere/base, .* with --base"):
         Reader.load(run)
 
 
-def test_what_only_one_side_knows_of_the_base_is_no_difference(
+def test_facts_that_only_one_side_knows_about_the_base_cause_no_warning(
     run: Path, info: AdapterInfo, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Trained on a model of the hub, before its weights were hashed; loaded from a folder."""
+    """The run was trained on a hub model whose weights were not hashed; the base is a folder."""
     base = info.base.model_copy(update={"source": "gpt2", "revision": "12", "sha256": None})
     write_adapter_info(run / "adapter", info.model_copy(update={"base": base}))
     Reader.load(run, base=info.base.source, device="cpu")
     assert not caplog.records
 
 
-def test_a_base_that_has_moved_is_known_by_its_new_place(
+def test_a_moved_base_is_recorded_with_its_new_path(
     run: Path, info: AdapterInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(info.base.source, tmp_path / "moved")
@@ -136,7 +136,7 @@ def test_a_base_that_has_moved_is_known_by_its_new_place(
 
 @pytest.fixture
 def from_peft(tmp_path: Path, tiny_folder: Path) -> tuple[Path, Any]:
-    """A folder with an adapter that PEFT saved, and PEFT's model."""
+    """Return a folder with an adapter that PEFT saved, and PEFT's model."""
     base = AutoModelForCausalLM.from_pretrained(tiny_folder)
     config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=["c_attn"], fan_in_fan_out=True)
     model = peft.get_peft_model(base, config).eval()
@@ -149,7 +149,7 @@ def from_peft(tmp_path: Path, tiny_folder: Path) -> tuple[Path, Any]:
 
 
 @pytest.mark.parametrize("named", [False, True])
-def test_an_adapter_of_pefts_answers_as_peft_does(
+def test_an_adapter_saved_by_peft_has_pefts_logits(
     from_peft: tuple[Path, Any],
     tiny_folder: Path,
     caplog: pytest.LogCaptureFixture,
@@ -171,7 +171,7 @@ def test_an_adapter_of_pefts_answers_as_peft_does(
         torch.testing.assert_close(ours, theirs(input_ids=ids).logits, rtol=1e-5, atol=1e-5)
 
 
-def test_an_adapter_that_names_no_base_asks_for_it(from_peft: tuple[Path, Any]) -> None:
+def test_an_adapter_without_a_base_name_is_refused(from_peft: tuple[Path, Any]) -> None:
     folder, _ = from_peft
     config = json.loads((folder / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = None

@@ -1,4 +1,4 @@
-"""Where an answer stands in its context."""
+"""The place of an answer in its context."""
 
 import re
 
@@ -38,19 +38,19 @@ def test_examples(text: str, context: str, found: str | None) -> None:
     assert (context[slice(*place)] if place else None) == found
 
 
-def test_the_first_place_in_the_window_comes_before_others() -> None:
+def test_the_first_place_in_the_window_is_preferred() -> None:
     context = "A king. A king. A king."
     assert locate("king", context, (0, 23)) == (2, 6)
     assert locate("king", context, (8, 23)) == (10, 14)
     assert locate("king", context, (22, 23)) == (2, 6)
 
 
-def test_whole_words_come_before_parts_of_words() -> None:
+def test_whole_words_are_preferred_to_parts_of_words() -> None:
     assert locate("art", "A party of art.", (0, 15)) == (11, 14)
 
 
 @given(context=TEXT, text=TEXT)
-def test_what_is_found_says_the_same(context: str, text: str) -> None:
+def test_the_text_found_has_the_same_words(context: str, text: str) -> None:
     place = locate(text, context, (0, len(context)))
     if place:
         found = context[slice(*place)]
@@ -60,7 +60,7 @@ def test_what_is_found_says_the_same(context: str, text: str) -> None:
 
 
 @given(context=TEXT, data=st.data())
-def test_a_piece_of_the_context_is_found_to_the_letter(context: str, data: st.DataObject) -> None:
+def test_a_piece_of_the_context_is_found_exactly(context: str, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, len(context)))
     end = data.draw(st.integers(start, len(context)))
     text = context[start:end]

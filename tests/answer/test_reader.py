@@ -1,4 +1,4 @@
-"""The reader: order, places, windows, and everything that it can be loaded from."""
+"""The reader: order of answers, batches, windows, places, and refused texts."""
 
 import logging
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ def ids(answers: list[list[Answered]]) -> list[str]:
 
 @pytest.mark.parametrize("tokens_per_batch", [1, 300, 10_000])
 @pytest.mark.parametrize("path", [TreeRunner, PaddedRunner])
-def test_answers_come_in_the_order_of_the_questions_however_batched(
+def test_answers_have_the_order_of_the_questions_for_every_batch_size(
     tokens_per_batch: int, path: Any, segments: SegmentTokenizer
 ) -> None:
     together = reader_of(segments).read(PASSAGES, Greedy())
@@ -47,7 +47,7 @@ def test_answers_come_in_the_order_of_the_questions_however_batched(
         assert ours.log_probability == pytest.approx(expected.log_probability, rel=1e-4)
 
 
-def test_answers_equal_transformers_and_say_how_probable_they_are(
+def test_answers_and_probabilities_equal_transformers(
     segments: SegmentTokenizer, trees: Any, rules: Rules
 ) -> None:
     prompts = prompts_of(TreeRunner(stopping_model("gpt2")), trees, rules)
@@ -69,7 +69,7 @@ def test_progress_counts_prompts(segments: SegmentTokenizer) -> None:
     assert calls == [(3, 6), (6, 6)]
 
 
-def test_lack_of_memory_is_one_sentence(
+def test_out_of_memory_raises_a_clear_error(
     segments: SegmentTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def out_of_memory(*_: Any) -> None:
@@ -81,7 +81,7 @@ def test_lack_of_memory_is_one_sentence(
 
 
 @pytest.mark.parametrize("path", [TreeRunner, PaddedRunner])
-def test_no_batch_takes_more_tokens_than_it_may(
+def test_batches_respect_tokens_per_batch(
     path: Any, segments: SegmentTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader = reader_of(segments, path, tokens_per_batch=400)
@@ -101,7 +101,7 @@ def test_no_batch_takes_more_tokens_than_it_may(
 
 @dataclass(frozen=True)
 class Scripted:
-    """A strategy that says what it is told, by the part of `LONG` that its window starts in."""
+    """A strategy with fixed answers, chosen by the part of `LONG` where the window starts."""
 
     tokenizer: SegmentTokenizer
     answers: list[tuple[str, float]]
@@ -126,7 +126,7 @@ class Scripted:
         ([("", -0.1), ("", -0.2), ("", -0.3)], ""),
     ],
 )
-def test_windows_merge_by_probability(
+def test_the_most_probable_answer_of_all_windows_is_taken(
     script: list[tuple[str, float]], expected: str, segments: SegmentTokenizer
 ) -> None:
     reader = reader_of(segments, max_length=140)
@@ -136,7 +136,7 @@ def test_windows_merge_by_probability(
     assert answer.start == start
 
 
-def test_the_window_surest_of_an_answer_says_how_probable_none_is(
+def test_the_no_answer_probability_is_the_lowest_of_all_windows(
     segments: SegmentTokenizer,
 ) -> None:
     encoder = PromptEncoder(segments, Template(), 140, 20)
@@ -153,7 +153,7 @@ def test_the_window_surest_of_an_answer_says_how_probable_none_is(
     context=st.text(min_size=1, max_size=400).filter(str.strip),
     strategy=st.sampled_from(["span", "greedy", "top-k:3"]),
 )
-def test_places_hold_what_they_say(context: str, strategy: str, segments: SegmentTokenizer) -> None:
+def test_places_match_the_answers(context: str, strategy: str, segments: SegmentTokenizer) -> None:
     reader = reader_of(segments, max_length=160)
     for answer in reader.answer(context, ["Who?", "When was it?"], strategy):
         if strategy == "span" and answer.text:
@@ -164,7 +164,7 @@ def test_places_hold_what_they_say(context: str, strategy: str, segments: Segmen
             assert context[answer.start : answer.end].strip()
 
 
-def test_windows_are_told_once_of_the_same_data(
+def test_windows_are_logged_once_for_the_same_data(
     segments: SegmentTokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
     reader = reader_of(segments, max_length=140)
@@ -177,7 +177,7 @@ def test_windows_are_told_once_of_the_same_data(
     ]
 
 
-def test_too_long_an_answer_is_not_blamed_on_the_question(segments: SegmentTokenizer) -> None:
+def test_too_large_max_answer_tokens_are_named(segments: SegmentTokenizer) -> None:
     reader = reader_of(segments, max_length=140, max_answer_tokens=110)
     with pytest.raises(
         InputError, match="^Answers of up to 110 of 140 tokens .*; lower max_answer_tokens.$"
@@ -195,7 +195,7 @@ def test_too_long_an_answer_is_not_blamed_on_the_question(segments: SegmentToken
         ("A king. " * 40, "Who? " * 60, "^The question 'Who.* no room .*; shorten the question.$"),
     ],
 )
-def test_texts_that_cannot_be_read(
+def test_invalid_texts_are_refused(
     context: str, question: str, reason: str, segments: SegmentTokenizer
 ) -> None:
     with pytest.raises(InputError, match=reason):
@@ -207,5 +207,5 @@ def test_an_unknown_strategy_is_refused(segments: SegmentTokenizer) -> None:
         reader_of(segments).answer("A king.", ["Who?"], "best")
 
 
-def test_no_questions_have_no_answers(segments: SegmentTokenizer) -> None:
+def test_no_questions_give_no_answers(segments: SegmentTokenizer) -> None:
     assert reader_of(segments).answer("A king.", []) == []

@@ -1,4 +1,4 @@
-"""The span search finds what trying every span finds, without trying every span."""
+"""The span search against brute force over all spans."""
 
 import re
 from dataclasses import replace
@@ -25,7 +25,7 @@ from loraqa.squad import read_passages
 
 
 def every_span(context: str, rules: Rules) -> dict[str, list[int]]:
-    """The tokens of each text that starts and ends at word boundaries and is not too long."""
+    """Return the tokens of each text that starts and ends at a word or mark and is short enough."""
     marks = [match.span() for match in re.finditer(r"\w+|[^\w\s]", context)]
     texts = {context[a:d] for i, (a, _) in enumerate(marks) for _, d in marks[i:]}
     encoded = {text: rules.tokenizer.encode([f" {text}"])[0].ids for text in sorted(texts)}
@@ -36,7 +36,7 @@ def every_span(context: str, rules: Rules) -> dict[str, list[int]]:
 def brute_force(
     kind: str, prompt: tuple[int, ...], answers: tuple[tuple[int, ...], ...]
 ) -> list[float]:
-    """The log-probability of each answer and eos after the prompt, each computed alone."""
+    """Return the log-probability of each answer and eos after the prompt, computed one by one."""
     model = stopping_model(kind)
     scores = []
     for ids in answers:
@@ -48,7 +48,7 @@ def brute_force(
 
 
 def best_of_all(kind: str, prompts: Prompts) -> list[tuple[str, tuple[int, ...], float]]:
-    """The best text of each prompt, its tokens and its log-probability, by brute force."""
+    """Return the best text of each prompt, its tokens and log-probability, by brute force."""
     found = []
     for tree, branch, context in prompts.rows():
         answers = every_span(context, prompts.rules)
@@ -86,14 +86,16 @@ def test_equals_brute_force(
         assert written.place == ((start, start + len(text)) if text else None)
 
 
-def test_no_answer_wins_only_where_it_may(trees: list[Tree], rules: Rules) -> None:
-    """What the test above stands on: with this model some answers are empty and some not."""
+def test_some_best_answers_are_empty_and_some_are_not(trees: list[Tree], rules: Rules) -> None:
+    """The test above relies on this."""
     rules = replace(rules, no_answer=True)
     prompts = prompts_of(TreeRunner(stopping_model("qwen2")), trees, rules)
     assert len({text == "" for text, _, _ in best_of_all("qwen2", prompts)}) == 2
 
 
-def test_few_spans_are_tried_and_never_too_many_at_once(trees: list[Tree], rules: Rules) -> None:
+def test_few_prefixes_are_computed_and_at_most_at_once_together(
+    trees: list[Tree], rules: Rules
+) -> None:
     runner = TreeRunner(stopping_model("gpt2"))
     prompts = prompts_of(runner, trees, rules)
     widths: list[int] = []
@@ -110,7 +112,7 @@ def test_few_spans_are_tried_and_never_too_many_at_once(trees: list[Tree], rules
     assert sum(widths) < sum(prefixes) / 3
 
 
-def test_spans_keep_to_their_window(trees: list[Tree], rules: Rules) -> None:
+def test_spans_lie_in_their_window(trees: list[Tree], rules: Rules) -> None:
     tree = replace(trees[0], window=(30, 60))
     prompts = prompts_of(TreeRunner(stopping_model("gpt2")), [tree], rules)
     for (written,) in SpanSearch().write(prompts):
@@ -118,7 +120,7 @@ def test_spans_keep_to_their_window(trees: list[Tree], rules: Rules) -> None:
         assert 30 <= written.place[0] < written.place[1] <= 60
 
 
-def test_without_a_span_short_enough_there_is_no_answer(trees: list[Tree], rules: Rules) -> None:
+def test_the_answer_is_empty_if_all_spans_are_too_long(trees: list[Tree], rules: Rules) -> None:
     rules = replace(rules, max_answer_tokens=1)
     prompts = prompts_of(TreeRunner(stopping_model("gpt2")), trees, rules)
     expected = prompts.logits.log_softmax(dim=-1)[:, 0].tolist()
@@ -144,7 +146,7 @@ CAPITAL = "北京是中国的首都（人口2100万人）。 서울에서 GPU...
 
 @pytest.fixture(scope="module")
 def merging_tokenizer() -> SegmentTokenizer:
-    """A tokenizer that makes few tokens of all of `CAPITAL`, many characters and marks in one."""
+    """A tokenizer whose tokens span many characters and marks of `CAPITAL`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -158,7 +160,7 @@ def merging_tokenizer() -> SegmentTokenizer:
 
 
 @pytest.mark.parametrize("most", [2, 3, 12, 40])
-def test_spans_start_and_end_at_any_character_where_blanks_end_no_words(
+def test_spans_start_and_end_at_any_character_in_unspaced_scripts(
     most: int, segments: SegmentTokenizer, merging_tokenizer: SegmentTokenizer
 ) -> None:
     inside_words = {
@@ -193,7 +195,7 @@ def test_a_trie_has_a_node_for_each_prefix(sequences: list[list[int]]) -> None:
 
 
 class Oracle:
-    """A session whose next token is a fixed, rather sure, function of those before it."""
+    """A session whose logits are a fixed, uneven function of the previous tokens."""
 
     def __init__(self, rows: list[tuple[int, ...]]) -> None:
         self.rows = rows
@@ -218,7 +220,7 @@ SEQUENCES = st.lists(st.lists(st.integers(0, 3), max_size=6), min_size=1, max_si
 def test_finds_the_best_of_any_sequences(
     choices: list[list[list[int]]], branches: int, rows: int
 ) -> None:
-    """Long winners too, for which a model of words would have to be trained."""
+    """Random logits make long sequences win too, which an untrained model would not."""
     prompts = [(number,) for number in range(branches * len(choices))]
     oracle = Oracle(prompts)
     tries = [Trie.of(sequences) for sequences in choices]

@@ -1,4 +1,4 @@
-"""Names of strategies: what they mean, and what is refused."""
+"""Parsing names of strategies."""
 
 import re
 from pathlib import Path
@@ -13,14 +13,14 @@ from loraqa.answer.strategies import STRATEGIES, parse_strategy
 from loraqa.errors import InputError
 
 
-def test_what_names_mean() -> None:
+def test_names_parse_to_strategies() -> None:
     assert parse_strategy("greedy") == Greedy()
     assert parse_strategy("span") == SpanSearch()
     assert parse_strategy("beam:7") == BeamSearch(7)
     assert parse_strategy("top-k:5") == Sampling("top-k:5", ((top_k, 5),))
 
 
-def test_joined_filters_keep_the_order_of_transformers() -> None:
+def test_joined_filters_have_transformers_order() -> None:
     joined = parse_strategy("top-p:0.9 + top-k:50+temperature:0.5")
     assert joined == Sampling(
         "temperature:0.5+top-k:50+top-p:0.9",
@@ -29,7 +29,7 @@ def test_joined_filters_keep_the_order_of_transformers() -> None:
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_every_name_stands_alone_and_comes_back(name: str) -> None:
+def test_every_name_round_trips(name: str) -> None:
     strategy = parse_strategy(name)
     assert strategy.name.startswith(name)
     assert parse_strategy(strategy.name) == strategy
@@ -71,23 +71,23 @@ def test_numbers_out_of_range_are_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["greedy:1", "span:2", "span:"])
-def test_numbers_that_say_nothing_are_refused(text: str) -> None:
+def test_numbers_after_strategies_without_one_are_refused(text: str) -> None:
     with pytest.raises(InputError, match="takes no number"):
         parse_strategy(text)
 
 
 @pytest.mark.parametrize("text", ["greedy+top-k:5", "beam:2+span", "top-p:0.9+beam"])
-def test_what_cannot_be_joined(text: str) -> None:
+def test_strategies_that_cannot_be_joined_are_refused(text: str) -> None:
     with pytest.raises(InputError, match="cannot be joined"):
         parse_strategy(text)
 
 
-def test_a_filter_named_twice() -> None:
+def test_a_filter_named_twice_is_refused() -> None:
     with pytest.raises(InputError, match="twice"):
         parse_strategy("top-p:0.9+top-p:0.5")
 
 
-def test_the_guide_names_strategies_as_they_are() -> None:
+def test_the_names_in_the_guide_parse() -> None:
     guide = (Path(__file__).parents[2] / "docs" / "decoding.md").read_text(encoding="utf-8")
     known = "|".join(STRATEGIES)
     examples = re.findall(rf"`((?:{known})(?::[\d.]+)?(?:\+[^`]*)?)`", guide)

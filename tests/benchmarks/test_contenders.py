@@ -1,4 +1,4 @@
-"""Everybody computes the same gradient and writes the same answers, or nothing may be timed."""
+"""All contenders compute the same gradient and the same answers; otherwise timing is unfair."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -23,10 +23,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def task(folder: Path, **changes: Any) -> dict[str, Any]:
-    the = Task(
+    spec = Task(
         str(folder), "all-linear", "train.json", 1, "float32", str(folder / "reference.safetensors")
     )
-    return asdict(the) | changes
+    return asdict(spec) | changes
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,9 @@ def first(folder: Path) -> dict[str, Any]:
     return peers.trainer(task(folder), "float32", batch=4, sampling="random")
 
 
-def test_trainer_trees_and_rows_have_one_gradient(folder: Path, first: dict[str, Any]) -> None:
+def test_trainer_trees_and_padded_rows_have_the_same_gradient(
+    folder: Path, first: dict[str, Any]
+) -> None:
     trees, rows = ours.trees(task(folder)), ours.padded(task(folder))
     assert first["questions"] == trees["questions"] == rows["questions"] == QUESTIONS
     assert 0 < trees["gradient_error"] < FAR
@@ -46,7 +48,7 @@ def test_trainer_trees_and_rows_have_one_gradient(folder: Path, first: dict[str,
 
 @pytest.mark.usefixtures("first")
 @pytest.mark.parametrize("layout", ["padded", "padding-free", "packed"])
-def test_every_layout_of_sft_has_the_same(folder: Path, layout: str) -> None:
+def test_every_layout_of_sft_has_the_same_gradient(folder: Path, layout: str) -> None:
     pytest.importorskip("trl", reason="TRL is installed by `make bench`")
     batch = 1 if layout == "packed" else 4
     assert peers.sft(task(folder), "float32", batch, layout)["gradient_error"] < FAR
@@ -57,18 +59,18 @@ def test_another_gradient_is_refused(folder: Path) -> None:
     text.write(
         str(folder), {"other.json": ("regular", {"contexts": 1, "tokens": 20, "questions": 1})}
     )
-    with pytest.raises(RuntimeError, match="not that of the first contender"):
+    with pytest.raises(RuntimeError, match="differs from the first contender's"):
         ours.trees(task(folder, data="other.json"))
 
 
-def test_the_answers_are_those_of_generate(folder: Path) -> None:
+def test_answers_equal_those_of_generate(folder: Path) -> None:
     asked = (str(folder), "all-linear", "train.json", "float32")
     theirs = peers.generate(*asked, batch=4, answer_tokens=5)["answers"]
     assert len(theirs) == QUESTIONS
     assert ours.read(*asked, answer_tokens=5)["answers"] == theirs
 
 
-def test_an_epoch_is_one_of_the_command(folder: Path) -> None:
+def test_an_epoch_takes_all_questions(folder: Path) -> None:
     result = ours.epoch(str(folder), "train.json")
     assert result["questions"] == QUESTIONS
     assert result["steps"] == 1

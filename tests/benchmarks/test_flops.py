@@ -1,4 +1,4 @@
-"""The formula against torch's own count of the operations that PEFT's GPT-2 does."""
+"""The formula against torch's count of operations in GPT-2 with PEFT."""
 
 from collections.abc import Sequence
 
@@ -20,8 +20,8 @@ ROWS, LENGTH = 2, 7
 
 
 @pytest.mark.parametrize("adapted", [["attn.c_attn"], ["attn.c_attn", "mlp.c_proj"], None])
-def test_the_formula_is_what_torch_counts(adapted: Sequence[str] | None) -> None:
-    """Eager attention on full rows, all supervised: every token sees all of its row."""
+def test_the_formula_equals_torchs_count(adapted: Sequence[str] | None) -> None:
+    """With eager attention every token sees all of its row; all tokens are supervised."""
     config = GPT2Config(
         n_layer=2, n_embd=16, n_head=2, vocab_size=50, embd_pdrop=0, attn_pdrop=0, resid_pdrop=0
     )
@@ -49,10 +49,10 @@ def test_the_formula_is_what_torch_counts(adapted: Sequence[str] | None) -> None
         max_size=3,
     )
 )
-def test_the_work_of_trees_is_that_of_their_batch(
+def test_the_work_of_trees_equals_that_of_their_batch(
     sizes: list[tuple[int, list[tuple[int, int]]]],
 ) -> None:
-    """A token sees itself and as many others as its position on its path says."""
+    """A token at position p of its path sees p other tokens and itself."""
     trees = [tree(trunk, branches) for trunk, branches in sizes]
     batch = collate_trees(trees)
     seen = 1 + batch.position_ids[0]

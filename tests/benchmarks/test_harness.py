@@ -1,4 +1,4 @@
-"""Each side is judged by the best of its settings, and sides take turns."""
+"""The harness: search of settings, rounds, suites and targets."""
 
 import inspect
 import math
@@ -19,7 +19,7 @@ SETTINGS = {"kind": ["a", "b", "c"], "batch": [8, 4, 16]}
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
-    """The jobs in the order in which they ran; none runs in truth."""
+    """The jobs in the order in which they ran; their outcomes are invented."""
     jobs: list[Job] = []
 
     def run(job: Job) -> Outcome:
@@ -57,7 +57,7 @@ def test_the_fastest_setting_runs_in_every_round(ran: list[Job], rounds: int) ->
     assert len(ran) == suite(rounds).runs
 
 
-def test_who_goes_on_is_judged_by_all_rounds() -> None:
+def test_the_contender_with_the_most_runs_is_the_best() -> None:
     once = Contender(Job("once", "f", {}), [{"seconds": [2]}])
     twice = Contender(Job("twice", "f", {}), [{"seconds": [1]}, {"seconds": [5]}])
     assert harness.best([once, twice]) is twice
@@ -68,9 +68,7 @@ PRECISIONS = pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 
 @PRECISIONS
 @pytest.mark.parametrize("scale", [suites.QUICK, suites.FULL, suites.GPU])
-def test_every_side_names_a_function_that_takes_its_options(
-    scale: suites.Scale, precision: str
-) -> None:
+def test_every_sides_function_accepts_its_options(scale: suites.Scale, precision: str) -> None:
     all_suites = [
         *(suites.training("", adapter, scale, precision) for adapter in scale.adapters),
         suites.single("", scale, precision),
@@ -89,7 +87,7 @@ def test_every_side_names_a_function_that_takes_its_options(
 
 
 @PRECISIONS
-def test_nothing_is_said_of_bf16_where_the_machine_has_none(
+def test_bf16_is_reported_only_if_the_machine_computes_in_it(
     precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = dict.fromkeys(("peak_mib", "growth_mib", "flops", "flops_separate"), 1)
@@ -110,7 +108,7 @@ def test_nothing_is_said_of_bf16_where_the_machine_has_none(
     assert any("bf16" in name for name in told) == (precision == "bfloat16")
 
 
-def test_a_failure_is_never_the_fastest(failed: Contender) -> None:
+def test_a_failed_contender_is_never_the_best(failed: Contender) -> None:
     slow = Contender(Job("slow", "f", {}), [{"seconds": [100], "questions": 1}])
     assert harness.best([failed, slow]) is slow
 
@@ -121,14 +119,14 @@ def failed() -> Contender:
 
 
 @pytest.mark.parametrize("target", [harness.at_least, harness.at_most])
-def test_what_failed_meets_no_target(
+def test_a_failed_contender_meets_no_target(
     target: Callable[..., harness.Target], failed: Contender
 ) -> None:
     assert not target("time", 1, failed.median_seconds).met
 
 
 @pytest.mark.parametrize("there_is_one", [False, True])
-def test_a_gpu_learns_an_epoch_where_a_cpu_takes_optimisations_out(
+def test_the_epoch_suite_needs_a_gpu_and_ablation_a_cpu(
     there_is_one: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(__main__, "on_a_gpu", lambda: there_is_one)
@@ -137,13 +135,17 @@ def test_a_gpu_learns_an_epoch_where_a_cpu_takes_optimisations_out(
     assert ("ablation" in {suite.name for suite in chosen}) != there_is_one
 
 
-def test_a_suite_that_does_not_exist_is_named_with_those_that_do() -> None:
-    with pytest.raises(SystemExit, match=r"no such suite here; there are training-all-linear, .*"):
+def test_an_unknown_suite_is_refused_with_a_list_of_the_known_ones() -> None:
+    with pytest.raises(
+        SystemExit, match=r"No suite has such a name; the suites are training-all-linear, .*"
+    ):
         __main__._suites(Path(), suites.FULL, "float32", ["nothing"])
 
 
 @pytest.mark.parametrize(("seen", "given"), [(None, "0"), ("2,3", "2"), ("", "")])
-def test_workers_see_one_gpu(seen: str | None, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_see_only_one_gpu(
+    seen: str | None, given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if seen is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)

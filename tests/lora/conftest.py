@@ -1,4 +1,4 @@
-"""Tiny random models, and adapters that do something."""
+"""Fixtures: tiny random models, and adapters that change their logits."""
 
 from collections.abc import Callable
 
@@ -50,7 +50,7 @@ TinyModel = Callable[..., PreTrainedModel]
 
 @pytest.fixture(scope="session")
 def tiny_model() -> TinyModel:
-    """Make a tiny model of a family; the same weights every time."""
+    """Return a function that makes a tiny model of a family, always with the same weights."""
 
     def make(
         family: str = "gpt2", dtype: torch.dtype = torch.float64, tied: bool = True
@@ -58,7 +58,7 @@ def tiny_model() -> TinyModel:
         with torch.random.fork_rng():
             torch.manual_seed(3)
             model = AutoModelForCausalLM.from_config(tiny_config(family, tied))
-            # Large, so that attention is far from even and every layer matters to the answers.
+            # Large weights, so that attention is uneven and every layer changes the logits.
             for parameter in model.parameters():
                 torch.nn.init.normal_(parameter, std=0.5)
         return model.to(dtype).eval()
@@ -68,7 +68,7 @@ def tiny_model() -> TinyModel:
 
 @pytest.fixture(scope="session")
 def stir() -> Callable[[PreTrainedModel], None]:
-    """Fill every A and B, loraqa's or PEFT's, with noise large enough to change the answers."""
+    """Return a function that fills every A and B, loraqa's or PEFT's, with large noise."""
 
     def fill(model: PreTrainedModel) -> None:
         generator = torch.Generator().manual_seed(4)
@@ -88,7 +88,7 @@ def input_ids() -> Tensor:
 
 @pytest.fixture(scope="session")
 def logits(input_ids: Tensor) -> Callable[[PreTrainedModel], Tensor]:
-    """What a model says to `input_ids`."""
+    """Return a function that computes a model's logits of `input_ids`."""
 
     def run(model: PreTrainedModel) -> Tensor:
         with torch.no_grad():
@@ -99,7 +99,7 @@ def logits(input_ids: Tensor) -> Callable[[PreTrainedModel], Tensor]:
 
 @pytest.fixture(scope="session")
 def base_state() -> Callable[[PreTrainedModel], dict[str, Tensor]]:
-    """A model's own weights, without those of an adapter, by their names in the plain model."""
+    """Return a function that collects the base weights by their names in the plain model."""
 
     def collect(model: PreTrainedModel) -> dict[str, Tensor]:
         state = model.state_dict()

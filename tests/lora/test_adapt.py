@@ -1,4 +1,4 @@
-"""A model with updates in it: what is trained, what it answers, what stays shared."""
+"""`adapt`: trained parameters, initial logits, shared base weights, and settings."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ TARGETS = ["all-linear", "attention", "mlp"]
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2"])
 @pytest.mark.parametrize("targets", TARGETS)
-def test_starts_with_the_base_models_answers_to_the_bit(tiny_model, logits, family, targets):
+def test_initial_logits_equal_the_base_models_to_the_bit(tiny_model, logits, family, targets):
     model = tiny_model(family, torch.float32)
     before = logits(model)
     adapt(model, LoraSettings(target_modules=targets))
@@ -50,7 +50,7 @@ def test_counts_on_the_124m_shape(targets, rank, trained):
     assert (counts.trainable, counts.total) == (trained, 124_439_808 + trained)
 
 
-def test_counts_on_the_real_configuration_as_shown(shared):
+def test_counts_on_gpt2s_configuration_as_text(shared):
     model = gpt2_124m(AutoConfig.from_pretrained(shared / "gpt2"))
     adapt(model, LoraSettings(rank=8, target_modules="c_attn"))
     shown = "294,912 of 124,734,720 parameters are trained (0.24%)"
@@ -72,7 +72,7 @@ def test_the_same_seed_draws_the_same_adapter(tiny_model):
     assert not any(torch.equal(drawn[0][n], drawn[2][n]) for n in drawn[0] if n.endswith("A"))
 
 
-def test_a_seed_draws_the_same_adapter_whatever_the_base_dtype(tiny_model):
+def test_the_same_seed_draws_the_same_adapter_for_every_base_dtype(tiny_model):
     fp32, bf16 = tiny_model(dtype=torch.float32), tiny_model(dtype=torch.bfloat16)
     for model in (fp32, bf16):
         adapt(model, LoraSettings(), seed=1)
@@ -81,7 +81,7 @@ def test_a_seed_draws_the_same_adapter_whatever_the_base_dtype(tiny_model):
         assert torch.equal(ours, theirs)
 
 
-def test_the_base_weights_stay_where_they_are(tiny_model, base_state):
+def test_the_base_weights_are_not_copied(tiny_model, base_state):
     model = tiny_model()
     before = {name: p.data_ptr() for name, p in model.state_dict().items()}
     adapt(model, LoraSettings())
@@ -89,7 +89,7 @@ def test_the_base_weights_stay_where_they_are(tiny_model, base_state):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_updates_take_over_the_models_mode(tiny_model, training):
+def test_adapted_layers_take_over_the_models_mode(tiny_model, training):
     model = tiny_model().train(training)
     adapt(model, LoraSettings(dropout=0.5))
     assert {layer.training for layer in lora_layers(model).values()} == {training}
@@ -121,6 +121,6 @@ def test_settings_out_of_range_are_refused(wrong):
         LoraSettings(**wrong)
 
 
-def test_settings_come_back_from_json():
+def test_settings_round_trip_through_json():
     settings = LoraSettings(rank=4, target_modules="c_attn[q,v]")
     assert LoraSettings.model_validate_json(settings.model_dump_json()) == settings

@@ -1,4 +1,4 @@
-"""Adapter files: PEFT reads ours, we read PEFT's, and what is broken is refused in words."""
+"""Adapter files: PEFT reads ours, we read PEFT's, and broken files raise clear errors."""
 
 import json
 import shutil
@@ -17,16 +17,16 @@ from loraqa.lora.adapter import TENSORS, load_adapter, save_adapter
 from loraqa.lora.layer import lora_layers
 from loraqa.lora.settings import ADAPTER_CONFIG, LoraSettings
 
-# PEFT's own calls into transformers and torch.
+# Warnings that PEFT's own calls to transformers and torch cause.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*is_gradient_checkpointing:FutureWarning", "ignore:fan_in_fan_out:UserWarning"
 )
 
 GPT2 = ["all-linear", "attention", "mlp", "c_attn", "attn.c_proj", r"h.1.\w+.c_proj"]
-ON_ROWS = ["c_attn[q,v]", "c_attn[k]", ["c_attn[q,v]", "mlp"], ["h.0.attn.c_attn[q,k,v]", "c_fc"]]
+IN_PARTS = ["c_attn[q,v]", "c_attn[k]", ["c_attn[q,v]", "mlp"], ["h.0.attn.c_attn[q,k,v]", "c_fc"]]
 LLAMA = ["all-linear", "attention", "mlp", "q_proj", "[qv]_proj", "layers.1.mlp.(up|down)_proj"]
 CASES = [
-    *(("gpt2", targets) for targets in [*GPT2, *ON_ROWS]),
+    *(("gpt2", targets) for targets in [*GPT2, *IN_PARTS]),
     *((family, targets) for family in ("llama", "qwen2") for targets in LLAMA),
 ]
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
@@ -34,7 +34,7 @@ EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
 @pytest.fixture
 def adapted(tiny_model, stir):
-    """A tiny model with an adapter that changes its answers."""
+    """Return a function that makes a tiny model with an adapter that changes its logits."""
 
     def make(family="gpt2", targets="all-linear", **settings):
         model = tiny_model(family)
@@ -47,7 +47,7 @@ def adapted(tiny_model, stir):
 
 @pytest.fixture
 def as_peft(tiny_model):
-    """A tiny model with the adapter of a folder, loaded by PEFT; its warnings are failures."""
+    """Return a function that loads an adapter with PEFT into a tiny model; warnings fail."""
 
     def load(folder, family="gpt2"):
         with warnings.catch_warnings():
@@ -79,7 +79,7 @@ def test_we_read_ours_to_the_bit(
     save_adapter(model, tmp_path)
     load_adapter(again, tmp_path)
     assert torch.equal(logits(again), logits(model))
-    settings = ("rank", "alpha", "rank_stabilised", "rows", "dropout")
+    settings = ("rank", "alpha", "rank_stabilised", "parts", "dropout")
     for name, layer in lora_layers(model).items():
         other = lora_layers(again)[name]
         assert [getattr(other, s) for s in settings] == [getattr(layer, s) for s in settings]
@@ -127,8 +127,8 @@ def test_we_read_pefts(tiny_model, stir, logits, tmp_path, family, config, stabi
     )
 
 
-def test_we_read_the_word_all_linear(adapted, tiny_model, logits, tmp_path):
-    """PEFT resolves "all-linear" before it saves, but a file may hold the word."""
+def test_we_read_the_target_all_linear(adapted, tiny_model, logits, tmp_path):
+    """PEFT resolves "all-linear" before it saves, but a file may contain it."""
     model, again = adapted("llama"), tiny_model("llama")
     save_adapter(model, tmp_path)
     edit(tmp_path, target_modules="All-Linear")
@@ -149,22 +149,25 @@ def test_gradients_are_pefts(adapted, as_peft, input_ids, tmp_path, targets):
         peft_layer = theirs.get_submodule(f"base_model.model.{name}")
         their_b = peft_layer.lora_B["default"].weight.grad
         blocks = [
-            their_b[rows.slice, index * layer.rank : (index + 1) * layer.rank]
-            for index, rows in enumerate(layer.rows)
+            their_b[part.slice, index * layer.rank : (index + 1) * layer.rank]
+            for index, part in enumerate(layer.parts)
         ]
         torch.testing.assert_close(layer.lora_B.grad, torch.cat(blocks), **EXACT)
         their_a = peft_layer.lora_A["default"].weight.grad
         torch.testing.assert_close(layer.lora_A.grad, their_a, **EXACT)
 
 
-def test_rows_that_peft_saved_again_are_all_rows(adapted, as_peft, tiny_model, logits, tmp_path):
+def test_parts_that_peft_saved_again_load_as_a_whole(
+    adapted, as_peft, tiny_model, logits, tmp_path
+):
     model, again = adapted(targets="c_attn[q,v]"), tiny_model()
     save_adapter(model, tmp_path)
     as_peft(tmp_path).save_pretrained(tmp_path / "peft")
     load_adapter(again, tmp_path / "peft")
     torch.testing.assert_close(logits(again), logits(model), **EXACT)
     layers = lora_layers(again).values()
-    assert {(layer.rank, layer.rows[0].height, len(layer.rows)) for layer in layers} == {(6, 48, 1)}
+    loaded = {(layer.rank, layer.parts[0].height, len(layer.parts)) for layer in layers}
+    assert loaded == {(6, 48, 1)}
 
 
 def test_bf16_model_saves_and_loads_fp32_adapters(tiny_model, stir, logits, tmp_path):
@@ -177,7 +180,7 @@ def test_bf16_model_saves_and_loads_fp32_adapters(tiny_model, stir, logits, tmp_
     assert torch.equal(logits(again), logits(model))
 
 
-def test_the_configuration_names_base_and_shortest_targets(adapted, tmp_path):
+def test_the_configuration_has_the_base_and_the_shortest_targets(adapted, tmp_path):
     save_adapter(adapted(targets="attention"), tmp_path, base_name="gpt2", revision="main")
     config = json.loads((tmp_path / ADAPTER_CONFIG).read_text())
     assert config["base_model_name_or_path"] == "gpt2"
@@ -187,8 +190,10 @@ def test_the_configuration_names_base_and_shortest_targets(adapted, tmp_path):
 
 
 def test_saving_a_model_without_adapter_is_refused(tiny_model, tmp_path):
-    with pytest.raises(InputError, match="no adapter to save"):
+    with pytest.raises(InputError) as caught:
         save_adapter(tiny_model(), tmp_path)
+    message = "This model has no adapter to save; call adapt or load_adapter first."
+    assert str(caught.value) == message
 
 
 def edit(folder, **values):
@@ -226,10 +231,10 @@ def pickle_only(folder):
         (lambda f: (f / TENSORS).unlink(), "adapter_model.safetensors does not exist"),
         (lambda f: (f / ADAPTER_CONFIG).unlink(), "adapter_config.json does not exist"),
         (lambda f: (f / ADAPTER_CONFIG).write_text("{"), "not valid JSON"),
-        (lambda f: (f / ADAPTER_CONFIG).write_text("[]"), "no JSON object"),
+        (lambda f: (f / ADAPTER_CONFIG).write_text("[]"), "not a JSON object"),
         (pickle_only, "adapter_model.bin, a pickle"),
         (folder_instead, "cannot be read"),
-        (truncate, "not a whole safetensors file"),
+        (truncate, "not a complete safetensors file"),
         (lambda f: edit(f, peft_type="IA3"), "peft_type is 'IA3'"),
         (lambda f: edit(f, use_dora=True), "use_dora is True"),
         (lambda f: edit(f, modules_to_save=["lm_head"]), r"modules_to_save is \['lm_head'\]"),
@@ -239,8 +244,8 @@ def pickle_only(folder):
         (lambda f: edit(f, invented_next_year={"x": 1}), "invented_next_year is"),
         (lambda f: edit(f, init_lora_weights="pissa_niter_4"), "changes the base"),
         (lambda f: edit(f, target_modules=None), "target_modules: Field required"),
-        (lambda f: edit(f, target_modules="*"), r'target_modules: .*"\*" is not a regular'),
-        (lambda f: edit(f, rank_pattern={"(": 2}), "rank_pattern: .*not a regular"),
+        (lambda f: edit(f, target_modules="*"), r'target_modules: .*"\*" is not a valid reg'),
+        (lambda f: edit(f, rank_pattern={"(": 2}), "rank_pattern: .*not a valid regular"),
         (lambda f: edit(f, r="many"), "r: .*integer"),
         (lambda f: edit(f, lora_alpha=-1), "lora_alpha: .*greater than 0"),
         (lambda f: edit(f, r=4), r"shape \(3, 16\), but rank 4 .* need \(4, 16\)"),
@@ -249,7 +254,7 @@ def pickle_only(folder):
         (lambda f: edit_tensors(f, lambda t: t.pop(B)), "lacks 1 tensors .*h.0.attn.c_attn.lora_B"),
         (
             lambda f: edit_tensors(f, lambda t: t.update(x=torch.ones(1))),
-            "holds 1 tensors .* such as x",
+            "holds 1 tensors that do not belong to this model .* such as x",
         ),
         (lambda f: edit_tensors(f, lambda t: t.update({A: t[A][:, 1:].clone()})), r"\(3, 15\)"),
         (lambda f: edit_tensors(f, lambda t: t[B].fill_(float("nan"))), "lora_B.* holds a NaN"),
@@ -288,14 +293,14 @@ def test_a_header_that_does_not_fit_is_refused(adapted, tiny_model, tmp_path, no
 
 def test_another_base_model_is_refused_by_name(adapted, tiny_model, tmp_path):
     save_adapter(adapted(targets="c_attn"), tmp_path, base_name="openai/gpt2")
-    with pytest.raises(InputError, match="no place.*made for, openai/gpt2"):
+    with pytest.raises(InputError, match="do not belong.*trained on, openai/gpt2"):
         load_adapter(tiny_model("llama"), tmp_path)
 
 
 def test_an_adapted_model_takes_no_second_adapter(adapted, tmp_path):
     model = adapted()
     save_adapter(model, tmp_path)
-    with pytest.raises(InputError, match="an adapter already"):
+    with pytest.raises(InputError, match="has an adapter already"):
         load_adapter(model, tmp_path)
 
 

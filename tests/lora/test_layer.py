@@ -16,10 +16,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.pytorch_utils import Conv1D
 
-from loraqa.lora.layer import LoraLinear, Rows
+from loraqa.lora.layer import LoraLinear, Part
 
 IN, OUT, RANK = 6, 12, 3
-TWO_OF_THREE = (Rows(0, 4, "q"), Rows(8, 12, "v"))
+TWO_OF_THREE = (Part(0, 4, "q"), Part(8, 12, "v"))
 
 
 def make_base(
@@ -36,29 +36,29 @@ def make_layer(base: nn.Module, rank: int = RANK, alpha: float = 7.0, **options:
     return layer
 
 
-def dense_answer(layer: LoraLinear, x: Tensor) -> Tensor:
-    """x (W + s BA)ᵀ + b with W + s BA formed, one block of rows at a time."""
+def dense_output(layer: LoraLinear, x: Tensor) -> Tensor:
+    """Return x (W + s BA)ᵀ + b, with W + s BA formed part by part."""
     weight = layer.base.weight if isinstance(layer.base, nn.Linear) else layer.base.weight.t()
     scale = layer.alpha / (math.sqrt(layer.rank) if layer.rank_stabilised else layer.rank)
     weight, first = weight.to(layer.lora_A.dtype), 0
-    for index, rows in enumerate(layer.rows):
+    for index, part in enumerate(layer.parts):
         a = layer.lora_A[index * layer.rank : (index + 1) * layer.rank]
-        b = layer.lora_B[first : first + rows.stop - rows.start]
-        first += rows.stop - rows.start
+        b = layer.lora_B[first : first + part.stop - part.start]
+        first += part.stop - part.start
         place = torch.zeros(layer.out_features, len(b), dtype=b.dtype)
-        place[rows.start : rows.stop] = torch.eye(len(b), dtype=b.dtype)
+        place[part.start : part.stop] = torch.eye(len(b), dtype=b.dtype)
         weight = weight + scale * place @ b @ a
     bias = 0 if layer.base.bias is None else layer.base.bias.to(weight.dtype)
     return x @ weight.t() + bias
 
 
 @pytest.fixture(autouse=True)
-def _same_numbers_every_time() -> None:
+def _fixed_seed() -> None:
     torch.manual_seed(0)
 
 
 def gradients(y: Tensor, inputs: list[Tensor]) -> tuple[Tensor, ...]:
-    """The gradients of an arbitrary function of y, the same for the same y."""
+    """Return the gradients of a fixed nonlinear function of y."""
     return torch.autograd.grad((y.sin() + y.square()).sum(), inputs)
 
 
@@ -67,47 +67,49 @@ def layers(draw: st.DrawFn) -> LoraLinear:
     torch.manual_seed(draw(st.integers(0, 9)))
     width, height = draw(st.integers(1, 9)), draw(st.integers(3, 9))
     edges = sorted(draw(st.sets(st.integers(0, height), min_size=2, max_size=5)))
-    rows = tuple(Rows(*pair) for pair in pairwise(edges))
-    kept = draw(st.lists(st.sampled_from(rows), unique=True).map(lambda r: sorted(r, key=str)))
+    parts = tuple(Part(*pair) for pair in pairwise(edges))
+    kept = draw(st.lists(st.sampled_from(parts), unique=True).map(lambda r: sorted(r, key=str)))
     return make_layer(
         make_base(draw(st.sampled_from([nn.Linear, Conv1D])), width, height, draw(st.booleans())),
         draw(st.integers(1, 5)),
         draw(st.floats(0.1, 50)),
         rank_stabilised=draw(st.booleans()),
-        rows=tuple(kept),
+        parts=tuple(kept),
     )
 
 
 @settings(max_examples=60)
 @given(layers(), st.lists(st.integers(0, 4), max_size=3))
-def test_answers_and_gradients_are_those_of_the_dense_matrix(
+def test_outputs_and_gradients_equal_those_of_the_dense_matrix(
     layer: LoraLinear, shape: list[int]
 ) -> None:
     x = torch.randn(*shape, layer.in_features, dtype=torch.float64, requires_grad=True)
     inputs = [x, layer.lora_A, layer.lora_B]
-    ours, dense = layer(x), dense_answer(layer, x)
+    ours, dense = layer(x), dense_output(layer, x)
     torch.testing.assert_close(ours, dense, rtol=1e-10, atol=1e-10)
     for our, expected in zip(gradients(ours, inputs), gradients(dense, inputs), strict=True):
         torch.testing.assert_close(our, expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("rows", [(), TWO_OF_THREE], ids=["all rows", "some rows"])
+@pytest.mark.parametrize("parts", [(), TWO_OF_THREE], ids=["whole", "parts"])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize(
     ("kind", "bias"), [(Conv1D, True), (nn.Linear, True), (nn.Linear, False)], ids=str
 )
-def test_gradcheck(kind: type[nn.Module], bias: bool, dropout: float, rows: tuple[Rows]) -> None:
-    layer = make_layer(make_base(kind, bias=bias), dropout=dropout, rows=rows)
+def test_gradcheck(
+    kind: type[nn.Module], bias: bool, dropout: float, parts: tuple[Part, ...]
+) -> None:
+    layer = make_layer(make_base(kind, bias=bias), dropout=dropout, parts=parts)
 
     def answer(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        torch.manual_seed(0)  # one dropout mask for all of gradcheck's calls
+        torch.manual_seed(0)  # the same dropout mask in all of gradcheck's calls
         return torch.func.functional_call(layer, {"lora_A": a, "lora_B": b}, x)
 
     x = torch.randn(2, 5, IN, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(answer, (x, layer.lora_A, layer.lora_B))
 
 
-def test_second_derivatives_are_refused_rather_than_wrong() -> None:
+def test_second_derivatives_raise() -> None:
     layer = make_layer(make_base(Conv1D))
     y = layer(torch.randn(2, IN, dtype=torch.float64)).square().sum()
     (gradient,) = torch.autograd.grad(y, layer.lora_A, create_graph=True)
@@ -115,15 +117,15 @@ def test_second_derivatives_are_refused_rather_than_wrong() -> None:
         gradient.sum().backward()
 
 
-@pytest.mark.parametrize("rows", [(), TWO_OF_THREE], ids=["all rows", "some rows"])
+@pytest.mark.parametrize("parts", [(), TWO_OF_THREE], ids=["whole", "parts"])
 @pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
-def test_bf16_base_keeps_fp32_adapters_and_answers_in_bf16(
-    kind: type[nn.Module], rows: tuple[Rows]
+def test_a_bf16_base_has_fp32_adapters_and_bf16_outputs(
+    kind: type[nn.Module], parts: tuple[Part, ...]
 ) -> None:
-    layer = make_layer(make_base(kind, 96, OUT).bfloat16(), rows=rows)
+    layer = make_layer(make_base(kind, 96, OUT).bfloat16(), parts=parts)
     x = torch.randn(40, 96).bfloat16().requires_grad_()
     exact_x = x.detach().float().requires_grad_()
-    ours, exact = layer(x), dense_answer(layer, exact_x)
+    ours, exact = layer(x), dense_output(layer, exact_x)
     upstream = torch.randn(40, OUT).bfloat16()
     ours.backward(upstream)
     found = [ours.detach(), x.grad, layer.lora_A.grad, layer.lora_B.grad]
@@ -134,7 +136,7 @@ def test_bf16_base_keeps_fp32_adapters_and_answers_in_bf16(
         assert (mine - true).norm() < 2**-7 * true.norm()
 
 
-def test_drops_out_as_peft_does() -> None:
+def test_dropout_equals_pefts() -> None:
     layer = make_layer(make_base(Conv1D), dropout=0.3)
     peft_layer = peft_twin(layer).train()
     x = torch.randn(50, IN, dtype=torch.float64)
@@ -158,16 +160,16 @@ def peft_twin(layer: LoraLinear) -> PeftLinear:
     return twin
 
 
-@pytest.mark.parametrize("rows", [(), TWO_OF_THREE], ids=["all rows", "some rows"])
-def test_starts_as_the_base_to_the_bit(rows: tuple[Rows]) -> None:
+@pytest.mark.parametrize("parts", [(), TWO_OF_THREE], ids=["whole", "parts"])
+def test_initial_outputs_equal_the_bases_to_the_bit(parts: tuple[Part, ...]) -> None:
     base = make_base(Conv1D)
-    layer = make_layer(base, rows=rows)
+    layer = make_layer(base, parts=parts)
     layer.reset(torch.Generator().manual_seed(0))
     x = torch.randn(3, 4, IN, dtype=torch.float64)
     assert torch.equal(layer(x), base(x))
 
 
-def test_draws_a_as_peft_does_and_from_the_generator_alone() -> None:
+def test_reset_draws_a_as_peft_does_and_only_from_its_generator() -> None:
     layer = make_layer(nn.Linear(400, 3), rank=50)
     before = torch.random.get_rng_state()
     layer.reset(torch.Generator().manual_seed(8))
@@ -192,18 +194,18 @@ def test_the_frozen_weight_is_shared_and_gets_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("input_trained", [True, False])
-def test_computes_no_product_beyond_those_needed(input_trained: bool) -> None:
+def test_computes_only_the_products_needed(input_trained: bool) -> None:
     layer, n = make_layer(make_base(Conv1D)), 10
     x = torch.randn(n, IN, dtype=torch.float64, requires_grad=input_trained)
     with FlopCounterMode(display=False) as flops:
         layer(x).sum().backward()
-    # The counter does not see the two products that are added in place.
+    # The counter misses the two products that are added in place.
     frozen, low_rank = 2 * n * IN * OUT, 2 * n * RANK * (IN + OUT + IN + OUT)
     assert flops.get_total_flops() == frozen * (2 if input_trained else 1) + low_rank
 
 
 class Operations(TorchDispatchMode):
-    """Collects the operations that are computed."""
+    """Record the operations that are computed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -215,17 +217,17 @@ class Operations(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(("device", "fused"), [("cpu", 0), ("meta", 1)])
-def test_the_large_product_adds_the_bias_elsewhere_than_on_a_cpu(device: str, fused: int) -> None:
+def test_the_large_product_adds_the_bias_except_on_a_cpu(device: str, fused: int) -> None:
     layer = make_layer(make_base(Conv1D)).to(device)
     x = torch.randn(5, IN, dtype=torch.float64, device=device)
     with Operations() as operations:
         assert layer(x).shape == (5, OUT)
-    # Besides, one is that with A, and its scale.
+    # The scaled product with A is another.
     assert operations.seen.count(torch.ops.aten.addmm.default) == 1 + fused
 
 
 class Allocations(TorchDispatchMode):
-    """Collects every storage that an operation makes."""
+    """Record every storage that an operation allocates."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -235,7 +237,7 @@ class Allocations(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
-                # The tensor is kept so that its address is not given out again.
+                # The tensor is kept so that its address is not reused.
                 self.storages[leaf.untyped_storage().data_ptr()] = leaf
         return result
 
@@ -244,9 +246,9 @@ class Allocations(TorchDispatchMode):
         return sum(t.untyped_storage().nbytes() == size for t in self.storages.values())
 
 
-@pytest.mark.parametrize("rows", [(), TWO_OF_THREE], ids=["all rows", "some rows"])
-def test_makes_nothing_of_the_size_of_x_or_y_twice(rows: tuple[Rows]) -> None:
-    layer = make_layer(make_base(Conv1D), rank=2, rows=rows)
+@pytest.mark.parametrize("parts", [(), TWO_OF_THREE], ids=["whole", "parts"])
+def test_allocates_nothing_of_the_size_of_x_or_y_twice(parts: tuple[Part, ...]) -> None:
+    layer = make_layer(make_base(Conv1D), rank=2, parts=parts)
     x = torch.randn(37, IN, dtype=torch.float64, requires_grad=True)
     with Allocations() as forward:
         y = layer(x)

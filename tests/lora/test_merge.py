@@ -1,4 +1,4 @@
-"""Folding the update in, taking it out, and a plain transformers folder."""
+"""Merging the update, undoing the merge, and saving a plain transformers model."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from loraqa.lora.layer import LoraLinear, lora_layers
 from loraqa.lora.merge import merge, merge_and_unload, unload, unmerge
 from loraqa.lora.settings import LoraSettings
 
-# PEFT's own calls into transformers and torch.
+# Warnings that PEFT's own calls to transformers and torch cause.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*is_gradient_checkpointing:FutureWarning", "ignore:fan_in_fan_out:UserWarning"
 )
@@ -34,7 +34,7 @@ def adapted(tiny_model, stir):
 
 @pytest.mark.parametrize(("family", "targets"), FAMILIES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_merging_changes_no_more_than_rounding_and_says_by_how_much(
+def test_merging_changes_logits_by_rounding_only_and_returns_the_change(
     adapted, logits, input_ids, family, targets, dtype
 ):
     model = adapted(family, targets, dtype)
@@ -46,7 +46,7 @@ def test_merging_changes_no_more_than_rounding_and_says_by_how_much(
 
 
 @pytest.mark.parametrize(("family", "targets"), FAMILIES)
-def test_merged_weights_are_pefts(adapted, tiny_model, input_ids, tmp_path, family, targets):
+def test_merged_weights_equal_pefts(adapted, tiny_model, input_ids, tmp_path, family, targets):
     model = adapted(family, targets, torch.float64)
     save_adapter(model, tmp_path)
     merge_and_unload(model, input_ids)
@@ -62,12 +62,12 @@ def test_a_bf16_weight_is_summed_in_fp32_and_rounded_once(adapted, input_ids):
     (layer, *_) = lora_layers(model).values()
     exact = layer.base.weight.double() + 2 / 3 * (layer.lora_B.double() @ layer.lora_A.double()).t()
     merge(model, input_ids)
-    # Half a unit in the last of bf16's eight bits, and a little for fp32.
+    # Half a unit in the last of bf16's eight bits, and a margin for fp32.
     assert ((layer.merged_weight - exact).abs() <= 1.001 * 2**-8 * exact.abs()).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_unmerging_gives_back_every_bit(adapted, logits, input_ids, base_state, dtype):
+def test_unmerging_restores_every_bit(adapted, logits, input_ids, base_state, dtype):
     model = adapted(dtype=dtype)
     weights = {name: (p.data_ptr(), p.clone()) for name, p in base_state(model).items()}
     answers = logits(model)
@@ -80,7 +80,7 @@ def test_unmerging_gives_back_every_bit(adapted, logits, input_ids, base_state, 
         assert torch.equal(weight, weights[name][1])
 
 
-def test_merging_again_takes_what_was_learned_since(adapted, logits, input_ids):
+def test_merging_again_uses_the_current_update(adapted, logits, input_ids):
     model = adapted()
     merge(model, input_ids)
     with torch.no_grad():
@@ -92,7 +92,7 @@ def test_merging_again_takes_what_was_learned_since(adapted, logits, input_ids):
     torch.testing.assert_close(merged, logits(model), rtol=1e-4, atol=1e-4)
 
 
-def test_merging_leaves_out_dropout(adapted, input_ids):
+def test_merging_ignores_dropout(adapted, input_ids):
     model = adapted()
     for layer in lora_layers(model).values():
         layer.dropout = 0.5
@@ -100,7 +100,7 @@ def test_merging_leaves_out_dropout(adapted, input_ids):
     assert not model.training
 
 
-def test_a_wrong_merge_is_found_and_taken_back(adapted, logits, input_ids, monkeypatch):
+def test_a_wrong_merge_raises_and_is_undone(adapted, logits, input_ids, monkeypatch):
     model = adapted()
     answers = logits(model)
     right = LoraLinear.summed_weight
@@ -110,7 +110,7 @@ def test_a_wrong_merge_is_found_and_taken_back(adapted, logits, input_ids, monke
     assert torch.equal(logits(model), answers)
 
 
-def test_a_merge_that_gives_nan_is_refused(adapted, input_ids):
+def test_a_merge_that_yields_nan_raises(adapted, input_ids):
     model = adapted(dtype=torch.float16)
     (layer, *_) = lora_layers(model).values()
     with torch.no_grad():
@@ -120,7 +120,7 @@ def test_a_merge_that_gives_nan_is_refused(adapted, input_ids):
 
 
 @pytest.mark.parametrize(("family", "targets"), FAMILIES)
-def test_unloading_gives_back_the_base(adapted, tiny_model, logits, family, targets):
+def test_unloading_restores_the_base(adapted, tiny_model, logits, family, targets):
     model, plain = adapted(family, targets), tiny_model(family, torch.float32)
     unload(model)
     assert not lora_layers(model)

@@ -1,4 +1,4 @@
-"""The spectra against the dense update and its textbook quantities."""
+"""The spectra against the dense update and textbook formulas."""
 
 import math
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from loraqa.lora.adapt import adapt
-from loraqa.lora.layer import LoraLinear, Rows, lora_layers
+from loraqa.lora.layer import LoraLinear, Part, lora_layers
 from loraqa.lora.settings import LoraSettings
 from loraqa.lora.spectra import low_rank_singular_values, spectra
 
@@ -36,17 +36,17 @@ def test_every_layer_against_its_dense_update(tiny_model, stir, family, targets,
     stir(model)
     found = {spectrum.name: spectrum for spectrum in spectra(model)}
     blocks = [
-        (f"{name}[{rows.name}]" if rows.name else name, layer, rows, b.double() @ a.double())
+        (f"{name}[{part.name}]" if part.name else name, layer, part, b.double() @ a.double())
         for name, layer in lora_layers(model).items()
-        for rows, a, b in layer.blocks()
+        for part, a, b in layer.blocks()
     ]
     assert [*found] == [name for name, *_ in blocks]
-    for name, layer, rows, product in blocks:
+    for name, layer, part, product in blocks:
         spectrum, update = found[name], 7 / 3 * product
         assert spectrum.singular_values == pytest.approx(torch.linalg.svdvals(update)[:3].tolist())
         assert spectrum.norm == pytest.approx(torch.linalg.matrix_norm(update).item())
         frozen = layer.base.weight if family == "llama" else layer.base.weight.t()
-        base_norm = frozen[rows.start : rows.stop].double().norm().item()
+        base_norm = frozen[part.start : part.stop].double().norm().item()
         assert spectrum.base_norm == pytest.approx(base_norm)
         assert spectrum.relative_norm == pytest.approx(update.norm().item() / base_norm)
         spectral_norm = torch.linalg.matrix_norm(update, 2)
@@ -76,24 +76,24 @@ def test_known_spectrum():
     assert spectrum.effective_rank == pytest.approx(4 / 27**0.25)  # exp H(3/4, 1/4)
 
 
-def test_equal_values_have_the_effective_rank_that_they_count():
+def test_equal_values_have_their_number_as_effective_rank():
     (spectrum,) = spectra(OneLayer(2, 2, 2))
     assert (spectrum.effective_rank, spectrum.stable_rank) == pytest.approx((3, 3))
 
 
-def test_nothing_learned_yet():
+def test_an_update_of_zero():
     (spectrum,) = spectra(OneLayer())
     assert spectrum.singular_values == (0, 0, 0, 0)
     summary = (spectrum.norm, spectrum.relative_norm, spectrum.stable_rank)
     assert (*summary, spectrum.effective_rank, spectrum.top_share) == (0, 0, 0, 0, 0)
 
 
-def test_rows_are_measured_apart():
+def test_each_part_has_its_own_spectrum():
     model = OneLayer()
-    model.only = LoraLinear(nn.Linear(6, 8), 1, 1.0, rows=(Rows(0, 2, "q"), Rows(4, 8, "v")))
+    model.only = LoraLinear(nn.Linear(6, 8), 1, 1.0, parts=(Part(0, 2, "q"), Part(4, 8, "v")))
     nn.init.ones_(model.only.lora_A)
     with torch.no_grad():
-        model.only.lora_B[2:] = 1  # v alone
+        model.only.lora_B[2:] = 1  # only v
     q, v = spectra(model)
     assert (q.name, v.name) == ("only[q]", "only[v]")
     assert (q.norm, v.norm) == pytest.approx((0, math.sqrt(4 * 6)))

@@ -1,4 +1,4 @@
-"""Which layers the names stand for, in the models that loraqa is made for."""
+"""The layers that each target selects, in the model families that loraqa supports."""
 
 import pytest
 import torch
@@ -6,11 +6,11 @@ from peft import LoraConfig, get_peft_model
 
 from loraqa.errors import InputError
 from loraqa.lora.adapt import adapt
-from loraqa.lora.layer import Rows
+from loraqa.lora.layer import Part
 from loraqa.lora.settings import LoraSettings
 from loraqa.lora.targets import select
 
-# PEFT's own calls into transformers and torch.
+# Warnings that PEFT's own calls to transformers and torch cause.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*is_gradient_checkpointing:FutureWarning", "ignore:fan_in_fan_out:UserWarning"
 )
@@ -71,7 +71,7 @@ def test_a_whole_name_and_a_choice_of_blocks(tiny_model):
 
 
 @pytest.mark.parametrize("family", ["gpt2", *LLAMA_LIKE])
-def test_all_linear_is_that_of_peft(tiny_model, family):
+def test_all_linear_equals_pefts(tiny_model, family):
     peft_model = get_peft_model(tiny_model(family), LoraConfig(target_modules="all-linear"))
     theirs = {
         name.removeprefix("base_model.model.").removesuffix(".base_layer")
@@ -81,28 +81,28 @@ def test_all_linear_is_that_of_peft(tiny_model, family):
     assert set(select(tiny_model(family), ["all-linear"])) == theirs
 
 
-def test_rows_of_a_fused_projection(tiny_model):
-    q, v = Rows(0, WIDTH, "q"), Rows(2 * WIDTH, 3 * WIDTH, "v")
+def test_parts_of_a_fused_projection(tiny_model):
+    q, v = Part(0, WIDTH, "q"), Part(2 * WIDTH, 3 * WIDTH, "v")
     for targets in (["c_attn[q,v]"], ["c_attn[v,q]"], ["c_attn[v]", "attn.c_attn[q]"]):
         assert set(select(tiny_model(), targets).values()) == {(q, v)}
-    assert select(tiny_model(), ["c_attn"])["transformer.h.0.attn.c_attn"] == (Rows(0, 3 * WIDTH),)
+    assert select(tiny_model(), ["c_attn"])["transformer.h.0.attn.c_attn"] == (Part(0, 3 * WIDTH),)
 
 
-@pytest.mark.parametrize("part", ["q", "k", "v"])
-def test_named_rows_are_those_that_attention_reads(tiny_model, input_ids, part):
-    """GPT-2's own split of c_attn's output into q, k and v says which rows they are."""
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_a_part_has_the_rows_that_attention_reads(tiny_model, input_ids, name):
+    """Compare with GPT-2's own split of c_attn's output into q, k and v."""
     model = tiny_model()
     attention = model.transformer.h[0].attn
-    (rows,) = select(model, [f"c_attn[{part}]"])["transformer.h.0.attn.c_attn"]
+    (part,) = select(model, [f"c_attn[{name}]"])["transformer.h.0.attn.c_attn"]
     seen = {}
     attention.c_attn.register_forward_hook(lambda *call: seen.update(fused=call[2]))
     caches = model(input_ids=input_ids, use_cache=True).past_key_values
-    fused = seen["fused"][..., rows.slice]
+    fused = seen["fused"][..., part.slice]
     cached = {"k": caches.layers[0].keys, "v": caches.layers[0].values}
-    if part in cached:
-        assert torch.equal(cached[part].transpose(1, 2).flatten(2), fused)
+    if name in cached:
+        assert torch.equal(cached[name].transpose(1, 2).flatten(2), fused)
     else:
-        assert (rows.start, rows.stop) == (0, attention.embed_dim)
+        assert (part.start, part.stop) == (0, attention.embed_dim)
 
 
 @pytest.mark.parametrize(
@@ -112,22 +112,22 @@ def test_named_rows_are_those_that_attention_reads(tiny_model, input_ids, part):
         ("gpt2", "wte", '"wte"'),
         ("llama", "c_attn", "down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj"),
         ("gpt2", "all_linear", 'did you mean "all-linear"'),
-        ("gpt2", "*.c_attn", "not a regular expression"),
-        ("gpt2", "c_attn[q,x]", r"h\.0.*\[q,x\].*q, k, v"),
+        ("gpt2", "*.c_attn", "not a valid regular expression"),
+        ("gpt2", "c_attn[q,x]", r"h\.0.* has no parts \[q,x\].*q, k, v"),
         ("gpt2", "c_fc[q]", "not known to be fused"),
         ("llama", "q_proj[q]", "not known to be fused"),
     ],
 )
-def test_what_names_nothing_says_what_there_is(tiny_model, family, targets, words):
+def test_a_target_that_matches_nothing_lists_the_known_ones(tiny_model, family, targets, words):
     with pytest.raises(InputError, match=words):
         select(tiny_model(family), [targets])
 
 
-def test_a_group_that_is_empty_suggests_another(tiny_model):
+def test_an_empty_group_is_refused(tiny_model):
     model = tiny_model()
     for block in model.transformer.h:
         block.mlp = torch.nn.Identity()
-    with pytest.raises(InputError, match=r'called "mlp": target_modules can be c_attn'):
+    with pytest.raises(InputError, match=r'called "mlp"; target_modules can be c_attn'):
         select(model, ["mlp"])
 
 
@@ -136,9 +136,13 @@ def test_one_unknown_target_among_good_ones_is_refused(tiny_model):
         select(tiny_model(), ["c_attn", "nothing"])
 
 
-def test_whole_and_rows_contradict(tiny_model):
-    with pytest.raises(InputError, match="both whole and by its rows"):
+def test_a_whole_layer_and_a_part_of_it_are_refused(tiny_model):
+    with pytest.raises(InputError) as caught:
         select(tiny_model(), ["attention", "c_attn[q]"])
+    assert str(caught.value) == (
+        "target_modules names both transformer.h.0.attn.c_attn as a whole and parts of it; "
+        "keep one of the two."
+    )
 
 
 @pytest.mark.parametrize(("family", "embedding"), [("gpt2", "wte"), ("llama", "embed_tokens")])
@@ -159,5 +163,5 @@ def test_quantised_weights_are_refused(tiny_model):
 def test_an_adapted_model_is_refused(tiny_model):
     model = tiny_model()
     adapt(model, LoraSettings())
-    with pytest.raises(InputError, match="an adapter already"):
+    with pytest.raises(InputError, match="has an adapter already"):
         adapt(model, LoraSettings(target_modules="c_attn"))

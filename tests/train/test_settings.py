@@ -1,4 +1,4 @@
-"""Settings: merged in order, checked in words, written back whole."""
+"""Settings: the order in which sources win, error messages, and YAML output."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def test_flags_win_over_later_files_over_earlier_ones_over_defaults(tmp_path: Path) -> None:
+def test_overrides_win_over_later_files_over_earlier_files_over_defaults(tmp_path: Path) -> None:
     first = write(tmp_path / "a.yaml", "lora: {rank: 4, alpha: 8}\nseed: 1\nmodel: {source: a}\n")
     second = write(tmp_path / "b.yaml", "lora:\n  rank: 5\ndata:\n  train: b\nseed: 2\n")
     chosen = load_settings([first, second], ["seed=3"])
@@ -57,7 +57,7 @@ def test_flags_win_over_later_files_over_earlier_ones_over_defaults(tmp_path: Pa
         ),
     ],
 )
-def test_a_flag_is_read_as_its_setting_needs(text: str, key: str, value: object) -> None:
+def test_an_override_is_read_as_its_setting_needs(text: str, key: str, value: object) -> None:
     group, name = key.split(".")
     assert load(text).model_dump(mode="json")[group][name] == value
 
@@ -80,11 +80,11 @@ def test_a_flag_is_read_as_its_setting_needs(text: str, key: str, value: object)
         ("lora.rank=true", "lora.rank is True but must be a valid integer"),
         ("lora.target_modules=[]", "target_modules is () but must have at least 1 item"),
         ("lora.rank=0", "lora.rank is 0 but must be greater than or equal to 1"),
-        ("lora.rank", "'lora.rank' is no setting: write key=value"),
+        ("lora.rank", "'lora.rank' is not a setting; write key=value, as in lora.rank=16."),
         ("prompt.template={context} {answer}", "must contain {context}, {question} and {answer}"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_sentence(override: str, message: str) -> None:
+def test_an_invalid_override_is_explained_in_one_sentence(override: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
         load(override)
     assert message in str(caught.value)
@@ -92,7 +92,7 @@ def test_what_is_wrong_is_said_in_one_sentence(override: str, message: str) -> N
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_needed_is_named() -> None:
+def test_missing_settings_are_named() -> None:
     with pytest.raises(InputError, match=r"model.source is missing.*data.train is missing"):
         load_settings()
 
@@ -100,14 +100,19 @@ def test_what_is_needed_is_named() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("lora:\n  rank: 4\n  rank: 8\n", r"line 3, column 3 is not valid YAML: 'rank' stands"),
+        (
+            "lora:\n  rank: 4\n  rank: 8\n",
+            r"line 3, column 3 is not valid YAML: 'rank' occurs twice",
+        ),
         ("lora: [\n", "line 2, column 1 is not valid YAML"),
-        ("- lora\n", "must hold groups"),
+        ("- lora\n", "must contain groups of settings"),
         ("[lora]: 1\n", "not valid YAML: found unhashable key"),
         ("lora: !!python/object/apply:os.getcwd []\n", "not valid YAML: could not determine"),
     ],
 )
-def test_a_bad_file_is_refused_with_its_place(tmp_path: Path, text: str, message: str) -> None:
+def test_a_bad_file_is_refused_with_line_and_column(
+    tmp_path: Path, text: str, message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         load_settings([write(tmp_path / "bad.yaml", text)], NEEDED)
 
@@ -117,7 +122,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_settings([tmp_path / "nowhere.yaml"], NEEDED)
 
 
-def test_a_group_of_comments_alone_is_the_defaults(tmp_path: Path) -> None:
+def test_a_group_of_only_comments_has_the_defaults(tmp_path: Path) -> None:
     path = write(tmp_path / "a.yaml", "lora:\n#  rank: 4\n")
     assert load_settings([path], NEEDED) == load()
 
@@ -129,7 +134,7 @@ def test_a_group_of_comments_alone_is_the_defaults(tmp_path: Path) -> None:
     source=st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1),
     patience=st.none() | st.integers(1, 10**9),
 )
-def test_written_back_whole_they_read_the_same(
+def test_settings_round_trip_through_yaml(
     tmp_path_factory: pytest.TempPathFactory,
     learning_rate: float,
     alpha: float,
@@ -149,7 +154,7 @@ def test_written_back_whole_they_read_the_same(
     assert load_settings([path]) == chosen
 
 
-def test_paths_hold_in_any_working_directory(
+def test_full_paths_are_valid_in_any_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "base").mkdir()

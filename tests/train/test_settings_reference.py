@@ -1,6 +1,6 @@
-"""docs/settings.md lists every setting as it is in the code.
+"""docs/settings.md lists every setting with its default and its docstring.
 
-To update it: python -m tests.train.test_settings_reference > docs/settings.md
+To write it again: python -m tests.train.test_settings_reference > docs/settings.md
 """
 
 from pathlib import Path
@@ -51,7 +51,7 @@ def _yaml(value: object) -> str:
     return text.removesuffix("...\n").strip().strip("'")
 
 
-def test_the_reference_matches_the_code() -> None:
+def test_the_reference_is_up_to_date() -> None:
     assert DOCUMENT.read_text() == reference()
 
 

@@ -1,8 +1,8 @@
-"""Beam search over all prompts of a batch: the same answers as transformers' `generate`.
+"""Beam search over all prompts of a batch, with the same answers as transformers' `generate`.
 
-Each step takes the beams of every question one token further. Of the best continuations, those
-that end an answer are put aside as finished; the best that do not are the next beams. A question
-whose finished answers stand leaves the batch.
+Each step extends the beams of every question by one token. The best continuations that end an
+answer become finished answers; the best of the others become the next beams. A question whose
+finished answers cannot improve any more leaves the batch.
 """
 
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from loraqa.answer.decode import Prompts, Written, collect
 
 
 class _Beams(NamedTuple):
-    """Answers to each of Q questions, the best first.
+    """W answers to each of Q questions, best first.
 
     Attributes:
-        tokens: (Q, W, longest), padded with -1.
+        tokens: (Q, W, longest) token ids, padded with -1.
         scores: (Q, W).
     """
 
@@ -29,18 +29,18 @@ class _Beams(NamedTuple):
     def none(
         cls, questions: int, width: int, longest: int, score: float, device: torch.device
     ) -> "_Beams":
-        """Empty answers of that score."""
+        """Return empty answers, all with the given score."""
         return cls(
             torch.full((questions, width, longest), -1, device=device),
             torch.full((questions, width), score, device=device),
         )
 
     def of(self, questions: Tensor) -> "_Beams":
-        """Those of some questions."""
+        """Return the answers to some of the questions."""
         return _Beams(self.tokens[questions], self.scores[questions])
 
     def best(self, other: "_Beams", count: int) -> "_Beams":
-        """The best `count` of both for each question."""
+        """Return the best `count` answers of both for each question."""
         tokens = torch.cat([self.tokens, other.tokens], dim=1)
         scores, places = torch.cat([self.scores, other.scores], dim=1).topk(count)
         return _Beams(tokens.take_along_dim(places[:, :, None], dim=1), scores)
@@ -48,15 +48,15 @@ class _Beams(NamedTuple):
 
 @dataclass(frozen=True)
 class BeamSearch:
-    """The best finished answer that a fixed number of beams comes upon.
+    """The best finished answer that beam search finds.
 
     Attributes:
-        width: how many answers are in progress for each question.
+        width: number of beams per question.
         length_penalty: an answer's score is its log-probability divided by its number of tokens
-            (the one that ends it counted in) to this power.
-        early_stopping: when a question is done: as soon as it has `width` finished answers (True),
-            or when besides its best beam scores no higher than the worst of them, at its present
-            length (False) or at whatever length suits it best ("never").
+            (including the end token) to this power.
+        early_stopping: when a question is done. True: as soon as it has `width` finished answers.
+            False: when also its best beam scores no higher than the worst of these, at its present
+            length. "never": as False, but at the length that suits the beam best.
     """
 
     width: int
@@ -104,7 +104,7 @@ class BeamSearch:
         return [[written] for written in self._written(answers)]
 
     def _extend(self, beams: _Beams, scores: Tensor, step: int) -> tuple[_Beams, Tensor]:
-        """The best continuations by `scores` (Q, W, vocabulary), and which beam each goes on."""
+        """Return the best continuations by `scores` (Q, W, vocabulary) and the beam of each."""
         best, places = scores.flatten(1).topk(self.width)
         parents = places // scores.shape[-1]
         tokens = beams.tokens.take_along_dim(parents[:, :, None], dim=1)
@@ -112,7 +112,7 @@ class BeamSearch:
         return _Beams(tokens, best), parents
 
     def _may_improve(self, beams: _Beams, finished: _Beams, length: int, limit: int) -> Tensor:
-        """(Q,) whether to go on with a question whose beams are `length` tokens long."""
+        """Return (Q,) whether to continue each question; its beams are `length` tokens long."""
         worst = finished.scores[:, -1]
         if self.early_stopping is True:
             return (worst == -torch.inf) & (length < limit)

@@ -1,7 +1,7 @@
-"""Writing answers token by token, for all prompts of a batch at once.
+"""Decoding: write answers token by token, for all prompts of a batch at once.
 
-A prompt is a path of a tree from the start of its trunk to the end of a branch. All answers to it
-go on from the same keys and values, and an answer that has ended leaves the batch.
+A prompt is the path of a tree from the start of the trunk to the end of a branch. All answers to a
+prompt share its keys and values. A finished answer leaves the batch.
 """
 
 import hashlib
@@ -21,18 +21,19 @@ from loraqa.prompt.template import Template
 from loraqa.prompt.tree import Branch, Tree
 
 Filter = Callable[..., Tensor]
-"""A function from logits and a number to logits."""
+"""A function from logits and a parameter to logits."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What an answer may be.
+    """How answers are tokenized and where they end.
 
     Attributes:
-        tokenizer, template: those of the prompts.
-        max_answer_tokens: the longest answer, the token that ends it counted in.
-        no_answer: whether "no answer" is one (SQuAD v2.0); only the search over spans must be
-            told, as the other strategies write what the model says.
+        tokenizer: the tokenizer of the prompts.
+        template: the template of the prompts.
+        max_answer_tokens: maximum tokens of an answer, including the end token.
+        no_answer: whether an answer may be empty (SQuAD v2.0). Only the span search uses this; with
+            other strategies the model decides.
     """
 
     tokenizer: SegmentTokenizer
@@ -42,30 +43,30 @@ class Rules:
 
     @cached_property
     def stops(self) -> frozenset[int]:
-        """The tokens that end an answer: eos, and all that hold a line break."""
+        """The tokens that end an answer: eos and all tokens with a line break."""
         return frozenset([self.tokenizer.eos, *self.tokenizer.line_breaks])
 
     def text(self, tokens: Sequence[int]) -> str:
-        """The text of an answer's tokens, without the one that ends it."""
+        """Return the text of an answer's tokens without the end token."""
         return self.tokenizer.decode([token for token in tokens if token not in self.stops])
 
     def stops_on(self, device: torch.device) -> Tensor:
-        """The same as a tensor."""
+        """Return `stops` as a tensor."""
         return torch.tensor(sorted(self.stops), device=device)
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """A batch of N prompts, computed up to where their answers start.
+    """A batch of N prompts whose keys and values are computed.
 
     Attributes:
-        trees: the prompts, branch by branch.
+        trees: the trees; each of their branches is a prompt.
         contexts: the whole context of each tree.
-        session: the computation, with one row a prompt; an answer uses it up.
-        logits: (N, vocabulary) of the first token of each answer.
-        rules: what an answer may be.
-        samples: how many answers to draw for each prompt.
-        seed: of the draws.
+        session: the computation, one row per prompt; a strategy can use it only once.
+        logits: (N, vocabulary) logits of the first token of each answer.
+        rules: how answers are tokenized and where they end.
+        samples: number of answers to draw per prompt.
+        seed: random seed.
     """
 
     trees: Sequence[Tree]
@@ -77,7 +78,7 @@ class Prompts:
     seed: int
 
     def rows(self) -> Iterator[tuple[Tree, Branch, str]]:
-        """Each prompt's tree, branch and context."""
+        """Yield the tree, branch and context of each prompt."""
         for tree, context in zip(self.trees, self.contexts, strict=True):
             for branch in tree.branches:
                 yield tree, branch, context
@@ -85,13 +86,13 @@ class Prompts:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """An answer as the model wrote it.
+    """A decoded answer.
 
     Attributes:
-        tokens: its ids; the last one ends it, if it did not run into `max_answer_tokens`.
-        log_probability: the sum of ln p(token | prompt, tokens before it) over all of them, the
-            last included, in the model's own distribution, whatever the strategy made of it.
-        place: where in the context it was copied from (start, end), if it was.
+        tokens: token ids, including the end token unless `max_answer_tokens` was reached.
+        log_probability: sum of ln p(token | prompt, tokens before it) over all tokens, including
+            the end token, in the model's own distribution, before any filter.
+        place: (start, end) in the context if the answer was copied from it, else None.
     """
 
     tokens: tuple[int, ...]
@@ -104,21 +105,21 @@ class Strategy(Protocol):
 
     @property
     def name(self) -> str:
-        """What `parse_strategy` makes it from."""
+        """The name that `parse_strategy` accepts."""
         ...
 
     @property
     def draws(self) -> bool:
-        """Whether a question can have several answers."""
+        """Whether the strategy is random, so that a question can have several answers."""
         ...
 
     @property
     def rows(self) -> int:
-        """How many rows of the computation an answer takes while it is written."""
+        """The number of rows of the session that an answer needs while it is decoded."""
         ...
 
     def write(self, prompts: Prompts) -> list[list[Written]]:
-        """The answers to each prompt: `samples` of them, or one where nothing is drawn."""
+        """Return the answers to each prompt: `samples` if the strategy draws, else one."""
         ...
 
 
@@ -138,11 +139,11 @@ class Greedy:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Tokens drawn from the model's distribution, as `filters` leave it.
+    """Tokens drawn from the model's distribution after `filters`.
 
-    The filters are functions of `filters.py`, each with its number, and follow one another. What
-    is drawn depends on the seed, the question's id and the number of the sample, not on what is
-    drawn beside it (but for rounding).
+    The filters are functions of `filters.py` with their parameters, applied in order. A sample
+    depends only on the seed, the question's id and its number, not on the rest of the batch (except
+    for rounding).
     """
 
     name: str
@@ -160,8 +161,8 @@ class Sampling:
         chances = torch.from_numpy(uniforms).to(device)
 
         def choose(logits: Tensor, rows: Tensor, step: int) -> Tensor:
-            for apply, number in self.filters:
-                logits = apply(logits, number)
+            for apply, parameter in self.filters:
+                logits = apply(logits, parameter)
             return draw(logits, chances[rows, step])
 
         written = _write(prompts, choose, copies=samples)
@@ -169,7 +170,7 @@ class Sampling:
 
 
 def _uniforms(seed: int, question: str, shape: tuple[int, int]) -> np.ndarray:
-    """Numbers in [0, 1), (samples, steps), of which one sample's do not depend on how many."""
+    """Return (samples, steps) numbers in [0, 1); more samples do not change the first ones."""
     digest = hashlib.sha256(f"{seed} {question}".encode()).digest()
     generator = np.random.default_rng(int.from_bytes(digest[:16], "big"))
     return generator.random(shape, dtype=np.float32)
@@ -178,10 +179,10 @@ def _uniforms(seed: int, question: str, shape: tuple[int, int]) -> np.ndarray:
 def _write(
     prompts: Prompts, choose: Callable[[Tensor, Tensor, int], Tensor], copies: int = 1
 ) -> list[Written]:
-    """Write `copies` answers to each prompt, those to one prompt together.
+    """Write `copies` answers to each prompt; answers to the same prompt are adjacent.
 
-    `choose` gives the next tokens (n,) from logits (n, vocabulary), the numbers (n,) of the answers
-    still in progress, and the step.
+    `choose` returns the next tokens (n,) given the logits (n, vocabulary) of the unfinished
+    answers, the numbers (n,) of these answers, and the step.
     """
     session, limit = prompts.session, prompts.rules.max_answer_tokens
     device = prompts.logits.device
@@ -210,7 +211,7 @@ def _write(
 
 
 def collect(tokens: Tensor, log_probabilities: Tensor) -> list[Written]:
-    """Answers from tokens (n, longest), padded with -1, and their log-probabilities (n,)."""
+    """Return answers from tokens (n, longest), padded with -1, and log-probabilities (n,)."""
     return [
         Written(tuple(token for token in row if token >= 0), total)
         for row, total in zip(tokens.tolist(), log_probabilities.tolist(), strict=True)

@@ -1,4 +1,4 @@
-"""Taking a run elsewhere: its adapter for PEFT, or a plain transformers model with it merged."""
+"""Export a run: its adapter for PEFT, or a plain transformers model with the adapter merged."""
 
 import shutil
 from pathlib import Path
@@ -15,17 +15,17 @@ from loraqa.lora.adapter import save_adapter
 from loraqa.lora.merge import merge_and_unload
 from loraqa.model.source import no_bars
 
-# The adapter's model card, beside that of the model it is merged into.
+# The adapter's model card, beside the merged model's card.
 _ADAPTER_CARD = "adapter.md"
-# Any tokens will do to compare the logits before and after merging.
+# Number of random tokens on which to compare the logits before and after merging.
 _CHECKED_TOKENS = 64
 
 
 def export_adapter(run: Path, out: Path, *, base: str | None = None) -> None:
-    """Write a run's adapter, as PEFT reads it, with its prompt settings and model card.
+    """Write a run's adapter in PEFT's format, with its prompt settings and model card.
 
     Raises:
-        InputError: `run` holds no adapter, or `out` exists.
+        InputError: `run` has no adapter, or `out` exists.
     """
     _check_new(out)
     model, _, info = load_adapted(run, base=base)
@@ -38,13 +38,13 @@ def export_adapter(run: Path, out: Path, *, base: str | None = None) -> None:
 def export_merged(run: Path, out: Path, *, base: str | None = None) -> float:
     """Write a plain transformers model in float32 with the adapter merged into its weights.
 
-    In float32 whatever the run computed in: an update is smaller than what bfloat16 resolves.
+    It is float32 whatever the run's dtype, because bfloat16 would round small updates away.
 
     Returns:
-        The largest change of a logit that merging made: rounding alone.
+        The largest change of a logit by merging, which is rounding only.
 
     Raises:
-        InputError: `run` holds no adapter, or `out` exists.
+        InputError: `run` has no adapter, or `out` exists.
         LoraqaError: merging changed the logits by more than rounding; nothing is written.
     """
     _check_new(out)
@@ -65,7 +65,7 @@ def export_merged(run: Path, out: Path, *, base: str | None = None) -> float:
 
 def _check_new(out: Path) -> None:
     if out.exists():
-        raise InputError(f"{out} exists already; name a new folder to export to.")
+        raise InputError(f"{out} exists already; give a new folder to export to.")
     check_folder_writable(out)
 
 

@@ -1,8 +1,8 @@
-"""Which tokens may come next, and how likely each: functions from logits to logits.
+"""Sampling filters: functions that set the logits of excluded tokens to -inf.
 
-They take (rows, vocabulary), where logits and log-probabilities will do alike, and set what is
-ruled out to -inf; one may follow another. Each keeps what transformers' warper of that name keeps,
-but where tokens tie at the edge all of them stay. The formulas are in `docs/decoding.md`.
+Filters take logits or log-probabilities (rows, vocabulary) and can be chained. Each keeps the same
+tokens as transformers' warper of that name, except that tokens tied at the edge are all kept. The
+formulas are in `docs/decoding.md`.
 """
 
 import math
@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-# Most sets that hold the wanted mass are much smaller, and a vocabulary takes long to sort.
+# Most sets that hold the wanted mass are much smaller, and sorting a vocabulary is slow.
 _USUALLY_ENOUGH = 1024
 
 
@@ -43,7 +43,7 @@ def min_p(logits: Tensor, share: float) -> Tensor:
 
 
 def typical(logits: Tensor, mass: float) -> Tensor:
-    """Keep the tokens whose information is nearest to the expected one, up to `mass`.
+    """Keep the tokens whose information is closest to the entropy, until they hold `mass`.
 
     Meister et al., 2023, arXiv:2202.00666.
     """
@@ -53,27 +53,30 @@ def typical(logits: Tensor, mass: float) -> Tensor:
 
 
 def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """The token of each row, (rows,), at which its distribution function passes `uniforms`.
+    """Draw a token for each row by inverting its cumulative distribution function.
 
     Args:
         logits: (rows, vocabulary).
         uniforms: (rows,) numbers in [0, 1).
+
+    Returns:
+        (rows,) token ids.
     """
     below = logits.softmax(dim=-1).cumsum(dim=-1)
-    # Scaling by the last sum, which rounding leaves beside 1, keeps the search inside the row.
+    # Rounding may leave the last sum below 1; scaling by it keeps the search inside the row.
     return torch.searchsorted(below, uniforms[:, None] * below[:, -1:], right=True)[:, 0]
 
 
 def _keep_mass(logits: Tensor, preference: Tensor, mass: float) -> Tensor:
-    """Keep the most preferred tokens until they hold `mass`, and what ties with the last."""
+    """Keep the most preferred tokens until they hold `mass`, and all that tie with the last."""
     least = _least_needed(logits.softmax(dim=-1), preference, mass, _USUALLY_ENOUGH)
     return logits.masked_fill(preference < least, -torch.inf)
 
 
 def _least_needed(probabilities: Tensor, preference: Tensor, mass: float, width: int) -> Tensor:
-    """The lowest preference, (rows, 1), that is needed to hold `mass`: a look at the best `width`.
+    """Return the lowest preference (rows, 1) of the tokens needed to hold `mass`.
 
-    Rows where these do not hold it are looked at again, at many more.
+    Looks at the `width` most preferred tokens, and at more in rows where these do not suffice.
     """
     width = min(width, preference.shape[-1])
     preferred, tokens = preference.topk(width)

@@ -1,4 +1,4 @@
-"""Where in its context an answer stands that the model wrote freely."""
+"""Find the place of a freely written answer in its context."""
 
 import re
 from functools import lru_cache
@@ -7,11 +7,11 @@ Place = tuple[int, int]
 
 
 def locate(text: str, context: str, window: Place) -> Place | None:
-    """Character offsets (start, end) of `text` in `context`, or None where it does not stand.
+    """Return the character offsets (start, end) of `text` in `context`, or None.
 
-    As whole words and to the letter, if it stands so; else whatever its case, white space and
-    punctuation between words; else as part of a word. The first place in the window that the
-    answer was read from comes before one elsewhere.
+    Tries three matches in turn: exactly, as whole words; as words, ignoring case and the white
+    space and punctuation between words; exactly, as part of a word. Each prefers the first place in
+    `window`, which the answer was read from, to the first in the rest of the context.
     """
     if not text:
         return None
@@ -24,7 +24,7 @@ def locate(text: str, context: str, window: Place) -> Place | None:
 
 
 def _find_whole_words(text: str, context: str, within: Place) -> Place | None:
-    """Where no word goes on at either end of `text`, if a word of it is there."""
+    """Find `text` where it neither starts nor ends inside a word."""
     start, end = within
     place = context.find(text, start, end)
     while place >= 0:
@@ -42,8 +42,9 @@ def _is_word(character: str) -> bool:
 
 def _find_words_in_any_case(text: str, context: str, within: Place) -> Place | None:
     words = _words(text)
-    # To compile a pattern takes longer than to see that it cannot match. In a window a last word
-    # may be cut, and beyond ASCII only `re` knows what is the same letter in another case.
+    # Checking that a pattern cannot match is faster than compiling it. The check needs the end of
+    # the context, because a window may cut its last word, and ASCII, because only `re` knows which
+    # other letters are equal but for case.
     whole = within[1] == len(context) and text.isascii() and context.isascii()
     if not words or (whole and f" {' '.join(words)} ".lower() not in _words_only(context)):
         return None
@@ -52,7 +53,7 @@ def _find_words_in_any_case(text: str, context: str, within: Place) -> Place | N
     return found.span() if found else None
 
 
-# All questions about a context come one after another.
+# The questions about a context come one after another.
 @lru_cache(maxsize=1)
 def _words_only(context: str) -> str:
     return f" {' '.join(_words(context))} ".lower()

@@ -1,9 +1,9 @@
-"""Exact search for the most probable span: an answer that is always a piece of the context.
+"""Exact search for the most probable span of the context.
 
-A span scores ln p(its tokens, eos | prompt), encoded as an answer is in training. The spans of a
-context make a trie of tokens. Along a path through it the log-probability only falls, so where it
-is no higher than that of the best whole span so far, everything below is dropped: the search sees
-a small part of the trie, and the result is that of trying every span.
+A span is encoded as answers are in training; its score is ln p(its tokens, eos | prompt). The spans
+of a context form a trie of tokens. The log-probability only falls along a path, so a path that is
+no more probable than the best complete span so far is dropped with everything below it. The result
+is that of trying every span, but only a small part of the trie is computed.
 """
 
 import re
@@ -17,36 +17,35 @@ from torch import Tensor
 
 from loraqa.answer.decode import Prompts, Rules, Written
 from loraqa.model.session import DecodingSession
-from loraqa.prompt.segments import SegmentTokenizer
-from loraqa.prompt.words import all_offsets
+from loraqa.prompt.segments import SegmentTokenizer, all_offsets
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-# Scripts whose words do not end at blanks: Han and kana, and Hangul, where particles are joined on.
+# Scripts whose words do not end at blanks: Han, kana, and Hangul, which appends particles to words.
 _UNSPACED = (
     "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
     "\U00020000-\U0003ffff"
 )
-# A character of theirs, a word, or another mark; a span starts where one starts and ends where one
-# ends. All but 3 in 1,000 of the annotators' answers in SQuAD do.
+# A character of these scripts, a word, or a punctuation mark. A span starts and ends with a piece,
+# as do all but 3 in 1,000 of the annotators' answers in SQuAD.
 _PIECE = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
-# By how many tokens an answer, encoded alone, is at most shorter than what it covers of those of
-# the context, whose tokens may go on beyond its ends.
+# A span encoded alone has at most this many tokens fewer than the context's tokens that cover it,
+# because these may extend beyond its ends.
 _SHORTER_ALONE = 8
 
 
 @dataclass(frozen=True)
 class SpanSearch:
-    """The span with the highest probability; "no answer" competes where the rules allow it.
+    """The span with the highest probability, or "no answer" if the rules allow it.
 
-    `at_once` bounds how many paths are taken a token further in one step (at least one for each
-    prompt is), and with it the memory; the result does not depend on it.
+    `at_once` bounds the number of paths that one step extends (at least one per prompt), and with
+    it the memory. The result does not depend on it.
     """
 
     name: str = "span"
     draws: bool = False
-    # One for the path in progress, and about as much for those kept to be tried later.
+    # One for the path being extended, and about one more for the paths waiting.
     rows: int = 2
     at_once: int = 256
 
@@ -71,14 +70,14 @@ class SpanSearch:
 
 @dataclass(frozen=True, slots=True)
 class _Span:
-    """A candidate: its tokens without eos, and where it stands; "no answer" has neither."""
+    """A candidate answer: its tokens without eos, and its (start, end). "No answer" has neither."""
 
     tokens: tuple[int, ...]
     place: tuple[int, int] | None
 
 
 def _spans(context: str, window: tuple[int, int], rules: Rules) -> list[_Span]:
-    """Every text within the window that may be an answer, each where it stands first."""
+    """Return every text in the window that may be an answer, with its first place."""
     longest = rules.max_answer_tokens - 1
     places: dict[str, tuple[int, int]] = {}
     for start, end in _places(context, window, rules.tokenizer, longest + _SHORTER_ALONE):
@@ -95,7 +94,7 @@ def _spans(context: str, window: tuple[int, int], rules: Rules) -> list[_Span]:
 def _places(
     context: str, window: tuple[int, int], tokenizer: SegmentTokenizer, tokens: int
 ) -> Iterator[tuple[int, int]]:
-    """Where pieces start and end that at most so many tokens of the window's text cover."""
+    """Yield (start, end) of all runs of pieces that at most `tokens` tokens of the window cover."""
     pieces = [match.span() for match in _PIECE.finditer(context, *window)]
     starts, ends = np.reshape(pieces, (-1, 2)).T
     text = context[slice(*window)]
@@ -109,13 +108,12 @@ def _places(
 
 @dataclass(frozen=True)
 class Trie:
-    """Sequences of tokens, a node for each prefix, numbered breadth first from the root, 0.
+    """A trie of token sequences. Nodes are prefixes, numbered breadth first from the root, 0.
 
     Attributes:
         tokens: (nodes,) the last token of each prefix.
-        children: (nodes + 1,) the children of node n are those from children[n] to
-            children[n + 1].
-        ending: (nodes,) the first sequence that ends at each node, or -1.
+        children: (nodes + 1,) the children of node n are range(children[n], children[n + 1]).
+        ending: (nodes,) the index of the first sequence that ends at each node, or -1.
     """
 
     tokens: Ints
@@ -124,13 +122,13 @@ class Trie:
 
     @classmethod
     def of(cls, sequences: Sequence[Sequence[int]]) -> "Trie":
-        """The trie of some sequences (at least one)."""
+        """Build the trie of one or more sequences."""
         lengths = np.array([len(sequence) for sequence in sequences])
         table = np.full((len(sequences), max(lengths.max(), 1)), -1)
         table[np.arange(table.shape[1]) < lengths[:, None]] = np.concatenate(sequences)
         order = np.lexsort(table.T[::-1])
         table, lengths = table[order], lengths[order]
-        # A prefix is new where it differs from that of the sequence before.
+        # A prefix is new if it differs from the previous sequence's prefix.
         new = np.ones(table.shape, dtype=bool)
         new[1:] = np.logical_or.accumulate(table[1:] != table[:-1], axis=1)
         new &= table >= 0
@@ -139,7 +137,7 @@ class Trie:
         nodes = len(parents) + 1
         last = np.where(lengths > 0, numbers[np.arange(len(numbers)), lengths - 1], 0)
         ending = np.full(nodes, -1)
-        # Of equal sequences, which the order keeps as they came, the first is written last.
+        # The sort is stable and the assignment reversed, so the first of equal sequences wins.
         ending[last[::-1]] = order[::-1]
         return cls(
             tokens=np.concatenate([[-1], table.T[new.T]]),
@@ -149,12 +147,13 @@ class Trie:
 
 
 class _Forest:
-    """The tries of several trees under one numbering of nodes.
+    """The tries of several trees with one numbering of nodes.
 
     Attributes:
-        tokens, ending: as in `Trie`, for all of them.
-        first, last: (nodes,) the children of node n are those from first[n] to last[n].
-        roots: (prompts,) where each prompt starts.
+        tokens: (nodes,) as in `Trie`.
+        ending: (nodes,) as in `Trie`.
+        first, last: (nodes,) the children of node n are range(first[n], last[n]).
+        roots: (prompts,) the root of each prompt's trie.
     """
 
     def __init__(self, tries: Sequence[Trie], branches: Sequence[int]) -> None:
@@ -170,12 +169,14 @@ class _Forest:
 
 @dataclass(frozen=True)
 class _Frontier:
-    """Paths that may be taken a token further.
+    """Paths that can be extended by a token.
 
     Attributes:
-        session: the computation up to their last but one token.
-        rows: (n,) their rows in it.
-        prompts, nodes, scores: (n,) whose path it is, where it leads, its log-probability.
+        session: the computation, up to the last token but one of each path.
+        rows: (n,) the session's row of each path.
+        prompts: (n,) the prompt of each path.
+        nodes: (n,) the last node of each path.
+        scores: (n,) the log-probability of each path.
     """
 
     session: DecodingSession
@@ -188,7 +189,7 @@ class _Frontier:
         return len(self.rows)
 
     def only(self, chosen: NDArray[np.bool_]) -> "_Frontier":
-        """Some of the paths."""
+        """Return the chosen paths."""
         return _Frontier(
             self.session,
             self.rows[chosen],
@@ -198,7 +199,7 @@ class _Frontier:
         )
 
     def most_probable(self, rows: int) -> NDArray[np.bool_]:
-        """The best paths of each prompt, `rows` in all or one for each."""
+        """Return a mask of each prompt's best paths: `rows` in all, but at least one per prompt."""
         order = np.lexsort((-self.scores, self.prompts))
         _, first, counts = np.unique(self.prompts[order], return_index=True, return_counts=True)
         chosen = np.empty(len(self), dtype=bool)
@@ -211,7 +212,7 @@ class _Search:
 
     Attributes:
         best: (prompts,) log-probability of the best span so far.
-        winner: (prompts,) which it is.
+        winner: (prompts,) index of that span.
     """
 
     def __init__(self, forest: _Forest, eos: int, rows: int) -> None:
@@ -222,10 +223,10 @@ class _Search:
         self.winner = np.full(len(forest.roots), -1)
 
     def run(self, session: DecodingSession, logits: Tensor) -> None:
-        """Search on from the first logits of each prompt."""
+        """Search from the first logits of each prompt."""
         prompts = np.arange(len(self.best))
         start = _Frontier(session, prompts, prompts, self._forest.roots, np.zeros(len(prompts)))
-        # What is found deep down soon bounds what waits higher up: the deepest goes first.
+        # Depth first: complete spans found early bound the paths that wait higher up.
         waiting = [self._look(start, session, logits)]
         while waiting:
             frontier = waiting.pop()
@@ -241,7 +242,7 @@ class _Search:
         return self._look(paths, session, session.advance(tokens.to(device)))
 
     def _look(self, paths: _Frontier, session: DecodingSession, logits: Tensor) -> _Frontier:
-        """Score ending each path here, and return all ways to go on with it."""
+        """Score the end of each path at its node, and return all its extensions."""
         forest = self._forest
         rows = np.arange(len(paths))
         counts = forest.last[paths.nodes] - forest.first[paths.nodes]
@@ -261,14 +262,14 @@ class _Search:
         ending = self._forest.ending[paths.nodes]
         scores = np.where(ending >= 0, paths.scores + of_eos, -np.inf)
         better = np.flatnonzero(scores > self.best[paths.prompts])
-        # Of several to one prompt the last assigned stays.
+        # If a prompt has several, the last assignment wins, so the best goes last.
         better = better[scores[better].argsort(kind="stable")]
         self.best[paths.prompts[better]] = scores[better]
         self.winner[paths.prompts[better]] = ending[better]
 
 
 def _log_probabilities(logits: Tensor, rows: Ints, tokens: Ints) -> Floats:
-    """ln p of some tokens of some rows, (n,)."""
+    """Return (n,) ln p(tokens[i]) by the logits of row rows[i]."""
     row, token = (torch.from_numpy(index).to(logits.device) for index in (rows, tokens))
     logits = logits.float()
     chosen = logits[row, token] - logits.logsumexp(dim=-1)[row]

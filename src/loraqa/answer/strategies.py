@@ -1,4 +1,4 @@
-"""Strategies by name: `greedy`, `top-p:0.9`, `temperature:0.7+top-k:40`, `beam:4`, `span`."""
+"""Parse names of strategies: `greedy`, `temperature:0.7+top-k:40`, `beam:4`, `span`."""
 
 import math
 from collections.abc import Callable
@@ -12,22 +12,22 @@ from loraqa.errors import InputError
 
 
 @dataclass(frozen=True)
-class _Setting:
-    """The number after a name: what it is by default, and what it may be."""
+class _Parameter:
+    """The number after a strategy's name: its default and its range."""
 
     default: float
     allowed: str
     allows: Callable[[float], bool]
 
     def parse(self, name: str, text: str | None) -> float:
-        """The number that `text` gives, or the default where there is none."""
+        """Return the number in `text`, or the default if `text` is None."""
         try:
             value = self.default if text is None else float(text)
         except ValueError:
             value = math.nan
         if not self.allows(value):
             raise InputError(
-                f"The strategy {name}:{text} is out of range: {name} takes {self.allowed}, as in "
+                f"The strategy {name}:{text} is out of range; {name} takes {self.allowed}, as in "
                 f"{name}:{self.default:g}."
             )
         return value
@@ -35,24 +35,24 @@ class _Setting:
 
 _MASS = "a number above 0 and below 1"
 
-# In the order in which they are applied, that of transformers.
-_FILTERS: dict[str, tuple[Filter, _Setting]] = {
+# In the order in which they are applied, which is transformers' order.
+_FILTERS: dict[str, tuple[Filter, _Parameter]] = {
     "temperature": (
         filters.temperature,
-        _Setting(0.7, "a number from 0.01 to 100", lambda value: 0.01 <= value <= 100),
+        _Parameter(0.7, "a number from 0.01 to 100", lambda value: 0.01 <= value <= 100),
     ),
     "top-k": (
         filters.top_k,
-        _Setting(40.0, "a whole number from 1", lambda value: value >= 1 and value.is_integer()),
+        _Parameter(40.0, "a whole number from 1", lambda value: value >= 1 and value.is_integer()),
     ),
-    "top-p": (filters.top_p, _Setting(0.9, _MASS, lambda value: 0 < value < 1)),
+    "top-p": (filters.top_p, _Parameter(0.9, _MASS, lambda value: 0 < value < 1)),
     "min-p": (
         filters.min_p,
-        _Setting(0.05, "a number above 0, at most 1", lambda value: 0 < value <= 1),
+        _Parameter(0.05, "a number above 0, at most 1", lambda value: 0 < value <= 1),
     ),
-    "typical": (filters.typical, _Setting(0.95, _MASS, lambda value: 0 < value < 1)),
+    "typical": (filters.typical, _Parameter(0.95, _MASS, lambda value: 0 < value < 1)),
 }
-_WIDTH = _Setting(
+_WIDTH = _Parameter(
     4.0, "a whole number from 1 to 100", lambda value: 1 <= value <= 100 and value.is_integer()
 )
 
@@ -61,14 +61,13 @@ STRATEGIES = ("greedy", *_FILTERS, "beam", "span")
 
 
 def parse_strategy(text: str) -> Strategy:
-    """The strategy of that name, with a number after a colon where it takes one.
+    """Return the strategy named `text`; some names take a number after a colon.
 
-    Sampling filters may be joined, as in `temperature:0.7+top-p:0.9`; whatever order they are
-    written in, they are applied in that of transformers: temperature, top-k, top-p, min-p,
-    typical.
+    Sampling filters can be joined, as in `temperature:0.7+top-p:0.9`. They are always applied in
+    transformers' order: temperature, top-k, top-p, min-p, typical.
 
     Raises:
-        InputError: no such name, a number out of range, or names that cannot be joined.
+        InputError: an unknown name, a number out of range, or names that cannot be joined.
     """
     settings: dict[str, str | None] = {}
     for part in text.split("+"):
@@ -79,22 +78,22 @@ def parse_strategy(text: str) -> Strategy:
                 "number, as in top-p:0.9."
             )
         if name in settings:
-            raise InputError(f"The strategy {text!r} has {name} twice; name it once.")
+            raise InputError(f"The strategy {text!r} names {name} twice; name it once.")
         settings[name] = number if colon else None
     if settings.keys() <= _FILTERS.keys():
         return _sampling(settings)
     if len(settings) > 1:
         raise InputError(
-            f"The strategy {text!r} joins what cannot be joined; only {', '.join(_FILTERS)} can."
+            f"{text!r} joins strategies that cannot be joined; only {', '.join(_FILTERS)} can be."
         )
     return _alone(name, settings[name])
 
 
 def _sampling(settings: dict[str, str | None]) -> Sampling:
     names, steps = [], []
-    for name, (apply, setting) in _FILTERS.items():
+    for name, (apply, parameter) in _FILTERS.items():
         if name in settings:
-            value = setting.parse(name, settings[name])
+            value = parameter.parse(name, settings[name])
             number = int(value) if value.is_integer() else value
             names.append(f"{name}:{number:g}")
             steps.append((apply, number))

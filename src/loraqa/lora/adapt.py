@@ -1,4 +1,4 @@
-"""Put low-rank updates into a model, and count what is trained."""
+"""Add low-rank updates to a model, and count its trained parameters."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from loraqa.lora.targets import select
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """How many parameters are trained, of how many in all (a tied weight counts once)."""
+    """The numbers of trained and of all parameters; a tied weight counts once."""
 
     trainable: int
     total: int
@@ -24,30 +24,30 @@ class ParameterCounts:
 
 
 def adapt(model: PreTrainedModel, settings: LoraSettings, seed: int = 0) -> None:
-    """Freeze the model and put a `LoraLinear` around each layer that the settings name.
+    """Freeze the model and wrap each layer that the settings name in a `LoraLinear`.
 
-    The model answers as before, to the bit, as every B is 0; the same seed draws the same A.
-    Raises `InputError` as `targets.select` does, and then changes nothing.
+    Every B is 0, so the model's outputs stay the same to the bit. The same seed draws the same A.
+    Raises `InputError` as `targets.select` does, before anything is changed.
     """
     generator = torch.Generator().manual_seed(seed)
     layers = {}
-    for name, rows in select(model, settings.target_modules).items():
+    for name, parts in select(model, settings.target_modules).items():
         layers[name] = LoraLinear(
             model.get_submodule(name),
             settings.rank,
             settings.alpha,
             dropout=settings.dropout,
             rank_stabilised=settings.rank_stabilised,
-            rows=rows,
+            parts=parts,
         )
         layers[name].reset(generator)
     install(model, layers)
 
 
 def install(model: nn.Module, layers: dict[str, LoraLinear]) -> None:
-    """Freeze the model and put `layers` in the places of the layers that they wrap.
+    """Freeze the model and replace each named layer by the `LoraLinear` that wraps it.
 
-    They take over the model's mode (train or eval), which decides whether they drop out.
+    The new layers take over the model's mode (train or eval), which switches their dropout.
     """
     model.requires_grad_(False)
     for name, layer in layers.items():
@@ -55,7 +55,7 @@ def install(model: nn.Module, layers: dict[str, LoraLinear]) -> None:
 
 
 def parameter_counts(model: nn.Module) -> ParameterCounts:
-    """Count the model's parameters."""
+    """Return the numbers of trained and of all parameters of the model."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return ParameterCounts(
         trainable=sum(size for size, trained in sizes if trained),

@@ -1,8 +1,8 @@
-"""Adapter files: `adapter_config.json` and `adapter_model.safetensors`, as PEFT (0.21) has them.
+"""Adapter files: `adapter_config.json` and `adapter_model.safetensors`, as in PEFT (0.21).
 
-A layer adapted in some rows only is written as the plain LoRA on all rows that equals it, which
-PEFT loads; which rows they were stands in the header of the safetensors file, which PEFT ignores
-(and drops when it saves, rightly: its training need not keep to the rows).
+A layer adapted in parts is written as the plain LoRA on the whole layer that equals it, which PEFT
+loads. The parts are listed in the header of the safetensors file. PEFT ignores the header and drops
+it when it saves, rightly: training in PEFT may change the rest of the layer too.
 """
 
 import os
@@ -19,26 +19,27 @@ from transformers.pytorch_utils import Conv1D
 from loraqa.errors import InputError
 from loraqa.files import write_json, write_tensors
 from loraqa.lora.adapt import install
-from loraqa.lora.layer import LoraLinear, Rows, features, lora_layers
+from loraqa.lora.layer import LoraLinear, Part, features, lora_layers
 from loraqa.lora.peft_config import PeftConfig, describe, plain_rank
 from loraqa.lora.settings import ADAPTER_CONFIG
 from loraqa.lora.targets import check_unadapted, check_weights
 
 TENSORS = "adapter_model.safetensors"
 _PICKLED = "adapter_model.bin"
-_ROWS = "loraqa_rows"
+_HEADER_KEY = "loraqa_rows"
 
 
-class _OnRows(BaseModel):
-    """What the plain form of a layer adapted in some rows only does not tell."""
+class _Split(BaseModel):
+    """The header's entry for a layer adapted in parts: its own α, and the parts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     alpha: float = Field(gt=0, allow_inf_nan=False)
-    rows: tuple[Rows, ...] = Field(min_length=1)
+    # The file format calls the parts "rows".
+    rows: tuple[Part, ...] = Field(min_length=1)
 
 
-_OnRowsByName = TypeAdapter(dict[str, _OnRows])
+_SplitByName = TypeAdapter(dict[str, _Split])
 
 
 def save_adapter(
@@ -48,28 +49,27 @@ def save_adapter(
     base_name: str | None = None,
     revision: str | None = None,
 ) -> None:
-    """Write the adapter in `model` into `folder`, which need not exist, as PEFT would.
+    """Write the adapter of `model` to `folder` as PEFT would; make the folder if needed.
 
     `base_name` (hub name or folder) and `revision` tell PEFT's `AutoPeftModel` where the base is.
     """
     layers = lora_layers(model)
     if not layers:
-        raise InputError("This model holds no adapter to save: call adapt or load_adapter first.")
+        raise InputError("This model has no adapter to save; call adapt or load_adapter first.")
     write_tensors(Path(folder) / TENSORS, _plain_tensors(layers), _header(layers))
     write_json(Path(folder) / ADAPTER_CONFIG, describe(model, layers, base_name, revision))
 
 
 def load_adapter(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None:
-    """Freeze `model` and put the adapter of `folder`, written by loraqa or PEFT, into it.
+    """Freeze `model` and add the adapter in `folder`, written by loraqa or PEFT.
 
-    Raises `InputError`, and changes nothing, where the files are missing, broken, of more than
-    plain LoRA or for another base model, where `model` is adapted already, and for what
-    `check_weights` refuses.
+    Raises `InputError`, and changes nothing, if the files are missing, broken, more than plain LoRA
+    or made for another base model; if `model` is adapted already; or if `check_weights` raises it.
     """
     check_unadapted(model)
     path = Path(folder) / TENSORS
     config = PeftConfig.read(Path(folder))
-    tensors, on_rows = _read(path)
+    tensors, splits = _read(path)
     bases = {name: model.get_submodule(name) for name in config.targets(model)}
     check_weights(model, bases)
     _check_keys(path, config, tensors, bases)
@@ -77,11 +77,14 @@ def load_adapter(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None
     layers = {}
     for name, base in bases.items():
         a, b = tensors[_key(name, "A")], tensors[_key(name, "B")]
-        whole = _OnRows(alpha=config.alpha_of(name), rows=(Rows(0, b.shape[0]),))
+        whole = _Split(alpha=config.alpha_of(name), rows=(Part(0, b.shape[0]),))
         try:
-            layers[name] = _layer(config, base, a, b, on_rows.get(name, whole))
+            layers[name] = _layer(config, base, a, b, splits.get(name, whole))
         except ValueError:
-            raise InputError(f"{path}: {_ROWS} in the header does not fit {name}.") from None
+            raise InputError(
+                f"{path}: {_HEADER_KEY} in the header does not fit the tensors of {name}; "
+                "write the adapter again."
+            ) from None
     install(model, layers)
 
 
@@ -93,14 +96,14 @@ def _key(name: str, matrix: str) -> str:
 def _plain_tensors(layers: Mapping[str, LoraLinear]) -> dict[str, Tensor]:
     tensors = {}
     for name, layer in layers.items():
-        # It may be a part of a larger tensor, of which not all is to be saved.
+        # Cloned, because A may be a view of a larger tensor, all of which would be saved.
         tensors[_key(name, "A")] = layer.lora_A.detach().clone()
         tensors[_key(name, "B")] = _plain_b(layer)
     return tensors
 
 
 def _plain_b(layer: LoraLinear) -> Tensor:
-    """B (out, k·rank): each block's B in its own rows and columns, 0 elsewhere."""
+    """Return B (out, k·rank) with each part's B in its own rows and columns, 0 elsewhere."""
     plain = layer.lora_B.new_zeros(layer.out_features, plain_rank(layer))
     for place, (_, _, b) in zip(_places(layer), layer.blocks(), strict=True):
         plain[place] = b
@@ -108,41 +111,43 @@ def _plain_b(layer: LoraLinear) -> Tensor:
 
 
 def _places(layer: LoraLinear) -> list[tuple[slice, slice]]:
-    """The rows and columns of the plain B that each block's B takes."""
+    """Return the rows and columns of each part's B in the plain B."""
     r = layer.rank
-    return [(block.slice, slice(k * r, k * r + r)) for k, block in enumerate(layer.rows)]
+    return [(part.slice, slice(k * r, k * r + r)) for k, part in enumerate(layer.parts)]
 
 
 def _header(layers: Mapping[str, LoraLinear]) -> dict[str, str]:
-    on_rows = {
-        name: _OnRows(alpha=layer.alpha, rows=layer.rows)
+    splits = {
+        name: _Split(alpha=layer.alpha, rows=layer.parts)
         for name, layer in layers.items()
-        if layer.rows != (Rows(0, layer.out_features),)
+        if layer.parts != (Part(0, layer.out_features),)
     }
-    note = {_ROWS: _OnRowsByName.dump_json(on_rows).decode()} if on_rows else {}
+    note = {_HEADER_KEY: _SplitByName.dump_json(splits).decode()} if splits else {}
     return {"format": "pt", **note}
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, _OnRows]]:
-    """The tensors of an adapter file and what its header says about rows."""
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, _Split]]:
+    """Return the tensors of an adapter file and the layers that its header splits into parts."""
     if not path.exists() and (path.parent / _PICKLED).exists():
         raise InputError(
-            f"{path.parent} holds {_PICKLED}, a pickle, which can run code when it is read: "
+            f"{path.parent} holds {_PICKLED}, a pickle, which can run code when it is read; "
             f"save the adapter again with a recent PEFT, which writes {TENSORS}."
         )
     try:
         with safe_open(path, "pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             header = file.metadata() or {}
-        return tensors, _OnRowsByName.validate_json(header.get(_ROWS, "{}"))
+        return tensors, _SplitByName.validate_json(header.get(_HEADER_KEY, "{}"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist.") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error}).") from None
     except SafetensorError as error:
-        raise InputError(f"{path} is not a whole safetensors file ({error}).") from None
+        raise InputError(f"{path} is not a complete safetensors file ({error}).") from None
     except ValidationError:
-        raise InputError(f"{path}: {_ROWS} in the header is broken.") from None
+        raise InputError(
+            f"{path}: {_HEADER_KEY} in the header is broken; write the adapter again."
+        ) from None
 
 
 def _check_keys(
@@ -152,13 +157,13 @@ def _check_keys(
     missing, unexpected = expected - tensors.keys(), tensors.keys() - expected
     if missing:
         raise InputError(
-            f"{path} lacks {len(missing)} tensors that its {ADAPTER_CONFIG} asks for in this "
+            f"{path} lacks {len(missing)} tensors that its {ADAPTER_CONFIG} requires for this "
             f"model, such as {min(missing)}; {_remedy(config)}."
         )
     if unexpected:
         raise InputError(
-            f"{path} holds {len(unexpected)} tensors for which its {ADAPTER_CONFIG} or this model "
-            f"has no place, such as {min(unexpected)}; {_remedy(config)}."
+            f"{path} holds {len(unexpected)} tensors that do not belong to this model or its "
+            f"{ADAPTER_CONFIG}, such as {min(unexpected)}; {_remedy(config)}."
         )
 
 
@@ -177,29 +182,35 @@ def _check_tensors(
                     f"this model need {shape}; {_remedy(config)}."
                 )
             if not tensors[key].isfinite().all():
-                raise InputError(f"{path}: {key} holds a NaN or an infinity.")
+                raise InputError(
+                    f"{path}: {key} holds a NaN or an infinity; train the adapter again."
+                )
 
 
 def _remedy(config: PeftConfig) -> str:
     made_for = config.base_model_name_or_path
-    return "load the base model that it was made for" + (f", {made_for}" if made_for else "")
+    return "load the base model it was trained on" + (f", {made_for}" if made_for else "")
 
 
 @torch.no_grad()
 def _layer(
-    config: PeftConfig, base: nn.Linear | Conv1D, a: Tensor, b: Tensor, on_rows: _OnRows
+    config: PeftConfig, base: nn.Linear | Conv1D, a: Tensor, b: Tensor, split: _Split
 ) -> LoraLinear:
-    """The layer whose plain form is A `a` and B `b`; `ValueError` where its rows cannot be so."""
-    count, height = len(on_rows.rows), b.shape[0]
-    if a.shape[0] % count or any(not 0 <= r.start < r.stop <= height for r in on_rows.rows):
+    """Return the layer whose plain form is A `a` and B `b`.
+
+    Raises:
+        ValueError: `split` does not fit `a` and `b`.
+    """
+    parts, height = split.rows, b.shape[0]
+    if a.shape[0] % len(parts) or any(not 0 <= p.start < p.stop <= height for p in parts):
         raise ValueError
     layer = LoraLinear(
         base,
-        a.shape[0] // count,
-        on_rows.alpha,
+        a.shape[0] // len(parts),
+        split.alpha,
         dropout=config.lora_dropout,
         rank_stabilised=config.use_rslora,
-        rows=on_rows.rows,
+        parts=parts,
     )
     layer.lora_A.copy_(a)
     layer.lora_B.copy_(torch.cat([b[place] for place in _places(layer)]))

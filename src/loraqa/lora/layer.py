@@ -15,8 +15,11 @@ from loraqa.lora.settings import scaling
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Output rows `start` to `stop` of a projection; `name` is the model's word for them ("q")."""
+class Part:
+    """Output rows `start` to `stop` of a fused projection, such as GPT-2's `c_attn`.
+
+    `name` is the model's word for the part ("q"); it is empty for a whole layer.
+    """
 
     start: int
     stop: int
@@ -24,12 +27,12 @@ class Rows:
 
     @property
     def height(self) -> int:
-        """How many they are."""
+        """The number of rows."""
         return self.stop - self.start
 
     @property
     def slice(self) -> slice:
-        """For indexing."""
+        """The rows as a slice."""
         return slice(self.start, self.stop)
 
 
@@ -37,10 +40,10 @@ class LoraLinear(nn.Module):
     """y = W x + b + s B A x, with W and b frozen and s = α/r or α/√r.
 
     `base` is an `nn.Linear` or a `Conv1D` (GPT-2's, whose weight is (in, out)); it is kept, not
-    copied. Each of the k blocks in `rows` (all rows unless given) has its own A (rank, in) and
-    B (height, rank); they lie stacked in `lora_A` (k·rank, in) and `lora_B` (heights, rank), zero
-    until `reset` draws them. A and B are fp32 (fp64 over an fp64 base) whatever the base's dtype;
-    the products run in the base's dtype, which is also the output's.
+    copied. Each of the k `parts` (default: one part, the whole layer) has its own A (rank, in) and
+    B (height, rank), stacked in `lora_A` (k·rank, in) and `lora_B` (sum of heights, rank). Both are
+    zero until `reset` draws A. A and B are fp32 (fp64 over an fp64 base) whatever the base's dtype;
+    products and output have the base's dtype.
     """
 
     merged_weight: Tensor | None
@@ -53,7 +56,7 @@ class LoraLinear(nn.Module):
         *,
         dropout: float = 0.0,
         rank_stabilised: bool = False,
-        rows: tuple[Rows, ...] = (),
+        parts: tuple[Part, ...] = (),
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = features(base)
@@ -61,12 +64,12 @@ class LoraLinear(nn.Module):
         self.alpha = alpha
         self.dropout = dropout
         self.rank_stabilised = rank_stabilised
-        self.rows = rows or (Rows(0, self.out_features),)
+        self.parts = parts or (Part(0, self.out_features),)
         self.base = base
-        height = sum(block.height for block in self.rows)
+        height = sum(part.height for part in self.parts)
         dtype = torch.promote_types(base.weight.dtype, torch.float32)
         zeros = partial(torch.zeros, device=base.weight.device, dtype=dtype)
-        self.lora_A = nn.Parameter(zeros(len(self.rows) * rank, self.in_features))
+        self.lora_A = nn.Parameter(zeros(len(self.parts) * rank, self.in_features))
         self.lora_B = nn.Parameter(zeros(height, rank))
         self.register_buffer("merged_weight", None, persistent=False)
 
@@ -84,21 +87,21 @@ class LoraLinear(nn.Module):
     def reset(self, generator: torch.Generator) -> None:
         """Draw A uniform in ±1/√in, as Microsoft's LoRA and PEFT do; set B to 0.
 
-        A is drawn on the CPU in fp32, so that a seed means the same adapter on every device.
+        A is drawn on the CPU in fp32, so that a seed gives the same adapter on every device.
         """
         drawn = torch.empty(self.lora_A.shape)
         nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
         self.lora_A.copy_(drawn)
         self.lora_B.zero_()
 
-    def blocks(self) -> list[tuple[Rows, Tensor, Tensor]]:
-        """Each block of rows with its A (rank, in) and B (height, rank)."""
-        heights = [block.height for block in self.rows]
+    def blocks(self) -> list[tuple[Part, Tensor, Tensor]]:
+        """Return each part with its A (rank, in) and B (height, rank)."""
+        heights = [part.height for part in self.parts]
         a_blocks, b_blocks = torch.split(self.lora_A, self.rank), torch.split(self.lora_B, heights)
-        return list(zip(self.rows, a_blocks, b_blocks, strict=True))
+        return list(zip(self.parts, a_blocks, b_blocks, strict=True))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., in) to (..., out), both in the base's dtype."""
+        """Map x (..., in) to y (..., out), both in the base's dtype."""
         flat = x.reshape(-1, self.in_features)
         if self.merged_weight is None:
             y = self._adapted(flat)
@@ -108,19 +111,19 @@ class LoraLinear(nn.Module):
 
     @torch.no_grad()
     def summed_weight(self) -> Tensor:
-        """W + s BA, laid out as W; summed in fp32, then rounded once to the dtype of W."""
+        """Return W + s BA in W's layout, summed in fp32 and rounded once to W's dtype."""
         total = self.base.weight.to(self.lora_A.dtype, copy=True)
-        by_rows = as_matrix(self.base, total).t()
-        for block, a, b in self.blocks():
-            by_rows[block.slice].addmm_(b, a, alpha=self.scaling)
+        weight = as_matrix(self.base, total).t()
+        for part, a, b in self.blocks():
+            weight[part.slice].addmm_(b, a, alpha=self.scaling)
         return total.to(self.base.weight.dtype)
 
     def merge(self) -> None:
-        """Answer with the summed weight from now on. It lies beside W, which stays as it is."""
+        """Compute with W + s BA from now on; it is stored beside W, which does not change."""
         self.merged_weight = self.summed_weight()
 
     def unmerge(self) -> None:
-        """Answer with W and the update apart again: exactly as before, as W was never changed."""
+        """Compute with W and the update apart again, to the bit, because W never changed."""
         self.merged_weight = None
 
     def _adapted(self, x: Tensor) -> Tensor:
@@ -131,7 +134,7 @@ class LoraLinear(nn.Module):
             self.lora_A.to(x.dtype),
             self.lora_B.to(x.dtype),
             self._dropout_mask(x),
-            self.rows,
+            self.parts,
             self.scaling,
         )
         return result
@@ -143,14 +146,14 @@ class LoraLinear(nn.Module):
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
-    """Every adapted layer of the model by its name, in the model's order."""
+    """Return the adapted layers of the model by name, in the model's order."""
     return {
         name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)
     }
 
 
 def features(base: nn.Linear | Conv1D) -> tuple[int, int]:
-    """(in, out)."""
+    """Return the numbers of input and output features."""
     height, width = as_matrix(base, base.weight).shape
     return height, width
 
@@ -158,9 +161,8 @@ def features(base: nn.Linear | Conv1D) -> tuple[int, int]:
 class _LowRankLinear(torch.autograd.Function):
     """y = x M + b + s (x ∘ mask) Aᵀ Bᵀ, for M (in, out) and b frozen.
 
-    The update is added into y, and its part of x's gradient into that of the frozen product, both
-    in place: nothing of the size of x or y is made twice. Where nothing trainable lies below, x's
-    gradient is not computed.
+    The update is added to y in place, and its gradient for x to that of the frozen product, so
+    nothing of the size of x or y is allocated twice. x's gradient is computed only if x needs one.
     """
 
     @staticmethod
@@ -172,19 +174,19 @@ class _LowRankLinear(torch.autograd.Function):
         a: Tensor,
         b: Tensor,
         mask: Tensor | None,
-        rows: tuple[Rows, ...],
+        parts: tuple[Part, ...],
         scale: float,
     ) -> Tensor:
         dropped = x if mask is None else x * mask
         hidden = _scaled_product(scale, dropped, a.t())
-        # Elsewhere than on a CPU the large product adds the bias as it ends, for nothing.
+        # On other devices the large product adds the bias at no cost.
         if x.is_cpu and bias is not None and len(b) == len(bias):
             y = x @ matrix
-            _add_update_and_bias(y, hidden, b, rows, bias)
+            _add_update_and_bias(y, hidden, b, parts, bias)
         else:
             y = _affine(x, matrix, bias)
-            add_update(y, hidden, b, rows)
-        ctx.rows, ctx.scale = rows, scale
+            add_update(y, hidden, b, parts)
+        ctx.parts, ctx.scale = parts, scale
         ctx.save_for_backward(dropped, matrix, a, b, mask, hidden)
         return y
 
@@ -193,37 +195,41 @@ class _LowRankLinear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = grads
         dropped, matrix, a, b, mask, hidden = ctx.saved_tensors
-        blocks = _by_block(ctx.rows, hidden, b)
+        blocks = _blocks(ctx.parts, hidden, b)
         d_hidden = _joined(
-            [
-                _scaled_product(ctx.scale, dy[:, block.slice], b_block)
-                for block, _, b_block in blocks
-            ],
+            [_scaled_product(ctx.scale, dy[:, part.slice], b_block) for part, _, b_block in blocks],
             dim=1,
         )
         d_a = d_hidden.t() @ dropped
-        d_b = _joined([_thin_product(dy[:, block.slice], h) for block, h, _ in blocks])
+        d_b = _joined([_thin_product(dy[:, part.slice], h) for part, h, _ in blocks])
         dx = _input_gradient(dy, matrix, d_hidden, a, mask) if ctx.needs_input_grad[0] else None
         return dx, None, None, d_a, d_b, None, None, None
 
 
-def add_update(y: Tensor, hidden: Tensor, b: Tensor, rows: tuple[Rows, ...]) -> None:
-    """y += h Bᵀ in place, by blocks: y (n, out), h = s x Aᵀ (n, k·rank), B (heights, rank)."""
-    for block, h, b_block in _by_block(rows, hidden, b):
-        y[:, block.slice].addmm_(h, b_block.t())
+def add_update(y: Tensor, hidden: Tensor, b: Tensor, parts: tuple[Part, ...]) -> None:
+    """Add h Bᵀ to y in place, part by part.
+
+    Args:
+        y: (n, out).
+        hidden: (n, k·rank), h = s x Aᵀ.
+        b: (sum of heights, rank), the stacked B of the k parts.
+        parts: the parts of y.
+    """
+    for part, h, b_block in _blocks(parts, hidden, b):
+        y[:, part.slice].addmm_(h, b_block.t())
 
 
 def _add_update_and_bias(
-    y: Tensor, hidden: Tensor, b: Tensor, rows: tuple[Rows, ...], bias: Tensor
+    y: Tensor, hidden: Tensor, b: Tensor, parts: tuple[Part, ...], bias: Tensor
 ) -> None:
-    """Add both in one product, the bias being that of a hidden unit which is always 1.
+    """Add update and bias to y in one product: the bias is the weight of a constant hidden unit, 1.
 
-    On a CPU `addmm` would write the bias to all of y before its large product, and read it again.
+    On a CPU `addmm` would write the bias to all of y before the large product and read it again.
     """
     one = hidden.new_ones(len(hidden), 1)
-    for block, h, b_block in _by_block(rows, hidden, b):
-        with_bias = torch.cat([b_block, bias[block.slice, None]], dim=1)
-        y[:, block.slice].addmm_(torch.cat([h, one], dim=1), with_bias.t())
+    for part, h, b_block in _blocks(parts, hidden, b):
+        with_bias = torch.cat([b_block, bias[part.slice, None]], dim=1)
+        y[:, part.slice].addmm_(torch.cat([h, one], dim=1), with_bias.t())
 
 
 def _input_gradient(
@@ -235,22 +241,22 @@ def _input_gradient(
     return dx.addcmul_(d_hidden @ a, mask)
 
 
-def _by_block(
-    rows: tuple[Rows, ...], hidden: Tensor, b: Tensor
-) -> list[tuple[Rows, Tensor, Tensor]]:
-    """Each block of rows with its columns of `hidden` (n, k·rank) and its rows of B."""
-    heights = [block.height for block in rows]
+def _blocks(
+    parts: tuple[Part, ...], hidden: Tensor, b: Tensor
+) -> list[tuple[Part, Tensor, Tensor]]:
+    """Return each part with its columns of `hidden` (n, k·rank) and its rows of the stacked B."""
+    heights = [part.height for part in parts]
     h_blocks, b_blocks = torch.split(hidden, b.shape[1], dim=1), torch.split(b, heights)
-    return list(zip(rows, h_blocks, b_blocks, strict=True))
+    return list(zip(parts, h_blocks, b_blocks, strict=True))
 
 
 def _scaled_product(scale: float, left: Tensor, right: Tensor) -> Tensor:
-    """Without a pass of its own over the result."""
+    """Return scale · left right, scaled within the product instead of by another pass."""
     return torch.addmm(left.new_empty(1, 1), left, right, beta=0, alpha=scale)
 
 
 def _thin_product(wide: Tensor, thin: Tensor) -> Tensor:
-    """wideᵀ thin. On a CPU the other order is up to five times faster, but leaves it transposed."""
+    """Return wideᵀ thin; on a CPU as (thinᵀ wide)ᵀ, up to five times faster, not contiguous."""
     return (thin.t() @ wide).t() if wide.is_cpu else wide.t() @ thin
 
 
@@ -263,5 +269,5 @@ def _affine(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def as_matrix(base: nn.Linear | Conv1D, weight: Tensor) -> Tensor:
-    """`weight`, laid out as that of `base`, as a view (in, out)."""
+    """Return a view (in, out) of `weight`, which has the layout of `base.weight`."""
     return weight if isinstance(base, Conv1D) else weight.t()

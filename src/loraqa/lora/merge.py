@@ -1,4 +1,4 @@
-"""Fold the update into the weights, check that the model still says the same, take it out again."""
+"""Merge the update into the weights, check that the logits stay the same, and undo it."""
 
 import torch
 from torch import Tensor, nn
@@ -9,12 +9,12 @@ from loraqa.lora.layer import lora_layers
 
 
 def merge(model: PreTrainedModel, input_ids: Tensor) -> float:
-    """Make every adapted layer answer with W + s BA; return the largest change of a logit.
+    """Make every adapted layer compute with W + s BA; return the largest change of a logit.
 
-    The change is measured on `input_ids` (n, length) against the model with its updates apart.
-    It is rounding alone, and one larger than the square root of the dtype's precision, relative to
-    the largest logit, raises `LoraqaError` (the model is then as it was). Costs the memory of the
-    adapted weights once more; leaves the model in eval mode.
+    The change is measured on `input_ids` (n, length) against the unmerged model. It is rounding
+    only: if it exceeds the square root of the dtype's epsilon, relative to the largest logit, the
+    model is unmerged and `LoraqaError` raised. Merging needs the memory of the adapted weights
+    once more, and leaves the model in eval mode.
     """
     layers = lora_layers(model)
     unmerge(model)
@@ -24,32 +24,32 @@ def merge(model: PreTrainedModel, input_ids: Tensor) -> float:
         layer.merge()
     change = (_logits(model, input_ids) - before).abs().max().item()
     allowed = torch.finfo(model.dtype).eps ** 0.5 * before.abs().max().item()
-    # A change that is not a number must not pass either.
+    # Written so that NaN fails too.
     if not change <= allowed:
         unmerge(model)
         raise LoraqaError(
-            f"Merging changed a logit by {change:.3g}, and rounding to {model.dtype} explains no "
-            f"more than {allowed:.3g}: load the base model in a wider dtype to merge."
+            f"Merging changed a logit by {change:.3g}, but rounding to {model.dtype} explains only "
+            f"{allowed:.3g}; load the base model in a wider dtype to merge."
         )
     return change
 
 
 def unmerge(model: nn.Module) -> None:
-    """Undo `merge` to the last bit: the base's weights were never touched."""
+    """Undo `merge` to the bit; the base's weights never changed."""
     for layer in lora_layers(model).values():
         layer.unmerge()
 
 
 def unload(model: nn.Module) -> None:
-    """Take the adapter out: the model is the (frozen) base that it was before `adapt`."""
+    """Remove the adapter; what remains is the frozen base model."""
     for name, layer in lora_layers(model).items():
         model.set_submodule(name, layer.base)
 
 
 def merge_and_unload(model: PreTrainedModel, input_ids: Tensor) -> float:
-    """Make a plain transformers model, with the update in its weights, of an adapted one.
+    """Turn an adapted model into a plain transformers model with the update in its weights.
 
-    `model.save_pretrained` then writes what transformers loads without loraqa or PEFT. Checks,
+    transformers then loads the result of `model.save_pretrained` without loraqa or PEFT. Checks,
     returns and raises as `merge` does.
     """
     change = merge(model, input_ids)

@@ -1,4 +1,4 @@
-"""`adapter_config.json`: what PEFT (0.21) writes about an adapter and reads again."""
+"""`adapter_config.json`: PEFT's (0.21) description of an adapter."""
 
 import math
 import re
@@ -21,7 +21,7 @@ from loraqa.lora.targets import all_linear, linear_layers
 _N = TypeVar("_N", int, float)
 
 
-# Keys of PEFT's that do not change what a trained adapter computes.
+# PEFT's keys that do not change the output of a trained adapter.
 _WITHOUT_EFFECT = frozenset(
     {
         "auto_mapping",
@@ -35,15 +35,15 @@ _WITHOUT_EFFECT = frozenset(
         "task_type",
     }
 )
-# Others of its ways to draw A and B change the base's weights too (PiSSA, OLoRA, CorDA, LoftQ).
+# PEFT's other initialisations change the base's weights too (PiSSA, OLoRA, CorDA, LoftQ).
 _INITIAL_DRAWS = (True, False, "gaussian", "eva", "orthogonal")
 
 
 class PeftConfig(BaseModel):
-    """The keys of `adapter_config.json` that say what a LoRA adapter computes.
+    """The keys of `adapter_config.json` that define what a LoRA adapter computes.
 
-    `rank_pattern` and `alpha_pattern` map the end of a layer's name, a regular expression, to what
-    holds there instead of `r` and `lora_alpha`.
+    `rank_pattern` and `alpha_pattern` override `r` and `lora_alpha` for some layers. Their keys are
+    regular expressions for the end of a layer's name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,19 +65,21 @@ class PeftConfig(BaseModel):
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ValueError(f'"{pattern}" is not a regular expression ({error})') from None
+                raise ValueError(
+                    f'"{pattern}" is not a valid regular expression ({error})'
+                ) from None
         return value
 
     @classmethod
     def read(cls, folder: Path) -> "PeftConfig":
         """Read the configuration of the adapter in `folder`.
 
-        Raises `InputError` where it is missing, broken, or asks for more than plain LoRA.
+        Raises `InputError` if it is missing, broken, or asks for more than plain LoRA.
         """
         path = folder / ADAPTER_CONFIG
         values = read_json(path)
         if not isinstance(values, dict):
-            raise InputError(f"{path} holds no JSON object.")
+            raise InputError(f"{path} is not a JSON object; write the adapter again.")
         try:
             return cls(**_plain_lora(path, values))
         except ValidationError as error:
@@ -85,7 +87,7 @@ class PeftConfig(BaseModel):
             raise InputError(f"{path}: {first['loc'][0]}: {first['msg']}.") from None
 
     def targets(self, model: PreTrainedModel) -> list[str]:
-        """The names of the model's linear layers that the adapter is made for."""
+        """Return the names of the model's linear layers that the adapter changes."""
         if not isinstance(self.target_modules, str):
             endings = tuple(f".{name}" for name in self.target_modules)
             return [name for name in linear_layers(model) if f".{name}".endswith(endings)]
@@ -94,18 +96,18 @@ class PeftConfig(BaseModel):
         return [name for name in linear_layers(model) if re.fullmatch(self.target_modules, name)]
 
     def rank_of(self, name: str) -> int:
-        """The rank of the layer called `name`."""
+        """Return the rank of the layer called `name`."""
         return _first_match(self.rank_pattern, name, self.r)
 
     def alpha_of(self, name: str) -> float:
-        """α of the layer called `name`."""
+        """Return α of the layer called `name`."""
         return _first_match(self.alpha_pattern, name, self.lora_alpha)
 
 
 def describe(
     model: nn.Module, layers: dict[str, LoraLinear], base_name: str | None, revision: str | None
 ) -> dict[str, Any]:
-    """The `adapter_config.json` of the adapter that `layers` are."""
+    """Return the `adapter_config.json` of the adapter that consists of `layers`."""
     ranks = {name: plain_rank(layer) for name, layer in layers.items()}
     alphas = {name: _json_number(plain_alpha(layer)) for name, layer in layers.items()}
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
@@ -131,22 +133,22 @@ def describe(
 
 
 def plain_rank(layer: LoraLinear) -> int:
-    """The rank of the one plain pair on all rows that equals the layer's pairs on some rows each.
+    """Return the rank of the plain LoRA on the whole layer that equals the layer's k parts.
 
-    PEFT has no word for rows, but k pairs of rank r are one of rank k·r: the A stacked, each B in
-    its own rows and columns, 0 elsewhere.
+    PEFT does not know parts, but k pairs (A, B) of rank r equal one pair of rank k·r: the A
+    stacked, each B in its own rows and columns, 0 elsewhere.
     """
-    return layer.rank * len(layer.rows)
+    return layer.rank * len(layer.parts)
 
 
 def plain_alpha(layer: LoraLinear) -> float:
-    """The α that gives that plain pair the layer's scaling."""
-    k = len(layer.rows)
+    """Return the α that gives that plain LoRA the layer's scaling."""
+    k = len(layer.parts)
     return layer.alpha * (math.sqrt(k) if layer.rank_stabilised else k)
 
 
 def shortest_endings(model: nn.Module, names: Iterable[str]) -> list[str]:
-    """The shortest endings, in whole components, that name the modules `names` and no other."""
+    """Return the shortest endings, in whole components, that match only the modules `names`."""
     wanted = set(names)
     modules = [name for name, _ in model.named_modules()]
     endings: dict[str, None] = {}
@@ -162,7 +164,7 @@ def _ending_in(ending: str, names: Iterable[str]) -> list[str]:
 
 
 def _pattern(model: nn.Module, values: Mapping[str, float], usual: float) -> dict[str, float]:
-    """PEFT's pattern for the layers whose value is not the usual one."""
+    """Return PEFT's pattern for the layers whose value is not the usual one."""
     unusual = {value for value in values.values() if value != usual}
     return {
         ending: value
@@ -176,19 +178,21 @@ def _first_match(pattern: Mapping[str, _N], name: str, default: _N) -> _N:
 
 
 def _plain_lora(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that a `PeftConfig` holds; refuse what is not plain LoRA."""
+    """Return the values for a `PeftConfig`; raise `InputError` if they are not plain LoRA."""
     if values.get("peft_type") != "LORA":
-        raise InputError(f"{path}: peft_type is {values.get('peft_type')!r}, not 'LORA'.")
+        raise InputError(
+            f"{path}: peft_type is {values.get('peft_type')!r}, but loraqa reads only 'LORA'."
+        )
     if values.get("init_lora_weights", True) not in _INITIAL_DRAWS:
         raise InputError(
             f"{path}: init_lora_weights is {values['init_lora_weights']!r}, which changes the base "
-            "model too: convert the adapter to plain LoRA with PEFT first."
+            "model too; convert the adapter to plain LoRA with PEFT first."
         )
     known = PeftConfig.model_fields.keys() | _WITHOUT_EFFECT | {"peft_type", "init_lora_weights"}
     for key in values.keys() - known:
         if values[key] and values[key] != "none":
             raise InputError(
-                f"{path}: {key} is {values[key]!r}, and loraqa reads plain LoRA only, without it."
+                f"{path}: {key} is {values[key]!r}, but loraqa reads only plain LoRA, without it."
             )
     return {
         key: value
@@ -198,5 +202,5 @@ def _plain_lora(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _json_number(value: float) -> float:
-    """An integer where it is one, as PEFT writes α."""
+    """Return a whole number as an int, as PEFT writes α."""
     return int(value) if value == int(value) else value

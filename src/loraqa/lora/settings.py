@@ -1,33 +1,33 @@
-"""What a run may choose about LoRA."""
+"""The LoRA settings of a run."""
 
 import math
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-# The file in which PEFT keeps them beside an adapter's weights.
+# PEFT's file for these settings, beside the adapter's weights.
 ADAPTER_CONFIG = "adapter_config.json"
 
 
 def scaling(rank: int, alpha: float, rank_stabilised: bool) -> float:
-    """The factor before BA: α/r (Hu et al., 2021), or α/√r (Kalajdzievski, 2023)."""
+    """Return s, the factor before BA: α/r (Hu et al., 2021) or α/√r (Kalajdzievski, 2023)."""
     return alpha / math.sqrt(rank) if rank_stabilised else alpha / rank
 
 
 class LoraSettings(BaseModel):
     """Rank, scale and place of the low-rank updates.
 
-    `target_modules` is a list (or one string) of
+    `target_modules` is one string or a list of strings. Each is
 
-    - `all-linear`: every linear layer but the output head, as in PEFT;
-    - `attention`, `mlp`: the linear layers of those blocks;
-    - a regular expression for the end of a layer's name, counted in whole components: `c_attn`,
+    - `all-linear`: every linear layer except the output head, as in PEFT;
+    - `attention` or `mlp`: the linear layers of attention or of the MLP;
+    - a regular expression for the last whole components of a layer's name: `c_attn`,
       `attn.c_proj`, `h.(0|1).mlp.c_fc`, `[qv]_proj`;
-    - any of these with some rows of a fused projection, each with its own A and B:
+    - any of these followed by parts of a fused projection, each with its own A and B:
       `c_attn[q,v]`.
 
-    `dropout` acts on the input of A alone. It is 0 by default: where questions share one trunk
-    they would also share one mask over it (see `docs/lora.md`).
+    `dropout` acts only on the input of A. It is 0 by default, because all questions about a context
+    would share one mask on its tokens (see `docs/lora.md`).
     """
 
     model_config = ConfigDict(
@@ -39,9 +39,9 @@ class LoraSettings(BaseModel):
     alpha: float = Field(default=32.0, gt=0, allow_inf_nan=False)
     """α; the update is scaled by α/r."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """On the input of A; questions on one trunk share its mask."""
+    """Dropout on the input of A; all questions about a context share its mask."""
     rank_stabilised: bool = False
-    """Scale by α/√r instead."""
+    """Whether to scale by α/√r instead of α/r."""
     target_modules: tuple[str, ...] = Field(default=("all-linear",), min_length=1)
     """Layers to adapt: `all-linear`, `attention`, `mlp`, ends of names, `c_attn[q,v]`."""
 

@@ -1,23 +1,23 @@
-"""What an adapter learned: the singular values of each update ΔW = s BA."""
+"""The singular values of each update ΔW = s BA of an adapter."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from loraqa.lora.layer import LoraLinear, Rows, lora_layers
+from loraqa.lora.layer import LoraLinear, Part, lora_layers
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """The spectrum of one update, σ₁ ≥ σ₂ ≥ …, and what it says. Ranks and shares of ΔW = 0 are 0.
+    """The spectrum σ₁ ≥ σ₂ ≥ … of one update and its summary. Ranks and shares of ΔW = 0 are 0.
 
     Attributes:
-        name: the layer's name, with the rows in it that are adapted alone ("…c_attn[q]").
+        name: the layer's name, with the part if the layer is adapted in parts ("…c_attn[q]").
         rank: r.
-        singular_values: at most r.
+        singular_values: σ₁, σ₂, …, at most r of them.
         norm: Frobenius norm ‖ΔW‖.
-        base_norm: Frobenius norm ‖W‖ of the same rows of the frozen weight.
+        base_norm: Frobenius norm ‖W‖ of the same part of the frozen weight.
         stable_rank: ‖ΔW‖² / σ₁² (Rudelson & Vershynin, 2007).
         effective_rank: exp of the entropy of σᵢ / Σσ (Roy & Vetterli, 2007).
     """
@@ -37,24 +37,24 @@ class Spectrum:
 
     @property
     def top_share(self) -> float:
-        """The share of ‖ΔW‖² that lies in the first direction, σ₁² / Σσ²."""
+        """The share of ‖ΔW‖² in the first direction, σ₁² / Σσ²."""
         return 1 / self.stable_rank if self.stable_rank else 0.0
 
 
 @torch.no_grad()
 def spectra(model: nn.Module) -> list[Spectrum]:
-    """The spectrum of every update in the model, in the model's order; fp64 throughout."""
+    """Return the spectrum of every update in the model, in the model's order, computed in fp64."""
     return [
-        _spectrum(name, block, layer.scaling * low_rank_singular_values(b, a), layer)
+        _spectrum(name, part, layer.scaling * low_rank_singular_values(b, a), layer)
         for name, layer in lora_layers(model).items()
-        for block, a, b in layer.blocks()
+        for part, a, b in layer.blocks()
     ]
 
 
 def low_rank_singular_values(b: Tensor, a: Tensor) -> Tensor:
-    """The singular values of B (m, r) A (r, n) in fp64, without the m × n matrix.
+    """Return the singular values of B (m, r) A (r, n) in fp64 without forming BA (m, n).
 
-    With B = Q R and Aᵀ = P S they are those of R Sᵀ, as Q and P have orthonormal columns.
+    With B = Q R and Aᵀ = P S they equal those of R Sᵀ, as Q and P have orthonormal columns.
     """
     _, left = torch.linalg.qr(b.cpu().double(), mode="r")
     _, right = torch.linalg.qr(a.t().cpu().double(), mode="r")
@@ -62,16 +62,16 @@ def low_rank_singular_values(b: Tensor, a: Tensor) -> Tensor:
     return values
 
 
-def _spectrum(name: str, block: Rows, values: Tensor, layer: LoraLinear) -> Spectrum:
+def _spectrum(name: str, part: Part, values: Tensor, layer: LoraLinear) -> Spectrum:
     largest, total = values[0], values.sum()
     energy = values.square().sum()
     zero = not largest > 0
     return Spectrum(
-        name=f"{name}[{block.name}]" if block.name else name,
+        name=f"{name}[{part.name}]" if part.name else name,
         rank=layer.rank,
         singular_values=tuple(values.tolist()),
         norm=energy.sqrt().item(),
-        base_norm=torch.linalg.vector_norm(layer.frozen_weight[block.slice].double()).item(),
+        base_norm=torch.linalg.vector_norm(layer.frozen_weight[part.slice].double()).item(),
         stable_rank=0.0 if zero else (energy / largest.square()).item(),
         effective_rank=0.0 if zero else torch.special.entr(values / total).sum().exp().item(),
     )

@@ -6,9 +6,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from loraqa.errors import InputError
@@ -30,6 +32,12 @@ class EncodedText(Protocol):
 
     def offset(self, token: int) -> tuple[int, int]:
         """Return where the token of an index stands in the text: characters, start and end."""
+
+
+def all_offsets(text: EncodedText) -> NDArray[np.int32]:
+    """Return start and end of each token in a text, (tokens, 2)."""
+    places = chain.from_iterable(map(text.offset, range(len(text.ids))))
+    return np.fromiter(places, dtype=np.int32).reshape(-1, 2)
 
 
 EncodeTexts = Callable[[Tokenizer, Sequence[str]], list[EncodedText]]

@@ -1,4 +1,4 @@
-"""How many optimizer steps a run has, and the learning rate of each."""
+"""The number of optimizer steps of a run, and the learning rate of each."""
 
 import math
 
@@ -7,16 +7,19 @@ from loraqa.train.settings import OptimisationSettings
 
 
 def total_steps(plan: BatchPlan, settings: OptimisationSettings) -> int:
-    """Optimizer steps of the whole run. Epochs differ in length: passages differ in questions."""
+    """Return the number of optimizer steps of the run.
+
+    Epochs may differ in length, because steps take whole passages and the order is shuffled.
+    """
     steps = sum(plan.steps_in(epoch) for epoch in range(settings.epochs))
     return steps if settings.max_steps is None else min(steps, settings.max_steps)
 
 
 def learning_rate(step: int, total: int, settings: OptimisationSettings) -> float:
-    """Learning rate of step 0 ≤ `step` < `total`.
+    """Return the learning rate of step 0 ≤ `step` < `total`.
 
-    It rises in a line to its peak at the warm-up's last step; then it falls as the schedule says
-    to 0, which the step after the last would have.
+    It rises linearly to its peak in the last step of the warm-up, then follows the schedule. Unless
+    the schedule is constant, it would reach 0 in the step after the last.
     """
     warmup = round(settings.warmup * total)
     if step < warmup:

@@ -1,4 +1,4 @@
-"""The settings of a run: defaults, then a YAML file, then `key=value` from the command line.
+"""The settings of a run: defaults, then YAML files, then `key=value` from the command line.
 
     optimisation:
       learning_rate: 3e-4
@@ -41,33 +41,33 @@ class ModelSettings(_Group):
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
-    """Of the frozen weights; `auto` is bfloat16 where the processor computes in it."""
+    """Dtype of the frozen weights; `auto` is bfloat16 if the device computes in it."""
     device: str = "auto"
     """A torch device; `auto` is a GPU if there is one."""
     random_weights: bool = False
-    """Weights drawn at random: for tests and benchmarks only."""
+    """Whether to draw the weights at random; for tests and benchmarks only."""
 
 
 class DataSettings(_Group):
-    """Where the questions come from: files, or names on the hub."""
+    """The questions: files, or data sets on the hub."""
 
     train: str
-    """The questions to learn from."""
+    """Questions to train on."""
     dev: str | None = None
-    """The questions to score on during training; without them the last weights are kept."""
+    """Questions to score on during training; without them the last weights are kept."""
     on_bad: Literal["stop", "skip"] = "stop"
-    """Whether a question with a problem stops the run or is left out and counted."""
+    """Whether a bad question stops the run, or is skipped and counted."""
 
 
 class PromptSettings(_Group):
-    """How a question is put to the model."""
+    """How prompts are written."""
 
     template: str = DEFAULT_TEMPLATE
     """Text with {context}, {question} and {answer}, in this order."""
     max_length: int | None = Field(default=None, ge=32)
-    """Longest path from context to answer, in tokens; null is the model's limit."""
+    """Maximum tokens of context, question and answer together; null is the model's limit."""
     stride: int = Field(default=DEFAULT_STRIDE, ge=0)
-    """Tokens that two windows on a long context share; 128 as in BERT's SQuAD code."""
+    """Tokens that two windows of a long context share; 128 as in BERT's SQuAD code."""
 
     @field_validator("template")
     @classmethod
@@ -80,49 +80,49 @@ class OptimisationSettings(_Group):
     """AdamW and its schedule. The defaults suit LoRA on GPT-2 and SQuAD."""
 
     epochs: int = Field(default=2, ge=1)
-    """Passes over the data. With SQuAD v1.1's 87,599 questions each has about 2,550 steps."""
+    """Passes over the data. On SQuAD v1.1's 87,599 questions each takes about 2,550 steps."""
     max_steps: int | None = Field(default=None, ge=1)
-    """Stop after so many optimizer steps, if that comes before the last epoch's end."""
+    """Maximum optimizer steps of the run; null limits it by `epochs` only."""
     questions_per_step: int = Field(default=32, ge=1)
-    """Whole passages are taken until they hold so many questions."""
+    """Each optimizer step takes whole passages until they hold this many questions."""
     tokens_per_batch: int = Field(default=4096, ge=1)
-    """The most tokens computed at once, four times as many while scoring. Bounds memory alone."""
+    """Maximum tokens computed at once; scoring takes four times as many. Bounds memory only."""
     learning_rate: float = Field(default=5e-4, gt=0)
-    """The peak. LoRA wants about ten times what full fine-tuning does (5e-5 for GPT-2)."""
+    """Peak learning rate. LoRA needs about ten times that of full fine-tuning (5e-5 for GPT-2)."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls to 0 after the warm-up."""
+    """How the learning rate changes after the warm-up; all but `constant` fall to 0."""
     warmup: Share = 0.05
     """Share of all steps over which the learning rate rises to its peak."""
     weight_decay: float = Field(default=0.01, ge=0)
-    """Decoupled (AdamW); 0.01 as in the LoRA paper's GPT-2 runs."""
+    """Decoupled weight decay (AdamW); 0.01 as in the LoRA paper's GPT-2 runs."""
     betas: Annotated[tuple[Share, Share], Strict(False)] = (0.9, 0.999)
-    """Decay of AdamW's two running means."""
+    """Decay rates of AdamW's two running means."""
     clip_norm: float | None = Field(default=1.0, gt=0)
-    """Longer gradients are scaled down to this norm; null leaves them."""
+    """Gradients with a larger norm are scaled down to this norm; null turns clipping off."""
 
 
 class EvaluationSettings(_Group):
-    """Scoring on the dev data by generated answers: before the first step, during, at the end."""
+    """Scoring generated answers to the dev questions before, during and after training."""
 
     every: int = Field(default=500, ge=1)
     """Optimizer steps between two evaluations."""
     questions: int | None = Field(default=500, ge=1)
-    """How many to score: whole passages are drawn until they hold so many; null takes all."""
+    """Whole passages are sampled until they hold this many questions; null takes all."""
     max_answer_tokens: int = Field(default=DEFAULT_MAX_ANSWER_TOKENS, ge=1)
-    """The longest answer, its end counted in; all but 3 in 1,000 of SQuAD's fit."""
+    """Maximum tokens of an answer, including the end token; all but 3 in 1,000 of SQuAD's fit."""
     metric: Literal["f1", "exact_match"] = "f1"
-    """What makes weights the best."""
+    """The score that selects the best weights."""
     patience: int | None = Field(default=None, ge=1)
-    """Stop after so many evaluations in a row that bring no better score; null never does."""
+    """Stop after this many evaluations in a row without a better score; null never stops early."""
 
 
 class CheckpointSettings(_Group):
-    """Snapshots to resume from."""
+    """Checkpoints to resume from."""
 
     every: int = Field(default=200, ge=1)
     """Optimizer steps between two checkpoints."""
     keep: int = Field(default=2, ge=1)
-    """How many of the newest stay; the best stays besides."""
+    """Number of newest checkpoints to keep; the best one is kept too."""
 
 
 class SpeedSettings(_Group):
@@ -138,10 +138,10 @@ class SpeedSettings(_Group):
 
 
 class RunSettings(_Group):
-    """Everything a run may choose."""
+    """All settings of a run."""
 
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """Draws the adapter, the order of the data and the dev sample."""
+    """Random seed of the adapter, the order of the data and the dev sample."""
     model: ModelSettings
     data: DataSettings
     prompt: PromptSettings = PromptSettings()
@@ -152,7 +152,7 @@ class RunSettings(_Group):
     speed: SpeedSettings = SpeedSettings()
 
     def with_full_paths(self) -> "RunSettings":
-        """The same, with paths that hold in any working directory."""
+        """Return the settings with absolute paths, valid in any working directory."""
         model = {"source": _full_path(self.model.source, Path.is_dir)}
         data = {
             "train": _full_path(self.data.train, Path.exists),
@@ -166,20 +166,20 @@ class RunSettings(_Group):
         )
 
     def to_yaml(self) -> str:
-        """All settings, those left at their default too."""
+        """Return all settings, including defaults, as YAML."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def load_settings(files: Iterable[Path] = (), overrides: Iterable[str] = ()) -> RunSettings:
-    """Settings from YAML files and `key=value` texts; what comes later wins.
+    """Return the settings from YAML files and `key=value` overrides; later values win.
 
     Args:
         files: YAML files of nested groups.
-        overrides: dotted key and value, as in `lora.rank=16`; a value that is not to be text is
-            read as YAML.
+        overrides: dotted keys and values, as in `lora.rank=16`; values of settings that are not
+            text are read as YAML.
 
     Raises:
-        InputError: a file is missing or no YAML; a key is unknown, missing or has a wrong value.
+        InputError: a file is missing or not YAML; a key is unknown, missing or has a wrong value.
     """
     values: dict[str, Any] = {group: {} for group in _GROUPS}
     for file in files:
@@ -190,7 +190,7 @@ def load_settings(files: Iterable[Path] = (), overrides: Iterable[str] = ()) -> 
 
 
 def parse_settings(values: Mapping[str, Any]) -> RunSettings:
-    """Settings from nested groups. Raises `InputError` as `load_settings` does."""
+    """Return the settings from nested groups. Raises `InputError` as `load_settings` does."""
     try:
         return RunSettings.model_validate(values)
     except ValidationError as error:
@@ -198,13 +198,13 @@ def parse_settings(values: Mapping[str, Any]) -> RunSettings:
 
 
 def differences(before: RunSettings, after: RunSettings) -> dict[str, tuple[Any, Any]]:
-    """The dotted keys in which two settings differ, with both values."""
+    """Return the dotted keys in which two settings differ, with both values."""
     old, new = (dict(_leaves(settings.model_dump(mode="json"))) for settings in (before, after))
     return {key: (old[key], new[key]) for key in old if old[key] != new[key]}
 
 
 def _full_path(source: str, is_local: Callable[[Path], bool]) -> str:
-    """A name on the hub is left as it is, and so is an empty one, which is no folder's."""
+    """Return a local path as an absolute one; return hub names and empty names unchanged."""
     path = Path(source).expanduser()
     return str(path.resolve()) if source and is_local(path) else source
 
@@ -228,12 +228,12 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's way
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """Refuse a key that stands twice, of which YAML would silently take the last."""
+        """Raise if a key occurs twice; YAML would silently take the last value."""
         seen: list[Any] = []
         for key, _ in node.value:
             if key.value in seen:
                 raise yaml.MarkedYAMLError(
-                    problem=f"{key.value!r} stands here twice", problem_mark=key.start_mark
+                    problem=f"{key.value!r} occurs twice", problem_mark=key.start_mark
                 )
             seen.append(key.value)
         return super().construct_mapping(node, deep)
@@ -260,14 +260,14 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise InputError(f"{file}{where} is not valid YAML: {error.problem}.") from None
     if not isinstance(values, dict | None):
-        raise InputError(f"{file} must hold groups of settings (`lora:`, `model:`, ...).")
+        raise InputError(f"{file} must contain groups of settings (`lora:`, `model:`, ...).")
     return values or {}
 
 
 def _read_override(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not (key and equals):
-        raise InputError(f"{text!r} is no setting: write key=value, as in lora.rank=16.")
+        raise InputError(f"{text!r} is not a setting; write key=value, as in lora.rank=16.")
     *groups, name = key.split(".")
     nested: dict[str, Any] = {name: _read_value(key, value)}
     for group in reversed(groups):
@@ -277,7 +277,7 @@ def _read_override(text: str) -> dict[str, Any]:
 
 def _read_value(key: str, text: str) -> Any:
     if key in _TEXT_KEYS and text != "null":
-        # A template is no YAML, and a path might be some other.
+        # Read as YAML, a template would fail and a path might change.
         return text
     try:
         return yaml.load(text, _Loader)
@@ -290,7 +290,7 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in over.items():
         old = merged.get(key)
         if isinstance(old, dict) and isinstance(value, dict | None):
-            # None is a group whose every line is a comment.
+            # The group is None if all its lines are comments.
             merged[key] = _merge(old, value or {})
         else:
             merged[key] = value
@@ -302,7 +302,7 @@ def _explain(error: ErrorDetails) -> str:
     if error["type"] == "extra_forbidden":
         return f"There is no setting {key}{_hint(key)}."
     if error["type"] == "missing":
-        return f"The setting {key} is missing: give it in the settings file or as {key}=VALUE."
+        return f"The setting {key} is missing; give it in the settings file or as {key}=VALUE."
     if error["type"] == "model_type":
         names = ", ".join(_GROUPS[key].model_fields)
         return f"The setting {key} is {error['input']!r} but must be a group ({names})."
@@ -311,7 +311,7 @@ def _explain(error: ErrorDetails) -> str:
 
 
 def _hint(key: str) -> str:
-    """Name the nearest key; failing that, one whose last part is near, in whatever group."""
+    """Suggest the most similar key, else one with a similar last component in any group."""
     last_parts = {known.rpartition(".")[2]: known for known in _TYPES}
     nearest = difflib.get_close_matches(key, _TYPES, n=1) or [
         last_parts[part]

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the training stops between two steps, with a checkpoint."""
+"""Ctrl-C and SIGTERM stop the training between two steps, with a checkpoint."""
 
 import signal
 import threading
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class StoppedError(LoraqaError):
-    """The user stopped the work. The exit status is 128 + signal, as shells have it: 130, 143."""
+    """The user stopped the work. The exit status is 128 + signal, as in shells: 130 or 143."""
 
     def __init__(self, message: str, received: signal.Signals) -> None:
         super().__init__(message)
@@ -20,10 +20,12 @@ class StoppedError(LoraqaError):
 
 
 class StopRequest:
-    """While entered, takes the first SIGINT or SIGTERM as a request to stop; a second one ends.
+    """A context manager that turns the first SIGINT or SIGTERM into a request to stop.
+
+    A second signal is handled as before entering.
 
     Attributes:
-        received: the signal, once there was one.
+        received: the first signal, or None.
     """
 
     def __init__(self) -> None:
@@ -32,7 +34,7 @@ class StopRequest:
         self._at_once = False
 
     def __enter__(self) -> "StopRequest":
-        # Python lets only the main thread handle signals.
+        # Python allows only the main thread to set signal handlers.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._handle)
@@ -42,7 +44,7 @@ class StopRequest:
         self._restore()
 
     def unless_stopped(self, work: Callable[[], T]) -> T | None:
-        """What `work` returns; or None, at once, where there is a request to stop by then."""
+        """Return what `work` returns, or None as soon as a stop is requested."""
         if self.received:
             return None
         try:
@@ -67,4 +69,4 @@ class StopRequest:
 
 
 class _Abandoned(BaseException):
-    """Not an `Exception`, lest a library below swallow it."""
+    """Raised to abandon work. Not an `Exception`, so that no library swallows it."""

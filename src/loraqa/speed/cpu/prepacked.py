@@ -71,7 +71,7 @@ class _Adapted(nn.Module):
         super().__init__()
         dtype = layer.base.weight.dtype
         self.base = _laid_out(layer.base, layer.base.weight)
-        self.rows = layer.rows
+        self.parts = layer.parts
         self.register_buffer("a", layer.lora_A.to(dtype))
         self.register_buffer("b", (layer.lora_B * layer.scaling).to(dtype))
 
@@ -79,7 +79,7 @@ class _Adapted(nn.Module):
         """Map x (..., in) to (..., out)."""
         y: Tensor = self.base(x)
         hidden = x.reshape(-1, x.shape[-1]) @ self.a.t()
-        add_update(y.view(-1, y.shape[-1]), hidden, self.b, self.rows)
+        add_update(y.view(-1, y.shape[-1]), hidden, self.b, self.parts)
         return y
 
 
