@@ -76,11 +76,11 @@ PATCHES: dict[str, tuple[str, Any]] = {
         whole_last_layer,
     ),
     "attention by products: PyTorch's fused one instead": (
-        "loraqa.model.blocks._products_pay",
+        "loraqa.speed.cpu.products._products_pay",
         lambda *_: False,
     ),
     "causal products by 128 queries: all at once instead": (
-        "loraqa.model.blocks._QUERIES_AT_ONCE",
+        "loraqa.speed.cpu.products._QUERIES_AT_ONCE",
         2**31,
     ),
     "in-place LoRA with its own backward: autograd's instead": (
@@ -95,7 +95,7 @@ PATCHES: dict[str, tuple[str, Any]] = {
         "loraqa.lora.layer._add_update_and_bias",
         bias_by_itself,
     ),
-    "compiled GELU: PyTorch's instead": ("loraqa.model.gelu._check", not_taken),
+    "compiled GELU: PyTorch's instead": ("loraqa.speed.cpu.gelu._check", not_taken),
     "GELU in one kernel: transformers' five instead": (
         "loraqa.model.load.fuse_gelu",
         lambda _: None,
@@ -130,17 +130,17 @@ def plain_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 # Of answering.
 ANSWERING: dict[str, tuple[str, Any]] = {
-    "compiled GELU: PyTorch's instead": ("loraqa.model.gelu._check", not_taken),
+    "compiled GELU: PyTorch's instead": ("loraqa.speed.cpu.gelu._check", not_taken),
     "a kernel for rows: tensor operations instead": (
         "loraqa.model.choose_rows._check_compiled",
         not_taken,
     ),
     "prepacked weights: laid out anew for each product instead": (
-        "loraqa.model.prepacked.PrepackedLinear",
+        "loraqa.speed.cpu.prepacked.PrepackedLinear",
         plain_linear,
     ),
     "room for rows to grow: made anew for each token instead": (
-        "loraqa.model.compiled_rows.ROOM",
+        "loraqa.speed.cpu.rows.ROOM",
         1,
     ),
 }

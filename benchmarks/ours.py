@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from loraqa.train.graphs import choose_gradients
-from loraqa.train.loss import Gradients, Launch
+from loraqa.speed.gpu.graphs import choose_gradients
+from loraqa.model.loss import Gradients, Launch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -21,7 +21,7 @@ from benchmarks.base import ADAPTERS, MAX_LENGTH, Task, device, on_a_gpu, wait
 from benchmarks.clock import measure, peak_mib
 from benchmarks.flops import matrices, training_flops, tree_work
 from loraqa.answer.decode import Greedy
-from loraqa.answer.reader import Reader
+from loraqa.reader import Reader
 from loraqa.finetune import finetune
 from loraqa.lora.adapter import load_adapter
 from loraqa.model.choose import choose_runner

@@ -9,7 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 
-from loraqa.train.loss import accumulate
+from loraqa.model.loss import accumulate
 from rich.console import Console
 from torch.profiler import ProfilerActivity, profile
 from transformers import GPT2Config

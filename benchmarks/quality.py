@@ -32,7 +32,7 @@ from benchmarks.base import on_a_gpu
 from benchmarks.harness import ROOT
 from benchmarks.machine import fastest_precision, machine
 from loraqa.answer.evaluate import evaluate
-from loraqa.answer.reader import Reader
+from loraqa.reader import Reader
 from loraqa.demo.run import BASE
 from loraqa.demo.world import test_passages, train_passages
 from loraqa.files import write_json
@@ -123,7 +123,7 @@ def train_peft(settings: RunSettings, passages: Sequence[Passage], folder: Path)
     """
     options, lora = settings.optimisation, settings.lora
     tokenizer = AutoTokenizer.from_pretrained(BASE)
-    encoder = PromptEncoder(SegmentTokenizer(tokenizer), Template(), 512, settings.prompt.stride)
+    encoder = PromptEncoder(SegmentTokenizer.from_transformers(tokenizer), Template(), 512, settings.prompt.stride)
     trees = encoder.encode_training(passages).trees
     plan = BatchPlan(trees, options.questions_per_step, options.tokens_per_batch, settings.seed)
     rows = [

@@ -17,14 +17,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from loraqa.answer.reader import Reader
+from loraqa.reader import Reader
 from loraqa.answer.strategies import parse_strategy
 from loraqa.finetune import finetune
 from loraqa.model import choose
 from loraqa.model.runner import KernelRunner
 from loraqa.train.run import RunDirectory
 from loraqa.train.settings import RunSettings, load_settings
-from tests.model import flash_by_hand
+from tests.speed.gpu import flash_by_hand
 from tests.train.conftest import PASSAGES
 
 STRATEGIES = ("greedy", "top-p:0.9", "beam:3", "span")
@@ -122,7 +122,7 @@ def main() -> None:
     both = [results(out / "cpu", settings)]
     with (
         # In place of kernels, which know but a few devices.
-        patch("loraqa.model.kernel_trees._attend", flash_by_hand.attend),
+        patch("loraqa.speed.gpu.trees._attend", flash_by_hand.attend),
         patch.dict(choose._OVER_TREES, {GPU.type: (KernelRunner,)}),
         Gpu(),
     ):

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from loraqa.model.choose_rows import _is_varlen
-from loraqa.train.flat import FlatAdapter
-from loraqa.train.graphs import GraphedGradients, choose_gradients
-from loraqa.train.loss import accumulate
+from loraqa.lora.flat import FlatAdapter
+from loraqa.speed.gpu.graphs import GraphedGradients, choose_gradients
+from loraqa.model.loss import accumulate
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from loraqa.answer.reader import Reader
+from loraqa.reader import Reader
 from loraqa.answer.strategies import parse_strategy
 from loraqa.lora.adapt import adapt
 from loraqa.lora.layer import lora_layers
@@ -43,7 +43,7 @@ KINDS = ("gpt2", "llama")
 
 @pytest.fixture
 def trees(tiny_tokenizer: Any) -> list[Tree]:
-    encoder = PromptEncoder(SegmentTokenizer(tiny_tokenizer), Template(), 250, 20)
+    encoder = PromptEncoder(SegmentTokenizer.from_transformers(tiny_tokenizer), Template(), 250, 20)
     return encoder.encode_training(PASSAGES).trees
 
 
@@ -167,7 +167,7 @@ def test_decoding_gives_the_logits_of_plain_operations(kind: str, trees: list[Tr
 
 @pytest.mark.parametrize("strategy", ["greedy", "beam:3", "span", "top-p:0.9"])
 def test_all_strategies_answer(strategy: str, tiny_tokenizer: Any) -> None:
-    tokenizer = SegmentTokenizer(tiny_tokenizer)
+    tokenizer = SegmentTokenizer.from_transformers(tiny_tokenizer)
     reader = Reader(KernelRunner(model_of("gpt2")), tokenizer, Template(), 250)
     answers = reader.read(PASSAGES, parse_strategy(strategy))
     again = reader.read(PASSAGES, parse_strategy(strategy))

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from loraqa.answer.evaluate import evaluate
-from loraqa.answer.reader import Reader
+from loraqa.reader import Reader
 from loraqa.errors import InputError
 from loraqa.finetune import FinetuneResult, _one_core_less, finetune
 from loraqa.lora.adapter import load_adapter

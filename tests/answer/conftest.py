@@ -59,7 +59,7 @@ def stopping_model(kind: str, dtype: str = "float64") -> Any:
 
 @pytest.fixture(scope="session")
 def segments(tiny_tokenizer: Any) -> SegmentTokenizer:
-    return SegmentTokenizer(tiny_tokenizer)
+    return SegmentTokenizer.from_transformers(tiny_tokenizer)
 
 
 @pytest.fixture(scope="session")

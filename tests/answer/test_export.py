@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from loraqa.adapter.info import AdapterInfo, read_adapter_info, write_adapter_info
 from loraqa.answer.export import export_adapter, export_merged
 from loraqa.answer.load import load_model
-from loraqa.answer.reader import Reader
+from loraqa.reader import Reader
 from loraqa.errors import InputError
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
@@ -31,7 +31,7 @@ def bfloat16_run(run: Path, info: AdapterInfo) -> Path:
 def written_by_transformers(folder: Path, template: Template, question: str, most: int) -> str:
     """Return transformers' greedy answer about the first passage."""
     model = AutoModelForCausalLM.from_pretrained(folder)
-    tokenizer = SegmentTokenizer(AutoTokenizer.from_pretrained(folder))
+    tokenizer = SegmentTokenizer.from_transformers(AutoTokenizer.from_pretrained(folder))
     segments = [template.context(PASSAGES[0].context), template.question(question)]
     prompt = [i for encoding in tokenizer.encode(segments) for i in encoding.ids]
     ids = torch.tensor([[*tokenizer.start, *prompt]])

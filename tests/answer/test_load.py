@@ -8,14 +8,14 @@ from typing import Any
 import peft
 import pytest
 import torch
-from loraqa.model.prepacked import PrepackedLinear
+from loraqa.speed.cpu.prepacked import PrepackedLinear
 from tests.answer.conftest import PASSAGES
 from tests.conftest import tiny_model
 from transformers import AutoModelForCausalLM
 
 from loraqa.adapter.info import AdapterInfo, write_adapter_info
 from loraqa.answer.load import load_adapted, load_model
-from loraqa.answer.reader import Reader
+from loraqa.reader import Reader
 from loraqa.errors import InputError
 from loraqa.lora.adapter import load_adapter
 from loraqa.lora.layer import lora_layers
@@ -38,7 +38,7 @@ def test_loads_a_run_an_adapter_and_a_merged_model(
     write_adapter_info(merged, info)
 
     expected = Reader(
-        TreeRunner(adapted), SegmentTokenizer(tiny_tokenizer), Template(info.template), 200, 30, 9
+        TreeRunner(adapted), SegmentTokenizer.from_transformers(tiny_tokenizer), Template(info.template), 200, 30, 9
     ).answer(PASSAGES[0].context, ["Who?", "When?"], "greedy")
     plain = Reader.load(info.base.source, dtype="float32").answer(PASSAGES[0].context, ["Who?"])
     assert plain[0].text != expected[0].text

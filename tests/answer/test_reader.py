@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tests.answer.conftest import LIMIT, PASSAGES, generate, prompts_of, stopping_model
 
 from loraqa.answer.decode import Greedy, Prompts, Rules, Written
-from loraqa.answer.reader import Answered, Reader
+from loraqa.answer.reader import Answered
+from loraqa.reader import Reader
 from loraqa.errors import InputError, LoraqaError
 from loraqa.model.runner import PaddedRunner, TreeRunner
 from loraqa.prompt.encode import PromptEncoder

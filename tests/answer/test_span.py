@@ -130,7 +130,7 @@ def test_the_answer_is_empty_if_all_spans_are_too_long(trees: list[Tree], rules:
 
 
 def test_nearly_all_of_the_annotators_answers_are_spans(shared: Path) -> None:
-    tokenizer = SegmentTokenizer(AutoTokenizer.from_pretrained(shared / "gpt2"))
+    tokenizer = SegmentTokenizer.from_transformers(AutoTokenizer.from_pretrained(shared / "gpt2"))
     rules = Rules(tokenizer, Template(), max_answer_tokens=32)
     found = []
     for passage in read_passages(shared / "data" / "squad1-dev.json").passages[::200]:
@@ -156,7 +156,7 @@ def merging_tokenizer() -> SegmentTokenizer:
         texts * 9, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet)
     )
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
-    return SegmentTokenizer(fast)
+    return SegmentTokenizer.from_transformers(fast)
 
 
 @pytest.mark.parametrize("most", [2, 3, 12, 40])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from loraqa.answer.reader import Reader
+from loraqa.reader import Reader
 from loraqa.demo.run import STRATEGIES, DemoResult, DemoSize, _next_steps, run_demo
 from loraqa.errors import InputError
 from loraqa.squad import QADataset, read_passages, score

@@ -30,7 +30,7 @@ PASSAGES = [
 
 @pytest.fixture
 def encoder(tiny_tokenizer: Any) -> PromptEncoder:
-    return PromptEncoder(SegmentTokenizer(tiny_tokenizer), Template(), 250, 20)
+    return PromptEncoder(SegmentTokenizer.from_transformers(tiny_tokenizer), Template(), 250, 20)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from tests.conftest import tiny_model
-from tests.model import flash_by_hand
+from tests.speed.gpu import flash_by_hand
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -212,7 +212,7 @@ class TestModelsWithoutTrees:
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(choose._OVER_TREES, "cpu", choose._OVER_TREES["cuda"])
-    monkeypatch.setattr("loraqa.model.kernel_trees._attend", flash_by_hand.attend)
+    monkeypatch.setattr("loraqa.speed.gpu.trees._attend", flash_by_hand.attend)
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
@@ -247,7 +247,7 @@ def test_a_kernel_with_wrong_gradients_gives_way_to_blocks(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(
-        "loraqa.model.kernel_trees._attend",
+        "loraqa.speed.gpu.trees._attend",
         lambda *args: Doubled.apply(flash_by_hand.attend(*args)),
     )
     with caplog.at_level(logging.INFO, "loraqa"):
@@ -263,7 +263,7 @@ def test_without_kernels_trees_are_computed_by_blocks(
     def missing(*_: Any) -> None:
         raise ModuleNotFoundError("No module named 'triton'")
 
-    monkeypatch.setattr("loraqa.model.kernel_trees._attend", missing)
+    monkeypatch.setattr("loraqa.speed.gpu.trees._attend", missing)
     with caplog.at_level(logging.INFO, "loraqa"):
         assert type(choose_runner(tiny_model("gpt2"), 200)) is TreeRunner
     assert "KernelRunner: No module named 'triton'" in caplog.text

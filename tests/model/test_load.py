@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from loraqa.model.gelu import TanhGelu
+from loraqa.speed.cpu.gelu import TanhGelu
 
 from loraqa.errors import InputError
 from loraqa.model.load import choose_device, choose_dtype, load_base

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from loraqa.model.blocks import BlockTrees, branch_mask
+from loraqa.speed.cpu.products import BlockTrees, branch_mask
 from tests.conftest import tiny_model
 from torch.nn.functional import cross_entropy
 

@@ -29,7 +29,7 @@ def passage(context: str, *answers: str, unanswerable: int = 0) -> Passage:
 
 @pytest.fixture
 def tokenizer(tiny_tokenizer: Any) -> SegmentTokenizer:
-    return SegmentTokenizer(tiny_tokenizer)
+    return SegmentTokenizer.from_transformers(tiny_tokenizer)
 
 
 def encoder(tokenizer: SegmentTokenizer, max_length: int = 1000, stride: int = 20) -> PromptEncoder:
@@ -97,7 +97,7 @@ def test_windows_start_at_words_and_match_their_offsets(tokenizer: SegmentTokeni
 
 
 def test_gpt2_windows_follow_the_lead_like_a_first_word(shared: Path) -> None:
-    gpt2 = SegmentTokenizer(AutoTokenizer.from_pretrained(shared / "gpt2"))
+    gpt2 = SegmentTokenizer.from_transformers(AutoTokenizer.from_pretrained(shared / "gpt2"))
     question = (Question("q", "Who?"),)
     trees = encoder(gpt2, 120).encode_prompts([Passage(TOWN * 20, question)], 10).trees
     assert len(trees) > 3
@@ -180,7 +180,7 @@ def test_counts_of_squad(shared: Path) -> None:
         for article in official["data"]
         for paragraph in article["paragraphs"]
     ]
-    gpt2 = SegmentTokenizer(AutoTokenizer.from_pretrained(shared / "gpt2"))
+    gpt2 = SegmentTokenizer.from_transformers(AutoTokenizer.from_pretrained(shared / "gpt2"))
     counts = PromptEncoder(gpt2, Template(), 1024, 128).encode_training(passages).counts
     assert (counts.passages, counts.questions, counts.examples) == (2430, 11877, 11877)
     # Figures from the description of the data: 2.02M and 0.59M tokens, including eos.

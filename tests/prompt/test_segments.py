@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from loraqa.prompt.words import all_offsets
+from loraqa.speed.start.words import all_offsets
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -25,7 +25,7 @@ def test_joined_segments_are_gpt2s_tokens_of_the_prompt(shared: Path) -> None:
         template.question("Who came?"),
         template.answer("the Normans"),
     ]
-    joined = [i for e in SegmentTokenizer(gpt2).encode(segments) for i in e.ids]
+    joined = [i for e in SegmentTokenizer.from_transformers(gpt2).encode(segments) for i in e.ids]
     assert joined == gpt2("".join(segments)).input_ids
 
 
@@ -33,7 +33,7 @@ def test_joined_segments_are_gpt2s_tokens_of_the_prompt(shared: Path) -> None:
 @given(text=st.text(st.characters(codec="utf-8")))
 def test_text_round_trips_without_control_tokens(tiny_tokenizer: Any, text: str) -> None:
     text = f"{text}<|endoftext|>{text}"
-    tokenizer = SegmentTokenizer(tiny_tokenizer)
+    tokenizer = SegmentTokenizer.from_transformers(tiny_tokenizer)
     (encoding,) = tokenizer.encode([text])
     assert tokenizer.eos not in encoding.ids
     assert tokenizer.decode(encoding.ids) == text.strip()
@@ -42,7 +42,7 @@ def test_text_round_trips_without_control_tokens(tiny_tokenizer: Any, text: str)
 
 
 def test_an_answer_is_decoded_without_its_end(tiny_tokenizer: Any) -> None:
-    tokenizer = SegmentTokenizer(tiny_tokenizer)
+    tokenizer = SegmentTokenizer.from_transformers(tiny_tokenizer)
     (encoding,) = tokenizer.encode([" the king"])
     assert tokenizer.decode([*encoding.ids, tokenizer.eos]) == "the king"
 
@@ -53,14 +53,14 @@ def test_trunks_start_with_bos_if_the_tokenizer_adds_it() -> None:
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
-    assert SegmentTokenizer(wrapped).start == [0]
+    assert SegmentTokenizer.from_transformers(wrapped).start == [0]
 
 
 def test_a_sentencepiece_tokenizer_gets_no_second_space() -> None:
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=_word_pieces(), bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
-    tokenizer = SegmentTokenizer(wrapped)
+    tokenizer = SegmentTokenizer.from_transformers(wrapped)
     ids = [i for e in tokenizer.encode(["Context: ab", " Question: c"]) for i in e.ids]
     assert tokenizer.decode(ids) == "Context: ab Question: c"
 
@@ -71,7 +71,7 @@ def test_offsets_count_a_leading_space_that_is_not_encoded() -> None:
         tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
     for segment in (" ab cab", "ab cab"):
-        (encoded,) = SegmentTokenizer(wrapped).encode([segment])
+        (encoded,) = SegmentTokenizer.from_transformers(wrapped).encode([segment])
         tokens = list(map(backend.id_to_token, encoded.ids))
         pieces = [segment[start:end] for start, end in all_offsets(encoded)]
         letters = [i for i, token in enumerate(tokens) if token != "▁"]
@@ -86,7 +86,9 @@ def test_a_tokenizer_from_json_encodes_the_same(kind: str, tiny_tokenizer: Any) 
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
-    tokenizer = SegmentTokenizer(tiny_tokenizer if kind == "byte-level" else wrapped)
+    tokenizer = SegmentTokenizer.from_transformers(
+        tiny_tokenizer if kind == "byte-level" else wrapped
+    )
     other = SegmentTokenizer.from_json(json.loads(json.dumps(tokenizer.to_json())))
     assert (other.name, other.eos, other.start) == (tokenizer.name, tokenizer.eos, tokenizer.start)
     assert other.fingerprint == tokenizer.fingerprint
@@ -106,13 +108,13 @@ def test_a_tokenizer_that_loses_text_is_refused() -> None:
         tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
     with pytest.raises(InputError, match="stably"):
-        SegmentTokenizer(wrapped)
+        SegmentTokenizer.from_transformers(wrapped)
 
 
 def test_a_tokenizer_without_eos_is_refused() -> None:
     wrapped = PreTrainedTokenizerFast(tokenizer_object=_word_pieces(), unk_token="<unk>")
     with pytest.raises(InputError, match="eos_token"):
-        SegmentTokenizer(wrapped)
+        SegmentTokenizer.from_transformers(wrapped)
 
 
 def _word_pieces() -> Tokenizer:

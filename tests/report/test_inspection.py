@@ -18,7 +18,7 @@ PASSAGE = Passage(
 
 
 def test_all_tokens_ids_and_positions_are_shown(tiny_tokenizer: Any) -> None:
-    tokenizer = SegmentTokenizer(tiny_tokenizer)
+    tokenizer = SegmentTokenizer.from_transformers(tiny_tokenizer)
     encoded = PromptEncoder(tokenizer, Template(), 200, 20).encode_training([PASSAGE])
     console = Console(width=4000)
     console.begin_capture()
@@ -36,7 +36,7 @@ def test_all_tokens_ids_and_positions_are_shown(tiny_tokenizer: Any) -> None:
 
 
 def test_the_mask_hides_sibling_branches(tiny_tokenizer: Any) -> None:
-    tokenizer = SegmentTokenizer(tiny_tokenizer)
+    tokenizer = SegmentTokenizer.from_transformers(tiny_tokenizer)
     two = Passage("A b.", tuple(Question(name, "W?", (Answer("b", 2),)) for name in "pq"))
     encoded = PromptEncoder(tokenizer, Template("{context} Q{question} A{answer}"), 99, 20)
     (tree,) = encoded.encode_training([two]).trees
@@ -52,7 +52,7 @@ def test_the_mask_hides_sibling_branches(tiny_tokenizer: Any) -> None:
 
 
 def test_supervised_tokens_have_their_own_colour(tiny_tokenizer: Any) -> None:
-    tokenizer = SegmentTokenizer(tiny_tokenizer)
+    tokenizer = SegmentTokenizer.from_transformers(tiny_tokenizer)
     encoded = PromptEncoder(tokenizer, Template(), 200, 20).encode_training([PASSAGE])
     answers = {
         span.style: str(piece)[span.start : span.end]
@@ -65,7 +65,7 @@ def test_supervised_tokens_have_their_own_colour(tiny_tokenizer: Any) -> None:
 
 
 def test_counts_are_those_of_the_encoder(tiny_tokenizer: Any) -> None:
-    tokenizer = SegmentTokenizer(tiny_tokenizer)
+    tokenizer = SegmentTokenizer.from_transformers(tiny_tokenizer)
     counts = PromptEncoder(tokenizer, Template(), 200, 20).encode_training([PASSAGE] * 3).counts
     markdown = counts_table(counts).to_markdown()
     assert "| contexts | 3 |" in markdown

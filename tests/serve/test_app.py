@@ -16,7 +16,8 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from loraqa.answer.reader import Answered, Reader
+from loraqa.answer.reader import Answered
+from loraqa.reader import Reader
 from loraqa.answer.strategies import parse_strategy
 from loraqa.errors import LoraqaError
 from loraqa.serve.app import MAX_BODY_BYTES, MAX_QUESTIONS, Served, create_app

@@ -60,7 +60,7 @@ def settings(*overrides: str) -> RunSettings:
 
 @pytest.fixture(scope="session")
 def trees(tiny_tokenizer: Any) -> list[Tree]:
-    encoder = PromptEncoder(SegmentTokenizer(tiny_tokenizer), Template(), 250, 20)
+    encoder = PromptEncoder(SegmentTokenizer.from_transformers(tiny_tokenizer), Template(), 250, 20)
     return encoder.encode_training(PASSAGES).trees
 
 

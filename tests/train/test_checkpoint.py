@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from loraqa.train.flat import FlatAdapter
+from loraqa.lora.flat import FlatAdapter
 from safetensors.torch import load_file
 from tests.train.conftest import adapted, settings
 

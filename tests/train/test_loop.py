@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from loraqa.train.loss import answer_loss
+from loraqa.model.loss import answer_loss
 from tests.conftest import tiny_model
 from tests.train.conftest import adapted, adapter_bytes, plan, scores, settings
 from torch import Tensor

@@ -13,6 +13,7 @@ prepares the data itself.
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -135,6 +136,7 @@ class _DataFromProcess:
             )
             return preparation(self._settings)
         encoded = load_encoded(self._folder / _ENCODED)
+        shutil.rmtree(self._folder)
         return EncodedTrainingData(outcome["facts"], encoded, encoder.tokenizer)
 
 
@@ -157,7 +159,7 @@ def _read_outcome(process: subprocess.Popen[bytes], folder: Path) -> dict[str, A
 def main() -> None:
     """Prepare the training data of the settings in a folder, and leave them there."""
     folder = Path(sys.argv[1])
-    Thread(target=_end_with_parent, daemon=True).start()
+    Thread(target=_end_with_parent, args=[folder], daemon=True).start()
     show_notices()
     try:
         outcome = _prepare(folder)
@@ -186,9 +188,10 @@ def _prepare(folder: Path) -> dict[str, Any]:
     return {"encoder": encoder.fingerprint, "facts": facts}
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(folder: Path) -> None:
     """End when the other process has ended, however it did: its end of the pipe closes then."""
     os.read(sys.stdin.fileno(), 1)
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
 

@@ -4,8 +4,8 @@ import math
 from itertools import pairwise
 
 import torch
-from loraqa.model.flash import Segments
-from loraqa.model.kernel_trees import Queries
+from loraqa.speed.gpu.flash import Segments
+from loraqa.speed.gpu.trees import Queries
 from torch import Tensor
 
 

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from loraqa.train.flat import FlatAdapter
-from loraqa.train.graphs import (
+from loraqa.lora.flat import FlatAdapter
+from loraqa.speed.gpu.graphs import (
     GraphedGradients,
     _AnswerLoss,
     _padded_head,
     choose_gradients,
 )
-from loraqa.train.loss import accumulate, answer_loss
+from loraqa.model.loss import accumulate, answer_loss
 from tests.conftest import tiny_config, tiny_model
-from tests.model import flash_by_hand
+from tests.speed.gpu import flash_by_hand
 from tests.train.conftest import settings
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -45,7 +45,7 @@ class AgainFromTheSameMemory:
 
 @pytest.fixture(autouse=True)
 def without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loraqa.model.kernel_trees._attend", flash_by_hand.attend)
+    monkeypatch.setattr("loraqa.speed.gpu.trees._attend", flash_by_hand.attend)
     monkeypatch.setattr(graphs, "Recorder", AgainFromTheSameMemory)
     AgainFromTheSameMemory.recorded = 0
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loraqa.prompt.words import all_offsets, cuts_at_blanks, encode_by_words
+from loraqa.speed.start.words import all_offsets, cuts_at_blanks, encode_by_words
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from loraqa.prompt.cache import _KEPT, encode_training_once, load_encoded, write_encoded
+from loraqa.speed.start.encoded import _KEPT, encode_training_once, load_encoded, write_encoded
 from tests.conftest import full_disk
 
 from loraqa.files import cache_folder
@@ -41,7 +41,7 @@ TEXTS = training_texts(Template(), DATA.passages)
 @pytest.fixture
 def encoder(tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PromptEncoder:
     monkeypatch.setenv("LORAQA_CACHE", str(tmp_path / "cache"))
-    return PromptEncoder(SegmentTokenizer(tiny_tokenizer), Template(), 150, 20)
+    return PromptEncoder(SegmentTokenizer.from_transformers(tiny_tokenizer), Template(), 150, 20)
 
 
 def same(left: Encoded, right: Encoded) -> bool:
@@ -80,7 +80,7 @@ def test_a_changed_input_is_encoded_again(
         other_tokenizer = deepcopy(tiny_tokenizer)
         other_tokenizer.add_tokens(["<more>"], special_tokens=True)
         other_tokenizer.eos_token = "<more>"
-        encoder.tokenizer = SegmentTokenizer(other_tokenizer)
+        encoder.tokenizer = SegmentTokenizer.from_transformers(other_tokenizer)
     else:
         other = {"template": Template("{context} Q {question} A {answer}")}
         setattr(encoder, changed, other.get(changed, 149 if changed == "max_length" else 19))
@@ -125,7 +125,7 @@ def test_a_damaged_file_that_cannot_be_replaced_is_not_copied(
     def read_only(path: Path) -> None:
         raise OSError(30, "Read-only file system", str(path))
 
-    monkeypatch.setattr("loraqa.prompt.cache.replacing", read_only)
+    monkeypatch.setattr("loraqa.speed.start.encoded.replacing", read_only)
     write_encoded(tmp_path / "file", encoder, DATA, TEXTS)
     assert same(load_encoded(tmp_path / "file"), expected)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from loraqa.model.gelu import TanhGelu
+from loraqa.speed.cpu.gelu import TanhGelu
 from tests.conftest import needs_compiler
 from torch.nn.functional import gelu
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from loraqa.model.prepacked import PrepackedLinear, prepack
+from loraqa.speed.cpu.prepacked import PrepackedLinear, prepack
 from tests.conftest import tiny_model
 from tests.model.test_choose import MODELS, bloom, model_of
 from torch import Tensor, nn

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from loraqa.model.blocks import Block, attend_blocks
+from loraqa.speed.cpu.products import Block, attend_blocks
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -16,9 +16,9 @@ SCALING = 0.3
 @pytest.fixture(params=["products", "products of a few queries", "fused"])
 def _any_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     by_products = request.param != "fused"
-    monkeypatch.setattr("loraqa.model.blocks._products_pay", lambda *_: by_products)
+    monkeypatch.setattr("loraqa.speed.cpu.products._products_pay", lambda *_: by_products)
     if request.param == "products of a few queries":
-        monkeypatch.setattr("loraqa.model.blocks._QUERIES_AT_ONCE", 3)
+        monkeypatch.setattr("loraqa.speed.cpu.products._QUERIES_AT_ONCE", 3)
 
 
 any_way = pytest.mark.usefixtures("_any_way")
@@ -107,7 +107,7 @@ def test_a_bias_is_made_once_in_each_dtype() -> None:
 
 
 def test_fused_attention_makes_no_bias_of_causal_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loraqa.model.blocks._products_pay", lambda *_: False)
+    monkeypatch.setattr("loraqa.speed.cpu.products._products_pay", lambda *_: False)
     monkeypatch.delattr(Block, "bias")
     row = torch.zeros(1, 2, 5, 4)
     attend_blocks(row, row, row, [Block(slice(0, 5), slice(0, 5))], SCALING)

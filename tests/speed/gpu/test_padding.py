@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from loraqa.model.buckets import bucket, fill_bucket, padded_row
+from loraqa.speed.gpu.padding import bucket, fill_bucket, padded_row
 
 from loraqa.prompt.batch import collate_trees
 from loraqa.prompt.tree import Tree

@@ -5,7 +5,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from loraqa.train.loss import accumulate, supervised_tokens
+from loraqa.model.loss import accumulate, supervised_tokens
 from tests.conftest import tiny_model
 from tests.train.conftest import adapted, settings
 from torch import Tensor

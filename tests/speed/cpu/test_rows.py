@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from loraqa.model.compiled_rows import CompiledRows
-from loraqa.model.varlen_rows import VarlenRows
+from loraqa.speed.cpu.rows import CompiledRows
+from loraqa.speed.gpu.rows import VarlenRows
 from tests.conftest import needs_compiler
 from torch import Tensor
 

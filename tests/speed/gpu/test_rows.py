@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from loraqa.model.varlen_rows import VarlenRows
-from tests.model import flash_by_hand
-from tests.model.test_compiled_rows import (
+from loraqa.speed.gpu.rows import VarlenRows
+from tests.speed.gpu import flash_by_hand
+from tests.speed.cpu.test_rows import (
     TREES,
     check_that_they_go_their_own_way,
     spans_of,
@@ -21,7 +21,7 @@ from loraqa.model.rows import GrowingRows
 @pytest.fixture(autouse=True, scope="module")
 def by_hand() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("loraqa.model.varlen_rows.attend_segments", flash_by_hand.attend_segments)
+        patch.setattr("loraqa.speed.gpu.rows.attend_segments", flash_by_hand.attend_segments)
         yield
 
 

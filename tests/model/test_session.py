@@ -36,7 +36,7 @@ def runner_of(kind: str, path: type[Any]) -> Runner:
 
 
 @patch("loraqa.model.rows.ROOM", 1)
-@patch("loraqa.model.compiled_rows.ROOM", 1)
+@patch("loraqa.speed.cpu.rows.ROOM", 1)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3"])
 @pytest.mark.parametrize("path", [TreeRunner, PaddedRunner, RecomputingRunner])

@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loraqa.model.blocks import BlockTrees, branch_mask
-from loraqa.model.kernel_trees import BLOCK, KernelTrees, queries_of, token_sight
+from loraqa.speed.cpu.products import BlockTrees, branch_mask
+from loraqa.speed.gpu.trees import BLOCK, KernelTrees, queries_of, token_sight
 from tests.conftest import needs_interpreter, tiny_model
-from tests.model import flash_by_hand
+from tests.speed.gpu import flash_by_hand
 from torch import Tensor
 
 from loraqa.model import kernel_trees
@@ -97,7 +97,7 @@ def test_what_the_kernels_would_misread_is_refused(monkeypatch: pytest.MonkeyPat
     queries = queries_of(token_sight([TreeSpan(0, 5, (3,))], 8), torch.arange(8))
     with pytest.raises(ValueError, match="width"):
         kernel_trees._attend(query, key, value[..., :8], queries, 0.3)
-    monkeypatch.setattr("loraqa.model.tree_kernels._MOST_NUMBERS", 127)
+    monkeypatch.setattr("loraqa.speed.gpu.kernels._MOST_NUMBERS", 127)
     with pytest.raises(ValueError, match="too long"):
         kernel_trees._attend(query, key, value, queries, 0.3)
 

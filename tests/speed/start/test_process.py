@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from loraqa.ahead import Preparation, _prepare, preparing
-from loraqa.prompt.words import Texts
+from loraqa.speed.start.words import Texts
 
 from loraqa.errors import InputError, LoraqaError
 from loraqa.files import read_json, write_json

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loraqa.model.gelu import TanhGelu, compiled_gelu, fuse_gelu
+from loraqa.speed.cpu.gelu import TanhGelu, compiled_gelu, fuse_gelu
 from tests.conftest import needs_compiler, tiny_model
 from torch import Tensor, nn
 from transformers.activations import NewGELUActivation
