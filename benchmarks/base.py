@@ -91,7 +91,9 @@ class Task:
 
     def encoder(self) -> PromptEncoder:
         """Return the encoder whose tokens all contenders use."""
-        tokenizer = SegmentTokenizer.from_transformers(AutoTokenizer.from_pretrained(self.model_path))
+        tokenizer = SegmentTokenizer.from_transformers(
+            AutoTokenizer.from_pretrained(self.model_path)
+        )
         return PromptEncoder(tokenizer, Template(DEFAULT_TEMPLATE), MAX_LENGTH, STRIDE)
 
     def trees(self) -> list[Tree]:

@@ -123,7 +123,9 @@ def train_peft(settings: RunSettings, passages: Sequence[Passage], folder: Path)
     """
     options, lora = settings.optimisation, settings.lora
     tokenizer = AutoTokenizer.from_pretrained(BASE)
-    encoder = PromptEncoder(SegmentTokenizer.from_transformers(tokenizer), Template(), 512, settings.prompt.stride)
+    encoder = PromptEncoder(
+        SegmentTokenizer.from_transformers(tokenizer), Template(), 512, settings.prompt.stride
+    )
     trees = encoder.encode_training(passages).trees
     plan = BatchPlan(trees, options.questions_per_step, options.tokens_per_batch, settings.seed)
     rows = [

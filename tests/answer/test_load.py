@@ -38,7 +38,12 @@ def test_loads_a_run_an_adapter_and_a_merged_model(
     write_adapter_info(merged, info)
 
     expected = Reader(
-        TreeRunner(adapted), SegmentTokenizer.from_transformers(tiny_tokenizer), Template(info.template), 200, 30, 9
+        TreeRunner(adapted),
+        SegmentTokenizer.from_transformers(tiny_tokenizer),
+        Template(info.template),
+        200,
+        30,
+        9,
     ).answer(PASSAGES[0].context, ["Who?", "When?"], "greedy")
     plain = Reader.load(info.base.source, dtype="float32").answer(PASSAGES[0].context, ["Who?"])
     assert plain[0].text != expected[0].text

@@ -70,9 +70,8 @@ def _by_rows(model: PreTrainedModel) -> tuple[Runner, str]:
     if reason is None:
         return RecomputingRunner(model), "and anew for each token of an answer, which is slow"
     raise InputError(
-        f"A {model.config.model_type} model cannot be used, because {reason}, although it sees the "
-        "same tokens: it seems to look at later tokens; choose a causal language model, such as "
-        "GPT-2."
+        f"A {model.config.model_type} model cannot be used: even with padding on the right, where "
+        f"a causal model does not look, {reason}; choose a causal language model, such as GPT-2."
     )
 
 
@@ -101,7 +100,7 @@ def _why_wrong(
         runner = make(model)
         pairs = [(runner.answer_logits(trees)[0], expected.flatten(0, 1))]
         if answering:
-            pairs += zip(*decoded(runner, trees), expected_decoding(expected), strict=True)
+            pairs += zip(decoded(runner, trees), expected_decoding(expected), strict=True)
         error = relative_error(*map(torch.cat, zip(*pairs, strict=True)))
     except torch.OutOfMemoryError:
         raise
@@ -109,7 +108,7 @@ def _why_wrong(
         return str(problem)
     # A model may fail in any way on arguments that it does not know.
     except Exception as problem:
-        return f"it fails there ({type(problem).__name__}: {in_a_line(problem)})"
+        return f"it fails ({type(problem).__name__}: {in_a_line(problem)})"
     finally:
         model.set_attn_implementation(implementation)
     if error < TOLERANCE[model.dtype]:

@@ -17,10 +17,10 @@ OF_MODELS = {
     "fused-gelu": "loraqa.speed.fused_gelu",
     "compiled-gelu": "loraqa.speed.cpu.gelu",
     "attention-by-products": "loraqa.speed.cpu.products",
-    "grouped-rows": "loraqa.speed.grouped_rows",
-    "compiled-rows": "loraqa.speed.cpu.rows",
     "triton-trees": "loraqa.speed.gpu.trees",
+    "compiled-rows": "loraqa.speed.cpu.rows",
     "varlen-rows": "loraqa.speed.gpu.rows",
+    "grouped-rows": "loraqa.speed.grouped_rows",
     "cuda-graphs": "loraqa.speed.gpu.graphs",
     "prepacked-weights": "loraqa.speed.cpu.prepacked",
 }

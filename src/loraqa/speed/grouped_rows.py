@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from loraqa.model.attention import States
-from loraqa.model.rows import cut_and_pad, lengths_mask
+from loraqa.model.rows import PaddedRows, cut_and_pad, lengths_mask
 from loraqa.model.runner import Runner, TreeRunner, Use
 from loraqa.prompt.batch import TreeSpan
 
@@ -25,8 +25,9 @@ ROOM = 16
 
 
 def applies(runner: Runner, uses: frozenset[Use]) -> bool:
-    """Return whether the runner computes trees and will write answers."""
-    return isinstance(runner, TreeRunner) and "answering" in uses
+    """Return whether the runner will write answers, and no kernel for rows works here."""
+    plain = isinstance(runner, TreeRunner) and runner.make_rows is PaddedRows
+    return plain and "answering" in uses
 
 
 def wrap(runner: TreeRunner) -> Runner:
