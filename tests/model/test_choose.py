@@ -1,20 +1,18 @@
 """The runner chosen for a model computes what transformers computes of each row alone."""
 
 import logging
+import re
 from typing import Any
 
 import pytest
 import torch
 import transformers
 from tests.conftest import tiny_model
-from tests.speed.gpu import flash_by_hand
-from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from loraqa.errors import InputError
-from loraqa.model import choose
 from loraqa.model.choose import choose_runner
-from loraqa.model.runner import KernelRunner, PaddedRunner, RecomputingRunner, TreeRunner
+from loraqa.model.runner import PaddedRunner, RecomputingRunner, TreeRunner
 from loraqa.prompt.tree import Tree
 
 SIZES = {
@@ -116,8 +114,8 @@ def test_models_that_cap_products_or_have_sinks_take_the_padded_path(
     assert isinstance(choose_runner(model_of(kind, dtype), 100), PaddedRunner)
 
 
-def test_what_will_not_answer_is_tried_in_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TreeRunner, "session", lambda *_: 1 / 0)
+def test_decoding_is_not_tried_for_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TreeRunner, "prefill", lambda *_: 1 / 0)
     assert isinstance(choose_runner(tiny_model("gpt2"), 200, answering=False), TreeRunner)
     assert isinstance(choose_runner(tiny_model("gpt2"), 200), PaddedRunner)
     assert isinstance(choose_runner(model_of("gemma2"), 100, answering=False), PaddedRunner)
@@ -128,7 +126,10 @@ def test_a_short_sliding_window_takes_the_padded_path(caplog: pytest.LogCaptureF
     model.config.sliding_window = 100
     with caplog.at_level(logging.WARNING, "loraqa"):
         assert isinstance(choose_runner(model, 200), PaddedRunner)
-    assert "sliding window of 100 tokens is shorter than 200" in caplog.text
+    assert caplog.messages == [
+        "A mistral model cannot compute trees, because its sliding window of 100 tokens is shorter "
+        "than 200; every question is computed with its own copy of the context, which is slower."
+    ]
     assert isinstance(choose_runner(model, 100), TreeRunner)
 
 
@@ -137,7 +138,11 @@ def test_a_model_whose_attention_ignores_the_tree_takes_the_padded_path(
 ) -> None:
     with caplog.at_level(logging.WARNING, "loraqa"):
         assert isinstance(choose_runner(bloom(), 200), PaddedRunner)
-    assert "cannot compute trees" in caplog.text
+    (message,) = caplog.messages
+    assert message == (
+        "A bloom model cannot compute trees, because it does not use transformers' attention "
+        "interface; every question is computed with its own copy of the context, which is slower."
+    )
 
 
 def test_a_model_that_looks_at_padding_is_given_none_on_its_left() -> None:
@@ -152,8 +157,14 @@ def test_a_model_that_looks_ahead_is_refused() -> None:
     config = transformers.BertConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=4, vocab_size=300
     )
-    with pytest.raises(InputError, match="bert model cannot be used"):
+    with pytest.raises(InputError) as caught:
         choose_runner(transformers.BertLMHeadModel(config).eval(), 200)
+    assert re.fullmatch(
+        "A bert model cannot be used: even with padding on the right, where a causal model does "
+        r"not look, its logits differ from those of each question alone by 0\.\d+ of their size; "
+        r"choose a causal language model, such as GPT-2\.",
+        str(caught.value),
+    )
 
 
 # Models that keep a state, or a state beside keys and values, or cap their products.
@@ -186,14 +197,14 @@ class TestModelsWithoutTrees:
 
     def test_decoding(self, kind: str, prompts: list[Tree]) -> None:
         model = model_of(kind)
-        session = choose_runner(model, 200).session(prompts)
+        session, logits = choose_runner(model, 200).prefill(prompts)
         rows = [prompt for prompt, _ in paths(prompts)]
 
         def check(logits: torch.Tensor, rows: list[list[int]]) -> torch.Tensor:
             torch.testing.assert_close(logits, alone(model, rows), rtol=1e-4, atol=1e-4)
             return logits.argmax(dim=-1)
 
-        tokens = check(session.prefill(), rows)
+        tokens = check(logits, rows)
         forks = torch.tensor([4, 1, 1, 0])
         other = session.branch_off(forks)
         # Two forks of one row go different ways.
@@ -209,69 +220,24 @@ class TestModelsWithoutTrees:
         check(other.advance(others[kept]), other_rows)
 
 
-@pytest.fixture
-def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(choose._OVER_TREES, "cpu", choose._OVER_TREES["cuda"])
-    monkeypatch.setattr("loraqa.speed.gpu.trees._attend", flash_by_hand.attend)
-
-
-@pytest.mark.usefixtures("as_on_a_gpu")
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3"])
-def test_a_gpu_computes_by_kernels(kind: str) -> None:
-    assert type(choose_runner(tiny_model(kind), 200, training=True)) is KernelRunner
-
-
-@pytest.mark.usefixtures("as_on_a_gpu")
-def test_gradients_are_nothing_to_those_who_only_answer(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def refuse(*_: Any) -> None:
-        raise AssertionError("gradients were computed")
-
-    monkeypatch.setattr(choose, "small_gradients", refuse)
-    assert type(choose_runner(tiny_model("gpt2"), 200)) is KernelRunner
-
-
-class Doubled(torch.autograd.Function):
-    @staticmethod
-    def forward(_: Any, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(_: Any, *grads: Tensor) -> Tensor:
-        return 2 * grads[0]
-
-
-@pytest.mark.usefixtures("as_on_a_gpu")
-def test_a_kernel_with_wrong_gradients_gives_way_to_blocks(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(
-        "loraqa.speed.gpu.trees._attend",
-        lambda *args: Doubled.apply(flash_by_hand.attend(*args)),
-    )
-    with caplog.at_level(logging.INFO, "loraqa"):
-        runner = choose_runner(tiny_model("gpt2"), 200, training=True)
-    assert type(runner) is TreeRunner
-    assert "Trees are not computed by KernelRunner: gradients are" in caplog.text
-
-
-@pytest.mark.usefixtures("as_on_a_gpu")
-def test_without_kernels_trees_are_computed_by_blocks(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def missing(*_: Any) -> None:
-        raise ModuleNotFoundError("No module named 'triton'")
-
-    monkeypatch.setattr("loraqa.speed.gpu.trees._attend", missing)
-    with caplog.at_level(logging.INFO, "loraqa"):
-        assert type(choose_runner(tiny_model("gpt2"), 200)) is TreeRunner
-    assert "KernelRunner: No module named 'triton'" in caplog.text
-
-
 def test_a_model_of_few_positions_is_refused_in_words() -> None:
     model = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(n_embd=8, n_head=2, n_layer=1, vocab_size=300, n_positions=12)
     )
-    with pytest.raises(InputError, match="no more than 12 tokens"):
+    with pytest.raises(InputError) as caught:
         choose_runner(model, 24)
+    assert str(caught.value) == (
+        "A model that takes no more than 12 tokens cannot read a context, a question and an "
+        "answer; choose one that takes more."
+    )
+
+
+def test_a_model_whose_logits_are_not_finite_is_refused() -> None:
+    model = tiny_model("gpt2")
+    model.transformer.h[1].mlp.c_fc.weight.data[0, 0] = torch.nan
+    with pytest.raises(InputError) as caught:
+        choose_runner(model, 200)
+    assert str(caught.value) == (
+        "The gpt2 model gives logits that are not finite; its weights are damaged, or need another "
+        "dtype, such as float32."
+    )

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from loraqa.speed.cpu.gelu import TanhGelu
 
 from loraqa.errors import InputError
 from loraqa.model.load import choose_device, choose_dtype, load_base
@@ -31,37 +30,8 @@ def test_a_folder_is_loaded_as_transformers_loads_it(tiny_folder: Path) -> None:
     reference = transformers.AutoModelForCausalLM.from_pretrained(tiny_folder).eval()
     ids = torch.tensor([tokenizer("The old town lies on the river.").input_ids])
     with torch.no_grad():
-        torch.testing.assert_close(model(ids).logits, reference(ids).logits, rtol=1e-5, atol=1e-6)
+        assert torch.equal(model(ids).logits, reference(ids).logits)
     assert not model.training
-
-
-@pytest.mark.parametrize(
-    ("name", "fused"),
-    [
-        ("gelu_new", True),
-        ("gelu_pytorch_tanh", True),
-        ("gelu_accurate", True),
-        ("gelu_fast", True),
-        ("gelu", False),
-        ("quick_gelu", False),
-        ("gelu_10", False),
-    ],
-)
-def test_a_tanh_gelu_is_one_operation_and_others_stay(
-    tiny_folder: Path, tmp_path: Path, name: str, fused: bool
-) -> None:
-    folder = shutil.copytree(tiny_folder, tmp_path / "model")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "activation_function": name}))
-    model, _ = load_base(folder, dtype="float64")
-    reference = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
-    ids = torch.arange(1, 30)[None]
-    with torch.no_grad():
-        expected = reference(ids).logits
-        torch.testing.assert_close(model(ids).logits, expected, rtol=1e-9, atol=1e-10)
-    activation = model.transformer.h[0].mlp.act
-    assert isinstance(activation, TanhGelu) == fused
-    assert fused or type(activation) is type(reference.transformer.h[0].mlp.act)
 
 
 def test_the_same_weights_in_another_precision(tiny_folder: Path) -> None:

@@ -5,15 +5,15 @@ from typing import Any
 import peft
 import pytest
 import torch
-from loraqa.model.loss import accumulate, supervised_tokens
 from tests.conftest import tiny_model
-from tests.train.conftest import adapted, settings
+from tests.train.conftest import settings
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from loraqa.lora.adapt import adapt
 from loraqa.lora.adapter import save_adapter
 from loraqa.lora.layer import lora_layers
+from loraqa.model.loss import accumulate, supervised_tokens
 from loraqa.model.runner import PaddedRunner, TreeRunner
 from loraqa.prompt.plan import pack
 from loraqa.prompt.tree import Tree
@@ -93,15 +93,3 @@ def test_the_loss_of_a_bf16_model_is_summed_in_fp32(trees: list[Tree]) -> None:
     model = tiny_model("gpt2", "bfloat16")
     adapt(model, settings().lora)
     assert accumulate(TreeRunner(model), [trees]).dtype == torch.float32
-
-
-def test_another_loss_may_take_its_place(trees: list[Tree]) -> None:
-    runner = adapted(settings())
-
-    def squared(runner: Any, trees: list[Tree]) -> Tensor:
-        logits, _ = runner.answer_logits(trees)
-        return logits.square().sum()
-
-    expected = sum(squared(runner, [tree]).item() for tree in trees)
-    loss = accumulate(runner, pack(trees, 150), squared)
-    assert loss.item() == pytest.approx(expected / supervised_tokens([trees]), rel=1e-5)

@@ -1,6 +1,5 @@
-"""Freed memory is kept; lack of memory is one sentence, and nothing else is taken for it."""
+"""A lack of memory is reported in one sentence, and no other error is taken for it."""
 
-import ctypes
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,43 +10,8 @@ from tests.conftest import tiny_model
 
 from loraqa.errors import LoraqaError
 from loraqa.model.choose import choose_runner
-from loraqa.model.load import load_base
-from loraqa.model.memory import (
-    explaining_lack_of_memory,
-    keep_freed_memory,
-    tokens_at_once,
-)
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-
-
-class Glibc:
-    """Its `mallopt`, which refuses what its version refuses."""
-
-    def __init__(self, largest_mmap_threshold: int) -> None:
-        self.largest_mmap_threshold = largest_mmap_threshold
-        self.options: dict[int, int] = {}
-
-    def mallopt(self, option: int, value: int) -> int:
-        if option == M_MMAP_THRESHOLD and value > self.largest_mmap_threshold:
-            return 0
-        self.options[option] = value
-        return 1
-
-
-@pytest.mark.parametrize(("largest", "taken"), [(2**31 - 1, 2**30), (2**25, 2**25)])
-def test_freed_memory_is_kept_as_far_as_glibc_lets_us(
-    largest: int, taken: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    glibc = Glibc(largest)
-    monkeypatch.setattr(ctypes, "CDLL", lambda _: glibc)
-    keep_freed_memory()
-    assert glibc.options == {M_MMAP_THRESHOLD: taken, M_TRIM_THRESHOLD: 2**31 - 1}
-
-
-def test_where_malloc_is_not_glibcs_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
-    keep_freed_memory()
+from loraqa.model.load import load_model
+from loraqa.model.memory import explaining_lack_of_memory, tokens_at_once
 
 
 @pytest.mark.parametrize(
@@ -95,7 +59,7 @@ def test_another_error_stays_what_it_is() -> None:
 @pytest.mark.parametrize(
     ("where", "call"),
     [
-        ("while the model was loaded", lambda folder: load_base(folder, device="cpu")),
+        ("while the model was loaded", lambda folder: load_model(folder, device="cpu")),
         (
             "while the model was tried on small trees",
             lambda _: choose_runner(tiny_model("gpt2"), 256),
@@ -108,7 +72,7 @@ def test_a_model_too_large_is_told_in_a_sentence(
     def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr("loraqa.model.load.fuse_gelu", full)
+    monkeypatch.setattr("loraqa.model.load.ModelSource.load", full)
     monkeypatch.setattr("loraqa.model.choose._alone", full)
     with pytest.raises(LoraqaError, match=rf"^Memory is out {where} \(CUDA out of memory\)"):
         call(tiny_folder)

@@ -1,18 +1,19 @@
-"""A tree equals its examples: logits, loss and gradients, against transformers' own padded rows."""
+"""A tree equals its examples: logits, loss and gradients, against transformers on padded rows."""
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from loraqa.speed.cpu.products import BlockTrees, branch_mask
 from tests.conftest import tiny_model
 from torch.nn.functional import cross_entropy
 
-from loraqa.model.attention import attend_trees
+from loraqa.model.attention import UnsupportedAttentionError, attend_trees
 from loraqa.model.load import load_base
 from loraqa.model.runner import PaddedRunner, RecomputingRunner, Runner, TreeRunner
-from loraqa.prompt.batch import TreeSpan
+from loraqa.model.trees import PackedTrees, branch_mask
+from loraqa.prompt.batch import TreeSpan, collate_trees
 from loraqa.prompt.tree import Branch, Tree
 
 ROTARY_KINDS = ["llama", "qwen2", "qwen3", "mistral"]
@@ -115,7 +116,9 @@ def test_attention_refuses_what_it_does_not_do(option: dict[str, Any]) -> None:
     model = tiny_model("gpt2")
     states = torch.zeros(1, 2, 4, 8)
     attention = model.transformer.h[0].attn
-    trees = BlockTrees([TreeSpan(0, 2, (2,))], torch.tensor([3]))
+    tree = Tree(np.arange(2), (Branch("", np.arange(2), np.empty(0)),), 0, (0, 0))
+    trees = PackedTrees(collate_trees([tree]), torch.device("cpu"))
     attend_trees(attention, states, states, states, None, trees=trees, dropout=0.0, softcap=None)
-    with pytest.raises(ValueError, match=f"has no {next(iter(option))}"):
+    with pytest.raises(UnsupportedAttentionError) as caught:
         attend_trees(attention, states, states, states, None, trees=trees, **option)
+    assert str(caught.value) == f"attention over trees has no {next(iter(option))}"

@@ -1,7 +1,6 @@
-"""Decoding with kept keys and values gives the logits of computing everything anew."""
+"""Decoding with kept keys and values gives the logits of computing everything again."""
 
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -14,8 +13,7 @@ from loraqa.model.runner import PaddedRunner, RecomputingRunner, Runner, TreeRun
 from loraqa.prompt.tree import Tree
 
 TOKEN = st.integers(1, 299)
-# transformers keeps rotary tables in fp32, whatever the model's dtype. On a CPU a kernel in C
-# computes rows in fp32, and tensor operations those in fp64.
+# transformers keeps rotary tables in fp32, whatever the model's dtype.
 TOLERANCE = {"float64": 1e-5, "float32": 1e-4}
 
 
@@ -35,8 +33,6 @@ def runner_of(kind: str, path: type[Any]) -> Runner:
     return runner
 
 
-@patch("loraqa.model.rows.ROOM", 1)
-@patch("loraqa.speed.cpu.rows.ROOM", 1)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3"])
 @pytest.mark.parametrize("path", [TreeRunner, PaddedRunner, RecomputingRunner])
@@ -46,9 +42,9 @@ def test_steps_equal_a_fresh_computation(
     kind: str, path: type[Any], dtype: str, prompts: list[Tree], data: st.DataObject
 ) -> None:
     model = tiny_model(kind, dtype)
-    session = path(model).session(prompts)
+    session, logits = path(model).prefill(prompts)
     rows = rows_of(prompts)
-    steps = [(session.prefill(), rows)]
+    steps = [(logits, rows)]
     for _ in range(data.draw(st.integers(1, 3))):
         chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=8))
         session.select(torch.tensor(chosen))
@@ -63,8 +59,8 @@ def test_steps_equal_a_fresh_computation(
 @pytest.mark.parametrize("path", [TreeRunner, PaddedRunner, RecomputingRunner])
 def test_both_go_their_own_way_after_branching_off(path: type[Any], prompts: list[Tree]) -> None:
     runner = runner_of("gpt2", path)
-    session, rows = runner.session(prompts), rows_of(prompts)
-    session.prefill()
+    session, _ = runner.prefill(prompts)
+    rows = rows_of(prompts)
     session.advance(torch.arange(len(rows)))
     rows = [[*row, token] for token, row in enumerate(rows)]
     chosen = [2, 0, 2]
@@ -86,33 +82,16 @@ def test_both_go_their_own_way_after_branching_off(path: type[Any], prompts: lis
     torch.testing.assert_close(steps, expected)
 
 
-def test_trunks_of_like_length_lie_together(prompts: list[Tree]) -> None:
-    session = runner_of("gpt2", TreeRunner).session(prompts)
-    session.prefill()
-    groups = session._rows._trunks
-    assert sorted(len(group.states[0][0]) for group in groups) == [1, 2]
-
-
 def test_one_branch_is_a_tree_too(prompts: list[Tree]) -> None:
     single = [Tree(prompts[0].trunk, prompts[0].branches[:1], 0, (0, 0))]
     runner = runner_of("gpt2", TreeRunner)
-    logits = runner.session(single).prefill()
+    _, logits = runner.prefill(single)
     torch.testing.assert_close(logits, anew(runner.model, rows_of(single)))
-
-
-def test_trunks_are_dropped_with_their_last_row(prompts: list[Tree]) -> None:
-    session = runner_of("gpt2", TreeRunner).session(prompts)
-    session.prefill()
-    session.select(torch.tensor([3]))
-    (trunks,) = session._rows._trunks
-    trunk_key, _ = trunks.states[0]
-    assert trunk_key.shape[0] == 1
 
 
 def test_greedy_answers_equal_transformers_generate(prompts: list[Tree]) -> None:
     runner = runner_of("gpt2", TreeRunner)
-    session = runner.session(prompts)
-    logits = session.prefill()
+    session, logits = runner.prefill(prompts)
     written: list[np.ndarray] = []
     for _ in range(12):
         tokens = logits.argmax(dim=-1)

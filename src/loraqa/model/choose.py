@@ -48,7 +48,7 @@ def choose_runner(model: PreTrainedModel, max_length: int, *, answering: bool = 
             f"A model that takes no more than {position_limit(model.config)} tokens cannot read a "
             "context, a question and an answer; choose one that takes more."
         )
-    reason = _why_no_full_attention(model, max_length) or _why_wrong(TreeRunner, model, answering)
+    reason = _why_no_plain_attention(model, max_length) or _why_wrong(TreeRunner, model, answering)
     if reason is None:
         return TreeRunner(model)
     runner, cost = _by_rows(model)
@@ -75,7 +75,10 @@ def _by_rows(model: PreTrainedModel) -> tuple[Runner, str]:
     )
 
 
-def _why_no_full_attention(model: PreTrainedModel, max_length: int) -> str | None:
+def _why_no_plain_attention(model: PreTrainedModel, max_length: int) -> str | None:
+    """Return why the model says itself that attention over trees cannot replace its own."""
+    if not model._supports_attention_backend:
+        return "it does not use transformers' attention interface"
     config = model.config.get_text_config()
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
     window = getattr(config, "sliding_window", None)
@@ -159,14 +162,24 @@ def expected_decoding(alone: Tensor) -> list[Tensor]:
 
 
 def _alone(model: PreTrainedModel, trees: Sequence[Tree]) -> Tensor:
-    """Compute each question alone: logits that predict its answer, (rows, places, vocabulary)."""
+    """Compute each question alone: logits that predict its answer, (rows, places, vocabulary).
+
+    Raises:
+        InputError: the logits are not finite.
+    """
     logits = []
     for tree in trees:
         for branch in tree.branches:
             row = torch.from_numpy(np.concatenate([tree.trunk, branch.inputs])).long()
             output = model(input_ids=row[None].to(model.device), use_cache=False)
             logits.append(output.logits[0, -len(branch.answer) :])
-    return torch.stack(logits)
+    alone = torch.stack(logits)
+    if not alone.isfinite().all():
+        raise InputError(
+            f"The {model.config.model_type} model gives logits that are not finite; its weights are "
+            "damaged, or need another dtype, such as float32."
+        )
+    return alone
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

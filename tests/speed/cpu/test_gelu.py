@@ -1,4 +1,4 @@
-"""The compiled GELU is transformers' own."""
+"""The compiled GELU computes what transformers' own computes."""
 
 import math
 
@@ -6,10 +6,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loraqa.speed.cpu.gelu import TanhGelu, compiled_gelu, fuse_gelu
 from tests.conftest import needs_compiler, tiny_model
 from torch import Tensor, nn
 from transformers.activations import NewGELUActivation
+
+from loraqa.model.runner import TreeRunner
+from loraqa.speed import fused_gelu
+from loraqa.speed.cpu import gelu
+from loraqa.speed.cpu.gelu import CompiledGelu
 
 DTYPES = [torch.bfloat16, torch.float32]
 
@@ -29,7 +33,7 @@ def test_it_is_the_gelu_of_transformers(dtype: torch.dtype, shape: tuple[int, ..
     x, weights = x.to(dtype).requires_grad_(), weights.to(dtype)
     exact = x.detach().double().requires_grad_()
     expected = with_gradient(NewGELUActivation(), exact, weights.double())
-    actual = with_gradient(TanhGelu(), x, weights)
+    actual = with_gradient(CompiledGelu(dtype), x, weights)
     tolerance = 2 * torch.finfo(dtype).eps
     for got, wanted in zip(actual, expected, strict=True):
         assert got.dtype == dtype
@@ -49,14 +53,14 @@ def test_it_is_right_wherever_it_is_asked(values: list[float]) -> None:
     wide = x.double()
     exact = wide * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3))
     # Of the value itself, down to where e^x becomes too small for fp32.
-    torch.testing.assert_close(TanhGelu()(x).double(), exact, rtol=1e-4, atol=1e-30)
+    torch.testing.assert_close(CompiledGelu(x.dtype)(x).double(), exact, rtol=1e-4, atol=1e-30)
 
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_what_is_no_number_stays_none(dtype: torch.dtype) -> None:
     x = torch.tensor([torch.nan, torch.inf, -torch.inf, 1], dtype=dtype)
-    y = TanhGelu()(x)
+    y = CompiledGelu(dtype)(x)
     assert y.isnan().tolist() == [True, False, False, False]
     assert y[1] == torch.inf
     assert abs(y[2]) < 1e-30 or y[2] == -torch.inf
@@ -66,8 +70,8 @@ def test_what_is_no_number_stays_none(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_value_is_the_same_without_a_gradient_and_in_any_layout(dtype: torch.dtype) -> None:
     x = torch.linspace(-5, 5, 12 * 34, dtype=dtype).view(12, 34)
-    assert torch.equal(TanhGelu()(x), TanhGelu()(x.clone().requires_grad_()))
-    assert torch.equal(TanhGelu()(x.t()), TanhGelu()(x).t())
+    assert torch.equal(CompiledGelu(dtype)(x), CompiledGelu(dtype)(x.clone().requires_grad_()))
+    assert torch.equal(CompiledGelu(dtype)(x.t()), CompiledGelu(dtype)(x).t())
 
 
 @needs_compiler
@@ -75,19 +79,22 @@ def test_bf16_is_rounded_to_the_nearest() -> None:
     every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.bfloat16)
     x = every[every.abs() < 100]
     # Rounding twice, to fp32 and then to bf16, meets the middle between two in none of them.
-    expected = TanhGelu()(x.float()).bfloat16()
-    assert torch.equal(TanhGelu()(x), expected)
+    expected = CompiledGelu(torch.float32)(x.float()).bfloat16()
+    assert torch.equal(CompiledGelu(torch.bfloat16)(x), expected)
 
 
 def test_other_dtypes_are_pytorchs() -> None:
     x = torch.linspace(-5, 5, 100, dtype=torch.float64)
-    assert torch.equal(TanhGelu()(x), torch.nn.functional.gelu(x, approximate="tanh"))
+    other = CompiledGelu(torch.float32)
+    assert torch.equal(other(x), torch.nn.functional.gelu(x, approximate="tanh"))
 
 
 @needs_compiler
-def test_it_is_told_whether_a_model_has_it() -> None:
-    model = tiny_model("gpt2")
-    assert not compiled_gelu(model)
-    fuse_gelu(model)
-    assert compiled_gelu(model)
-    assert not compiled_gelu(model.double())
+def test_a_model_gets_the_kernel_for_its_dtype() -> None:
+    runner = TreeRunner(tiny_model("gpt2"))
+    assert not gelu.applies(runner, frozenset())
+    faster = gelu.wrap(fused_gelu.wrap(runner))
+    activation = faster.model.transformer.h[0].mlp.act
+    assert isinstance(activation, CompiledGelu)
+    assert activation.dtype == torch.float32
+    assert not gelu.applies(TreeRunner(tiny_model("gpt2", "float64")), frozenset())

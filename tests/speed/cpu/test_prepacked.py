@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from loraqa.speed.cpu.prepacked import PrepackedLinear, prepack
 from tests.conftest import tiny_model
 from tests.model.test_choose import MODELS, bloom, model_of
 from torch import Tensor, nn
@@ -17,8 +16,11 @@ from transformers.pytorch_utils import Conv1D
 from loraqa.lora.adapt import adapt
 from loraqa.lora.layer import lora_layers
 from loraqa.lora.settings import LoraSettings
-from loraqa.model import prepacked
 from loraqa.model.choose import choose_runner
+from loraqa.speed import OF_MODELS
+from loraqa.speed.cpu import prepacked
+from loraqa.speed.cpu.prepacked import PrepackedLinear
+from loraqa.speed.trial import fastest
 
 IDS = torch.arange(3, 20)[None]
 DTYPES = [
@@ -40,6 +42,16 @@ def adapted(kind: str, targets: str, dtype: str = "float32") -> PreTrainedModel:
     for layer in lora_layers(model).values():
         nn.init.normal_(layer.lora_B, std=0.3, generator=generator)
     return model
+
+
+EVERYTHING_ELSE = [name for name in OF_MODELS if name != "prepacked-weights"]
+
+
+def prepack(model: PreTrainedModel) -> None:
+    """Try the acceleration alone, as `Reader.load` does, and leave the model's own attention."""
+    implementation = model.config._attn_implementation
+    fastest(choose_runner(model, 200), ["answering"], EVERYTHING_ELSE)
+    model.set_attn_implementation(implementation)
 
 
 @torch.no_grad()
@@ -112,15 +124,17 @@ def test_any_model_answers_as_before(kind: str) -> None:
     choose_runner(model, 200)
 
 
-@pytest.mark.parametrize("kind", ["mamba", "rwkv"])
-def test_a_model_that_looks_at_its_layers_weights_keeps_them(
-    kind: str, caplog: pytest.LogCaptureFixture
+def test_a_model_that_reads_the_weights_of_its_layers_keeps_them(
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    model = model_of(kind)
+    model = model_of("mamba")
     with caplog.at_level(logging.INFO, "loraqa"):
         prepack(model)
     assert not packed_layers(model)
-    assert "Weights are not laid out for answering" in caplog.text
+    assert caplog.messages[-1] == (
+        "The acceleration prepacked-weights is not used, because the model reads the weights of "
+        "its linear layers itself."
+    )
 
 
 def test_where_there_are_no_such_products_the_model_stays_as_it_is(
@@ -134,7 +148,10 @@ def test_where_there_are_no_such_products_the_model_stays_as_it_is(
     names, expected = list(lora_layers(model)), logits(model)
     with caplog.at_level(logging.INFO, "loraqa"):
         prepack(model)
-    assert "not laid out for answering: no such operator" in caplog.text
+    assert caplog.messages == [
+        "The acceleration prepacked-weights is not used, because it fails here "
+        "(RuntimeError: no such operator)."
+    ]
     assert list(lora_layers(model)) == names
     assert torch.equal(logits(model), expected)
 
@@ -152,10 +169,11 @@ def test_wrong_products_are_not_used(rows: int, monkeypatch: pytest.MonkeyPatch)
     assert not packed_layers(model)
 
 
-def test_what_can_be_laid_out_is_and_the_rest_stays() -> None:
+def test_layers_before_a_wrong_one_stay_prepacked() -> None:
     model = adapted("gpt2", "all-linear")
+    runner = choose_runner(model, 200)
     model.transformer.h[1].mlp.c_fc.lora_A.data.fill_(torch.nan)
-    prepack(model)
+    fastest(runner, ["answering"], EVERYTHING_ELSE)
     assert next(iter(lora_layers(model))) == "transformer.h.1.mlp.c_fc"
     assert len(packed_layers(model)) == 6
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from loraqa.speed.cpu.products import Block, attend_blocks
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+
+from loraqa.speed.cpu.products import Block, attend_blocks
 
 SCALING = 0.3
 

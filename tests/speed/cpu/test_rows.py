@@ -1,17 +1,17 @@
-"""Rows by the kernel in C are those by tensor operations in fp32, rounded once."""
+"""The C kernel for rows computes what plain rows compute in fp32, and rounds once."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from loraqa.speed.cpu.rows import CompiledRows
-from loraqa.speed.gpu.rows import VarlenRows
 from tests.conftest import needs_compiler
 from torch import Tensor
 
 from loraqa.model.attention import Rows
-from loraqa.model.rows import GrowingRows
+from loraqa.model.rows import PaddedRows
+from loraqa.model.runner import MakeRows
 from loraqa.prompt.batch import TreeSpan
+from loraqa.speed.cpu.rows import CompiledRows
 
 # How far rounding once may be off, relative.
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2**-8}
@@ -59,7 +59,7 @@ def test_both_attend_alike(
         layer: tuple(some(2, spans[-1].end, key_heads, size).transpose(1, 2)) for layer in range(2)
     }
     precise = {layer: (key.float(), value.float()) for layer, (key, value) in states.items()}
-    both: list[Rows] = [GrowingRows(spans, precise), CompiledRows(spans, states)]
+    both: list[Rows] = [PaddedRows(spans, precise), CompiledRows(spans, states)]
     count = sum(len(span.branches) for span in spans)
     for step in range(steps):
         if step % 7 == 1:
@@ -83,7 +83,7 @@ def test_they_go_their_own_way_after_branching_off() -> None:
     check_that_they_go_their_own_way(CompiledRows)
 
 
-def check_that_they_go_their_own_way(kind: type[CompiledRows] | type[VarlenRows]) -> None:
+def check_that_they_go_their_own_way(kind: MakeRows) -> None:
     spans = spans_of([(3, [2, 1])])
     states = {0: (torch.randn(1, 6, 4), torch.randn(1, 6, 4))}
     first, second, elsewhere = torch.randn(3, 3, 1, 1, 2, 4)
