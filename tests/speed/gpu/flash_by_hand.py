@@ -1,16 +1,17 @@
-"""A GPU's attention by plain operations on any device, in place of its kernels."""
+"""The attention of a GPU by plain operations on any device, in place of its kernels."""
 
 import math
 from itertools import pairwise
 
 import torch
-from loraqa.speed.gpu.flash import Segments
-from loraqa.speed.gpu.trees import Queries
 from torch import Tensor
+
+from loraqa.speed.gpu.flash import Segments
+from loraqa.speed.gpu.visibility import Queries
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, queries: Queries, scaling: float) -> Tensor:
-    """See `tree_kernels.attend`."""
+    """See `kernels.attend`."""
     first, end, own = queries.sees.long()[:, :, None]
     keys = torch.arange(key.shape[2], device=key.device)
     seen = (((first <= keys) & (keys < end)) | (own <= keys)) & (keys <= queries.places[:, None])

@@ -1,27 +1,28 @@
-"""Rows of variable lengths attend as growing ones do; the kernel is computed by hand here."""
+"""Rows of different lengths attend as plain rows do; here the kernel is computed by hand."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from loraqa.speed.gpu.rows import VarlenRows
+from tests.conftest import tiny_model
+from tests.speed.cpu.test_rows import TREES, check_that_they_go_their_own_way, spans_of
 from tests.speed.gpu import flash_by_hand
-from tests.speed.cpu.test_rows import (
-    TREES,
-    check_that_they_go_their_own_way,
-    spans_of,
-)
 
 from loraqa.model.attention import Rows
-from loraqa.model.rows import GrowingRows
+from loraqa.model.rows import PaddedRows
+from loraqa.model.runner import TreeRunner
+from loraqa.speed.gpu import rows as varlen_rows
+from loraqa.speed.gpu.rows import VarlenRows
+from loraqa.speed.trial import WrongResultError
 
 
 @pytest.fixture(autouse=True, scope="module")
-def by_hand() -> Any:
+def by_hand() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("loraqa.speed.gpu.rows.attend_segments", flash_by_hand.attend_segments)
+        patch.setattr(varlen_rows, "attend_segments", flash_by_hand.attend_segments)
         yield
 
 
@@ -32,7 +33,7 @@ def by_hand() -> Any:
     steps=st.integers(1, 20),
     data=st.data(),
 )
-def test_they_attend_as_growing_ones_do(
+def test_they_attend_as_plain_rows(
     trees: Any, key_heads: int, groups: int, steps: int, data: st.DataObject
 ) -> None:
     spans = spans_of(trees)
@@ -45,7 +46,7 @@ def test_they_attend_as_growing_ones_do(
         layer: (some(key_heads, spans[-1].end, 4), some(key_heads, spans[-1].end, 4))
         for layer in range(2)
     }
-    both: list[Rows] = [VarlenRows(spans, states), GrowingRows(spans, states)]
+    both: list[Rows] = [VarlenRows(spans, states), PaddedRows(spans, states)]
     count = sum(len(span.branches) for span in spans)
     for _ in range(steps):
         for rows in both:
@@ -64,3 +65,16 @@ def test_they_attend_as_growing_ones_do(
 
 def test_they_go_their_own_way_after_branching_off() -> None:
     check_that_they_go_their_own_way(VarlenRows)
+
+
+def test_a_kernel_is_compared_before_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = TreeRunner(tiny_model("gpt2"))
+    assert varlen_rows.wrap(runner).make_rows is VarlenRows
+    monkeypatch.setattr(varlen_rows, "merge", lambda one, *_: one)
+    with pytest.raises(WrongResultError, match="^its sums over rows differ by "):
+        varlen_rows.wrap(runner)
+
+
+def test_they_are_not_for_a_cpu() -> None:
+    runner = TreeRunner(tiny_model("gpt2", "bfloat16"))
+    assert not varlen_rows.applies(runner, frozenset(["answering"]))

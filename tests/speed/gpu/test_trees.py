@@ -1,4 +1,7 @@
-"""Attention by a GPU's kernels is that of blocks: here by hand, and as Triton interprets them."""
+"""Triton trees attend as packed trees do.
+
+Triton's interpreter runs the kernels here. Inside a model the kernels are computed by hand.
+"""
 
 from typing import Any
 
@@ -6,17 +9,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loraqa.speed.cpu.products import BlockTrees, branch_mask
-from loraqa.speed.gpu.trees import BLOCK, KernelTrees, queries_of, token_sight
-from tests.conftest import needs_interpreter, tiny_model
+from tests.conftest import assert_near, needs_interpreter, tiny_model
 from tests.speed.gpu import flash_by_hand
 from torch import Tensor
 
-from loraqa.model import kernel_trees
-from loraqa.model.runner import KernelRunner, TreeRunner
-from loraqa.prompt.batch import TreeSpan
+from loraqa.model.runner import TreeRunner
+from loraqa.model.trees import PackedTrees, branch_mask
+from loraqa.prompt.batch import TreeBatch, TreeSpan
 from loraqa.prompt.tree import Tree
+from loraqa.speed.gpu import trees as triton
+from loraqa.speed.gpu.trees import triton_trees
+from loraqa.speed.gpu.visibility import BLOCK, queries_of, token_sight
 
+CPU = torch.device("cpu")
 LENGTHS = st.lists(
     st.tuples(st.integers(1, 90), st.lists(st.integers(1, 40), min_size=1, max_size=4)),
     min_size=1,
@@ -24,25 +29,26 @@ LENGTHS = st.lists(
 )
 
 
-@pytest.fixture
-def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel_trees, "_attend", flash_by_hand.attend)
-
-
-def spans_of(lengths: list[tuple[int, list[int]]]) -> list[TreeSpan]:
+def spans_of(lengths: list[tuple[int, list[int]]]) -> tuple[TreeSpan, ...]:
     spans: list[TreeSpan] = []
     for trunk, branches in lengths:
         spans.append(TreeSpan(spans[-1].end if spans else 0, trunk, tuple(branches)))
-    return spans
+    return tuple(spans)
 
 
-def some_of_branches(spans: list[TreeSpan], every: int) -> Tensor:
+def batch_of(spans: tuple[TreeSpan, ...], tokens: int) -> TreeBatch:
+    """Trees at these places of a packed sequence, whose ids do not matter."""
+    ids, none = torch.zeros(1, tokens, dtype=torch.long), torch.zeros(0, dtype=torch.long)
+    return TreeBatch(ids, ids, spans, none, none)
+
+
+def some_of_branches(spans: tuple[TreeSpan, ...], every: int) -> Tensor:
     pieces = [piece for span in spans for piece in span.branch_slices()]
     return torch.cat([torch.arange(piece.start, piece.stop) for piece in pieces])[::every].clone()
 
 
 def states_of(tokens: int, key_heads: int, groups: int, size: int) -> list[Tensor]:
-    """Query, key, value and a gradient, (1, heads, tokens, d), as a model gives them."""
+    """Query, key, value and a gradient, (1, heads, tokens, d), with a model's strides."""
     heads = [key_heads * groups, key_heads, key_heads, key_heads * groups]
     generator = torch.Generator().manual_seed(0)
     drawn = [torch.randn(1, tokens, each, size, generator=generator) for each in heads]
@@ -51,7 +57,7 @@ def states_of(tokens: int, key_heads: int, groups: int, size: int) -> list[Tenso
 
 @needs_interpreter
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-# Interpreting takes a second or so.
+# The interpreter takes about a second for each example.
 @settings(max_examples=12)
 @given(
     lengths=LENGTHS,
@@ -61,88 +67,89 @@ def states_of(tokens: int, key_heads: int, groups: int, size: int) -> list[Tenso
     size=st.sampled_from([8, 24]),
     every=st.integers(1, 9),
 )
-def test_kernels_attend_as_blocks_do_with_their_gradients(
+def test_kernels_attend_as_packed_trees_do_with_their_gradients(
     lengths: Any, padding: int, key_heads: int, groups: int, size: int, every: int
 ) -> None:
     spans = spans_of(lengths)
-    wanted, end = some_of_branches(spans, every), spans[-1].end
+    end = spans[-1].end
+    batch = batch_of(spans, end + padding)
     *states, gradient = states_of(end + padding, key_heads, groups, size)
-    kernels = KernelTrees(token_sight(spans, end + padding), wanted)
-    blocks = BlockTrees(spans, wanted)
-    real = [each[:, :, :end] for each in states]
+    query, key, value = states
+    expected = PackedTrees(batch, CPU).attend(0, *(each[:, :, :end] for each in states), 0.3)
 
     def check(attended: Tensor, expected: Tensor, gradient: Tensor) -> None:
-        torch.testing.assert_close(attended, expected)
-        torch.testing.assert_close(
-            torch.autograd.grad(attended, states, gradient),
-            torch.autograd.grad(expected, states, gradient),
+        assert_near(attended, expected, 1e-5)
+        # All gradients at once: that of queries which see one key is 0 but for rounding.
+        actual_gradients, expected_gradients = (
+            torch.cat(
+                [
+                    each.flatten()
+                    for each in torch.autograd.grad(output, states, gradient, retain_graph=True)
+                ]
+            )
+            for output in (attended, expected)
         )
+        assert_near(actual_gradients, expected_gradients, 1e-5)
 
-    check(
-        kernels.attend(0, *states, 0.3)[:, :, :end],
-        blocks.attend(0, *real, 0.3),
-        gradient[:, :, :end],
-    )
-    query, key, value = states
-    check(
-        kernels.attend_from_wanted(0, query[:, :, wanted], key, value, 0.3),
-        blocks.attend_from_wanted(0, query[:, :, wanted], *real[1:], 0.3),
-        gradient[:, :, wanted],
-    )
+    attended = triton_trees(batch, CPU).attend(0, *states, 0.3)
+    check(attended[:, :, :end], expected, gradient[:, :, :end])
+    some = some_of_branches(spans, every)
+    queries = queries_of(token_sight(spans, end + padding), some.int())
+    attended = triton._attend(query[:, :, some], key, value, queries, 0.3)
+    check(attended, expected[:, :, some], gradient[:, :, some])
 
 
 @needs_interpreter
-def test_what_the_kernels_would_misread_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_refuse_what_they_would_misread(monkeypatch: pytest.MonkeyPatch) -> None:
     query, key, value = torch.randn(3, 1, 2, 8, 16)
     queries = queries_of(token_sight([TreeSpan(0, 5, (3,))], 8), torch.arange(8))
-    with pytest.raises(ValueError, match="width"):
-        kernel_trees._attend(query, key, value[..., :8], queries, 0.3)
+    with pytest.raises(ValueError, match="^queries, keys and values differ in their width$"):
+        triton._attend(query, key, value[..., :8], queries, 0.3)
     monkeypatch.setattr("loraqa.speed.gpu.kernels._MOST_NUMBERS", 127)
-    with pytest.raises(ValueError, match="too long"):
-        kernel_trees._attend(query, key, value, queries, 0.3)
+    message = "a packed sequence is too long for the Triton kernels; compute fewer tokens at once"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        triton._attend(query, key, value, queries, 0.3)
 
 
 @given(lengths=LENGTHS, padding=st.integers(0, 150), every=st.integers(1, 50))
 def test_blocks_visit_all_that_is_seen(lengths: Any, padding: int, every: int) -> None:
     spans = spans_of(lengths)
-    end = spans[-1].end
-    tokens = end + padding
+    tokens = spans[-1].end + padding
     seen = torch.eye(tokens, dtype=torch.bool)
     for span in spans:
         trunk = slice(span.start, span.branches_start)
         seen[trunk, trunk] = torch.ones(span.trunk, span.trunk).tril().bool()
         seen[span.branches_start : span.end, span.start : span.end] = branch_mask(span)
-    wanted = some_of_branches(spans, every)
-    for places in (torch.arange(tokens), torch.cat([wanted, torch.full((3,), tokens - 1)])):
+    some = some_of_branches(spans, every)
+    for places in (torch.arange(tokens), torch.cat([some, torch.full((3,), tokens - 1)])):
         queries = queries_of(token_sight(spans, tokens), places.int())
         first, stop, own = queries.sees[:, :, None]
         keys = torch.arange(tokens)
         sees = (((keys >= first) & (keys < stop)) | (keys >= own)) & (keys <= places[:, None])
         assert torch.equal(sees, seen[places])
         for block, (begin, after) in enumerate(queries.keys.t().tolist()):
-            rows = sees[block * BLOCK : (block + 1) * BLOCK]
-            assert rows.any()
-            assert not rows[:, :begin].any()
-            assert not rows[:, after:].any()
+            of_block = sees[block * BLOCK : (block + 1) * BLOCK]
+            assert of_block.any()
+            assert not of_block[:, :begin].any()
+            assert not of_block[:, after:].any()
         for block, (begin, after) in enumerate(queries.queries.t().tolist()):
-            columns = sees[:, block * BLOCK : (block + 1) * BLOCK]
-            assert not columns[:begin].any()
-            assert not columns[after:].any()
+            of_block = sees[:, block * BLOCK : (block + 1) * BLOCK]
+            assert not of_block[:begin].any()
+            assert not of_block[after:].any()
 
 
-@pytest.mark.usefixtures("by_hand")
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_a_model_trains_and_answers_as_with_blocks(
-    kind: str, trees: list[Tree], prompts: list[Tree]
+def test_a_model_trains_and_answers_as_with_packed_trees(
+    kind: str, trees: list[Tree], prompts: list[Tree], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = tiny_model(kind, "float64")
-    weights = list(model.parameters())[1:]
+    monkeypatch.setattr(triton, "_attend", flash_by_hand.attend)
+    plain = TreeRunner(tiny_model(kind, "float64"))
+    weights = list(plain.model.parameters())[1:]
 
     def results(runner: TreeRunner) -> list[Tensor]:
         logits, targets = runner.answer_logits(trees)
         gradients = torch.autograd.grad(logits.logsumexp(dim=1).sum(), weights)
-        session = runner.session(prompts)
-        prompted = session.prefill()
+        session, prompted = runner.prefill(prompts)
         forks = torch.tensor([2, 0, 2, 5])
         other = session.branch_off(forks)
         chosen = prompted.argmax(dim=1)
@@ -151,11 +158,8 @@ def test_a_model_trains_and_answers_as_with_blocks(
             *(other.advance(chosen[forks]), session.advance(chosen)),
         ]
 
-    torch.testing.assert_close(results(KernelRunner(model)), results(TreeRunner(model)))
+    torch.testing.assert_close(results(triton.wrap(plain)), results(plain))
 
 
-@pytest.mark.usefixtures("by_hand")
-def test_size_is_that_of_a_padded_row(trees: list[Tree]) -> None:
-    runner = KernelRunner(tiny_model("gpt2"))
-    tokens = TreeRunner(runner.model).size(trees)
-    assert tokens < runner.size(trees) <= tokens + 256
+def test_they_are_not_for_a_cpu() -> None:
+    assert not triton.applies(TreeRunner(tiny_model("gpt2")), frozenset(["training", "answering"]))

@@ -42,7 +42,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, queries: Queries, scaling:
     if key.shape != value.shape or key.shape[-1] != query.shape[-1]:
         raise ValueError("queries, keys and values differ in their width")
     if max(map(_last_place, (query, key, value))) > _MOST_NUMBERS:
-        raise ValueError("a row is too long for attention by kernels; compute fewer tokens at once")
+        raise ValueError(
+            "a packed sequence is too long for the Triton kernels; compute fewer tokens at once"
+        )
     attended: Tensor = _Attend.apply(
         *(each.squeeze(0).transpose(0, 1) for each in (query, key, value)), queries, scaling
     )
