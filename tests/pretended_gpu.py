@@ -1,11 +1,12 @@
-"""Training and answering on a GPU that is none: `python -m tests.pretended_gpu SETTINGS OUT`.
+"""Training and answering on a pretended GPU: `python -m tests.pretended_gpu SETTINGS OUT`.
 
-Its tensors say that they lie on another device; their numbers are on the CPU, and an operation that
-would mix the two fails as on a real one. So whatever is left on the wrong device is found where
-there is no GPU. The device is made for a whole process, hence the command.
+The GPU's tensors say that they lie on another device, but their numbers are on the CPU. An
+operation that mixes both devices fails as on a real GPU, so tests without a GPU find each tensor
+that lies on the wrong device. PyTorch makes such a device for a whole process, hence the command.
 """
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from loraqa.reader import Reader
 from loraqa.answer.strategies import parse_strategy
 from loraqa.finetune import finetune
-from loraqa.model import choose
-from loraqa.model.runner import KernelRunner
+from loraqa.model.runner import Runner, TreeRunner, Use
+from loraqa.reader import Reader
+from loraqa.speed.trial import fastest
 from loraqa.train.run import RunDirectory
 from loraqa.train.settings import RunSettings, load_settings
 from tests.speed.gpu import flash_by_hand
+from tests.speed.gpu.graph_by_hand import Recorder
 from tests.train.conftest import PASSAGES
 
 STRATEGIES = ("greedy", "top-p:0.9", "beam:3", "span")
@@ -35,7 +37,7 @@ _INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_")
 
 
 class OnGpu(Tensor):
-    """A tensor with its numbers in another, on the CPU."""
+    """A tensor on the pretended GPU; `numbers` is the same tensor on the CPU."""
 
     numbers: Tensor
 
@@ -51,7 +53,7 @@ class OnGpu(Tensor):
         return self.numbers.tolist()
 
     def untyped_storage(self) -> Any:
-        """Safetensors looks at it, and copies to the CPU whatever lies elsewhere."""
+        """Return the storage on the CPU, by which safetensors finds tensors that share memory."""
         return self.numbers.untyped_storage()
 
     @classmethod
@@ -60,14 +62,14 @@ class OnGpu(Tensor):
 
 
 class Gpu(TorchDispatchMode):
-    """Within it, the device can be asked for."""
+    """Lets operations make tensors on the pretended GPU."""
 
     def __torch_dispatch__(self, operation: Any, _types: Any, args: Any = (), kwargs: Any = None):
         return compute(operation, args, kwargs or {})
 
 
 def compute(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """On the CPU, if all tensors lie on one device; the result goes where theirs do."""
+    """Run an operation on the CPU if all its tensors lie on one device, where the result lies too."""
     name = operation.overloadpacket.__name__
     tensors = [each for each in tree_iter((args, kwargs)) if isinstance(each, Tensor)]
     wanted = kwargs.get("device")
@@ -82,7 +84,7 @@ def compute(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     result = operation(*tree_map(numbers_of, args), **tree_map(numbers_of, kwargs))
     if not here:
         return result
-    # What an operation changes in place stays the same tensor.
+    # A tensor that the operation changed in place stays the same object.
     known = {id(each.numbers): each for each in tensors if isinstance(each, OnGpu)}
     return tree_map(
         lambda each: known.get(id(each), OnGpu(each)) if isinstance(each, Tensor) else each, result
@@ -94,7 +96,7 @@ def numbers_of(value: Any) -> Any:
 
 
 def check_one_device(name: str, args: Any, tensors: list[Tensor]) -> None:
-    """Indices may lie on the CPU, and single numbers."""
+    """Raise `RuntimeError` for tensors on both devices, except indices and single numbers."""
     if name in _INDEXING and isinstance(args[0], OnGpu):
         tensors = [each for each in tree_iter((args[0], args[2:])) if isinstance(each, Tensor)]
     devices = {isinstance(each, OnGpu) for each in tensors if each.dim()}
@@ -102,31 +104,58 @@ def check_one_device(name: str, args: Any, tensors: list[Tensor]) -> None:
         raise RuntimeError(f"{name}: some tensors are on the GPU, and some on the CPU")
 
 
-def results(run: Path, settings: RunSettings) -> dict[str, Any]:
-    """Losses of a training, and answers of all kinds to the questions that were learned."""
-    finetune(settings, run)
-    metrics = RunDirectory(run).metrics()
-    reader = Reader.load(run, device=settings.model.device)
+def results(run: Path, settings: RunSettings, answering: Path) -> dict[str, Any]:
+    """Return the losses of a training, answers of all kinds, and the accelerations of both.
+
+    The answers are by the adapter of the run `answering`. Both devices take the same run, because
+    rounding in training may change answers.
+    """
+    used: list[tuple[str, ...]] = []
+
+    def remember(*args: Any) -> tuple[Runner, tuple[str, ...]]:
+        runner, names = fastest(*args)
+        used.append(names)
+        return runner, names
+
+    with patch("loraqa.finetune.fastest", remember), patch("loraqa.reader.fastest", remember):
+        finetune(settings, run)
+        reader = Reader.load(answering, device=settings.model.device)
     answers = {
         name: [first.text for first, *_ in reader.read(PASSAGES, parse_strategy(name))]
         for name in STRATEGIES
     }
+    metrics = RunDirectory(run).metrics()
     losses = [record["loss"] for record in metrics if record["kind"] == "train"]
-    return {"runner": type(reader.runner).__name__, "losses": losses, "answers": answers}
+    training, answering_by = used
+    return {
+        "losses": losses,
+        "answers": answers,
+        "accelerations": {"training": training, "answering": answering_by},
+    }
+
+
+def computes_trees(runner: Runner, _uses: frozenset[Use]) -> bool:
+    """In place of `trees.applies`, which asks for a real GPU."""
+    return isinstance(runner, TreeRunner)
 
 
 def main() -> None:
-    """Do it on the CPU and there; both results go to standard output as JSON."""
+    """Train and answer on the CPU and on the pretended GPU; print both results as JSON."""
+    # An acceleration that does not work says why on standard error.
+    logging.basicConfig(level=logging.INFO)
     settings, out = load_settings([Path(sys.argv[1])]), Path(sys.argv[2])
+    here = out / "cpu"
+    both = [results(here, settings, answering=here)]
     there = settings.model.model_copy(update={"device": str(GPU)})
-    both = [results(out / "cpu", settings)]
     with (
-        # In place of kernels, which know but a few devices.
+        # Triton and CUDA do not know the pretended GPU.
+        patch("loraqa.speed.gpu.trees.applies", computes_trees),
         patch("loraqa.speed.gpu.trees._attend", flash_by_hand.attend),
-        patch.dict(choose._OVER_TREES, {GPU.type: (KernelRunner,)}),
+        patch("loraqa.speed.gpu.graphs.Recorder", lambda: Recorder(GPU)),
         Gpu(),
     ):
-        both.append(results(out / "gpu", settings.model_copy(update={"model": there})))
+        settings = settings.model_copy(update={"model": there})
+        both.append(results(out / "gpu", settings, answering=here))
     print(json.dumps(both))
 
 

@@ -1,6 +1,6 @@
-"""What a GPU runs, on one that is none: nothing is left on the CPU, and the results are as there.
+"""Training and answering on a pretended GPU: all tensors lie on it, and results are as on the CPU.
 
-Its kernels and its speed are not tested: that takes a real one.
+The kernels and their speed need a real GPU (`test_cuda.py`).
 """
 
 import json
@@ -9,9 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
 from torch.utils import backend_registration
 
 from loraqa.squad import write_official
+from tests.conftest import assert_near
 from tests.train.conftest import PASSAGES, settings
 
 needs_python_devices = pytest.mark.skipif(
@@ -31,7 +35,7 @@ def test_training_and_answering_give_what_they_give_on_the_cpu(
         "model.dtype=float32",
         "model.device=cpu",
         f"data.train={data}",
-        # Rows are padded there, so that other numbers would be drawn.
+        # The GPU pads packed sequences, so dropout would draw other masks there.
         "lora.dropout=0",
         "optimisation.epochs=2",
         "evaluation.max_answer_tokens=8",
@@ -43,7 +47,16 @@ def test_training_and_answering_give_what_they_give_on_the_cpu(
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     here, there = json.loads(done.stdout)
-    # It gives way to another one where anything is wrong with it.
-    assert there["runner"] == "KernelRunner", done.stderr
+    # An acceleration is left out where anything is wrong with it.
+    used = there["accelerations"]
+    assert {"triton-trees", "cuda-graphs"} <= set(used["training"]), done.stderr
+    assert {"triton-trees", "grouped-rows"} <= set(used["answering"]), done.stderr
     assert there["losses"] == pytest.approx(here["losses"], rel=1e-4)
     assert there["answers"] == here["answers"]
+    assert_near(learned(tmp_path / "gpu"), learned(tmp_path / "cpu"), 0.01)
+
+
+def learned(run: Path) -> Tensor:
+    """All matrices B of a run's adapter, which were 0 before."""
+    adapter = load_file(run / "adapter" / "adapter_model.safetensors")
+    return torch.cat([matrix.flatten() for name, matrix in adapter.items() if "lora_B" in name])
