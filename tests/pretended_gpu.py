@@ -69,7 +69,7 @@ class Gpu(TorchDispatchMode):
 
 
 def compute(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """Run an operation on the CPU if all its tensors lie on one device, where the result lies too."""
+    """Run an operation on the CPU; its tensors lie on one device, and so does the result."""
     name = operation.overloadpacket.__name__
     tensors = [each for each in tree_iter((args, kwargs)) if isinstance(each, Tensor)]
     wanted = kwargs.get("device")
