@@ -17,11 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from loraqa.reader import Reader
 from loraqa.answer.strategies import parse_strategy
 from loraqa.finetune import finetune
 from loraqa.model import choose
 from loraqa.model.runner import KernelRunner
+from loraqa.reader import Reader
 from loraqa.train.run import RunDirectory
 from loraqa.train.settings import RunSettings, load_settings
 from tests.speed.gpu import flash_by_hand

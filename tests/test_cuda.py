@@ -10,24 +10,24 @@ from typing import Any
 import pytest
 import torch
 from loraqa.model.choose_rows import _is_varlen
-from loraqa.lora.flat import FlatAdapter
-from loraqa.speed.gpu.graphs import GraphedGradients, choose_gradients
-from loraqa.model.loss import accumulate
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from loraqa.reader import Reader
 from loraqa.answer.strategies import parse_strategy
 from loraqa.lora.adapt import adapt
+from loraqa.lora.flat import FlatAdapter
 from loraqa.lora.layer import lora_layers
 from loraqa.lora.settings import LoraSettings
 from loraqa.model.choose import choose_runner
+from loraqa.model.loss import accumulate
 from loraqa.model.runner import KernelRunner, TreeRunner
 from loraqa.prompt.encode import PromptEncoder
 from loraqa.prompt.plan import BatchPlan
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
 from loraqa.prompt.tree import Tree
+from loraqa.reader import Reader
+from loraqa.speed.gpu.graphs import GraphedGradients, choose_gradients
 from loraqa.train.loop import train
 from loraqa.train.run import RunDirectory
 from loraqa.train.settings import parse_settings

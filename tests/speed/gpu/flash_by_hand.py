@@ -4,9 +4,10 @@ import math
 from itertools import pairwise
 
 import torch
+from torch import Tensor
+
 from loraqa.speed.gpu.flash import Segments
 from loraqa.speed.gpu.trees import Queries
-from torch import Tensor
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, queries: Queries, scaling: float) -> Tensor:

@@ -11,14 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from loraqa.lora.flat import FlatAdapter
-from loraqa.speed.gpu.graphs import (
-    GraphedGradients,
-    _AnswerLoss,
-    _padded_head,
-    choose_gradients,
-)
-from loraqa.model.loss import accumulate, answer_loss
 from tests.conftest import tiny_config, tiny_model
 from tests.speed.gpu import flash_by_hand
 from tests.train.conftest import settings
@@ -26,9 +18,17 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from loraqa.lora.adapt import adapt
+from loraqa.lora.flat import FlatAdapter
 from loraqa.lora.layer import lora_layers
+from loraqa.model.loss import accumulate, answer_loss
 from loraqa.model.runner import KernelRunner, TreeRunner
 from loraqa.prompt.tree import Tree
+from loraqa.speed.gpu.graphs import (
+    GraphedGradients,
+    _AnswerLoss,
+    _padded_head,
+    choose_gradients,
+)
 from loraqa.train import graphs
 
 

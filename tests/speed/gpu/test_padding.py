@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from loraqa.speed.gpu.padding import bucket, fill_bucket, padded_row
 
 from loraqa.prompt.batch import collate_trees
 from loraqa.prompt.tree import Tree
+from loraqa.speed.gpu.padding import bucket, fill_bucket, padded_row
 
 SMALLEST = st.sampled_from([1, 128, 512])
 

@@ -6,16 +6,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from loraqa.speed.gpu.rows import VarlenRows
-from tests.speed.gpu import flash_by_hand
 from tests.speed.cpu.test_rows import (
     TREES,
     check_that_they_go_their_own_way,
     spans_of,
 )
+from tests.speed.gpu import flash_by_hand
 
 from loraqa.model.attention import Rows
 from loraqa.model.rows import GrowingRows
+from loraqa.speed.gpu.rows import VarlenRows
 
 
 @pytest.fixture(autouse=True, scope="module")

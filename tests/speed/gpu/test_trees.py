@@ -6,8 +6,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loraqa.speed.cpu.products import BlockTrees, branch_mask
-from loraqa.speed.gpu.trees import BLOCK, KernelTrees, queries_of, token_sight
 from tests.conftest import needs_interpreter, tiny_model
 from tests.speed.gpu import flash_by_hand
 from torch import Tensor
@@ -16,6 +14,8 @@ from loraqa.model import kernel_trees
 from loraqa.model.runner import KernelRunner, TreeRunner
 from loraqa.prompt.batch import TreeSpan
 from loraqa.prompt.tree import Tree
+from loraqa.speed.cpu.products import BlockTrees, branch_mask
+from loraqa.speed.gpu.trees import BLOCK, KernelTrees, queries_of, token_sight
 
 LENGTHS = st.lists(
     st.tuples(st.integers(1, 90), st.lists(st.integers(1, 40), min_size=1, max_size=4)),
