@@ -1,11 +1,11 @@
 """`python -m benchmarks [--quick] [--only SUITE ...]`: compare loraqa with its peers.
 
 Prints a table for each suite and one for the targets; writes benchmarks/results/SUITE.json (with
---quick: SUITE-quick.json). The full run also measures contexts with one question each, removes one
-optimisation at a time, measures how time and memory grow, and draws docs/training-all-linear.png
-and docs/scaling.png. On a machine with GPUs, all contenders use the first GPU, and file names end
-in -gpu; instead of removing optimisations, loraqa trains on all of SQuAD v1.1 and answers its dev
-split. Nothing else should run on the machine meanwhile.
+--quick: SUITE-quick.json). The full run also measures contexts with one question each, leaves out
+one acceleration at a time, measures how time and memory grow, and draws
+docs/training-all-linear.png and docs/scaling.png. On a machine with GPUs, all contenders use the
+first GPU, and file names end in -gpu; instead of leaving out accelerations, loraqa trains on all of
+SQuAD v1.1 and answers its dev split. Nothing else should run on the machine meanwhile.
 """
 
 import argparse
@@ -139,22 +139,25 @@ def _parser() -> argparse.ArgumentParser:
 
 def _suites(folder: Path, scale: Scale, precision: str, only: Sequence[str] | None) -> list[Suite]:
     gpt2 = str(folder / "gpt2")
-    on_a_cpu = [ablation(gpt2, scale, precision), answering(gpt2, scale, precision)]
-    rest = [
-        single(gpt2, scale, precision),
-        *([epoch(gpt2, precision)] if on_a_gpu() else on_a_cpu),
-        scaling(folder, scale.steps, precision),
-    ]
     suites = [
         *(training(gpt2, adapter, scale, precision) for adapter in scale.adapters),
         *(evaluation(gpt2, tokens, scale, precision) for tokens in scale.answer_tokens),
         whole(gpt2, scale, precision),
-        *([] if scale is QUICK else rest),
     ]
+    if scale is not QUICK:
+        suites += [single(gpt2, scale, precision), *_of_device(gpt2, scale, precision)]
+        suites += [scaling(folder, scale.steps, precision)]
     chosen = [suite for suite in suites if not only or suite.name.startswith(tuple(only))]
     if not chosen:
         sys.exit(f"No suite has such a name; the suites are {', '.join(s.name for s in suites)}.")
     return chosen
+
+
+def _of_device(folder: str, scale: Scale, precision: str) -> list[Suite]:
+    """Return the suites that only a GPU, or only a CPU, runs."""
+    if on_a_gpu():
+        return [epoch(folder, precision)]
+    return [ablation(folder, scale, precision), answering(folder, scale, precision)]
 
 
 def _preparations(folder: Path, suites: Sequence[Suite], tiny: bool) -> list[Job]:

@@ -104,15 +104,20 @@ class Task:
 def prepare(folder: str, layers: int, width: int, heads: int) -> dict[str, Any]:
     """Write a GPT-2 of this shape and its adapters."""
     path = Path(folder)
-    torch.manual_seed(0)
-    config = GPT2Config(
-        n_layer=layers, n_embd=width, n_head=heads, embd_pdrop=0, attn_pdrop=0, resid_pdrop=0
-    )
-    GPT2LMHeadModel(config).save_pretrained(path / "model")
+    gpt2(layers, width, heads).save_pretrained(path / "model")
     AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(path / "model")
     for name, settings in ADAPTERS.items():
         _write_adapter(path / name, path / "model", settings)
     return {"layers": layers, "width": width, "heads": heads}
+
+
+def gpt2(layers: int, width: int, heads: int) -> GPT2LMHeadModel:
+    """Return a GPT-2 of this shape, with random weights in fp32 and without dropout."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        n_layer=layers, n_embd=width, n_head=heads, embd_pdrop=0, attn_pdrop=0, resid_pdrop=0
+    )
+    return GPT2LMHeadModel(config)
 
 
 def _write_adapter(folder: Path, source: Path, settings: LoraSettings) -> None:

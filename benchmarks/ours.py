@@ -4,7 +4,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from loraqa.speed.gpu.graphs import choose_gradients
-from loraqa.model.loss import Gradients, Launch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -21,27 +19,41 @@ from benchmarks.base import ADAPTERS, MAX_LENGTH, Task, device, on_a_gpu, wait
 from benchmarks.clock import measure, peak_mib
 from benchmarks.flops import matrices, training_flops, tree_work
 from loraqa.answer.decode import Greedy
-from loraqa.reader import Reader
 from loraqa.finetune import finetune
 from loraqa.lora.adapter import load_adapter
+from loraqa.lora.flat import FlatAdapter
 from loraqa.model.choose import choose_runner
-from loraqa.model.load import load_base
-from loraqa.model.runner import PaddedRunner, Runner
+from loraqa.model.load import load_model
+from loraqa.model.loss import Gradients, Launch
+from loraqa.model.runner import PaddedRunner, Runner, TreeRunner
 from loraqa.prompt.plan import BatchPlan
 from loraqa.prompt.tree import Tree
+from loraqa.reader import Reader
+from loraqa.speed.trial import fastest
 from loraqa.train.loop import train
 from loraqa.train.run import RunDirectory
 from loraqa.train.settings import RunSettings, parse_settings
 
 
-def trees(task: dict[str, Any], tokens_per_batch: int | None = None) -> dict[str, Any]:
-    """Train as `loraqa train` does: every context is computed once."""
-    return _train(Task(**task), choose, tokens_per_batch)
+def trees(
+    task: dict[str, Any], tokens_per_batch: int | None = None, without: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Train as `loraqa train` does: every context is computed once.
+
+    Args:
+        task: a `Task`.
+        tokens_per_batch: the most tokens in memory at once; None is loraqa's default.
+        without: names of accelerations to leave out, or "all".
+    """
+    spec = Task(**task)
+    return _train(spec, choose(load(spec), without), tokens_per_batch)
 
 
 def padded(task: dict[str, Any]) -> dict[str, Any]:
     """Train with padded batches, one row per question, as for models without tree support."""
-    return _train(Task(**task), PaddedRunner, None)
+    spec = Task(**task)
+    runner, _ = fastest(PaddedRunner(load(spec)), ["training"])
+    return _train(spec, runner, None)
 
 
 def overhead(task: dict[str, Any], checkpoint_every: int) -> dict[str, Any]:
@@ -62,17 +74,17 @@ def overhead(task: dict[str, Any], checkpoint_every: int) -> dict[str, Any]:
         inside.append(time.perf_counter() - start)
         return loss
 
-    def chosen(*arguments: Any) -> Gradients:
-        gradients = choose_gradients(*arguments)
+    def timed_gradients(_: Runner, adapter: FlatAdapter) -> Gradients:
+        gradients = runner.gradients(adapter)
         return lambda step: partial(timed, gradients(step))
 
     def tell(_: Any) -> None:
         wait()
         ends.append(time.perf_counter())
 
-    runner = load_runner(spec, choose)
-    with patch("loraqa.train.loop.choose_gradients", chosen):
-        _fit(spec, runner, spec.trees(), None, tell)
+    runner = choose(load(spec))
+    assert isinstance(runner, TreeRunner)
+    _fit(spec, replace(runner, make_gradients=timed_gradients), spec.trees(), None, tell)
     checkpoint = time.perf_counter() - ends[-1]
     steps = [end - start for start, end in pairwise(ends)]
     total = sum(steps) + checkpoint * len(steps) / checkpoint_every
@@ -84,14 +96,24 @@ def overhead(task: dict[str, Any], checkpoint_every: int) -> dict[str, Any]:
 
 
 def read(
-    folder: str, adapter: str, data: str, precision: str, answer_tokens: int
+    folder: str,
+    adapter: str,
+    data: str,
+    precision: str,
+    answer_tokens: int,
+    without: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Time greedy answers by `Reader`, as `loraqa evaluate` gives them.
 
     On a GPU the second pass is timed; the first compiles what the rows' lengths need.
+
+    Args:
+        folder, adapter, data, precision: as for `Task`.
+        answer_tokens: the longest answer in tokens.
+        without: names of accelerations to leave out, or "all".
     """
     spec = Task(folder, adapter, data, steps=0, precision=precision)
-    reader = Reader.load(spec.adapter_path, dtype=precision, device=str(device()))
+    reader = Reader.load(spec.adapter_path, dtype=precision, device=str(device()), without=without)
     reader = replace(reader, max_answer_tokens=answer_tokens)
     passages = spec.passages()
     if on_a_gpu():
@@ -131,22 +153,20 @@ def epoch(folder: str, train: str) -> dict[str, Any]:
     }
 
 
-def choose(model: PreTrainedModel) -> Runner:
-    """Choose the runner as `loraqa train` does."""
-    return choose_runner(model, MAX_LENGTH, training=True)
-
-
-def load_runner(spec: Task, chosen: Callable[[PreTrainedModel], Runner]) -> Runner:
-    """Load the model with its adapter and return its runner, ready to train."""
-    model, _ = load_base(spec.model_path, dtype=spec.precision, device=str(device()))
+def load(spec: Task) -> PreTrainedModel:
+    """Load the model with its adapter, ready to train."""
+    model = load_model(spec.model_path, dtype=spec.precision, device=str(device()))
     load_adapter(model, spec.adapter_path)
-    return chosen(model)
+    return model
 
 
-def _train(
-    spec: Task, chosen: Callable[[PreTrainedModel], Runner], tokens_per_batch: int | None
-) -> dict[str, Any]:
-    runner = load_runner(spec, chosen)
+def choose(model: PreTrainedModel, without: Sequence[str] = ()) -> Runner:
+    """Choose the runner as `loraqa train` does; some accelerations may be left out."""
+    plain = choose_runner(model, MAX_LENGTH, answering=False)
+    return fastest(plain, ["training"], without)[0]
+
+
+def _train(spec: Task, runner: Runner, tokens_per_batch: int | None) -> dict[str, Any]:
     learned = spec.trees()
 
     def fit() -> float:

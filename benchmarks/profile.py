@@ -9,7 +9,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 
-from loraqa.model.loss import accumulate
 from rich.console import Console
 from torch.profiler import ProfilerActivity, profile
 from transformers import GPT2Config
@@ -19,6 +18,7 @@ from benchmarks.base import ADAPTERS, Task, on_a_gpu
 from benchmarks.machine import fastest_precision
 from benchmarks.scaling import SHAPES
 from benchmarks.suites import FULL
+from loraqa.model.loss import accumulate
 from loraqa.report.tables import Column, Table
 
 _STEPS = 4
@@ -49,7 +49,7 @@ def main() -> None:
         sample = ("sample", {"split": "train", "questions": FULL.questions})
         text.write(folder, {"train.json": sample})
         task = Task(folder, "all-linear", "train.json", _STEPS, fastest_precision())
-        runner = ours.load_runner(task, ours.choose)
+        runner = ours.choose(ours.load(task))
         step = [task.trees()]
     for _ in range(_STEPS):
         accumulate(runner, step)

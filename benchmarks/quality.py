@@ -32,7 +32,6 @@ from benchmarks.base import on_a_gpu
 from benchmarks.harness import ROOT
 from benchmarks.machine import fastest_precision, machine
 from loraqa.answer.evaluate import evaluate
-from loraqa.reader import Reader
 from loraqa.demo.run import BASE
 from loraqa.demo.world import test_passages, train_passages
 from loraqa.files import write_json
@@ -41,6 +40,7 @@ from loraqa.prompt.encode import PromptEncoder
 from loraqa.prompt.plan import BatchPlan
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
+from loraqa.reader import Reader
 from loraqa.report.tables import Column, Table
 from loraqa.squad import Passage, QADataset, write_official
 from loraqa.train.settings import RunSettings, parse_settings

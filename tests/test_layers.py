@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from loraqa.speed import OF_MODELS, OF_PREPARATION
+
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "loraqa"
 # From the foundation up; each room may import the rooms listed before it.
 ROOMS = [
@@ -20,13 +22,23 @@ ROOMS = [
     "answer",
     "report",
     "serve",
+    "speed",
     "demo",
 ]
+# The plain algorithm: these work without any acceleration.
+CORE = ["squad", "lora", "prompt", "model", "adapter", "train", "answer"]
 # Rooms that do not import each other, whatever their order.
 SIBLINGS = {"train": "answer", "answer": "train"}
 FOR_ALL = ["errors", "files", "garbage"]
-# Beyond the order: the demo is the recipe, run on its own data.
-EXCEPTIONS = {"demo": {"finetune"}}
+# Beyond the order: the demo runs the recipes on its own data.
+EXCEPTIONS = {"demo": {"finetune", "reader"}, "speed": {"notices"}}
+# Accelerations that are imported by name. Graphs replay what Triton kernels compute; the other
+# process writes the file of the cache; the command line starts it before anything is imported.
+TIED = {
+    "loraqa.speed.gpu.trees": {"speed/gpu/graphs.py"},
+    "loraqa.speed.start.encoded": {"speed/start/process.py"},
+    "loraqa.speed.start.process": {"cli.py"},
+}
 HEAVY = ["torch", "transformers", "tokenizers", "datasets", "pyarrow", "pandas", "matplotlib"]
 UNSAFE_MODULES = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 UNSAFE_CALLS = {"torch.load", "torch.save"}
@@ -116,6 +128,34 @@ def test_training_and_answering_do_not_import_each_other(room: str, sibling: str
     importing = [path.name for path in files_of(room) if sibling in rooms_imported(parse(path))]
     assert files_of(room)
     assert importing == []
+
+
+@pytest.mark.parametrize("room", CORE)
+def test_the_core_never_imports_an_acceleration(room: str) -> None:
+    importing = [p.name for p in files_of(room) if "speed" in rooms_imported(parse(p))]
+    assert importing == []
+
+
+@pytest.mark.parametrize("module", [*OF_MODELS.values(), *OF_PREPARATION.values()])
+def test_deleting_an_acceleration_is_deleting_its_file_and_its_line(module: str) -> None:
+    file = SOURCE.parent / f"{module.replace('.', '/')}.py"
+    assert file.exists()
+    importing = {
+        path.relative_to(SOURCE).as_posix()
+        for path in SOURCE.rglob("*.py")
+        if any(f"{name}.".startswith(f"{module}.") for name in imported_modules(parse(path)))
+    }
+    assert importing - {file.relative_to(SOURCE).as_posix()} == TIED.get(module, set())
+
+
+def test_guards_do_not_depend_on_assertions() -> None:
+    """`python -O` removes assertions."""
+    asserting = [
+        path.name
+        for path in SOURCE.rglob("*.py")
+        if any(isinstance(node, ast.Assert) for node in ast.walk(parse(path)))
+    ]
+    assert asserting == []
 
 
 def test_lora_knows_nothing_of_questions() -> None:

@@ -1,8 +1,6 @@
 """loraqa: teach a language model to answer questions about your own texts.
 
-Rooms, lowest floor first (each imports only from those above it): `squad`, `lora`, `prompt`,
-`model`, `train`, `answer`, `report`, `serve`, `demo`. `finetune`, `ahead` and `cli` tie them
-together.
+`docs/architecture.md` describes the packages, from the foundation up.
 """
 
 __version__ = "0.1.0"

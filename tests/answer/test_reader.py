@@ -12,13 +12,13 @@ from tests.answer.conftest import LIMIT, PASSAGES, generate, prompts_of, stoppin
 
 from loraqa.answer.decode import Greedy, Prompts, Rules, Written
 from loraqa.answer.reader import Answered
-from loraqa.reader import Reader
 from loraqa.errors import InputError, LoraqaError
 from loraqa.model.runner import PaddedRunner, TreeRunner
 from loraqa.prompt.encode import PromptEncoder
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
 from loraqa.prompt.tree import Tree
+from loraqa.reader import Reader
 from loraqa.squad import Passage, Question
 
 LONG = " ".join(f"House {n} was built by mason {n}." for n in range(12))

@@ -8,6 +8,8 @@ import pytest
 from benchmarks.base import Task
 
 from benchmarks import base, ours, peers, text
+from loraqa.model.runner import TreeRunner
+from loraqa.model.trees import PackedTrees
 
 QUESTIONS = 6
 FAR = 1e-5
@@ -47,6 +49,21 @@ def test_trainer_trees_and_padded_rows_have_the_same_gradient(
 
 
 @pytest.mark.usefixtures("first")
+def test_trees_without_accelerations_have_the_same_gradient(folder: Path) -> None:
+    assert ours.trees(task(folder), without=["all"])["gradient_error"] < FAR
+
+
+def test_what_is_left_out_is_not_used(folder: Path) -> None:
+    spec = Task(**task(folder))
+    fast = ours.choose(ours.load(spec))
+    slow = ours.choose(ours.load(spec), without=["attention-by-products", "triton-trees"])
+    assert isinstance(fast, TreeRunner)
+    assert isinstance(slow, TreeRunner)
+    assert fast.make_trees is not PackedTrees
+    assert slow.make_trees is PackedTrees
+
+
+@pytest.mark.usefixtures("first")
 @pytest.mark.parametrize("layout", ["padded", "padding-free", "packed"])
 def test_every_layout_of_sft_has_the_same_gradient(folder: Path, layout: str) -> None:
     pytest.importorskip("trl", reason="TRL is installed by `make bench`")
@@ -67,7 +84,14 @@ def test_answers_equal_those_of_generate(folder: Path) -> None:
     asked = (str(folder), "all-linear", "train.json", "float32")
     theirs = peers.generate(*asked, batch=4, answer_tokens=5)["answers"]
     assert len(theirs) == QUESTIONS
-    assert ours.read(*asked, answer_tokens=5)["answers"] == theirs
+    for without in ([], ["all"]):
+        assert ours.read(*asked, answer_tokens=5, without=without)["answers"] == theirs
+
+
+def test_the_overhead_is_a_share_of_a_step(folder: Path) -> None:
+    result = ours.overhead(task(folder, steps=2), checkpoint_every=10)
+    assert len(result["seconds"]) == 2
+    assert 0 < result["overhead"] < 1
 
 
 def test_an_epoch_takes_all_questions(folder: Path) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from loraqa.reader import Reader
 from loraqa.demo.run import STRATEGIES, DemoResult, DemoSize, _next_steps, run_demo
 from loraqa.errors import InputError
+from loraqa.reader import Reader
 from loraqa.squad import QADataset, read_passages, score
 from loraqa.train.run import RunDirectory
 
@@ -38,11 +38,11 @@ class Demo:
         return json.loads((self.out / name).read_text(encoding="utf-8"))
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+@pytest.fixture(scope="module", params=[(), ("all",)], ids=["as it is", "without any acceleration"])
+def demo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Demo:
     out = tmp_path_factory.mktemp("demo") / "out"
     console = Console(file=io.StringIO(), width=100, highlight=False, markup=False)
-    result = run_demo(out, console, SIZE)
+    result = run_demo(out, console, SIZE, without=request.param)
     return Demo(out, result, console.file.getvalue())
 
 
@@ -125,7 +125,7 @@ def test_it_takes_the_place_of_an_earlier_demo_only(
     class EnoughError(Exception):
         """Stops the demo once its data is written."""
 
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise EnoughError
 
     monkeypatch.setattr("loraqa.demo.run.Reader.load", stop)

@@ -21,7 +21,9 @@ ROTARY_KINDS = ["llama", "qwen2", "qwen3", "mistral"]
 TOLERANCE = {"gpt2": 1e-10} | dict.fromkeys(ROTARY_KINDS, 1e-6)
 
 
-def transformers_gradients(model: Any, trees: list[Tree]) -> tuple[float, list[torch.Tensor]]:
+def transformers_gradients(
+    model: Any, trees: list[Tree], weights: list[torch.Tensor]
+) -> tuple[float, list[torch.Tensor]]:
     """The loss as transformers computes it: separate rows, padded on the right."""
     rows = [([*t.trunk, *b.prompt, *b.answer], len(b.answer)) for t in trees for b in t.branches]
     length = max(len(ids) for ids, _ in rows)
@@ -34,7 +36,7 @@ def transformers_gradients(model: Any, trees: list[Tree]) -> tuple[float, list[t
     logits = model(input_ids=input_ids, attention_mask=mask).logits
     # Its own loss rounds logits to fp32, too coarse for what is compared here.
     loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-    return loss.item(), list(torch.autograd.grad(loss, list(model.parameters())))
+    return loss.item(), list(torch.autograd.grad(loss, weights))
 
 
 def our_gradients(runner: Runner, trees: list[Tree]) -> tuple[float, list[torch.Tensor]]:
@@ -53,7 +55,7 @@ def test_gradients_are_those_of_separate_examples(
     kind: str, runner: type[Any], trees: list[Tree]
 ) -> None:
     model = tiny_model(kind, "float64")
-    expected_loss, expected = transformers_gradients(model, trees)
+    expected_loss, expected = transformers_gradients(model, trees, list(model.parameters()))
     model.set_attn_implementation("sdpa")
     loss, gradients = our_gradients(runner(model), trees)
     assert loss == pytest.approx(expected_loss, rel=TOLERANCE[kind])
@@ -62,7 +64,7 @@ def test_gradients_are_those_of_separate_examples(
 
 def test_gradients_agree_in_float32(trees: list[Tree]) -> None:
     model = tiny_model("gpt2")
-    _, expected = transformers_gradients(model, trees)
+    _, expected = transformers_gradients(model, trees, list(model.parameters()))
     _, gradients = our_gradients(TreeRunner(model), trees)
     assert relative_error(gradients, expected) < 1e-5
 

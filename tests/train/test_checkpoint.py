@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from loraqa.lora.flat import FlatAdapter
 from safetensors.torch import load_file
 from tests.train.conftest import adapted, settings
 
 from loraqa.adapter.evaluation import Evaluation
 from loraqa.errors import InputError
 from loraqa.files import read_json
+from loraqa.lora.flat import FlatAdapter
 from loraqa.train import checkpoint as checkpoints
 from loraqa.train.checkpoint import (
     TrainState,
@@ -125,7 +125,7 @@ def test_a_file_missing_cut_or_changed_anywhere_is_found_out(copy: Path, name: s
 @pytest.mark.parametrize("manifest", ["[]", "3", '{"state.json": 3}', '{"state.json": {}}'])
 def test_a_manifest_of_another_form_is_broken(copy: Path, manifest: str) -> None:
     (copy / "manifest.json").write_text(manifest)
-    with pytest.raises(InputError, match="so is its manifest"):
+    with pytest.raises(InputError, match="its manifest cannot be read"):
         check_whole(copy)
 
 

@@ -10,7 +10,7 @@ OUT/
 import logging
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -99,20 +99,23 @@ class DemoResult:
         }
 
 
-def run_demo(out: Path, console: Console, size: DemoSize = DemoSize()) -> DemoResult:
+def run_demo(
+    out: Path, console: Console, size: DemoSize = DemoSize(), without: Sequence[str] = ()
+) -> DemoResult:
     """Run the demo in the folder `out`, which may hold an earlier demo: it is replaced.
 
     Args:
         out: folder for data, run, comparison and report.
         console: shows what happens.
         size: how much to do.
+        without: names of accelerations to leave out, or "all".
 
     Raises:
-        InputError: `out` holds something else.
+        InputError: `out` holds something else, or a name in `without` is unknown.
     """
     _make_room(out)
     test = _write_data(out / "data", size)
-    settings = _settings(out / "data", size.epochs)
+    settings = _settings(out / "data", size.epochs, without)
     console.print(
         f"A small world, told in {size.train_contexts:,} paragraphs with questions. No name in the "
         f"{size.test_contexts:,} test paragraphs occurs in training.\n"
@@ -120,12 +123,12 @@ def run_demo(out: Path, console: Console, size: DemoSize = DemoSize()) -> DemoRe
 
     console.print("Before: the base model, which has never seen a question answered.")
     with answering_progress() as progress:
-        before = evaluate(Reader.load(BASE), test, progress=progress)
+        before = evaluate(Reader.load(BASE, without=without), test, progress=progress)
     console.print(_scores(before))
 
     console.print("\nTraining a LoRA adapter.")
     trained = finetune(settings, out / "run", command=f"loraqa demo --out {out}")
-    reader = Reader.load(out / "run")
+    reader = Reader.load(out / "run", without=without)
     with answering_progress() as progress:
         after = evaluate(reader, test, progress=progress)
     sample = sample_questions(test, size.compared_questions, settings.seed)
@@ -170,7 +173,7 @@ def _write_data(folder: Path, size: DemoSize) -> QADataset:
     return QADataset.from_passages(test, "1.1")
 
 
-def _settings(data: Path, epochs: int) -> RunSettings:
+def _settings(data: Path, epochs: int, without: Sequence[str]) -> RunSettings:
     return parse_settings(
         {
             "model": {"source": str(BASE), "dtype": "float32"},
@@ -183,6 +186,7 @@ def _settings(data: Path, epochs: int) -> RunSettings:
             },
             "evaluation": {"every": 60, "questions": 100, "max_answer_tokens": 24},
             "checkpoint": {"every": 60},
+            "speed": {"without": without},
         }
     )
 

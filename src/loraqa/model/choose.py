@@ -176,8 +176,8 @@ def _alone(model: PreTrainedModel, trees: Sequence[Tree]) -> Tensor:
     alone = torch.stack(logits)
     if not alone.isfinite().all():
         raise InputError(
-            f"The {model.config.model_type} model gives logits that are not finite; its weights are "
-            "damaged, or need another dtype, such as float32."
+            f"The {model.config.model_type} model gives logits that are not finite; its weights "
+            "are damaged, or need another dtype, such as float32."
         )
     return alone
 

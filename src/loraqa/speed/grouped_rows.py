@@ -36,9 +36,9 @@ def wrap(runner: TreeRunner) -> Runner:
 
 
 class GroupedRows:
-    """`Rows` by tensor operations, on any device.
+    """`Rows` by tensor operations.
 
-    Of N rows, each has its own states in (N, key heads, longest own and room, d), padded on the
+    The rows' own keys and values lie in (rows, key heads, longest own + room, d), padded on the
     left, so that all rows grow at the same place.
     """
 
@@ -64,14 +64,14 @@ class GroupedRows:
                 for layer, pair in self._own.items()
             }
         seen = torch.cat([self._trunk_seen, self._own_seen], dim=1)
-        # One pass over the scores of each layer scales them and hides what is not seen.
+        # In each layer one pass over the scores scales them and masks the padding.
         precise = torch.promote_types(self._own[0][0].dtype, torch.float32)
         self._bias = torch.where(seen, 0.0, -torch.inf).to(precise)[:, None, None]
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
-        """See `Trees.attend`: here T is the number of rows, one new token each."""
+        """See `Trees.attend`: T is the number of rows, with one new token each."""
         rows, heads, size = query.shape[2], query.shape[1], query.shape[3]
         end = self._own_seen.shape[1]
         for states, new in zip(self._own[layer], (key, value), strict=True):
@@ -107,12 +107,12 @@ class GroupedRows:
 
 @dataclass(frozen=True)
 class _Trunks:
-    """R trunks of like length, and the n rows that see them.
+    """R trunks of similar length, and the n rows that see them.
 
     Attributes:
         states: keys and values of each layer, (R, key heads, longest, d), padded on the right.
-        rows: (n,) which of all rows these are.
-        trunk: (n,) the trunk of each.
+        rows: (n,) indices of these rows among all rows.
+        trunk: (n,) index of each row's trunk.
     """
 
     states: Mapping[int, tuple[Tensor, ...]]
@@ -121,31 +121,31 @@ class _Trunks:
 
     @cached_property
     def longest(self) -> int:
-        """Tokens of the longest trunk."""
+        """The number of tokens of the longest trunk."""
         return next(iter(self.states.values()))[0].shape[2]
 
     def scores(self, layer: int, queries: Tensor) -> Tensor:
-        """Products with the trunks' keys: (n, key heads, groups, longest).
+        """Multiply queries with the trunks' keys: (n, key heads, groups, longest).
 
         Args:
-            layer: whose keys.
-            queries: (N, key heads, groups, d) of all rows.
+            layer: the layer of the keys.
+            queries: (N, key heads, groups, d), of all N rows.
         """
         key, _ = self.states[layer]
         return self._times(queries[self.rows], key.transpose(2, 3))
 
     def attended(self, layer: int, weights: Tensor) -> Tensor:
-        """Sums of the trunks' values: (n, key heads, groups, d).
+        """Sum the trunks' values: (n, key heads, groups, d).
 
         Args:
-            layer: whose values.
-            weights: (N, key heads, groups, longest or more) of all rows.
+            layer: the layer of the values.
+            weights: (N, key heads, groups, longest or more), of all N rows.
         """
         _, value = self.states[layer]
         return self._times(weights[self.rows, ..., : self.longest], value)
 
     def select(self, rows: Tensor, count: int) -> "_Trunks":
-        """What is left of them with these of `count` rows."""
+        """Return the trunks that some of all `count` rows see, and these rows."""
         numbers = torch.full((count,), -1, device=rows.device)
         numbers[self.rows] = torch.arange(len(self.rows), device=rows.device)
         chosen = numbers[rows]
@@ -169,9 +169,9 @@ class _Trunks:
 
     @cached_property
     def _places(self) -> tuple[Tensor, int]:
-        """A number for each row among those of its trunk, and how many a trunk has at most.
+        """Number the rows of each trunk; return the numbers and the most rows that a trunk has.
 
-        So they meet their trunk in one product.
+        With these numbers all rows of a trunk meet it in one product.
         """
         order = self.trunk.argsort(stable=True)
         counts = torch.bincount(self.trunk)
@@ -182,7 +182,7 @@ class _Trunks:
 
 
 def _trunks(spans: Sequence[TreeSpan], prompts: States) -> list[_Trunks]:
-    """All trunks, those of like length together."""
+    """Bring trunks of similar length together."""
     device = prompts[0][0].device
     edges = [0, *accumulate(len(span.branches) for span in spans)]
     found = []
@@ -200,7 +200,7 @@ def _trunks(spans: Sequence[TreeSpan], prompts: States) -> list[_Trunks]:
 
 
 def _alike(lengths: Sequence[int]) -> list[list[int]]:
-    """Places of these lengths, in groups of which the longest is at most `_ALIKE` the shortest."""
+    """Group indices of lengths, so that no length is over `_ALIKE` times another of its group."""
     groups: list[list[int]] = []
     for place in sorted(range(len(lengths)), key=lengths.__getitem__):
         if not groups or lengths[place] > _ALIKE * lengths[groups[-1][0]]:

@@ -168,7 +168,7 @@ def check_close(actual: Tensor, expected: Tensor, tolerance: float, what: str) -
     error = relative_error(actual, expected)
     # A NaN is wrong too.
     if not error <= tolerance:
-        raise WrongResultError(f"its {what} differ by {error:.1g} of their size from the plain")
+        raise WrongResultError(f"its {what} are {error:.1g} of their size off the plain ones")
 
 
 def check_module(

@@ -1,13 +1,13 @@
-"""Checkpoints: whole snapshots of a training, from which it goes on with the same bits.
+"""Checkpoints: complete snapshots of a training, which goes on from them with the same bits.
 
     checkpoints/step-000200/
         adapter/               the adapter in PEFT's format
         optimizer.safetensors  AdamW's running means, by parameter
-        state.json             where the training stands (`TrainState`)
+        state.json             the state of the training (`TrainState`)
         manifest.json          size and SHA-256 of each file above
 
-A checkpoint appears under its name when it is whole. Learning rate, order of the data and random
-numbers are functions of the seed and of the step, epoch and place in it, which `state.json` holds.
+A checkpoint gets its name when it is complete. Learning rate, order of the data and random numbers
+depend only on the seed and on the step and epoch, which are in `state.json`.
 """
 
 import logging
@@ -32,7 +32,7 @@ logger = logging.getLogger("loraqa")
 
 ADAPTER = "adapter"
 _OPTIMIZER = "optimizer.safetensors"
-# What AdamW keeps for each weight, besides the number of its steps.
+# AdamW's tensors for each weight, besides the number of its steps.
 _MEANS = ("exp_avg", "exp_avg_sq")
 _STATE = "state.json"
 _MANIFEST = "manifest.json"
@@ -40,13 +40,13 @@ _MANIFEST = "manifest.json"
 
 @dataclass
 class TrainState:
-    """Where a training stands.
+    """The state of a training.
 
     Attributes:
         step: optimizer steps done.
-        epoch, step_in_epoch: the next step to do.
+        epoch, step_in_epoch: the next step.
         baseline: scores before the first step.
-        latest, best: scores of the last evaluation and of the best one.
+        latest, best: scores of the last and of the best evaluation.
         without_gain: evaluations since the metric last rose.
         training_seconds, evaluation_seconds: time spent, over all resumptions.
     """
@@ -63,7 +63,7 @@ class TrainState:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "TrainState":
-        """The reverse of `dataclasses.asdict`."""
+        """Return the state that `dataclasses.asdict` described."""
         evaluations = {
             key: values[key] and Evaluation(**values[key]) for key in ("baseline", "latest", "best")
         }
@@ -71,12 +71,12 @@ class TrainState:
 
 
 def checkpoint_folder(checkpoints: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """Return the folder of the checkpoint of a step."""
     return checkpoints / f"step-{step:06d}"
 
 
 def step_of(checkpoint: Path | None) -> int:
-    """The step that a checkpoint was made after; 0 where there is none."""
+    """Return the step of a checkpoint, 0 if there is none."""
     return 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-"))
 
 
@@ -87,7 +87,7 @@ def save_checkpoint(
     optimizer: Optimizer,
     state: TrainState,
 ) -> Path:
-    """Write the checkpoint of `state.step`, whole or not at all, and return its folder.
+    """Write the checkpoint of `state.step` atomically, and return its folder.
 
     Raises:
         LoraqaError: the adapter holds a NaN or an infinity.
@@ -103,7 +103,7 @@ def save_checkpoint(
 
 
 def restore(checkpoint: Path, adapter: FlatAdapter, optimizer: Optimizer) -> TrainState:
-    """Put the optimizer back to where it was; return where the training stood.
+    """Restore the optimizer, and return the state of the training.
 
     The adapter must be the checkpoint's (`load_adapter(model, checkpoint / ADAPTER)`).
     """
@@ -120,7 +120,7 @@ def restore(checkpoint: Path, adapter: FlatAdapter, optimizer: Optimizer) -> Tra
 
 
 def newest_whole(checkpoints: Path) -> Path | None:
-    """The newest checkpoint with all its files as they were written. Broken ones are named."""
+    """Return the newest complete checkpoint. A warning names the damaged ones."""
     for step in reversed(_saved_steps(checkpoints)):
         checkpoint = checkpoint_folder(checkpoints, step)
         try:
@@ -133,12 +133,12 @@ def newest_whole(checkpoints: Path) -> Path | None:
 
 
 def check_whole(checkpoint: Path) -> None:
-    """Raise `InputError` unless every file of the checkpoint is as its manifest says."""
+    """Raise `InputError` if a file of the checkpoint differs from its manifest."""
     try:
         manifest = read_json(checkpoint / _MANIFEST)
         expected = {name: (file["bytes"], file["sha256"]) for name, file in manifest.items()}
     except (AttributeError, KeyError, TypeError):
-        raise InputError(f"The checkpoint {checkpoint} is broken: so is its manifest.") from None
+        raise InputError(f"The checkpoint {checkpoint} is broken: its manifest cannot be read.") from None
     for name, fingerprint in expected.items():
         path = checkpoint / name
         if not path.is_file():
@@ -150,7 +150,7 @@ def check_whole(checkpoint: Path) -> None:
 def remove_superseded(checkpoints: Path, state: TrainState, keep: int) -> None:
     """Remove the checkpoints up to `state` that are neither the `keep` newest nor the best.
 
-    So go those that a killed process left half written.
+    Incomplete checkpoints of a killed process are removed, too.
     """
     for half in checkpoints.glob(".step-*"):
         shutil.rmtree(half)
@@ -161,7 +161,7 @@ def remove_superseded(checkpoints: Path, state: TrainState, keep: int) -> None:
 
 
 def _saved_steps(checkpoints: Path) -> list[int]:
-    """The steps that have a checkpoint, whole or not, in order."""
+    """Return the steps that have a checkpoint, complete or not, in order."""
     named = (path for path in checkpoints.glob("step-*") if re.fullmatch(r"step-\d+", path.name))
     return sorted(map(step_of, named))
 
@@ -177,7 +177,7 @@ def _check_finite(adapter: FlatAdapter, step: int) -> None:
 
 
 def _optimizer_tensors(adapter: FlatAdapter, optimizer: Optimizer) -> dict[str, Tensor]:
-    """By weight, as if the optimizer looked at each of them."""
+    """Return the optimizer's tensors by weight, as if it had a state for each weight."""
     state = optimizer.state[adapter.vector]
     means = {
         f"{name}.{key}": part

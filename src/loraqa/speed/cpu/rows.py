@@ -108,7 +108,7 @@ class CompiledRows:
 
 
 def _joined(states: Tensor, pieces: Sequence[slice]) -> Tensor:
-    """Cut (key heads, T, d) into pieces and lay them one after another."""
+    """Cut (key heads, T, d) into pieces and put them one after another."""
     return torch.cat([states[:, piece] for piece in pieces], dim=1)
 
 

@@ -1,0 +1,230 @@
+"""Accelerations are compared with the plain algorithm; wrong and failing ones are left out."""
+
+import logging
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tests.conftest import needs_compiler, tiny_model
+from tests.train.conftest import settings
+from torch import Tensor
+
+from loraqa import speed
+from loraqa.errors import InputError
+from loraqa.lora.adapt import adapt
+from loraqa.lora.flat import FlatAdapter
+from loraqa.model.loss import Gradients
+from loraqa.model.memory import LackOfMemoryError
+from loraqa.model.rows import PaddedRows
+from loraqa.model.runner import PaddedRunner, Runner, TreeRunner
+from loraqa.model.trees import PackedTrees
+from loraqa.speed import trial
+from loraqa.speed.trial import UnusableError, check_close, fastest
+
+
+class Acceleration:
+    """An acceleration that replaces some fields of a runner."""
+
+    def __init__(self, **fields: Any) -> None:
+        self.fields = fields
+
+    def applies(self, runner: Runner, _uses: frozenset[str]) -> bool:
+        return isinstance(runner, TreeRunner)
+
+    def wrap(self, runner: TreeRunner) -> Runner:
+        return replace(runner, **self.fields)
+
+
+class Scaled:
+    """Attention whose result is wrong by a factor."""
+
+    def attend(self, *args: Any, **kwargs: Any) -> Tensor:
+        attended: Tensor = super().attend(*args, **kwargs)  # type: ignore[misc]
+        return 1.1 * attended
+
+
+class WrongTrees(Scaled, PackedTrees):
+    pass
+
+
+class WrongRows(Scaled, PaddedRows):
+    pass
+
+
+def wrong_gradients(runner: Runner, adapter: FlatAdapter) -> Gradients:
+    plain = TreeRunner(runner.model).gradients(adapter)
+
+    def prepare(step: Any) -> Any:
+        def launch() -> Tensor:
+            loss = plain(step)()
+            adapter.gradient.mul_(1.3)
+            return loss
+
+        return launch
+
+    return prepare
+
+
+def right_once(runner: Runner, adapter: FlatAdapter) -> Gradients:
+    """Gradients that are right the first time alone, as of a graph that does not replay."""
+    plain = TreeRunner(runner.model).gradients(adapter)
+    calls: list[Any] = []
+
+    def prepare(step: Any) -> Any:
+        calls.append(step)
+        return plain(step) if len(calls) == 1 else lambda: torch.zeros(())
+
+    return prepare
+
+
+def use(monkeypatch: pytest.MonkeyPatch, *accelerations: Any) -> None:
+    """Let these be all accelerations, named one, two, ..."""
+    names = ["one", "two", "three"][: len(accelerations)]
+    listed = dict(zip(names, accelerations, strict=True))
+    monkeypatch.setattr(
+        trial,
+        "accelerations",
+        lambda _, without: (pair for pair in listed.items() if pair[0] not in without),
+    )
+
+
+def adapted() -> TreeRunner:
+    model = tiny_model("gpt2")
+    adapt(model, settings().lora)
+    return TreeRunner(model)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"make_trees": WrongTrees}, "logits"),
+        ({"make_rows": WrongRows}, "logits of answers being written"),
+        ({"make_gradients": wrong_gradients}, "gradients"),
+        ({"make_gradients": right_once}, "gradients"),
+    ],
+)
+def test_wrong_results_are_left_out_and_the_others_stay(
+    fields: dict[str, Any],
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class OtherTrees(PackedTrees):
+        pass
+
+    use(monkeypatch, Acceleration(**fields), Acceleration(make_trees=OtherTrees))
+    with caplog.at_level(logging.INFO, "loraqa"):
+        runner, names = fastest(adapted(), ["training", "answering"])
+    assert names == ("two",)
+    assert runner == replace(adapted(), model=runner.model, make_trees=OtherTrees)
+    (message,) = caplog.messages
+    error = message.split(f"because its {reason} are ")[1].split()[0]
+    assert message == (
+        f"The acceleration one is not used, because its {reason} are {error} of their size off the "
+        "plain ones."
+    )
+    assert 1e-3 < float(error) < 1
+
+
+def test_only_what_a_runner_is_for_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(
+        monkeypatch,
+        Acceleration(make_rows=WrongRows),
+        Acceleration(make_gradients=wrong_gradients),
+    )
+    assert fastest(adapted(), ["training"])[1] == ("one",)
+    assert fastest(adapted(), ["answering"])[1] == ("two",)
+
+
+def test_a_failure_is_explained_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Failing(Acceleration):
+        def wrap(self, _: TreeRunner) -> Runner:
+            raise self.fields["error"]
+
+    use(
+        monkeypatch,
+        Failing(error=RuntimeError("no such operator\nand more")),
+        Failing(error=UnusableError("there is no compiler here")),
+    )
+    with caplog.at_level(logging.INFO, "loraqa"):
+        runner, names = fastest(adapted(), ["training"])
+    assert (names, runner.make_trees) == ((), PackedTrees)  # type: ignore[attr-defined]
+    assert caplog.messages == [
+        "The acceleration one is not used, because it fails here (RuntimeError: no such operator).",
+        "The acceleration two is not used, because there is no compiler here.",
+    ]
+
+
+def test_a_lack_of_memory_is_not_taken_for_a_wrong_acceleration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    use(monkeypatch, Acceleration(make_trees=full))
+    with pytest.raises(LackOfMemoryError) as caught:
+        fastest(adapted(), ["training"])
+    assert str(caught.value) == (
+        "Memory is out while accelerations were tried on small trees (CUDA out of memory): free "
+        "some of it, or choose a smaller model or another device."
+    )
+
+
+def test_a_runner_without_trees_keeps_what_it_is() -> None:
+    runner, names = fastest(PaddedRunner(tiny_model("gpt2")), ["answering"])
+    assert isinstance(runner, PaddedRunner)
+    assert not {"attention-by-products", "compiled-rows", "grouped-rows"} & set(names)
+
+
+def test_names_are_left_out() -> None:
+    _, everything = fastest(adapted(), ["training", "answering"])
+    assert "attention-by-products" in everything
+    without = fastest(adapted(), ["training", "answering"], ["attention-by-products"])[1]
+    assert without == tuple(name for name in everything if name != "attention-by-products")
+    assert fastest(adapted(), ["training", "answering"], ["all"])[1] == ()
+
+
+def test_an_unknown_name_is_refused() -> None:
+    with pytest.raises(InputError) as caught:
+        fastest(adapted(), ["training"], ["gelu"])
+    known = ", ".join([*speed.OF_MODELS, *speed.OF_PREPARATION])
+    assert str(caught.value) == f"There is no acceleration 'gelu'; give all or some of {known}."
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, 2.0])
+def test_what_is_not_close_is_refused(wrong: float) -> None:
+    check_close(torch.ones(3), torch.ones(3), 0.0, "outputs")
+    with pytest.raises(UnusableError):
+        check_close(torch.tensor([1.0, wrong, 1.0]), torch.ones(3), 0.1, "outputs")
+
+
+UNDER_O = """
+import torch
+from loraqa.model.runner import TreeRunner
+from loraqa.speed.cpu import native
+from loraqa.speed.cpu.rows import CompiledRows
+from loraqa.speed.trial import fastest
+from tests.conftest import tiny_model
+
+assert False, "python -O removes this line"
+right = CompiledRows.attend
+CompiledRows.attend = lambda *args, **options: 1.1 * right(*args, **options)
+_, names = fastest(TreeRunner(tiny_model("gpt2")), ["answering"])
+print("compiled-rows" in names)
+try:
+    native.call("gelu", torch.float32, torch.ones(4).bfloat16(), torch.ones(4), 4)
+except ValueError:
+    print("refused")
+"""
+
+
+@needs_compiler
+def test_guards_hold_under_python_o() -> None:
+    command = [sys.executable, "-O", "-c", UNDER_O]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "refused"]
