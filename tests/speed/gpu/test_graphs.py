@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.conftest import tiny_config, tiny_model
+from tests.conftest import assert_near, tiny_config, tiny_model
 from tests.speed.gpu import flash_by_hand
 from tests.speed.gpu.graph_by_hand import Recorder
 from torch import Tensor
@@ -43,12 +43,13 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     return by_hand
 
 
-def adapted(kind: str = "gpt2") -> Any:
+def adapted(kind: str = "gpt2", dtype: str = "float64") -> Any:
     """A tiny model with an adapter of random matrices."""
-    model = tiny_model(kind, "float64")
+    model = tiny_model(kind, dtype)
     adapt(model, LoraSettings(rank=4))
+    generator = torch.Generator().manual_seed(1)
     for layer in lora_layers(model).values():
-        torch.nn.init.normal_(layer.lora_B, std=0.1)
+        torch.nn.init.normal_(layer.lora_B, std=0.1, generator=generator)
     return model
 
 
@@ -85,8 +86,12 @@ def test_they_are_the_plain_gradients_each_time(kind: str, trees: list[Tree]) ->
     assert len(model.get_output_embeddings().weight) == model.config.vocab_size
 
 
-def test_a_recording_sees_other_batches_and_weights(trees: list[Tree], recorder: Recorder) -> None:
-    model = adapted()
+# In bf16 a recording copies the fp32 weights of the adapter. Rounding makes 0.13 of this gradient.
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-6), ("bfloat16", 0.2)])
+def test_a_recording_sees_other_batches_and_weights(
+    dtype: str, tolerance: float, trees: list[Tree], recorder: Recorder
+) -> None:
+    model = adapted(dtype=dtype)
     runner, adapter = graphed(model), FlatAdapter(model)
     gradients = runner.gradients(adapter)
     for _ in range(2):
@@ -101,8 +106,9 @@ def test_a_recording_sees_other_batches_and_weights(trees: list[Tree], recorder:
     others = [[trees[2], fewer]]
     loss = gradients(others)()
     found = taken(adapter)
-    assert loss.item() == pytest.approx(accumulate(TreeRunner(model), others).item())
-    torch.testing.assert_close(found, taken(adapter))
+    expected_loss = accumulate(TreeRunner(model), others)
+    assert loss.item() == pytest.approx(expected_loss.item(), rel=tolerance)
+    assert_near(found, taken(adapter), tolerance)
     assert recorder.recorded == recorded
 
 
@@ -151,8 +157,8 @@ def compute_once(compute: Callable[[], Tensor]) -> tuple[Callable[[], None], Ten
             refuse,
             "it fails here (RuntimeError: operation not permitted when stream is capturing)",
         ),
-        (do_nothing, "its gradients differ by 1 of their size from the plain"),
-        (compute_once, "its gradients differ by 0.7 of their size from the plain"),
+        (do_nothing, "its gradients are 1 of their size off the plain ones"),
+        (compute_once, "its gradients are 0.7 of their size off the plain ones"),
     ],
 )
 def test_gradients_are_plain_where_graphs_do_not_work(
