@@ -86,8 +86,8 @@ def test_they_are_the_plain_gradients_each_time(kind: str, trees: list[Tree]) ->
     assert len(model.get_output_embeddings().weight) == model.config.vocab_size
 
 
-# In bf16 a recording copies the fp32 weights of the adapter. Rounding makes 0.13 of this gradient.
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-6), ("bfloat16", 0.2)])
+# In bf16 a recording copies the fp32 weights of the adapter. Rounding makes 0.02 of this gradient.
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-6), ("bfloat16", 0.1)])
 def test_a_recording_sees_other_batches_and_weights(
     dtype: str, tolerance: float, trees: list[Tree], recorder: Recorder
 ) -> None:
@@ -100,7 +100,7 @@ def test_a_recording_sees_other_batches_and_weights(
     recorded = recorder.recorded
     with torch.no_grad():
         for layer in lora_layers(model).values():
-            layer.lora_A.mul_(2)
+            layer.lora_A.mul_(-1)
             layer.lora_B.sub_(0.01)
     fewer = replace(trees[0], branches=trees[0].branches[:1])
     others = [[trees[2], fewer]]
