@@ -205,3 +205,13 @@ def test_they_are_for_training_by_kernels() -> None:
     assert not graphs.applies(by_kernels(model), answering)
     assert not graphs.applies(TreeRunner(model), training)
     assert not graphs.applies(PaddedRunner(model), training)
+
+
+def test_captures_by_hand_refuse_what_a_gpu_would_refuse(recorder: Recorder) -> None:
+    numbers = torch.arange(3.0)
+    replay, result = recorder.record(lambda: numbers[torch.tensor([2], dtype=torch.int32)].sum())
+    replay()
+    assert result == 2
+    for compute in (lambda: numbers * numbers[1].item(), lambda: numbers[numbers > 1]):
+        with pytest.raises(RuntimeError, match=": operation not permitted when stream is captur"):
+            recorder.record(compute)[0]()
