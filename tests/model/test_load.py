@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tests.conftest import assert_near
 
 from loraqa.errors import InputError
 from loraqa.model.gelu import TanhGelu
@@ -31,7 +32,7 @@ def test_a_folder_is_loaded_as_transformers_loads_it(tiny_folder: Path) -> None:
     reference = transformers.AutoModelForCausalLM.from_pretrained(tiny_folder).eval()
     ids = torch.tensor([tokenizer("The old town lies on the river.").input_ids])
     with torch.no_grad():
-        torch.testing.assert_close(model(ids).logits, reference(ids).logits, rtol=1e-5, atol=1e-6)
+        assert_near(model(ids).logits, reference(ids).logits, 1e-5)
     assert not model.training
 
 
