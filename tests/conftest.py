@@ -19,6 +19,7 @@ from hypothesis import settings
 # reads this when it is first imported; processes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
+from torch import Tensor
 
 # Triton asks, when it is first imported, whether to interpret kernels; where there is a GPU they
 # run on it (`test_cuda.py`).
@@ -38,6 +39,17 @@ COMPILES = sys.platform == "linux" and shutil.which("cc") is not None
 needs_compiler = pytest.mark.skipif(not COMPILES, reason="no C compiler here, or not Linux")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def assert_near(actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    """Compare with the size of the whole tensor, because kernels sum in different orders.
+
+    The error of a sum is relative to its terms, so a single number near 0 has no correct digits.
+    """
+    assert actual.shape == expected.shape
+    with torch.no_grad():
+        error = (actual.double() - expected.double()).norm()
+        assert error <= tolerance * expected.double().norm()
 
 
 @contextmanager

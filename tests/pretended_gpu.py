@@ -102,11 +102,14 @@ def check_one_device(name: str, args: Any, tensors: list[Tensor]) -> None:
         raise RuntimeError(f"{name}: some tensors are on the GPU, and some on the CPU")
 
 
-def results(run: Path, settings: RunSettings) -> dict[str, Any]:
-    """Losses of a training, and answers of all kinds to the questions that were learned."""
+def results(run: Path, settings: RunSettings, answering: Path) -> dict[str, Any]:
+    """Losses of a training, and all kinds of answers by the adapter of another run.
+
+    That is the same one on both devices, because rounding in training may change the answers.
+    """
     finetune(settings, run)
     metrics = RunDirectory(run).metrics()
-    reader = Reader.load(run, device=settings.model.device)
+    reader = Reader.load(answering, device=settings.model.device)
     answers = {
         name: [first.text for first, *_ in reader.read(PASSAGES, parse_strategy(name))]
         for name in STRATEGIES
@@ -119,14 +122,16 @@ def main() -> None:
     """Do it on the CPU and there; both results go to standard output as JSON."""
     settings, out = load_settings([Path(sys.argv[1])]), Path(sys.argv[2])
     there = settings.model.model_copy(update={"device": str(GPU)})
-    both = [results(out / "cpu", settings)]
+    here = out / "cpu"
+    both = [results(here, settings, answering=here)]
     with (
         # In place of kernels, which know but a few devices.
         patch("loraqa.speed.gpu.trees._attend", flash_by_hand.attend),
         patch.dict(choose._OVER_TREES, {GPU.type: (KernelRunner,)}),
         Gpu(),
     ):
-        both.append(results(out / "gpu", settings.model_copy(update={"model": there})))
+        settings = settings.model_copy(update={"model": there})
+        both.append(results(out / "gpu", settings, answering=here))
     print(json.dumps(both))
 
 

@@ -9,9 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
 from torch.utils import backend_registration
 
 from loraqa.squad import write_official
+from tests.conftest import assert_near
 from tests.train.conftest import PASSAGES, settings
 
 needs_python_devices = pytest.mark.skipif(
@@ -47,3 +51,10 @@ def test_training_and_answering_give_what_they_give_on_the_cpu(
     assert there["runner"] == "KernelRunner", done.stderr
     assert there["losses"] == pytest.approx(here["losses"], rel=1e-4)
     assert there["answers"] == here["answers"]
+    assert_near(learned(tmp_path / "gpu"), learned(tmp_path / "cpu"), 0.01)
+
+
+def learned(run: Path) -> Tensor:
+    """All matrices B of a run's adapter, which were 0 before."""
+    adapter = load_file(run / "adapter" / "adapter_model.safetensors")
+    return torch.cat([matrix.flatten() for name, matrix in adapter.items() if "lora_B" in name])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.conftest import needs_interpreter, tiny_model
+from tests.conftest import assert_near, needs_interpreter, tiny_model
 from tests.speed.gpu import flash_by_hand
 from torch import Tensor
 
@@ -72,11 +72,13 @@ def test_kernels_attend_as_blocks_do_with_their_gradients(
     real = [each[:, :, :end] for each in states]
 
     def check(attended: Tensor, expected: Tensor, gradient: Tensor) -> None:
-        torch.testing.assert_close(attended, expected)
-        torch.testing.assert_close(
-            torch.autograd.grad(attended, states, gradient),
-            torch.autograd.grad(expected, states, gradient),
+        assert_near(attended, expected, 1e-5)
+        # All gradients at once: that of queries which see one key is 0 but for rounding.
+        actual_gradients, expected_gradients = (
+            torch.cat([each.flatten() for each in torch.autograd.grad(output, states, gradient)])
+            for output in (attended, expected)
         )
+        assert_near(actual_gradients, expected_gradients, 1e-5)
 
     check(
         kernels.attend(0, *states, 0.3)[:, :, :end],
