@@ -9,11 +9,11 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test test-kernels lint bench clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name text; \
-	do printf '  make %-10s %s\n' "$$name" "$$text"; done
+	do printf '  make %-12s %s\n' "$$name" "$$text"; done
 
 setup: $(INSTALLED) ## install everything into .venv (PYTHON=..., TORCH_INDEX=... to choose)
 
@@ -24,6 +24,11 @@ test: setup ## run the tests, a few minutes
 	@test "$$(uname -sm)" != "Linux x86_64" || $(BIN)/python -c 'import triton' 2>/dev/null || \
 	$(BIN)/pip install -c constraints.txt -e '.[kernels]'
 	$(BIN)/pytest
+
+test-kernels: test ## run the tests with the kernels of older processors and on two threads too
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE $(BIN)/pytest
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2 $(BIN)/pytest
+	OMP_NUM_THREADS=2 $(BIN)/pytest
 
 lint: setup ## check style, format and types
 	$(BIN)/ruff check

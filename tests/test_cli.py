@@ -19,6 +19,7 @@ import torch
 
 from loraqa.cli import main
 from loraqa.squad import Answer, Passage, Question, write_official
+from tests.conftest import assert_near
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -214,7 +215,7 @@ def test_the_peft_export_is_loaded_by_peft(
     with torch.no_grad():
         theirs = PeftModel.from_pretrained(base, out)(ids).logits
         ours = load_model(run).model(ids).logits
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert_near(ours, theirs, 1e-5)
 
 
 def test_inspect_shows_tokens_and_counts(call: Call, tiny_folder: Path, data: Path) -> None:

@@ -9,7 +9,7 @@ import peft
 import pytest
 import torch
 from tests.answer.conftest import PASSAGES
-from tests.conftest import tiny_model
+from tests.conftest import assert_near, tiny_model
 from transformers import AutoModelForCausalLM
 
 from loraqa.adapter.info import AdapterInfo, write_adapter_info
@@ -54,7 +54,7 @@ def test_loads_a_run_an_adapter_and_a_merged_model(
         answers = reader.answer(PASSAGES[0].context, ["Who?", "When?"])
         assert [answer.text for answer in answers] == [answer.text for answer in expected]
         for ours, theirs in zip(answers, expected, strict=True):
-            assert ours.log_probability == pytest.approx(theirs.log_probability, rel=1e-3)
+            assert ours.log_probability == pytest.approx(theirs.log_probability, rel=1e-3, abs=1e-4)
 
 
 @pytest.mark.parametrize("supported", [True, False])
@@ -69,6 +69,7 @@ def test_a_bfloat16_run_answers_in_float32_if_the_processor_lacks_bfloat16(
     assert model.dtype == (torch.bfloat16 if supported else torch.float32)
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
 def test_a_reader_on_a_cpu_has_prepacked_weights(run: Path, tiny_folder: Path) -> None:
     for source in (run, tiny_folder):
         model = Reader.load(source, dtype="float32", device="cpu").runner.model
@@ -173,7 +174,7 @@ def test_an_adapter_saved_by_peft_has_pefts_logits(
     ids = torch.arange(1, 30)[None]
     with torch.no_grad():
         ours = loaded.model(input_ids=ids).logits
-        torch.testing.assert_close(ours, theirs(input_ids=ids).logits, rtol=1e-5, atol=1e-5)
+        assert_near(ours, theirs(input_ids=ids).logits, 1e-5)
 
 
 def test_an_adapter_without_a_base_name_is_refused(from_peft: tuple[Path, Any]) -> None:

@@ -45,7 +45,7 @@ def test_answers_have_the_order_of_the_questions_for_every_batch_size(
     assert ids(answers) == [question.id for passage in PASSAGES for question in passage.questions]
     for (ours,), (expected,) in zip(answers, together, strict=True):
         assert (ours.text, ours.start, ours.end) == (expected.text, expected.start, expected.end)
-        assert ours.log_probability == pytest.approx(expected.log_probability, rel=1e-4)
+        assert ours.log_probability == pytest.approx(expected.log_probability, rel=1e-4, abs=1e-4)
 
 
 def test_answers_and_probabilities_equal_transformers(
@@ -60,7 +60,7 @@ def test_answers_and_probabilities_equal_transformers(
         assert answer.text == segments.decode(kept)
         mean = answer.log_probability / len(tokens)
         assert answer.mean_log_probability == pytest.approx(mean)
-        assert answer.no_answer_probability == pytest.approx(none, rel=1e-4)
+        assert answer.no_answer_probability == pytest.approx(none, rel=1e-3)
 
 
 def test_progress_counts_prompts(segments: SegmentTokenizer) -> None:
@@ -146,7 +146,7 @@ def test_the_no_answer_probability_is_the_lowest_of_all_windows(
     expected = logits.softmax(dim=-1)[:, segments.eos].tolist()
     assert len(set(expected)) > 2
     ((answer,),) = reader_of(segments, max_length=140).read([LONG_PASSAGE], Greedy())
-    assert answer.no_answer_probability == pytest.approx(min(expected), rel=1e-4)
+    assert answer.no_answer_probability == pytest.approx(min(expected), rel=1e-3)
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from peft import PeftModel
+from tests.conftest import assert_near
 from transformers import AutoModelForCausalLM
 
 from loraqa.errors import LoraqaError
@@ -60,10 +61,13 @@ def test_merged_weights_equal_pefts(adapted, tiny_model, input_ids, tmp_path, fa
 def test_a_bf16_weight_is_summed_in_fp32_and_rounded_once(adapted, input_ids):
     model = adapted(dtype=torch.bfloat16)
     (layer, *_) = lora_layers(model).values()
-    exact = layer.base.weight.double() + 2 / 3 * (layer.lora_B.double() @ layer.lora_A.double()).t()
+    weight = layer.base.weight.double()
+    update = 2 / 3 * (layer.lora_B.double() @ layer.lora_A.double()).t()
+    exact = weight + update
     merge(model, input_ids)
-    # Half a unit in the last of bf16's eight bits, and a margin for fp32.
-    assert ((layer.merged_weight - exact).abs() <= 1.001 * 2**-8 * exact.abs()).all()
+    # Half a unit in the last of bf16's eight bits, and a little for fp32.
+    in_fp32 = 2**-20 * (weight.abs() + update.abs())
+    assert ((layer.merged_weight - exact).abs() <= 2**-8 * exact.abs() + in_fp32).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -86,18 +90,20 @@ def test_merging_again_uses_the_current_update(adapted, logits, input_ids):
     with torch.no_grad():
         for layer in lora_layers(model).values():
             layer.lora_B *= 2
-    assert merge(model, input_ids) < 1e-4
+    merge(model, input_ids)
     merged = logits(model)
     unmerge(model)
-    torch.testing.assert_close(merged, logits(model), rtol=1e-4, atol=1e-4)
+    assert_near(merged, logits(model), 1e-5)
 
 
-def test_merging_ignores_dropout(adapted, input_ids):
+def test_merging_ignores_dropout(adapted, logits, input_ids):
     model = adapted()
+    answers = logits(model)
     for layer in lora_layers(model).values():
         layer.dropout = 0.5
-    assert merge(model.train(), input_ids) < 1e-4
+    merge(model.train(), input_ids)
     assert not model.training
+    assert_near(logits(model), answers, 1e-5)
 
 
 def test_a_wrong_merge_raises_and_is_undone(adapted, logits, input_ids, monkeypatch):
@@ -137,20 +143,27 @@ def test_the_merged_model_is_a_plain_transformers_folder(
     model = adapted(family, targets, dtype, tied)
     answers = logits(model)
     change = merge_and_unload(model, input_ids)
-    merged = logits(model)
-    assert (merged - answers).abs().max().item() <= change
+    # The change was measured with layers that may call other kernels than transformers' layers do.
+    rounding = 8 * torch.finfo(dtype).eps * answers.abs().max().item()
+    assert (logits(model) - answers).abs().max().item() <= change + rounding
     model.save_pretrained(tmp_path)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
-    assert torch.equal(logits(loaded), merged)
+    check_same_weights(AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype), model)
 
 
-def test_an_untied_head_is_merged_too(adapted, logits, input_ids, tmp_path):
+def check_same_weights(loaded, model):
+    assert type(loaded) is type(model)
+    ours, theirs = model.state_dict(), loaded.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(theirs[name], ours[name]) for name in ours)
+
+
+def test_an_untied_head_is_merged_too(adapted, input_ids, tmp_path):
     model = adapted(targets=["lm_head", "c_attn"], tied=False)
     embedding = model.get_input_embeddings().weight.clone()
     merge_and_unload(model, input_ids)
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert torch.equal(logits(loaded), logits(model))
+    check_same_weights(loaded, model)
     assert torch.equal(loaded.get_input_embeddings().weight, embedding)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tests.conftest import tiny_model
+from tests.conftest import assert_near, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from loraqa.errors import InputError
@@ -192,7 +192,7 @@ class TestModelsWithoutTrees:
             for prompt, answer in paths(trees)
             for place in range(len(answer))
         ]
-        torch.testing.assert_close(logits, alone(model, rows), rtol=1e-4, atol=1e-4)
+        assert_near(logits, alone(model, rows), 1e-4)
         assert targets.tolist() == [token for _, answer in paths(trees) for token in answer]
 
     def test_decoding(self, kind: str, prompts: list[Tree]) -> None:
@@ -201,7 +201,7 @@ class TestModelsWithoutTrees:
         rows = [prompt for prompt, _ in paths(prompts)]
 
         def check(logits: torch.Tensor, rows: list[list[int]]) -> torch.Tensor:
-            torch.testing.assert_close(logits, alone(model, rows), rtol=1e-4, atol=1e-4)
+            assert_near(logits, alone(model, rows), 1e-4)
             return logits.argmax(dim=-1)
 
         tokens = check(logits, rows)

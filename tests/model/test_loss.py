@@ -6,6 +6,7 @@ import peft
 import pytest
 import torch
 from tests.conftest import tiny_model
+from tests.model.conftest import PASSAGES
 from tests.train.conftest import settings
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -83,10 +84,14 @@ def test_micro_batches_give_the_gradient_of_plain_peft(
     assert_equal(ours, peft_gradients(model, tmp_path, trees))
 
 
-def test_supervised_tokens_are_the_answers_and_eos(trees: list[Tree]) -> None:
-    expected = sum(len(branch.answer) for tree in trees for branch in tree.branches)
-    assert supervised_tokens(pack(trees, 150)) == expected
-    assert all(branch.answer[-1] == 0 for tree in trees for branch in tree.branches)
+def test_supervised_tokens_are_the_answers_and_eos(trees: list[Tree], tiny_tokenizer: Any) -> None:
+    questions = [question for passage in PASSAGES for question in passage.questions]
+    answers = (f" {q.answers[0].text}" if q.answers else "" for q in questions)
+    rows = [f"{answer}<|endoftext|>" for answer in answers]
+    expected = sum(map(len, tiny_tokenizer(rows).input_ids))
+    assert expected > 2 * len(rows)
+    for tokens in (10_000, 150, 1):
+        assert supervised_tokens(pack(trees, tokens)) == expected
 
 
 def test_the_loss_of_a_bf16_model_is_summed_in_fp32(trees: list[Tree]) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.conftest import tiny_model
+from tests.conftest import assert_near, tiny_model
 
 from loraqa.model.runner import PaddedRunner, RecomputingRunner, Runner, TreeRunner
 from loraqa.prompt.tree import Tree
@@ -52,8 +52,7 @@ def test_steps_equal_a_fresh_computation(
         rows = [[*rows[index], token] for index, token in zip(chosen, new, strict=True)]
         steps.append((session.advance(torch.tensor(new)), rows))
     for logits, expected in steps:
-        tolerance = TOLERANCE[dtype]
-        torch.testing.assert_close(logits, anew(model, expected), rtol=tolerance, atol=tolerance)
+        assert_near(logits, anew(model, expected), TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("path", [TreeRunner, PaddedRunner, RecomputingRunner])

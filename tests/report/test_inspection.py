@@ -15,6 +15,7 @@ PASSAGE = Passage(
     "The mill was built by Ruth Olen.",
     (Question("q1", "Who built the mill?", (Answer("Ruth Olen", 22),)),),
 )
+PROMPT = f"Context: {PASSAGE.context} Question: Who built the mill? Answer: Ruth Olen"
 
 
 def test_all_tokens_ids_and_positions_are_shown(tiny_tokenizer: Any) -> None:
@@ -25,9 +26,8 @@ def test_all_tokens_ids_and_positions_are_shown(tiny_tokenizer: Any) -> None:
     for piece in inspection(encoded, tokenizer, examples=1):
         console.print(piece)
     shown = console.end_capture()
-    prompt = f"Context: {PASSAGE.context} Question: Who built the mill? Answer: Ruth Olen"
     places = re.compile(r"\npositions .*\n\n  q1\n  ")
-    assert prompt + "<|endoftext|>" in places.sub("", shown).replace("│", "")
+    assert PROMPT + "<|endoftext|>" in places.sub("", shown).replace("│", "")
     (tree,) = encoded.trees
     (branch,) = tree.branches
     assert " ".join(map(str, tree.trunk)) in shown
@@ -64,9 +64,10 @@ def test_supervised_tokens_have_their_own_colour(tiny_tokenizer: Any) -> None:
     assert answers[SUPERVISED] == "<|endoftext|>"
 
 
-def test_counts_are_those_of_the_encoder(tiny_tokenizer: Any) -> None:
+def test_counts_are_those_of_the_prompts(tiny_tokenizer: Any) -> None:
     tokenizer = SegmentTokenizer.from_transformers(tiny_tokenizer)
-    counts = PromptEncoder(tokenizer, Template(), 200, 20).encode_training([PASSAGE] * 3).counts
+    counts = PromptEncoder(tokenizer, Template(), 200, 20).encode_training([PASSAGE] * 30).counts
     markdown = counts_table(counts).to_markdown()
-    assert "| contexts | 3 |" in markdown
-    assert f"| tokens as trees | {counts.tree_tokens:,} |" in markdown
+    tokens = len(tiny_tokenizer(PROMPT).input_ids)
+    assert "| contexts | 30 |" in markdown
+    assert f"| tokens as trees | {30 * tokens:,} |" in markdown

@@ -26,7 +26,8 @@ class ParameterCounts:
 def adapt(model: PreTrainedModel, settings: LoraSettings, seed: int = 0) -> None:
     """Freeze the model and wrap each layer that the settings name in a `LoraLinear`.
 
-    Every B is 0, so the model's outputs stay the same to the bit. The same seed draws the same A.
+    Every B is 0, so the model's outputs stay the same, except for rounding. The same seed draws the
+    same A.
     Raises `InputError` as `targets.select` does, before anything is changed.
     """
     generator = torch.Generator().manual_seed(seed)

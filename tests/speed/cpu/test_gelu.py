@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.conftest import needs_compiler, tiny_model
+from tests.conftest import assert_near, needs_compiler, tiny_model
 from torch import Tensor, nn
 from transformers.activations import NewGELUActivation
 
@@ -34,7 +34,7 @@ def test_it_is_the_gelu_of_transformers(dtype: torch.dtype, shape: tuple[int, ..
     exact = x.detach().double().requires_grad_()
     expected = with_gradient(NewGELUActivation(), exact, weights.double())
     actual = with_gradient(CompiledGelu(dtype), x, weights)
-    tolerance = 2 * torch.finfo(dtype).eps
+    tolerance = 4 * torch.finfo(dtype).eps
     for got, wanted in zip(actual, expected, strict=True):
         assert got.dtype == dtype
         torch.testing.assert_close(got.double(), wanted, rtol=0, atol=tolerance * size(wanted))
@@ -83,10 +83,9 @@ def test_bf16_is_rounded_to_the_nearest() -> None:
     assert torch.equal(CompiledGelu(torch.bfloat16)(x), expected)
 
 
-def test_other_dtypes_are_pytorchs() -> None:
+def test_in_fp64_it_is_the_gelu_of_transformers_too() -> None:
     x = torch.linspace(-5, 5, 100, dtype=torch.float64)
-    other = CompiledGelu(torch.float32)
-    assert torch.equal(other(x), torch.nn.functional.gelu(x, approximate="tanh"))
+    assert_near(CompiledGelu(torch.float32)(x), NewGELUActivation()(x), 1e-12)
 
 
 @needs_compiler

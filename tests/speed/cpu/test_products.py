@@ -85,7 +85,7 @@ def test_rounding_is_that_of_the_dtype(dtype: torch.dtype) -> None:
     expected = scaled_dot_product_attention(*exact, attn_mask=seen, scale=SCALING)
     rounded = attend_blocks(*(each.to(dtype) for each in exact), blocks, SCALING)
     error = (rounded - expected).norm() / expected.norm()
-    assert error < 2 * torch.finfo(dtype).eps
+    assert error < 4 * torch.finfo(dtype).eps
 
 
 def test_a_causal_block_in_pieces_leaves_out_most_of_what_is_masked() -> None:

@@ -77,19 +77,14 @@ def test_kernels_attend_as_packed_trees_do_with_their_gradients(
     query, key, value = states
     expected = PackedTrees(batch, CPU).attend(0, *(each[:, :, :end] for each in states), 0.3)
 
+    def gradients(output: Tensor, gradient: Tensor) -> Tensor:
+        """All at once: that of queries which see one key is 0 but for rounding."""
+        found = torch.autograd.grad(output, states, gradient, retain_graph=True)
+        return torch.cat([each.flatten() for each in found])
+
     def check(attended: Tensor, expected: Tensor, gradient: Tensor) -> None:
         assert_near(attended, expected, 1e-5)
-        # All gradients at once: that of queries which see one key is 0 but for rounding.
-        actual_gradients, expected_gradients = (
-            torch.cat(
-                [
-                    each.flatten()
-                    for each in torch.autograd.grad(output, states, gradient, retain_graph=True)
-                ]
-            )
-            for output in (attended, expected)
-        )
-        assert_near(actual_gradients, expected_gradients, 1e-5)
+        assert_near(gradients(attended, gradient), gradients(expected, gradient), 1e-5)
 
     attended = triton_trees(batch, CPU).attend(0, *states, 0.3)
     check(attended[:, :, :end], expected, gradient[:, :, :end])
