@@ -31,7 +31,7 @@ logger = logging.getLogger("loraqa")
 
 # Rounding in bf16 makes up to some hundredths of a gradient.
 _GRADIENT_TOLERANCE = 0.1
-# How far a kernel may be from the plain operation, relative: it rounds its result once.
+# How far a kernel may be from the plain operation, relative: both round their results.
 KERNEL_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.008}
 # Three rows on two trunks, to compare kernels for rows.
 _SPANS = (TreeSpan(0, trunk=5, branches=(2, 3)), TreeSpan(10, trunk=3, branches=(1,)))
@@ -52,9 +52,9 @@ def fastest(
     """Return a runner with every acceleration that works, and the names of these accelerations.
 
     Args:
-        plain: the runner that `choose_runner` chose. For training its model holds the adapter.
-            For answering alone its weights may be packed, and then it can be neither trained nor
-            saved.
+        plain: the runner that `choose_runner` chose. For training its model holds the adapter, of
+            which no `FlatAdapter` may exist yet. For answering alone its weights may be packed;
+            then the model can be neither trained nor saved.
         uses: what the runner is for.
         without: names of accelerations to leave out, or "all".
 

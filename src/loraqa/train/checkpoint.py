@@ -138,7 +138,9 @@ def check_whole(checkpoint: Path) -> None:
         manifest = read_json(checkpoint / _MANIFEST)
         expected = {name: (file["bytes"], file["sha256"]) for name, file in manifest.items()}
     except (AttributeError, KeyError, TypeError):
-        raise InputError(f"The checkpoint {checkpoint} is broken: its manifest cannot be read.") from None
+        raise InputError(
+            f"The checkpoint {checkpoint} is broken: its manifest cannot be read."
+        ) from None
     for name, fingerprint in expected.items():
         path = checkpoint / name
         if not path.is_file():
