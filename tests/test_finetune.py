@@ -17,11 +17,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from loraqa.answer.evaluate import evaluate
-from loraqa.reader import Reader
 from loraqa.errors import InputError
 from loraqa.finetune import FinetuneResult, _one_core_less, finetune
 from loraqa.lora.adapter import load_adapter
 from loraqa.model.load import load_base
+from loraqa.reader import Reader
 from loraqa.squad import Passage, Question, write_official
 from loraqa.train.run import Record, RunDirectory
 from loraqa.train.settings import RunSettings, load_settings

@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from loraqa.adapter.info import AdapterInfo, read_adapter_info, write_adapter_info
 from loraqa.answer.export import export_adapter, export_merged
 from loraqa.answer.load import load_model
-from loraqa.reader import Reader
 from loraqa.errors import InputError
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
+from loraqa.reader import Reader
 
 QUESTIONS = ["Who?", "When?"]
 

@@ -8,14 +8,12 @@ from typing import Any
 import peft
 import pytest
 import torch
-from loraqa.speed.cpu.prepacked import PrepackedLinear
 from tests.answer.conftest import PASSAGES
 from tests.conftest import tiny_model
 from transformers import AutoModelForCausalLM
 
 from loraqa.adapter.info import AdapterInfo, write_adapter_info
 from loraqa.answer.load import load_adapted, load_model
-from loraqa.reader import Reader
 from loraqa.errors import InputError
 from loraqa.lora.adapter import load_adapter
 from loraqa.lora.layer import lora_layers
@@ -24,6 +22,8 @@ from loraqa.model.load import load_base
 from loraqa.model.runner import TreeRunner
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import DEFAULT_TEMPLATE, Template
+from loraqa.reader import Reader
+from loraqa.speed.cpu.prepacked import PrepackedLinear
 
 
 def test_loads_a_run_an_adapter_and_a_merged_model(

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from loraqa.reader import Reader
 from loraqa.demo.run import STRATEGIES, DemoResult, DemoSize, _next_steps, run_demo
 from loraqa.errors import InputError
+from loraqa.reader import Reader
 from loraqa.squad import QADataset, read_passages, score
 from loraqa.train.run import RunDirectory
 

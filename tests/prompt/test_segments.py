@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from loraqa.speed.start.words import all_offsets
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -15,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from loraqa.errors import InputError
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
+from loraqa.speed.start.words import all_offsets
 
 
 def test_joined_segments_are_gpt2s_tokens_of_the_prompt(shared: Path) -> None:

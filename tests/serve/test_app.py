@@ -17,9 +17,9 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from loraqa.answer.reader import Answered
-from loraqa.reader import Reader
 from loraqa.answer.strategies import parse_strategy
 from loraqa.errors import LoraqaError
+from loraqa.reader import Reader
 from loraqa.serve.app import MAX_BODY_BYTES, MAX_QUESTIONS, Served, create_app
 
 CONTEXT = "Die alte Mühle 🏭 am Fluss was built by Ruth Olen in 1203."

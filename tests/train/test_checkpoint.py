@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from loraqa.lora.flat import FlatAdapter
 from safetensors.torch import load_file
 from tests.train.conftest import adapted, settings
 
 from loraqa.adapter.evaluation import Evaluation
 from loraqa.errors import InputError
 from loraqa.files import read_json
+from loraqa.lora.flat import FlatAdapter
 from loraqa.train import checkpoint as checkpoints
 from loraqa.train.checkpoint import (
     TrainState,

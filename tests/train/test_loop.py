@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from loraqa.model.loss import answer_loss
 from tests.conftest import tiny_model
 from tests.train.conftest import adapted, adapter_bytes, plan, scores, settings
 from torch import Tensor
@@ -20,6 +19,7 @@ from transformers import get_cosine_schedule_with_warmup
 from loraqa.errors import LoraqaError
 from loraqa.lora.adapter import load_adapter
 from loraqa.lora.layer import lora_layers
+from loraqa.model.loss import answer_loss
 from loraqa.model.runner import TreeRunner
 from loraqa.prompt.tree import Tree
 from loraqa.squad import Scores

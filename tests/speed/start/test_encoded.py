@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from loraqa.speed.start.encoded import _KEPT, encode_training_once, load_encoded, write_encoded
 from tests.conftest import full_disk
 
 from loraqa.files import cache_folder
 from loraqa.prompt.encode import Encoded, PromptEncoder, training_texts
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
+from loraqa.speed.start.encoded import _KEPT, encode_training_once, load_encoded, write_encoded
 from loraqa.squad import Answer, Passage, QADataset, Question
 
 CONTEXT = " ".join(f"word{n}" for n in range(60))

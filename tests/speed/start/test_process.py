@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 from loraqa.ahead import Preparation, _prepare, preparing
-from loraqa.speed.start.words import Texts
+from tests.conftest import full_disk
+from tests.train.conftest import PASSAGES
 
 from loraqa.errors import InputError, LoraqaError
 from loraqa.files import read_json, write_json
 from loraqa.finetune import finetune
 from loraqa.prompt.encode import training_texts
 from loraqa.prompt.template import Template
+from loraqa.speed.start.words import Texts
 from loraqa.squad import Passage, write_official
 from loraqa.train.data import load_encoder, read_training_data
 from loraqa.train.settings import RunSettings, load_settings
-from tests.conftest import full_disk
-from tests.train.conftest import PASSAGES
 
 
 @pytest.fixture

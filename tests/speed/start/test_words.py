@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loraqa.speed.start.words import all_offsets, cuts_at_blanks, encode_by_words
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
+from loraqa.speed.start.words import all_offsets, cuts_at_blanks, encode_by_words
 from loraqa.squad import read_passages
 
 _BLANKS = st.sampled_from([" ", " ", " ", "  ", "\n", " \n", "\n ", "\t", "\u00a0", "\u3000", "\0"])
