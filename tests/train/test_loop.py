@@ -252,16 +252,15 @@ def test_scoring_leaves_no_trace(
 
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_a_loss_that_is_no_number_stops_the_run_and_reaches_no_checkpoint(
-    trees: list[Tree], run: RunDirectory, value: str
+    trees: list[Tree], run: RunDirectory, monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
-    seen: list[int] = []
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        steps = len(records(run, "train"))
+        return answer_loss(logits, targets) * (float(value) if steps == 6 else 1.0)
 
-    def loss(runner: Any, batch: list[Tree]) -> Tensor:
-        seen.append(len(records(run, "train")))
-        return answer_loss(runner, batch) * (float(value) if seen[-1] == 6 else 1.0)
-
+    monkeypatch.setattr("loraqa.model.loss.answer_loss", loss)
     with pytest.raises(LoraqaError) as caught:
-        start(trees, run, settings("checkpoint.every=6"), loss=loss)
+        start(trees, run, settings("checkpoint.every=6"))
     message = str(caught.value)
     assert f"loss is {value}" in message
     assert "step 7 (questions " in message
@@ -275,13 +274,17 @@ def test_a_loss_that_is_no_number_stops_the_run_and_reaches_no_checkpoint(
     assert all(p.isfinite().all() for p in model.parameters())
 
 
-def test_a_gradient_that_is_no_number_stops_the_run(trees: list[Tree], run: RunDirectory) -> None:
-    def loss(runner: Any, batch: list[Tree]) -> Tensor:
-        # The square root of 0 is a number; its slope is none.
-        return answer_loss(runner, batch) + (answer_loss(runner, batch) * 0).sqrt()
+def test_a_gradient_that_is_no_number_stops_the_run(
+    trees: list[Tree], run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        loss = answer_loss(logits, targets)
+        # The square root of 0 is finite, but its gradient is not.
+        return loss + (loss * 0).sqrt()
 
+    monkeypatch.setattr("loraqa.model.loss.answer_loss", loss)
     with pytest.raises(LoraqaError, match="gradient's norm nan in step 1"):
-        start(trees, run, settings(), loss=loss)
+        start(trees, run, settings())
 
 
 def test_weights_that_are_no_number_reach_no_checkpoint(
@@ -302,9 +305,12 @@ def out_of_memory(*_: Any) -> Any:
     raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
-def test_lack_of_memory_is_explained(trees: list[Tree], run: RunDirectory) -> None:
+def test_lack_of_memory_is_explained(
+    trees: list[Tree], run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loraqa.model.loss.answer_loss", out_of_memory)
     with pytest.raises(LoraqaError, match=r"Memory is out in step 1 .*tokens_per_batch from 120"):
-        start(trees, run, settings(), loss=out_of_memory)
+        start(trees, run, settings())
 
 
 def test_lack_of_memory_while_scoring_is_explained(trees: list[Tree], run: RunDirectory) -> None:
