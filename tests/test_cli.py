@@ -13,11 +13,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from signal import SIGINT, SIGTERM
+from typing import Any
 
 import pytest
 import torch
 
 from loraqa.cli import main
+from loraqa.speed import OF_MODELS, OF_PREPARATION
+from loraqa.speed.trial import fastest
 from loraqa.squad import Answer, Passage, Question, write_official
 
 Call = Callable[..., tuple[int, str, str]]
@@ -89,6 +92,92 @@ def test_training_leaves_a_whole_run(run: Path) -> None:
         assert (run / name).is_file()
     card = (run / "adapter" / "README.md").read_text()
     assert "loraqa train --model" in card
+
+
+def test_a_run_lists_its_accelerations(run: Path) -> None:
+    used = json.loads((run / "environment.json").read_text())["accelerations"]
+    assert used
+    assert set(used) <= set(OF_MODELS)
+
+
+@pytest.mark.parametrize(
+    ("without", "left_out"),
+    [("all", {*OF_MODELS}), ("kept-memory", {"kept-memory"}), ("preparing-process", set())],
+)
+def test_training_leaves_out_accelerations(
+    call: Call,
+    run: Path,
+    data: Path,
+    tiny_folder: Path,
+    tmp_path: Path,
+    without: str,
+    left_out: set[str],
+) -> None:
+    out = tmp_path / "run"
+    arguments = ["--model", tiny_folder, "--train", data, "--dev", data, "--out", out]
+    words = ["model.dtype=float32", "optimisation.max_steps=1", f"speed.without={without}"]
+    status, _, error = call("train", *arguments, *(each for w in words for each in ("--set", w)))
+    assert status == 0, error
+    used, all_of_them = (
+        json.loads((each / "environment.json").read_text())["accelerations"] for each in (out, run)
+    )
+    assert used == [name for name in all_of_them if name not in left_out]
+    assert f"without:\n  - {without}\n" in (out / "settings.yaml").read_text()
+
+
+UNKNOWN = (
+    "loraqa: There is no acceleration 'word-cash'; give all or some of "
+    f"{', '.join([*OF_MODELS, *OF_PREPARATION])}.\n"
+)
+
+
+def test_training_without_an_unknown_acceleration_is_refused(
+    call: Call, data: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    arguments = ["--model", tiny_folder, "--train", data, "--out", tmp_path / "run"]
+    result = call("train", *arguments, "--set", "speed.without=[word-cache, word-cash]")
+    assert result == (2, "", UNKNOWN)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "compare", "ask"])
+def test_answering_without_an_unknown_acceleration_is_refused(
+    call: Call, run: Path, data: Path, tmp_path: Path, command: str
+) -> None:
+    (tmp_path / "town.txt").write_text(TEXT)
+    ask = ["--context-file", tmp_path / "town.txt", "Who?"]
+    arguments = ask if command == "ask" else ["--data", data]
+    assert call(command, run, *arguments, "--without", "word-cash") == (2, "", UNKNOWN)
+
+
+@pytest.mark.parametrize(
+    ("without", "left_out"),
+    [("all", {*OF_MODELS}), ("prepacked-weights,word-cache", {"prepacked-weights"})],
+)
+def test_evaluate_leaves_out_accelerations(
+    call: Call,
+    run: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    without: str,
+    left_out: set[str],
+) -> None:
+    used: list[tuple[str, ...]] = []
+
+    def watched(*arguments: Any) -> Any:
+        runner, names = fastest(*arguments)
+        used.append(names)
+        return runner, names
+
+    monkeypatch.setattr("loraqa.reader.fastest", watched)
+    for name, options in {"fast": (), "plain": ("--without", without)}.items():
+        out = tmp_path / f"{name}.json"
+        status, _, error = call("evaluate", run, "--data", data, "--out", out, *options)
+        assert status == 0, error
+    assert used[0]
+    assert list(used[1]) == [name for name in used[0] if name not in left_out]
+    assert (tmp_path / "plain.json").read_text() == (tmp_path / "fast.json").read_text()
 
 
 def test_a_run_is_not_overwritten(call: Call, run: Path, tiny_folder: Path, data: Path) -> None:
@@ -330,6 +419,17 @@ def test_blank_texts_are_refused_before_the_model_is_loaded(
             "{tmp}/run",
         ],
         ["train", "--model", "{model}", "--train", "{data}", "--out", "{tmp}"],
+        [
+            "train",
+            "--model",
+            "{model}",
+            "--train",
+            "{data}",
+            "--set",
+            "speed.without=gone",
+            "--out",
+            "{tmp}/run",
+        ],
         ["inspect", "--model", "{tmp}/gone", "--data", "{data}"],
         ["evaluate", "{tmp}/gone", "--data", "{data}"],
         ["compare", "{model}", "--data", "gone.json"],
@@ -438,7 +538,7 @@ def default_signals() -> Iterator[None]:
 
 @pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize("number", [SIGINT, SIGTERM])
-@pytest.mark.parametrize("when", ["choose_runner", "compiled_gelu"])
+@pytest.mark.parametrize("when", ["choose_runner", "environment"])
 def test_who_is_stopped_before_the_first_step_leaves_nothing(
     call: Call,
     data: Path,

@@ -6,8 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +16,15 @@ from transformers import AutoModelForCausalLM
 
 from loraqa.answer.evaluate import evaluate
 from loraqa.errors import InputError
-from loraqa.finetune import FinetuneResult, _one_core_less, finetune
+from loraqa.finetune import FinetuneResult, finetune
 from loraqa.lora.adapter import load_adapter
 from loraqa.model.load import load_base
 from loraqa.reader import Reader
+from loraqa.speed import OF_MODELS, OF_PREPARATION
+from loraqa.speed.start.process import preparing
 from loraqa.squad import Passage, Question, write_official
-from loraqa.train.run import Record, RunDirectory
-from loraqa.train.settings import RunSettings, load_settings
+from loraqa.train.run import RunDirectory
+from loraqa.train.settings import RunSettings, SpeedSettings, load_settings
 from tests.conftest import COMPILES
 from tests.train.conftest import PASSAGES
 
@@ -108,6 +108,16 @@ def weights(run: Path) -> bytes:
 
 def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def losses(run: Path) -> list[float]:
+    return [r["loss"] for r in RunDirectory(run).metrics() if r["kind"] == "train"]
+
+
+def accelerations(run: Path) -> list[str]:
+    """Return the accelerations that a run has recorded."""
+    used: list[str] = read(run / "environment.json")["accelerations"]
+    return used
 
 
 def test_a_run_leaves_what_it_promises(
@@ -200,37 +210,63 @@ def test_a_finished_run_resumed_stays_as_it_is(
     assert weights(run) == weights(finished[0])
 
 
-@contextmanager
-def stopping_after(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """SIGTERM comes right after an optimizer step."""
-    append = RunDirectory.append
+def test_other_accelerations_on_resuming_are_told(
+    finished: tuple[Path, FinetuneResult],
+    chosen: RunSettings,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run = shutil.copytree(finished[0], tmp_path / "run")
+    before = accelerations(run)
+    assert before
+    assert set(before) <= set(OF_MODELS)
+    assert ("compiled-gelu" in before) == (COMPILES and not torch.cuda.is_available())
+    with caplog.at_level(logging.WARNING, logger="loraqa"):
+        finetune(without(chosen, "all"), run, resume=True)
+    assert caplog.messages == [
+        f"The run began with accelerations {before} and goes on with []: its last bits may differ."
+    ]
 
-    def append_and_stop(self: RunDirectory, record: Record) -> None:
-        append(self, record)
-        if record["step"] == step and record["kind"] == "train":
-            signal.raise_signal(signal.SIGTERM)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(RunDirectory, "append", append_and_stop)
-        yield
+def without(settings: RunSettings, *names: str) -> RunSettings:
+    """Return settings without these accelerations."""
+    return settings.model_copy(update={"speed": SpeedSettings(without=names)})
 
 
-def test_going_on_with_other_kernels_is_told(
+@pytest.mark.parametrize("names", [(), *((name,) for name in OF_PREPARATION)], ids=str)
+def test_accelerations_of_the_preparation_change_no_bit(
     finished: tuple[Path, FinetuneResult],
     chosen: RunSettings,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    names: tuple[str, ...],
 ) -> None:
-    run = shutil.copytree(finished[0], tmp_path / "run")
-    assert read(run / "environment.json")["compiled_gelu"] == COMPILES
-    monkeypatch.setattr("loraqa.finetune.compiled_gelu", lambda _: "otherwise")
-    with caplog.at_level(logging.WARNING, logger="loraqa"):
-        finetune(chosen, run, resume=True)
-    assert caplog.messages == [
-        f"The run began with compiled_gelu {COMPILES} and goes on with otherwise: its last "
-        "bits may differ."
-    ]
+    monkeypatch.setenv("LORAQA_CACHE", str(tmp_path / "cache"))
+    settings, run = without(chosen, *names), tmp_path / "run"
+    with preparing(settings) as prepare:
+        finetune(settings, run, prepare=prepare)
+    assert weights(run) == weights(finished[0])
+    assert accelerations(run) == accelerations(finished[0])
+
+
+def test_all_leaves_out_accelerations_of_models_and_of_the_preparation(
+    finished: tuple[Path, FinetuneResult], chosen: RunSettings, tmp_path: Path
+) -> None:
+    finetune(without(chosen, *OF_MODELS), tmp_path / "plain-model")
+    finetune(without(chosen, "all"), tmp_path / "plain")
+    assert weights(tmp_path / "plain") == weights(tmp_path / "plain-model")
+    assert accelerations(tmp_path / "plain") == []
+    assert losses(tmp_path / "plain") == pytest.approx(losses(finished[0]), rel=1e-4)
+
+
+def test_an_unknown_acceleration_leaves_no_run_behind(chosen: RunSettings, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as told:
+        finetune(without(chosen, "word-cash"), tmp_path / "run")
+    names = ", ".join([*OF_MODELS, *OF_PREPARATION])
+    assert str(told.value) == (
+        f"There is no acceleration 'word-cash'; give all or some of {names}."
+    )
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_made_with_relative_paths_goes_on_and_answers_elsewhere(
@@ -282,7 +318,10 @@ def test_an_existing_run_is_not_overwritten(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("prompt.max_length=257", "257 tokens is wanted, but the model takes no more than 256"),
+        (
+            "prompt.max_length=257",
+            "^max_length is 257 tokens, but the model takes no more than 256; lower max_length.$",
+        ),
         ("lora.target_modules=c_atn", "did you mean"),
         ("data.train=nowhere.json", r"nowhere\.json"),
     ],
@@ -332,18 +371,6 @@ def test_random_weights_are_told_and_resumed(
     finetune(chosen, tmp_path / "run")
     assert "RANDOM WEIGHTS" in caplog.text
     assert "random weights" in (tmp_path / "run" / "adapter" / "README.md").read_text()
-
-
-def test_the_trial_leaves_a_core_and_gives_it_back() -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        with suppress(KeyError), _one_core_less():
-            assert torch.get_num_threads() == 2
-            raise KeyError
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(threads)
 
 
 def test_a_hash_that_fails_is_told_of(
