@@ -1,4 +1,4 @@
-"""The folder of a run: never overwritten, resumed only as the same run."""
+"""The folder of a run is never overwritten, and resumed only as the same run."""
 
 import logging
 from pathlib import Path
@@ -21,8 +21,8 @@ DATA = {
 }
 
 
-def surroundings(**changed: Any) -> dict[str, Any]:
-    return environment(torch.device("cpu"), torch.float32, "loraqa train") | changed
+def surroundings(*accelerations: str, **changed: Any) -> dict[str, Any]:
+    return environment(torch.device("cpu"), torch.float32, "loraqa train", accelerations) | changed
 
 
 @pytest.fixture
@@ -133,13 +133,15 @@ def test_a_resumed_run_keeps_its_data(begun: RunDirectory, data: Any, named: str
         begun.resume(settings(), data, surroundings())
 
 
-def test_what_may_change_is_remembered(begun: RunDirectory) -> None:
+def test_changed_settings_are_written(begun: RunDirectory) -> None:
     lower = settings("optimisation.tokens_per_batch=9")
     begun.resume(lower, DATA, surroundings())
     assert begun.settings() == lower
 
 
-def test_other_surroundings_are_told(begun: RunDirectory, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_changed_environment_is_reported(
+    begun: RunDirectory, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING, logger="loraqa"):
         begun.resume(settings(), DATA, surroundings(command="another"))
         assert caplog.text == ""
@@ -149,13 +151,15 @@ def test_other_surroundings_are_told(begun: RunDirectory, caplog: pytest.LogCapt
     )
 
 
-def test_other_accelerations_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_changed_accelerations_are_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run = RunDirectory(tmp_path / "run")
-    run.start(settings(), DATA, surroundings(accelerations=["fused-gelu", "cuda-graphs"]))
+    run.start(settings(), DATA, surroundings("fused-gelu", "cuda-graphs"))
     with caplog.at_level(logging.WARNING, logger="loraqa"):
-        run.resume(settings(), DATA, surroundings(accelerations=["fused-gelu", "cuda-graphs"]))
+        run.resume(settings(), DATA, surroundings("fused-gelu", "cuda-graphs"))
         assert caplog.messages == []
-        run.resume(settings(), DATA, surroundings(accelerations=["fused-gelu"]))
+        run.resume(settings(), DATA, surroundings("fused-gelu"))
     assert caplog.messages == [
         "The run began with accelerations ['fused-gelu', 'cuda-graphs'] and goes on with "
         "['fused-gelu']: its last bits may differ."
@@ -172,7 +176,7 @@ def test_a_fact_that_is_no_longer_recorded_causes_no_warning(
     assert caplog.messages == []
 
 
-def test_a_run_stopped_while_it_began_may_begin_again(begun: RunDirectory) -> None:
+def test_a_run_stopped_before_its_files_were_written_starts_again(begun: RunDirectory) -> None:
     begun.data_file.unlink()
     begun.environment_file.unlink()
     begun.check_usable(settings(), resume=True)

@@ -1,4 +1,4 @@
-"""Another process prepares the same data as this one, and its errors are told here."""
+"""Another process prepares the same data as this one, and its errors are raised here."""
 
 import json
 import logging
@@ -217,7 +217,7 @@ def test_the_notices_of_the_process_are_shown(
     assert "loraqa: " in capfd.readouterr().err
 
 
-def test_an_early_error_is_told_before_the_data_are_used(
+def test_an_early_error_is_raised_before_the_data_are_used(
     chosen: RunSettings, tmp_path: Path, started: list[subprocess.Popen[bytes]]
 ) -> None:
     (tmp_path / "train.json").write_text("{")
@@ -228,7 +228,7 @@ def test_an_early_error_is_told_before_the_data_are_used(
             prepare(chosen)
 
 
-def test_a_full_disk_is_told_in_one_sentence(
+def test_a_full_disk_is_reported_in_one_sentence(
     chosen: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LORAQA_CACHE", os.devnull)
@@ -243,7 +243,7 @@ def test_a_full_disk_is_told_in_one_sentence(
     assert re.search(r"encoded.safetensors cannot be written \(.*too large.*\)\.$", str(told.value))
 
 
-def test_a_killed_process_is_told(
+def test_a_killed_process_is_reported(
     chosen: RunSettings, started: list[subprocess.Popen[bytes]]
 ) -> None:
     with preparing(chosen) as prepare:
@@ -272,7 +272,7 @@ def test_pytorch_leaves_a_core_to_the_process_until_it_ends(
     chosen: RunSettings, tmp_path: Path, fails: bool
 ) -> None:
     if fails:
-        # With a pause, so that the process does not fail before PyTorch leaves a core to it.
+        # The process waits at this pipe, and fails only when it is written to.
         (tmp_path / "train.json").unlink()
         os.mkfifo(tmp_path / "train.json")
     with preparing(chosen) as prepare:

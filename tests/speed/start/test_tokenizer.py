@@ -22,7 +22,7 @@ _CORPUS = ["Context: the old town of the river. Question: who? Answer: the king'
 _SPECIAL = ["<unk>", "<s>", "</s>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
-# Texts with control tokens, with the marks of spaces and bytes, and with characters unseen above.
+# Texts with control tokens, marks of spaces and bytes, and characters that are not in the corpus.
 _PIECES = st.sampled_from([*_SPECIAL, "<0x0A>", "▁", " ", "  ", "\n", "the king's", "Åé", "🏭"])
 _TEXTS = st.lists(_PIECES | st.text(max_size=5), max_size=8).map("".join)
 
