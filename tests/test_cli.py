@@ -1,4 +1,4 @@
-"""The command line: every command on a tiny model, its exit status and what it prints where."""
+"""The command line: exit status and output of every command on a tiny model."""
 
 import gc
 import io
@@ -13,11 +13,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from signal import SIGINT, SIGTERM
+from typing import Any
 
 import pytest
 import torch
 
 from loraqa.cli import main
+from loraqa.speed import OF_MODELS, OF_PREPARATION
+from loraqa.speed.trial import fastest
 from loraqa.squad import Answer, Passage, Question, write_official
 from tests.conftest import assert_near
 
@@ -47,12 +50,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
     def call(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
-        # Those of earlier calls write to what has been closed.
+        # The handlers of earlier calls write to streams that are closed.
         monkeypatch.setattr(logging.getLogger("loraqa"), "handlers", [])
         monkeypatch.setattr(sys, "argv", ["loraqa", *map(str, arguments)])
         with pytest.raises(SystemExit) as stopped:
             main()
-        # Else what earlier tests left is never collected.
+        # Frozen objects of earlier tests would never be collected.
         gc.unfreeze()
         captured = capsys.readouterr()
         return int(stopped.value.code or 0), captured.out, captured.err
@@ -62,7 +65,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, data: Path) -> Path:
-    """A run of a few steps, made by the command line itself."""
+    """A run of a few steps, made by `loraqa train`."""
     out = tmp_path_factory.mktemp("runs") / "town"
     command = ["-m", "loraqa.cli", "train", "--model", tiny_folder, "--train", data, "--dev", data]
     settings = [
@@ -85,11 +88,97 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, data: Path)
     return out
 
 
-def test_training_leaves_a_whole_run(run: Path) -> None:
+def test_training_writes_a_whole_run(run: Path) -> None:
     for name in ("settings.yaml", "environment.json", "data.json", "metrics.jsonl"):
         assert (run / name).is_file()
     card = (run / "adapter" / "README.md").read_text()
     assert "loraqa train --model" in card
+
+
+def test_a_run_lists_its_accelerations(run: Path) -> None:
+    used = json.loads((run / "environment.json").read_text())["accelerations"]
+    assert used
+    assert set(used) <= set(OF_MODELS)
+
+
+@pytest.mark.parametrize(
+    ("without", "left_out"),
+    [("all", {*OF_MODELS}), ("kept-memory", {"kept-memory"}), ("preparing-process", set())],
+)
+def test_training_leaves_out_accelerations(
+    call: Call,
+    run: Path,
+    data: Path,
+    tiny_folder: Path,
+    tmp_path: Path,
+    without: str,
+    left_out: set[str],
+) -> None:
+    out = tmp_path / "run"
+    arguments = ["--model", tiny_folder, "--train", data, "--dev", data, "--out", out]
+    words = ["model.dtype=float32", "optimisation.max_steps=1", f"speed.without={without}"]
+    status, _, error = call("train", *arguments, *(each for w in words for each in ("--set", w)))
+    assert status == 0, error
+    used, all_of_them = (
+        json.loads((each / "environment.json").read_text())["accelerations"] for each in (out, run)
+    )
+    assert used == [name for name in all_of_them if name not in left_out]
+    assert f"without:\n  - {without}\n" in (out / "settings.yaml").read_text()
+
+
+UNKNOWN = (
+    "loraqa: There is no acceleration 'word-cash'; give `all`, or one of "
+    f"{', '.join([*OF_MODELS, *OF_PREPARATION])}.\n"
+)
+
+
+def test_training_without_an_unknown_acceleration_is_refused(
+    call: Call, data: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    arguments = ["--model", tiny_folder, "--train", data, "--out", tmp_path / "run"]
+    result = call("train", *arguments, "--set", "speed.without=[word-cache, word-cash]")
+    assert result == (2, "", UNKNOWN)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "compare", "ask"])
+def test_answering_without_an_unknown_acceleration_is_refused(
+    call: Call, run: Path, data: Path, tmp_path: Path, command: str
+) -> None:
+    (tmp_path / "town.txt").write_text(TEXT)
+    ask = ["--context-file", tmp_path / "town.txt", "Who?"]
+    arguments = ask if command == "ask" else ["--data", data]
+    assert call(command, run, *arguments, "--without", "word-cash") == (2, "", UNKNOWN)
+
+
+@pytest.mark.parametrize(
+    ("without", "left_out"),
+    [("all", {*OF_MODELS}), ("prepacked-weights,word-cache", {"prepacked-weights"})],
+)
+def test_evaluate_leaves_out_accelerations(
+    call: Call,
+    run: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    without: str,
+    left_out: set[str],
+) -> None:
+    used: list[tuple[str, ...]] = []
+
+    def watched(*arguments: Any) -> Any:
+        runner, names = fastest(*arguments)
+        used.append(names)
+        return runner, names
+
+    monkeypatch.setattr("loraqa.reader.fastest", watched)
+    for name, options in {"fast": (), "plain": ("--without", without)}.items():
+        out = tmp_path / f"{name}.json"
+        status, _, error = call("evaluate", run, "--data", data, "--out", out, *options)
+        assert status == 0, error
+    assert used[0]
+    assert list(used[1]) == [name for name in used[0] if name not in left_out]
+    assert (tmp_path / "plain.json").read_text() == (tmp_path / "fast.json").read_text()
 
 
 def test_a_run_is_not_overwritten(call: Call, run: Path, tiny_folder: Path, data: Path) -> None:
@@ -148,7 +237,7 @@ def test_only_a_run_is_written_into(
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
 ) -> None:
-    """Also where a model is named by a path below the working directory, as a hub name might be."""
+    """This includes a model given by a relative path that looks like a hub name."""
     monkeypatch.chdir(tmp_path)
     source = Path("org") / kind
     shutil.copytree({"run": run, "adapter": run / "adapter", "model": tiny_folder}[kind], source)
@@ -244,7 +333,7 @@ def test_inspect_shows_tokens_and_counts(call: Call, tiny_folder: Path, data: Pa
         (["inspect", "--model", "TINY", "--data", "DATA", "--template", "x"], "template"),
     ],
 )
-def test_what_is_wrong_is_one_sentence(
+def test_an_error_is_one_sentence(
     call: Call, run: Path, data: Path, tiny_folder: Path, arguments: list[str], says: str
 ) -> None:
     places = {"RUN": run, "DATA": data, "TINY": tiny_folder}
@@ -257,10 +346,10 @@ def test_what_is_wrong_is_one_sentence(
 
 @pytest.fixture
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither a model nor data are loaded."""
+    """Fail the test if a model or data are loaded."""
 
     def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("what was bound to fail was begun")
+        raise AssertionError("work was begun that was bound to fail")
 
     monkeypatch.setattr("loraqa.answer.load.load_base", refuse)
     monkeypatch.setattr("loraqa.finetune.read_passages", refuse)
@@ -281,7 +370,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=" ".join,
 )
-def test_where_nothing_can_be_written_is_said_before_the_work(
+def test_an_unwritable_place_is_reported_before_the_work(
     call: Call, run: Path, data: Path, tiny_folder: Path, arguments: list[str]
 ) -> None:
     places = {"RUN": run, "DATA": data, "TINY": tiny_folder, "DATA/x": data / "x"}
@@ -294,7 +383,7 @@ def test_where_nothing_can_be_written_is_said_before_the_work(
 @pytest.mark.usefixtures("no_work")
 @pytest.mark.parametrize("command", ["evaluate", "compare"])
 @pytest.mark.parametrize("source", ["./nowhere", "runs/nowhere"])
-def test_a_run_is_looked_for_before_its_data(
+def test_a_missing_run_is_reported_before_data_are_read(
     call: Call, monkeypatch: pytest.MonkeyPatch, command: str, source: str
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -331,6 +420,17 @@ def test_blank_texts_are_refused_before_the_model_is_loaded(
             "{tmp}/run",
         ],
         ["train", "--model", "{model}", "--train", "{data}", "--out", "{tmp}"],
+        [
+            "train",
+            "--model",
+            "{model}",
+            "--train",
+            "{data}",
+            "--set",
+            "speed.without=gone",
+            "--out",
+            "{tmp}/run",
+        ],
         ["inspect", "--model", "{tmp}/gone", "--data", "{data}"],
         ["evaluate", "{tmp}/gone", "--data", "{data}"],
         ["compare", "{model}", "--data", "gone.json"],
@@ -341,7 +441,7 @@ def test_blank_texts_are_refused_before_the_model_is_loaded(
     ],
     ids=lambda command: f"{command[0]} {command[1].strip('-')}",
 )
-def test_a_wrong_path_is_told_before_anything_large_is_imported(
+def test_wrong_arguments_are_reported_before_pytorch_is_imported(
     tiny_folder: Path, data: Path, tmp_path: Path, command: list[str]
 ) -> None:
     (tmp_path / "not-empty").touch()
@@ -365,7 +465,7 @@ def test_a_wrong_path_is_told_before_anything_large_is_imported(
     assert "gone" in done.stderr or f"{tmp_path} exists already" in done.stderr
 
 
-def test_training_leaves_out_bad_questions_where_told_to(
+def test_on_bad_skip_leaves_out_bad_questions(
     call: Call, tiny_folder: Path, tmp_path: Path
 ) -> None:
     bad = Passage(f"{TEXT} Bad.", (Question("bad", "Who?", (Answer("Nobody", 0),)),))
@@ -380,7 +480,9 @@ def test_training_leaves_out_bad_questions_where_told_to(
     assert "on_bad: skip" in (out / "settings.yaml").read_text()
 
 
-def test_a_question_or_answers_too_long_to_ask(call: Call, run: Path, tmp_path: Path) -> None:
+def test_questions_and_answers_that_are_too_long_are_refused(
+    call: Call, run: Path, tmp_path: Path
+) -> None:
     (tmp_path / "town.txt").write_text(TEXT)
     ask = ("ask", run, "--context-file", tmp_path / "town.txt")
     status, _, error = call(*ask, "Who?", "--max-answer-tokens", 600)
@@ -393,13 +495,13 @@ def test_a_question_or_answers_too_long_to_ask(call: Call, run: Path, tmp_path: 
 
 
 def standard_input(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
-    """As in a C locale, where text that is not UTF-8 is read as lone surrogates."""
+    """Replace standard input. As in a C locale, wrong UTF-8 becomes lone surrogates."""
     stream = io.TextIOWrapper(io.BytesIO(data), "utf-8", errors="surrogateescape")
     monkeypatch.setattr(sys, "stdin", stream)
 
 
 @pytest.mark.parametrize("piped", [False, True])
-def test_a_context_that_is_not_text_is_named(
+def test_a_context_that_is_not_utf8_is_refused(
     call: Call, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piped: bool
 ) -> None:
     context = tmp_path / "town.bin"
@@ -411,10 +513,10 @@ def test_a_context_that_is_not_text_is_named(
 
 
 @pytest.mark.parametrize("piped", [False, True])
-def test_offsets_are_those_of_the_file(
+def test_offsets_count_the_characters_of_the_file(
     call: Call, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piped: bool
 ) -> None:
-    """With the line ends of Windows, and behind a byte order mark, which is no character."""
+    """The file has Windows line ends and a byte order mark, which is not a character."""
     context = tmp_path / "town.txt"
     text = "\r\n\r\n\r\n" + TEXT.replace(" ", "\r\n")
     context.write_bytes(text.encode("utf-8-sig"))
@@ -429,7 +531,7 @@ def test_offsets_are_those_of_the_file(
 
 @pytest.fixture
 def default_signals() -> Iterator[None]:
-    """Those that Python starts with; they are put back."""
+    """Use the signal handlers that Python starts with."""
     before = {number: signal.getsignal(number) for number in (SIGINT, SIGTERM)}
     signal.signal(SIGINT, signal.default_int_handler)
     yield
@@ -439,8 +541,8 @@ def default_signals() -> Iterator[None]:
 
 @pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize("number", [SIGINT, SIGTERM])
-@pytest.mark.parametrize("when", ["choose_runner", "compiled_gelu"])
-def test_who_is_stopped_before_the_first_step_leaves_nothing(
+@pytest.mark.parametrize("when", ["choose_runner", "environment"])
+def test_a_training_stopped_before_its_first_step_leaves_nothing(
     call: Call,
     data: Path,
     tiny_folder: Path,
@@ -462,7 +564,7 @@ def test_who_is_stopped_before_the_first_step_leaves_nothing(
 
 
 @pytest.mark.usefixtures("default_signals")
-def test_ctrl_c_before_there_is_a_command_is_no_traceback(
+def test_ctrl_c_before_a_command_runs_shows_no_traceback(
     call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("loraqa.cli.app", lambda: signal.raise_signal(SIGINT))

@@ -1,4 +1,4 @@
-"""The recipe, end to end on a tiny model: stopped and killed for real, resumed, refused."""
+"""The recipe, end to end on a tiny model: runs are finished, stopped, killed and resumed."""
 
 import json
 import logging
@@ -6,8 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +16,19 @@ from transformers import AutoModelForCausalLM
 
 from loraqa.answer.evaluate import evaluate
 from loraqa.errors import InputError
-from loraqa.finetune import FinetuneResult, _one_core_less, finetune
+from loraqa.finetune import FinetuneResult, finetune
 from loraqa.lora.adapter import load_adapter
 from loraqa.model.load import load_base
 from loraqa.reader import Reader
+from loraqa.speed import OF_MODELS, OF_PREPARATION
+from loraqa.speed.start.process import preparing
 from loraqa.squad import Passage, Question, write_official
-from loraqa.train.run import Record, RunDirectory
-from loraqa.train.settings import RunSettings, load_settings
+from loraqa.train.run import RunDirectory
+from loraqa.train.settings import RunSettings, SpeedSettings, load_settings
 from tests.conftest import COMPILES, assert_near
 from tests.train.conftest import PASSAGES
 
-# Runs the recipe and sends itself a signal right after a step.
+# A program that runs the recipe and sends itself a signal right after a step.
 STOPPED_AFTER = """
 import os, sys
 from pathlib import Path
@@ -65,7 +65,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def chosen(tiny_folder: Path, data: Path) -> RunSettings:
-    """Eight steps, two to an epoch, scored every three."""
+    """Settings of eight steps, two to an epoch, with an evaluation every three steps."""
     return choose(
         tiny_folder,
         data / "train.json",
@@ -97,7 +97,7 @@ def choose(model: Path, train: Path, *overrides: str) -> RunSettings:
 def finished(
     chosen: RunSettings, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, FinetuneResult]:
-    """A run that nothing stopped."""
+    """A run that was not interrupted."""
     run = tmp_path_factory.mktemp("runs") / "finished"
     return run, finetune(chosen, run, command="loraqa train --out finished")
 
@@ -110,7 +110,17 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_a_run_leaves_what_it_promises(
+def losses(run: Path) -> list[float]:
+    return [r["loss"] for r in RunDirectory(run).metrics() if r["kind"] == "train"]
+
+
+def accelerations(run: Path) -> list[str]:
+    """Return the accelerations that a run has recorded."""
+    used: list[str] = read(run / "environment.json")["accelerations"]
+    return used
+
+
+def test_a_run_writes_all_its_files(
     finished: tuple[Path, FinetuneResult], chosen: RunSettings
 ) -> None:
     run, result = finished
@@ -132,7 +142,7 @@ def test_a_run_leaves_what_it_promises(
     assert told["dev"]["questions"] == 5
 
 
-def test_the_adapter_folder_alone_answers_and_is_pefts(
+def test_the_adapter_folder_alone_works_here_and_in_peft(
     finished: tuple[Path, FinetuneResult], tiny_folder: Path
 ) -> None:
     run, _ = finished
@@ -148,7 +158,7 @@ def test_the_adapter_folder_alone_answers_and_is_pefts(
     assert config["base_model_name_or_path"] == str(tiny_folder)
 
 
-def test_scoring_keeps_to_a_multiple_of_the_tokens_of_a_batch(
+def test_scoring_computes_the_tokens_of_four_training_batches_at_once(
     chosen: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     budgets: set[int] = set()
@@ -166,7 +176,7 @@ def test_scoring_keeps_to_a_multiple_of_the_tokens_of_a_batch(
     ("number", "status", "newest"),
     [(signal.SIGTERM, 143, "step-000005"), (signal.SIGKILL, -9, "step-000003")],
 )
-def test_stopped_within_an_epoch_and_resumed_it_ends_with_the_same_bits(
+def test_a_run_that_was_stopped_and_resumed_has_the_same_bits(
     finished: tuple[Path, FinetuneResult],
     chosen: RunSettings,
     tmp_path: Path,
@@ -191,7 +201,7 @@ def test_stopped_within_an_epoch_and_resumed_it_ends_with_the_same_bits(
     assert [r["step"] for r in metrics if r["kind"] == "train"] == list(range(1, 9))
 
 
-def test_a_finished_run_resumed_stays_as_it_is(
+def test_resuming_a_finished_run_changes_nothing(
     finished: tuple[Path, FinetuneResult], chosen: RunSettings, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -200,40 +210,66 @@ def test_a_finished_run_resumed_stays_as_it_is(
     assert weights(run) == weights(finished[0])
 
 
-@contextmanager
-def stopping_after(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """SIGTERM comes right after an optimizer step."""
-    append = RunDirectory.append
+def test_other_accelerations_on_resuming_are_reported(
+    finished: tuple[Path, FinetuneResult],
+    chosen: RunSettings,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run = shutil.copytree(finished[0], tmp_path / "run")
+    before = accelerations(run)
+    assert before
+    assert set(before) <= set(OF_MODELS)
+    assert ("compiled-gelu" in before) == (COMPILES and not torch.cuda.is_available())
+    with caplog.at_level(logging.WARNING, logger="loraqa"):
+        finetune(without(chosen, "all"), run, resume=True)
+    assert caplog.messages == [
+        f"The run began with accelerations {before} and goes on with []: its last bits may differ."
+    ]
 
-    def append_and_stop(self: RunDirectory, record: Record) -> None:
-        append(self, record)
-        if record["step"] == step and record["kind"] == "train":
-            signal.raise_signal(signal.SIGTERM)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(RunDirectory, "append", append_and_stop)
-        yield
+def without(settings: RunSettings, *names: str) -> RunSettings:
+    """Return settings without these accelerations."""
+    return settings.model_copy(update={"speed": SpeedSettings(without=names)})
 
 
-def test_going_on_with_other_kernels_is_told(
+@pytest.mark.parametrize("names", [(), *((name,) for name in OF_PREPARATION)], ids=str)
+def test_accelerations_of_the_preparation_change_no_bit(
     finished: tuple[Path, FinetuneResult],
     chosen: RunSettings,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    names: tuple[str, ...],
 ) -> None:
-    run = shutil.copytree(finished[0], tmp_path / "run")
-    assert read(run / "environment.json")["compiled_gelu"] == COMPILES
-    monkeypatch.setattr("loraqa.finetune.compiled_gelu", lambda _: "otherwise")
-    with caplog.at_level(logging.WARNING, logger="loraqa"):
-        finetune(chosen, run, resume=True)
-    assert caplog.messages == [
-        f"The run began with compiled_gelu {COMPILES} and goes on with otherwise: its last "
-        "bits may differ."
-    ]
+    monkeypatch.setenv("LORAQA_CACHE", str(tmp_path / "cache"))
+    settings, run = without(chosen, *names), tmp_path / "run"
+    with preparing(settings) as prepare:
+        finetune(settings, run, prepare=prepare)
+    assert weights(run) == weights(finished[0])
+    assert accelerations(run) == accelerations(finished[0])
 
 
-def test_a_run_made_with_relative_paths_goes_on_and_answers_elsewhere(
+def test_all_leaves_out_accelerations_of_models_and_of_the_preparation(
+    finished: tuple[Path, FinetuneResult], chosen: RunSettings, tmp_path: Path
+) -> None:
+    finetune(without(chosen, *OF_MODELS), tmp_path / "plain-model")
+    finetune(without(chosen, "all"), tmp_path / "plain")
+    assert weights(tmp_path / "plain") == weights(tmp_path / "plain-model")
+    assert accelerations(tmp_path / "plain") == []
+    assert losses(tmp_path / "plain") == pytest.approx(losses(finished[0]), rel=1e-4)
+
+
+def test_an_unknown_acceleration_leaves_no_run(chosen: RunSettings, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as told:
+        finetune(without(chosen, "word-cash"), tmp_path / "run")
+    names = ", ".join([*OF_MODELS, *OF_PREPARATION])
+    assert str(told.value) == (
+        f"There is no acceleration 'word-cash'; give `all`, or one of {names}."
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_made_with_relative_paths_works_in_another_folder(
     tiny_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "there").mkdir()
@@ -251,7 +287,7 @@ def test_a_run_made_with_relative_paths_goes_on_and_answers_elsewhere(
     assert config["base_model_name_or_path"] == str(tmp_path / "base")
 
 
-def test_the_adapter_is_that_of_the_best_step(finished: tuple[Path, FinetuneResult]) -> None:
+def test_the_adapter_is_the_one_of_the_best_step(finished: tuple[Path, FinetuneResult]) -> None:
     run, result = finished
     assert result.after is not None
     scored = [r for r in RunDirectory(run).metrics() if r["kind"] == "evaluation" and r["step"]]
@@ -261,7 +297,7 @@ def test_the_adapter_is_that_of_the_best_step(finished: tuple[Path, FinetuneResu
     assert weights(run) == (checkpoint / "adapter_model.safetensors").read_bytes()
 
 
-def test_without_dev_data_the_last_weights_stay(
+def test_without_dev_data_the_last_weights_are_kept(
     tiny_folder: Path, data: Path, tmp_path: Path
 ) -> None:
     result = finetune(choose(tiny_folder, data / "train.json"), tmp_path / "run")
@@ -282,12 +318,15 @@ def test_an_existing_run_is_not_overwritten(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("prompt.max_length=257", "257 tokens is wanted, but the model takes no more than 256"),
+        (
+            "prompt.max_length=257",
+            "^max_length is 257 tokens, but the model takes no more than 256; lower max_length.$",
+        ),
         ("lora.target_modules=c_atn", "did you mean"),
         ("data.train=nowhere.json", r"nowhere\.json"),
     ],
 )
-def test_what_cannot_be_done_leaves_no_run_behind(
+def test_wrong_settings_leave_no_run(
     tiny_folder: Path, data: Path, tmp_path: Path, override: str, message: str
 ) -> None:
     chosen = choose(tiny_folder, data / "train.json", override)
@@ -296,7 +335,7 @@ def test_what_cannot_be_done_leaves_no_run_behind(
     assert not (tmp_path / "run").exists()
 
 
-def test_windows_and_questions_left_out_are_told(
+def test_windows_and_left_out_questions_are_reported(
     tiny_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     filler = " ".join(["and the old mill by the river"] * 20)
@@ -316,7 +355,7 @@ def test_windows_and_questions_left_out_are_told(
     assert told["left_out"] > 0
 
 
-def test_questions_without_answers_make_a_reader_that_may_say_so(
+def test_unanswerable_questions_make_a_reader_that_may_give_no_answer(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
     passages = [Passage(PASSAGES[0].context, (*PASSAGES[0].questions, Question("none", "Why?")))]
@@ -325,33 +364,10 @@ def test_questions_without_answers_make_a_reader_that_may_say_so(
     assert read(tmp_path / "run" / "adapter" / "loraqa.json")["version"] == "2.0"
 
 
-def test_random_weights_are_told_and_resumed(
+def test_random_weights_are_reported(
     tiny_folder: Path, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     chosen = choose(tiny_folder, data / "train.json", "model.random_weights=true")
     finetune(chosen, tmp_path / "run")
     assert "RANDOM WEIGHTS" in caplog.text
     assert "random weights" in (tmp_path / "run" / "adapter" / "README.md").read_text()
-
-
-def test_the_trial_leaves_a_core_and_gives_it_back() -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        with suppress(KeyError), _one_core_less():
-            assert torch.get_num_threads() == 2
-            raise KeyError
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(threads)
-
-
-def test_a_hash_that_fails_is_told_of(
-    chosen: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def unreadable(*_: object, **__: object) -> None:
-        raise InputError("The weights cannot be read.")
-
-    monkeypatch.setattr("loraqa.finetune.describe_base", unreadable)
-    with pytest.raises(InputError, match="cannot be read"):
-        finetune(chosen, tmp_path / "run")

@@ -1,4 +1,4 @@
-"""What the tests of the adapter room share."""
+"""An adapter's info, for several tests."""
 
 from loraqa.adapter.info import AdapterInfo, BaseInfo
 

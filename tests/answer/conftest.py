@@ -107,9 +107,9 @@ def prompts_of(
     runner: Runner, trees: Sequence[Tree], rules: Rules, samples: int = 1, seed: int = 0
 ) -> Prompts:
     """Return the prompts of the trees, with keys and values computed."""
-    session = runner.session(trees)
+    session, logits = runner.prefill(trees)
     contexts = [PASSAGES[tree.passage].context for tree in trees]
-    return Prompts(trees, contexts, session, session.prefill(), rules, samples, seed)
+    return Prompts(trees, contexts, session, logits, rules, samples, seed)
 
 
 def generate(model: Any, prompts: Prompts, **options: Any) -> list[tuple[tuple[int, ...], float]]:

@@ -10,6 +10,7 @@ from tests.answer.conftest import DATA, PASSAGES, stopping_model
 from loraqa.answer.compare import compare, entropy
 from loraqa.answer.decode import Greedy, Prompts, Written
 from loraqa.answer.evaluate import evaluate, sample_questions
+from loraqa.answer.reader import Reader
 from loraqa.answer.strategies import parse_strategy
 from loraqa.model.runner import TreeRunner
 from loraqa.prompt.segments import SegmentTokenizer

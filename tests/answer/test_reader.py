@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.answer.conftest import LIMIT, PASSAGES, generate, prompts_of, stopping_model
 
 from loraqa.answer.decode import Greedy, Prompts, Rules, Written
-from loraqa.answer.reader import Answered
+from loraqa.answer.reader import Answered, Reader
 from loraqa.errors import InputError, LoraqaError
 from loraqa.model.runner import PaddedRunner, TreeRunner
 from loraqa.prompt.encode import PromptEncoder
@@ -76,7 +76,7 @@ def test_out_of_memory_raises_a_clear_error(
     def out_of_memory(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(TreeRunner, "session", out_of_memory)
+    monkeypatch.setattr(TreeRunner, "prefill", out_of_memory)
     with pytest.raises(LoraqaError, match="while answering .* set Reader.tokens_per_batch lower"):
         reader_of(segments).read(PASSAGES, Greedy())
 
@@ -87,14 +87,14 @@ def test_batches_respect_tokens_per_batch(
 ) -> None:
     reader = reader_of(segments, path, tokens_per_batch=400)
     sizes: list[tuple[int, int]] = []
-    session = path.session
+    prefill = path.prefill
 
     def watched(runner: Any, trees: list[Tree]) -> Any:
         questions = sum(len(tree.branches) for tree in trees)
         sizes.append((questions, runner.size(trees) + questions * LIMIT))
-        return session(runner, trees)
+        return prefill(runner, trees)
 
-    monkeypatch.setattr(path, "session", watched)
+    monkeypatch.setattr(path, "prefill", watched)
     reader.read([*PASSAGES, LONG_PASSAGE], Greedy())
     assert any(questions > 1 for questions, _ in sizes)
     assert all(size <= 400 for questions, size in sizes if questions > 1)
@@ -142,7 +142,7 @@ def test_the_no_answer_probability_is_the_lowest_of_all_windows(
 ) -> None:
     encoder = PromptEncoder(segments, Template(), 140, 20)
     trees = encoder.encode_prompts([LONG_PASSAGE], LIMIT).trees
-    logits = TreeRunner(stopping_model("gpt2")).session(trees).prefill()
+    _, logits = TreeRunner(stopping_model("gpt2")).prefill(trees)
     expected = logits.softmax(dim=-1)[:, segments.eos].tolist()
     assert len(set(expected)) > 2
     ((answer,),) = reader_of(segments, max_length=140).read([LONG_PASSAGE], Greedy())

@@ -1,6 +1,5 @@
 """Segments are encoded separately, and text never becomes control tokens."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from loraqa.errors import InputError
-from loraqa.prompt.segments import SegmentTokenizer
+from loraqa.prompt.segments import SegmentTokenizer, all_offsets
 from loraqa.prompt.template import Template
 from loraqa.speed.start.words import all_offsets
 
@@ -77,28 +76,6 @@ def test_offsets_count_a_leading_space_that_is_not_encoded() -> None:
         letters = [i for i, token in enumerate(tokens) if token != "▁"]
         assert [pieces[i] for i in letters] == [tokens[i] for i in letters]
         assert "".join(pieces[i] for i in letters) == "abcab"
-
-
-@pytest.mark.parametrize("kind", ["byte-level", "with bos and spaces"])
-def test_a_tokenizer_from_json_encodes_the_same(kind: str, tiny_tokenizer: Any) -> None:
-    backend = _word_pieces()
-    backend.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
-    tokenizer = SegmentTokenizer.from_transformers(
-        tiny_tokenizer if kind == "byte-level" else wrapped
-    )
-    other = SegmentTokenizer.from_json(json.loads(json.dumps(tokenizer.to_json())))
-    assert (other.name, other.eos, other.start) == (tokenizer.name, tokenizer.eos, tokenizer.start)
-    assert other.fingerprint == tokenizer.fingerprint
-    segments = ["Context: a b  c", " Question: a?", "ab"]
-    for one, same in zip(tokenizer.encode(segments), other.encode(segments), strict=True):
-        assert one.ids.tolist() == same.ids.tolist()
-        assert all_offsets(one).tolist() == all_offsets(same).tolist()
-    ids = [*tokenizer.encode(["ab"])[0].ids, tokenizer.eos]
-    assert other.decode(ids) == tokenizer.decode(ids) == "ab"
-    assert [other.show(i) for i in ids] == [tokenizer.show(i) for i in ids]
 
 
 def test_a_tokenizer_that_loses_text_is_refused() -> None:

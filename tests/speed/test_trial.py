@@ -193,7 +193,7 @@ def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(InputError) as caught:
         fastest(adapted(), ["training"], ["gelu"])
     known = ", ".join([*speed.OF_MODELS, *speed.OF_PREPARATION])
-    assert str(caught.value) == f"There is no acceleration 'gelu'; give all or some of {known}."
+    assert str(caught.value) == f"There is no acceleration 'gelu'; give `all`, or one of {known}."
 
 
 @pytest.mark.parametrize("wrong", [torch.nan, 2.0])

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, and no broken one is taken for whole."""
+"""Checkpoints are complete or absent, and a broken one is never used."""
 
 import random
 import shutil
@@ -54,11 +54,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(whole: Path, tmp_path: Path) -> Path:
-    """The same, to be broken."""
+    """A copy of the checkpoint, for tests that damage it."""
     return Path(shutil.copytree(whole, tmp_path / whole.name))
 
 
-def test_it_holds_what_it_says(whole: Path) -> None:
+def test_a_checkpoint_has_a_manifest_of_its_files(whole: Path) -> None:
     files = {str(path.relative_to(whole)) for path in whole.rglob("*") if path.is_file()}
     assert whole.name == "step-000007"
     assert files == {
@@ -85,7 +85,7 @@ def test_optimizer_and_state_come_back(whole: Path) -> None:
             assert value.dtype == after[index][key].dtype
 
 
-def test_the_optimizers_file_names_the_parameters(whole: Path) -> None:
+def test_the_file_of_the_optimizer_names_the_parameters(whole: Path) -> None:
     names = {name for name, p in trained()[0].named_parameters() if p.requires_grad}
     keys = load_file(whole / "optimizer.safetensors").keys()
     assert {key.rpartition(".")[0] for key in keys} == names
@@ -101,7 +101,7 @@ def test_the_optimizers_file_names_the_parameters(whole: Path) -> None:
         "manifest.json",
     ],
 )
-def test_a_file_missing_cut_or_changed_anywhere_is_found_out(copy: Path, name: str) -> None:
+def test_a_missing_truncated_or_changed_file_is_detected(copy: Path, name: str) -> None:
     file = copy / name
     data = file.read_bytes()
     rng = random.Random(name)
@@ -123,15 +123,13 @@ def test_a_file_missing_cut_or_changed_anywhere_is_found_out(copy: Path, name: s
 
 
 @pytest.mark.parametrize("manifest", ["[]", "3", '{"state.json": 3}', '{"state.json": {}}'])
-def test_a_manifest_of_another_form_is_broken(copy: Path, manifest: str) -> None:
+def test_a_malformed_manifest_is_refused(copy: Path, manifest: str) -> None:
     (copy / "manifest.json").write_text(manifest)
     with pytest.raises(InputError, match="its manifest cannot be read"):
         check_whole(copy)
 
 
-def test_failing_while_it_is_written_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError("no space left")
 
@@ -141,7 +139,7 @@ def test_failing_while_it_is_written_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_no_checkpoint_is_not_taken_for_one(copy: Path) -> None:
+def test_other_folders_are_not_taken_for_checkpoints(copy: Path) -> None:
     shutil.copytree(copy, copy.parent / ".step-000009.half")
     shutil.copytree(copy, copy.parent / "step-last")
     (copy.parent / "step-000008").mkdir()
@@ -149,13 +147,13 @@ def test_what_is_no_checkpoint_is_not_taken_for_one(copy: Path) -> None:
     assert newest_whole(copy.parent / "nowhere") is None
 
 
-def test_a_half_written_one_goes_with_the_superseded(copy: Path) -> None:
+def test_half_written_checkpoints_are_removed_with_superseded_ones(copy: Path) -> None:
     shutil.copytree(copy, copy.parent / ".step-000009.half")
     remove_superseded(copy.parent, STATE, keep=1)
     assert list(copy.parent.iterdir()) == [copy]
 
 
-def test_ones_ahead_are_no_matter_of_keeping(tmp_path: Path) -> None:
+def test_checkpoints_of_later_steps_are_not_removed(tmp_path: Path) -> None:
     for step in (1, 2, 3, 5, 6, 7, 9):
         (tmp_path / f"step-{step:06d}").mkdir()
     remove_superseded(tmp_path, STATE, keep=2)

@@ -1,4 +1,4 @@
-"""The loop: against a loop written down plainly, stopped anywhere and resumed, gone astray."""
+"""The loop equals a plain one, can be interrupted and resumed, and stops at failures."""
 
 import json
 import logging
@@ -34,7 +34,7 @@ STEPS = 8
 
 @pytest.fixture(params=[0, 1], ids=["", "a step ahead"], autouse=True)
 def ahead(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """As on a CPU, and as on a GPU."""
+    """Launch no step ahead, as on a CPU, or one step, as on a GPU."""
     monkeypatch.setattr("loraqa.train.loop._steps_ahead", lambda _: request.param)
     steps: int = request.param
     return steps
@@ -62,7 +62,7 @@ def last(run: RunDirectory) -> Path:
 
 
 def at_step(step: int, act: Callable[[], None]) -> Callable[[Record], None]:
-    """What to report to, so that something happens right after an optimizer step."""
+    """Return a report function that calls `act` right after an optimizer step."""
 
     def report(record: Record) -> None:
         if record["step"] == step and record["kind"] == "train":
@@ -76,7 +76,7 @@ def crash() -> None:
 
 
 def send(number: signal.Signals) -> Callable[[], None]:
-    # To this thread: another could take one in later, and two at once count as one.
+    # Another thread could handle a signal later, and two pending signals count as one.
     return lambda: signal.raise_signal(number)
 
 
@@ -86,7 +86,7 @@ def records(run: RunDirectory, kind: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def undisturbed(trees: list[Tree], tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """A run that nothing stopped, with what an evaluation of its own draws in between."""
+    """A run that was not interrupted, with evaluations in between."""
     run = RunDirectory(tmp_path_factory.mktemp("undisturbed"))
     start(trees, run, settings("evaluation.every=3"), evaluate=lambda: scores(0.0))
     return run
@@ -116,7 +116,7 @@ def test_it_learns_what_a_plain_loop_learns(trees: list[Tree], run: RunDirectory
         assert ours.lora_B.abs().max() > 1e-3
 
 
-def test_same_seed_same_bits_and_another_seed_others(
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(
     trees: list[Tree], run: RunDirectory, undisturbed: RunDirectory
 ) -> None:
     start(trees, run, settings())
@@ -126,7 +126,7 @@ def test_same_seed_same_bits_and_another_seed_others(
 
 
 @pytest.mark.parametrize("stop", range(1, STEPS))
-def test_crashed_anywhere_and_resumed_it_ends_with_the_same_bits(
+def test_a_run_that_crashed_and_was_resumed_has_the_same_bits(
     trees: list[Tree], run: RunDirectory, undisturbed: RunDirectory, stop: int
 ) -> None:
     chosen = settings("evaluation.every=3")
@@ -141,7 +141,7 @@ def test_crashed_anywhere_and_resumed_it_ends_with_the_same_bits(
 
 
 @pytest.mark.parametrize("stop", [3, 4])
-def test_metrics_of_a_resumed_run_tell_every_step_once(
+def test_metrics_of_a_resumed_run_have_every_step_once(
     trees: list[Tree], run: RunDirectory, undisturbed: RunDirectory, stop: int
 ) -> None:
     chosen = settings("evaluation.every=3")
@@ -158,7 +158,7 @@ def test_metrics_of_a_resumed_run_tell_every_step_once(
         assert told == [[record[key] for key in keys] for record in records(undisturbed, kind)]
 
 
-def test_metrics_say_what_a_run_did(undisturbed: RunDirectory) -> None:
+def test_metrics_have_every_step_and_evaluation(undisturbed: RunDirectory) -> None:
     steps = records(undisturbed, "train")
     assert [record["step"] for record in steps] == list(range(1, STEPS + 1))
     assert [record["epoch"] for record in steps][-1] == 4
@@ -170,7 +170,7 @@ def test_metrics_say_what_a_run_did(undisturbed: RunDirectory) -> None:
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_stops_with_a_sentence(
+def test_a_signal_stops_the_run_with_a_checkpoint_and_a_message(
     trees: list[Tree],
     run: RunDirectory,
     undisturbed: RunDirectory,
@@ -191,7 +191,7 @@ def test_a_signal_saves_and_stops_with_a_sentence(
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """Ctrl-C as on a terminal: what runs in the background of a shell ignores it."""
+    """Handle Ctrl-C as on a terminal: background processes of a shell ignore it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -208,13 +208,13 @@ def test_a_second_signal_ends_at_once(trees: list[Tree], run: RunDirectory) -> N
     assert last(run).name == "step-000003"
 
 
-def test_in_another_thread_it_trains_too(trees: list[Tree], run: RunDirectory) -> None:
+def test_training_works_in_another_thread(trees: list[Tree], run: RunDirectory) -> None:
     with ThreadPoolExecutor() as pool:
         state = pool.submit(start, trees, run, settings()).result()
     assert state.step == STEPS
 
 
-def test_a_signal_while_scoring_saves_at_once_and_the_scoring_comes_again(
+def test_a_signal_while_scoring_saves_at_once_and_scoring_is_repeated(
     trees: list[Tree], run: RunDirectory, undisturbed: RunDirectory
 ) -> None:
     chosen = settings("evaluation.every=4", "checkpoint.every=100")
@@ -235,7 +235,7 @@ def test_a_signal_while_scoring_saves_at_once_and_the_scoring_comes_again(
     assert adapter_bytes(last(run)) == adapter_bytes(last(undisturbed))
 
 
-def test_scoring_leaves_no_trace(
+def test_scoring_does_not_change_the_training(
     trees: list[Tree], run: RunDirectory, undisturbed: RunDirectory
 ) -> None:
     runner = adapted(settings())
@@ -251,17 +251,16 @@ def test_scoring_leaves_no_trace(
 
 
 @pytest.mark.parametrize("value", ["nan", "inf"])
-def test_a_loss_that_is_no_number_stops_the_run_and_reaches_no_checkpoint(
-    trees: list[Tree], run: RunDirectory, value: str
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_in_no_checkpoint(
+    trees: list[Tree], run: RunDirectory, monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
-    seen: list[int] = []
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        steps = len(records(run, "train"))
+        return answer_loss(logits, targets) * (float(value) if steps == 6 else 1.0)
 
-    def loss(runner: Any, batch: list[Tree]) -> Tensor:
-        seen.append(len(records(run, "train")))
-        return answer_loss(runner, batch) * (float(value) if seen[-1] == 6 else 1.0)
-
+    monkeypatch.setattr("loraqa.model.loss.answer_loss", loss)
     with pytest.raises(LoraqaError) as caught:
-        start(trees, run, settings("checkpoint.every=6"), loss=loss)
+        start(trees, run, settings("checkpoint.every=6"))
     message = str(caught.value)
     assert f"loss is {value}" in message
     assert "step 7 (questions " in message
@@ -275,16 +274,20 @@ def test_a_loss_that_is_no_number_stops_the_run_and_reaches_no_checkpoint(
     assert all(p.isfinite().all() for p in model.parameters())
 
 
-def test_a_gradient_that_is_no_number_stops_the_run(trees: list[Tree], run: RunDirectory) -> None:
-    def loss(runner: Any, batch: list[Tree]) -> Tensor:
-        # The square root of 0 is a number; its slope is none.
-        return answer_loss(runner, batch) + (answer_loss(runner, batch) * 0).sqrt()
+def test_a_gradient_that_is_not_finite_stops_the_run(
+    trees: list[Tree], run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        loss = answer_loss(logits, targets)
+        # The square root of 0 is finite, but its gradient is not.
+        return loss + (loss * 0).sqrt()
 
+    monkeypatch.setattr("loraqa.model.loss.answer_loss", loss)
     with pytest.raises(LoraqaError, match="gradient's norm nan in step 1"):
-        start(trees, run, settings(), loss=loss)
+        start(trees, run, settings())
 
 
-def test_weights_that_are_no_number_reach_no_checkpoint(
+def test_weights_that_are_not_finite_are_in_no_checkpoint(
     trees: list[Tree], run: RunDirectory
 ) -> None:
     runner = adapted(settings())
@@ -302,9 +305,12 @@ def out_of_memory(*_: Any) -> Any:
     raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
-def test_lack_of_memory_is_explained(trees: list[Tree], run: RunDirectory) -> None:
+def test_lack_of_memory_is_explained(
+    trees: list[Tree], run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loraqa.model.loss.answer_loss", out_of_memory)
     with pytest.raises(LoraqaError, match=r"Memory is out in step 1 .*tokens_per_batch from 120"):
-        start(trees, run, settings(), loss=out_of_memory)
+        start(trees, run, settings())
 
 
 def test_lack_of_memory_while_scoring_is_explained(trees: list[Tree], run: RunDirectory) -> None:
@@ -314,7 +320,7 @@ def test_lack_of_memory_while_scoring_is_explained(trees: list[Tree], run: RunDi
 
 
 def in_turn(*f1: float) -> Callable[[], Scores]:
-    """Scores one after another, whatever the model."""
+    """Return a function that returns scores with these F1, one after another."""
     values: Iterator[float] = iter(f1)
     return lambda: scores(next(values))
 
@@ -335,15 +341,13 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(
     ]
 
 
-def test_of_equal_scores_the_later_weights_are_the_best(
-    trees: list[Tree], run: RunDirectory
-) -> None:
+def test_the_later_of_two_equal_scores_is_the_best(trees: list[Tree], run: RunDirectory) -> None:
     state = start(trees, run, settings("evaluation.every=4"), evaluate=in_turn(0, 0, 0))
     assert state.best is not None
     assert state.best.step == STEPS
 
 
-def test_patience_stops_a_run_that_gains_no_more(trees: list[Tree], run: RunDirectory) -> None:
+def test_patience_stops_a_run_that_does_not_improve(trees: list[Tree], run: RunDirectory) -> None:
     chosen = settings("evaluation.every=1", "evaluation.patience=2")
     state = start(trees, run, chosen, evaluate=in_turn(0, 10, 20, 20, 15, 99))
     assert state.step == 4
@@ -352,7 +356,7 @@ def test_patience_stops_a_run_that_gains_no_more(trees: list[Tree], run: RunDire
     assert again.step == 4
 
 
-def test_a_finished_run_resumed_does_nothing_more(trees: list[Tree], run: RunDirectory) -> None:
+def test_resuming_a_finished_run_does_nothing(trees: list[Tree], run: RunDirectory) -> None:
     start(trees, run, settings(), evaluate=in_turn(0, 1))
     before = json.dumps(run.metrics())
     state = go_on(trees, run, settings(), evaluate=in_turn())
@@ -360,7 +364,7 @@ def test_a_finished_run_resumed_does_nothing_more(trees: list[Tree], run: RunDir
     assert json.dumps(run.metrics()) == before
 
 
-def test_a_broken_checkpoint_is_passed_over_and_made_again(
+def test_a_broken_checkpoint_is_skipped_and_made_again(
     trees: list[Tree],
     run: RunDirectory,
     undisturbed: RunDirectory,
@@ -375,13 +379,13 @@ def test_a_broken_checkpoint_is_passed_over_and_made_again(
     assert adapter_bytes(last(run)) == adapter_bytes(last(undisturbed))
 
 
-def test_where_the_best_checkpoint_broke_another_takes_its_place(
+def test_another_checkpoint_replaces_a_broken_best_one(
     trees: list[Tree], run: RunDirectory
 ) -> None:
     chosen = settings("evaluation.every=3", "checkpoint.every=2")
     with pytest.raises(KeyError, match="crash"):
         start(trees, run, chosen, report=at_step(7, crash), evaluate=in_turn(0, 10, 20))
-    # Step 6, scored best, has taken the place of step 3.
+    # Step 6 has the best score and has replaced step 3.
     assert sorted(path.name[-1] for path in run.checkpoints.iterdir()) == ["4", "6"]
     (run.checkpoints / "step-000006" / "state.json").unlink()
     state = go_on(trees, run, chosen, evaluate=in_turn(5, 4))
@@ -390,7 +394,7 @@ def test_where_the_best_checkpoint_broke_another_takes_its_place(
     check_whole(run.checkpoints / "step-000006")
 
 
-def test_a_best_checkpoint_cut_short_is_not_the_best_any_more(
+def test_a_truncated_best_checkpoint_is_no_longer_the_best(
     trees: list[Tree], run: RunDirectory, caplog: pytest.LogCaptureFixture
 ) -> None:
     chosen = settings("evaluation.every=3", "checkpoint.every=1")

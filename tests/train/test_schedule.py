@@ -30,7 +30,7 @@ def transformers_rates(name: str, warmup: int, total: int) -> list[float]:
 
 @pytest.mark.parametrize("name", TRANSFORMERS_NAMES)
 @pytest.mark.parametrize(("share", "warmup"), [(0.0, 0), (0.1, 4), (0.5, 20)])
-def test_rates_are_those_of_transformers(name: str, share: float, warmup: int) -> None:
+def test_rates_equal_those_of_transformers(name: str, share: float, warmup: int) -> None:
     total = 40
     chosen = settings(
         f"optimisation.schedule={name}",
@@ -38,7 +38,7 @@ def test_rates_are_those_of_transformers(name: str, share: float, warmup: int) -
         "optimisation.learning_rate=2e-3",
     ).optimisation
     rates = [learning_rate(step, total, chosen) for step in range(total)]
-    # Its warm-up begins with a step at 0, which moves nothing; ours leaves that one out.
+    # transformers' warm-up begins with a step at rate 0, which changes nothing. Ours does not.
     expected = transformers_rates(name, warmup, total)
     assert rates[:warmup] == pytest.approx(expected[1 : warmup + 1])
     assert rates[warmup:] == pytest.approx(expected[warmup:])
@@ -50,7 +50,7 @@ def test_a_run_of_one_step_has_the_full_rate() -> None:
     assert learning_rate(0, 1, chosen) == 1e-3
 
 
-def test_total_steps_are_those_of_the_epochs_unless_bounded(trees: list[Tree]) -> None:
+def test_total_steps_are_the_steps_of_all_epochs_or_max_steps(trees: list[Tree]) -> None:
     chosen = settings("optimisation.epochs=3")
     batches = plan(trees, chosen)
     every = sum(len(list(batches.epoch(epoch))) for epoch in range(3))

@@ -50,6 +50,9 @@ def test_overrides_win_over_later_files_over_earlier_files_over_defaults(tmp_pat
         ("data.train=my: data #1.json", "data.train", "my: data #1.json"),
         ("model.revision=123", "model.revision", "123"),
         ("data.dev=null", "data.dev", None),
+        ("speed.without=word-cache", "speed.without", ["word-cache"]),
+        ("speed.without=[word-cache, cuda-graphs]", "speed.without", ["word-cache", "cuda-graphs"]),
+        ("speed.without=[]", "speed.without", []),
         (
             "prompt.template={context}\nQ: {question}\nA: {answer}",
             "prompt.template",

@@ -55,5 +55,5 @@ def check_names(without: Iterable[str]) -> None:
     for name in without:
         if name not in (*known, ALL):
             raise InputError(
-                f"There is no acceleration {name!r}; give {ALL} or some of {', '.join(known)}."
+                f"There is no acceleration {name!r}; give `{ALL}`, or one of {', '.join(known)}."
             )

@@ -126,15 +126,15 @@ class CheckpointSettings(_Group):
 
 
 class SpeedSettings(_Group):
-    """Accelerations. Each one is compared with the plain way before it is used."""
+    """Accelerations. All of them compute what the plain algorithm computes."""
 
     without: Annotated[tuple[str, ...], Strict(False)] = ()
-    """Accelerations to leave out, or `all`; docs/architecture.md has their names."""
+    """Accelerations to leave out (names with commas between), or `all`; see architecture.md."""
 
     @field_validator("without", mode="before")
     @classmethod
-    def _a_single_name(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
+    def _split_names(cls, value: Any) -> Any:
+        return [name for name in value.split(",") if name] if isinstance(value, str) else value
 
 
 class RunSettings(_Group):

@@ -1,29 +1,28 @@
-"""What another process prepares is what this one would read, and so are its errors."""
+"""Another process prepares the same data as this one, and its errors are raised here."""
 
+import json
+import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from threading import Event
 from typing import Any
 
 import numpy as np
 import pytest
-from loraqa.ahead import Preparation, _prepare, preparing
+import torch
 from tests.conftest import full_disk
 from tests.train.conftest import PASSAGES
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from loraqa.errors import InputError, LoraqaError
-from loraqa.files import read_json, write_json
 from loraqa.finetune import finetune
-from loraqa.prompt.encode import training_texts
-from loraqa.prompt.template import Template
-from loraqa.speed.start.words import Texts
-from loraqa.squad import Passage, write_official
-from loraqa.train.data import load_encoder, read_training_data
+from loraqa.speed.start.process import _DataFromProcess, preparing
+from loraqa.speed.start.tokenizer import read_tokenizer
+from loraqa.squad import Passage, Question, write_official
+from loraqa.train.data import Preparation, TrainingData
 from loraqa.train.settings import RunSettings, load_settings
 
 
@@ -44,177 +43,267 @@ def chosen(tiny_folder: Path, tmp_path: Path) -> RunSettings:
     )
 
 
-def asked(settings: RunSettings) -> dict[str, str]:
-    template = settings.prompt.template
-    return {"source": str(settings.data.train), "on_bad": "stop", "template": template}
+def changed(settings: RunSettings, group: str, **values: Any) -> RunSettings:
+    """Return settings with other values in a group."""
+    updated = getattr(settings, group).model_copy(update=values)
+    return settings.model_copy(update={group: updated})
 
 
-def with_data(settings: RunSettings, train: Path) -> RunSettings:
-    data = settings.data.model_copy(update={"train": str(train)})
-    return settings.model_copy(update={"data": data})
-
-
-@pytest.fixture(params=["anew", "from the cache", "where nothing can be kept"])
-def prepared(
-    request: pytest.FixtureRequest,
-    chosen: RunSettings,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Preparation]:
-    cache = tmp_path / "cache"
-    monkeypatch.setenv("LORAQA_CACHE", str(cache))
-    encoder = load_encoder(chosen)
-    if request.param == "from the cache":
-        read_training_data(chosen)
-    elif request.param == "where nothing can be kept":
-        cache.touch()
-    with preparing(chosen) as preparation:
-        preparation.encode_with(encoder)
-        yield preparation
-
-
-def test_prepared_data_are_those_that_are_read(prepared: Preparation, chosen: RunSettings) -> None:
-    data = prepared()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LORAQA_CACHE", os.devnull)
-        expected = read_training_data(chosen)
+def check_same(data: TrainingData, expected: TrainingData) -> None:
     assert data.facts == expected.facts
     assert data.encoded.counts == expected.encoded.counts
-    assert expected.encoded.counts.windowed > 0
+    assert data.tokenizer.fingerprint == expected.tokenizer.fingerprint
     with np.printoptions(threshold=1_000_000):
         assert repr(data.encoded.trees) == repr(expected.encoded.trees)
 
 
-def test_the_adapter_has_the_same_bits(
-    prepared: Preparation, chosen: RunSettings, tmp_path: Path
+def finetuned(settings: RunSettings, run: Path, **options: Any) -> bytes:
+    """Return the adapter of a run."""
+    finetune(settings, run, **options)
+    return (run / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.fixture(params=["anew", "from the cache", "where nothing can be kept"])
+def cache(
+    request: pytest.FixtureRequest,
+    chosen: RunSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    finetune(chosen, tmp_path / "ahead", data=prepared)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LORAQA_CACHE", os.devnull)
-        finetune(chosen, tmp_path / "at-once")
-    one, other = (
-        (tmp_path / run / "adapter" / "adapter_model.safetensors").read_bytes()
-        for run in ("at-once", "ahead")
+    monkeypatch.setenv("LORAQA_CACHE", str(tmp_path / "cache"))
+    if request.param == "from the cache":
+        with preparing(chosen) as prepare:
+            assert prepare(chosen).encoded.trees
+        assert list((tmp_path / "cache" / "encoded").iterdir())
+    elif request.param == "where nothing can be kept":
+        (tmp_path / "cache").touch()
+
+
+@pytest.mark.usefixtures("cache")
+def test_the_process_prepares_the_plain_data(
+    chosen: RunSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = Preparation()(chosen)
+    assert expected.encoded.counts.windowed > 0
+    with caplog.at_level(logging.INFO, logger="loraqa"), preparing(chosen) as prepare:
+        data = prepare(chosen)
+        assert isinstance(data, _DataFromProcess)
+        check_same(data, expected)
+    assert caplog.messages == []
+
+
+@pytest.mark.usefixtures("cache")
+def test_the_adapter_has_the_same_bits(chosen: RunSettings, tmp_path: Path) -> None:
+    with preparing(chosen) as prepare:
+        adapter = finetuned(chosen, tmp_path / "ahead", prepare=prepare)
+    assert adapter == finetuned(chosen, tmp_path / "plain", prepare=Preparation())
+
+
+@pytest.fixture
+def misleading(chosen: RunSettings, tiny_folder: Path, tmp_path: Path) -> RunSettings:
+    """Settings with a model whose tokenizer.json cuts texts into characters.
+
+    transformers' GPT2Tokenizer takes only vocabulary and merges from it, and cuts into words.
+    """
+    folder = shutil.copytree(tiny_folder, tmp_path / "misleading")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex("."), "isolated"), tokenizer.pre_tokenizer]
     )
-    assert one == other
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["tokenizer_class"] = "GPT2Tokenizer"
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return changed(chosen, "model", source=str(folder))
 
 
-def test_what_encodes_has_to_be_handed_over(chosen: RunSettings) -> None:
-    with preparing(chosen) as prepared, pytest.raises(ValueError, match="encode_with comes first"):
-        prepared()
+@pytest.mark.parametrize("without", [(), ("encoded-cache", "word-cache")])
+def test_data_are_encoded_again_if_transformers_loads_another_tokenizer(
+    misleading: RunSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    without: tuple[str, ...],
+) -> None:
+    monkeypatch.setenv("LORAQA_CACHE", str(tmp_path / "cache"))
+    chosen = changed(misleading, "speed", without=without)
+    with caplog.at_level(logging.INFO, logger="loraqa"), preparing(chosen) as prepare:
+        adapter = finetuned(chosen, tmp_path / "ahead", prepare=prepare)
+    told = [message for message in caplog.messages if "training data" in message]
+    assert told == [
+        "The training data are encoded again, because transformers does not load the tokenizer as "
+        "tokenizer.json describes it."
+    ]
+    assert adapter == finetuned(chosen, tmp_path / "plain", prepare=Preparation())
+    with preparing(chosen) as prepare:
+        check_same(prepare(chosen), Preparation()(chosen))
 
 
-def test_errors_are_told_as_those_of_reading(chosen: RunSettings, tmp_path: Path) -> None:
-    settings = with_data(chosen, tmp_path / "nowhere.json")
+def test_the_misleading_tokenizer_gives_other_tokens(misleading: RunSettings) -> None:
+    """The test above relies on this."""
+    loaded = Preparation().encoder(misleading).tokenizer
+    guessed = read_tokenizer(Path(misleading.model.source))
+    one, other = (tokenizer.encode([" the old"])[0].ids for tokenizer in (loaded, guessed))
+    assert len(one) < len(other)
+
+
+def test_data_are_encoded_here_if_tokenizer_json_is_missing(
+    shared: Path, chosen: RunSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = changed(chosen, "model", source=str(shared / "gpt2"))
+    with caplog.at_level(logging.INFO, logger="loraqa"), preparing(settings) as prepare:
+        check_same(prepare(settings), Preparation()(settings))
+    assert caplog.messages == [
+        "The training data are encoded only now, because tokenizer.json and config.json were not "
+        "enough to encode them without transformers."
+    ]
+
+
+def test_without_the_process_this_one_prepares_the_data(
+    chosen: RunSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    for without in ("preparing-process", "all"):
+        settings = changed(chosen, "speed", without=(without,))
+        with preparing(settings) as prepare:
+            check_same(prepare(settings), Preparation()(chosen))
+
+
+def test_errors_equal_those_of_reading_here(chosen: RunSettings, tmp_path: Path) -> None:
+    (tmp_path / "train.json").write_text("{")
     with pytest.raises(InputError) as expected:
-        read_training_data(settings)
+        Preparation()(chosen)
 
-    def prepare() -> None:
-        with preparing(settings) as prepared:
-            prepared.encode_with(load_encoder(settings))
-            prepared()
+    def prepare_and_wait() -> None:
+        with preparing(chosen) as prepare:
+            _ = prepare(chosen).encoded
 
     with pytest.raises(InputError) as told:
-        prepare()
+        prepare_and_wait()
     assert str(told.value) == str(expected.value)
 
 
-def test_what_the_data_lack_is_noted(
+@pytest.mark.parametrize(
+    ("group", "values"),
+    [
+        ("model", {"source": "./nowhere"}),
+        ("data", {"train": "nowhere.json"}),
+        ("data", {"dev": "nowhere.json"}),
+        ("speed", {"without": ("word-cash",)}),
+    ],
+)
+def test_no_process_is_started_for_settings_that_cannot_work(
+    chosen: RunSettings, monkeypatch: pytest.MonkeyPatch, group: str, values: dict[str, Any]
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    with pytest.raises(InputError), preparing(changed(chosen, group, **values)):
+        pass
+
+
+def test_the_notices_of_the_process_are_shown(
     chosen: RunSettings, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     text = (tmp_path / "train.json").read_text()
     (tmp_path / "train.json").write_text(text.replace('"text": "', '"text": "no such ', 1))
-    data = chosen.data.model_copy(update={"on_bad": "skip"})
-    with preparing(chosen.model_copy(update={"data": data})) as prepared:
-        prepared.encode_with(load_encoder(chosen))
-        assert prepared().facts["skipped"] == {"questions": 1}
+    settings = changed(chosen, "data", on_bad="skip")
+    with preparing(settings) as prepare:
+        assert prepare(settings).facts["skipped"] == {"questions": 1}
     assert "loraqa: " in capfd.readouterr().err
 
 
-def test_an_error_can_be_told_before_the_data_are_asked_for(
-    chosen: RunSettings, tmp_path: Path
+def test_an_early_error_is_raised_before_the_data_are_used(
+    chosen: RunSettings, tmp_path: Path, started: list[subprocess.Popen[bytes]]
 ) -> None:
-    with preparing(chosen) as prepared:
-        prepared.check()
-        prepared.encode_with(load_encoder(chosen))
-        prepared()
     (tmp_path / "train.json").write_text("{")
-    with preparing(chosen) as prepared:
-        prepared._process.wait(timeout=60)
-        for tell in (prepared.check, lambda: prepared.encode_with(load_encoder(chosen))):
-            with pytest.raises(InputError, match="bad JSON"):
-                tell()
+    with preparing(chosen) as prepare:
+        (process,) = started
+        process.wait(timeout=60)
+        with pytest.raises(InputError, match="bad JSON"):
+            prepare(chosen)
 
 
-def test_what_the_system_refuses_is_told_in_one_sentence(
-    chosen: RunSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("LORAQA_CACHE", os.devnull)
-    write_json(tmp_path / "asked.json", asked(chosen))
-    write_json(tmp_path / "encoder.json", load_encoder(chosen).to_json())
-    handed_over = Event()
-    handed_over.set()
-    with full_disk():
-        _prepare(tmp_path, handed_over)
-    told = read_json(tmp_path / "outcome.json")
-    assert told["status"] == 1
-    assert re.search(r"encoded.safetensors cannot be written \(.*too large.*\)\.$", told["error"])
-
-
-def test_texts_are_cut_before_there_is_a_tokenizer(
+def test_a_full_disk_is_reported_in_one_sentence(
     chosen: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[Texts] = []
-
-    def noted(template: Template, passages: Sequence[Passage]) -> Texts:
-        made.append(training_texts(template, passages))
-        return made[-1]
-
-    class Later(Event):
-        def wait(self, _: float | None = None) -> bool:
-            (texts,) = made
-            assert "words" in vars(texts)
-            write_json(tmp_path / "encoder.json", load_encoder(chosen).to_json())
-            return True
-
     monkeypatch.setenv("LORAQA_CACHE", os.devnull)
-    monkeypatch.setattr("loraqa.prompt.encode.training_texts", noted)
-    write_json(tmp_path / "asked.json", asked(chosen))
-    _prepare(tmp_path, Later())
-    assert "facts" in read_json(tmp_path / "outcome.json")
-    assert len(made) == 1
+    many_windows = Passage("It grinds. " * 500, (Question("a", "Why?"),))
+    write_official(tmp_path / "train.json", [many_windows], "2.0")
+    # There is room for the settings, but not for the trees.
+    with full_disk(room=3000), preparing(chosen) as prepare:
+        data = prepare(chosen)
+        with pytest.raises(LoraqaError) as told:
+            _ = data.facts
+    assert type(told.value) is LoraqaError
+    assert re.search(r"encoded.safetensors cannot be written \(.*too large.*\)\.$", str(told.value))
 
 
-def test_what_encodes_may_have_another_template(
-    chosen: RunSettings, monkeypatch: pytest.MonkeyPatch
+def test_a_killed_process_is_reported(
+    chosen: RunSettings, started: list[subprocess.Popen[bytes]]
 ) -> None:
-    monkeypatch.setenv("LORAQA_CACHE", os.devnull)
-    prompt = chosen.prompt.model_copy(update={"template": "{context} {question}: {answer}"})
-    other = chosen.model_copy(update={"prompt": prompt})
-    with preparing(chosen) as prepared:
-        prepared.encode_with(load_encoder(other))
-        trees = prepared().encoded.trees
-    assert repr(trees) == repr(read_training_data(other).encoded.trees)
+    with preparing(chosen) as prepare:
+        (process,) = started
+        process.kill()
+        process.wait()
+        with pytest.raises(LoraqaError) as told:
+            prepare(chosen)
+    assert str(told.value) == (
+        "The process that prepared the training data ended with status -9; see that there is "
+        "enough memory, and start again."
+    )
 
 
-def test_a_process_that_is_killed_is_told_of() -> None:
-    process = subprocess.Popen([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
-    process.wait()
-    with pytest.raises(LoraqaError, match=r"status -9; see that there is enough memory"):
-        Preparation(process, TemporaryDirectory()).check()
+@pytest.fixture
+def three_threads() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(threads)
 
 
-def test_a_process_that_is_not_waited_for_is_stopped(
-    chosen: RunSettings, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize("fails", [False, True])
+def test_pytorch_leaves_a_core_to_the_process_until_it_ends(
+    chosen: RunSettings, tmp_path: Path, fails: bool
 ) -> None:
-    started: list[subprocess.Popen[bytes]] = []
+    if fails:
+        # The process waits at this pipe, and fails only when it is written to.
+        (tmp_path / "train.json").unlink()
+        os.mkfifo(tmp_path / "train.json")
+    with preparing(chosen) as prepare:
+        data = prepare(chosen)
+        assert torch.get_num_threads() == 2
+        if fails:
+            (tmp_path / "train.json").write_text("{")
+            with pytest.raises(InputError, match="bad JSON"):
+                _ = data.facts
+        else:
+            _ = data.facts
+        assert torch.get_num_threads() == 3
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
+    """The processes that were started."""
+    processes: list[subprocess.Popen[bytes]] = []
 
     class Noted(subprocess.Popen[bytes]):
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
-            started.append(self)
+            processes.append(self)
 
     monkeypatch.setattr(subprocess, "Popen", Noted)
+    return processes
+
+
+def test_a_process_that_is_not_waited_for_is_stopped(
+    chosen: RunSettings, started: list[subprocess.Popen[bytes]]
+) -> None:
     with pytest.raises(KeyboardInterrupt), preparing(chosen):
         raise KeyboardInterrupt
     assert [process.returncode for process in started] == [-9]
@@ -228,7 +317,7 @@ def test_when_this_process_is_killed_the_other_ends_and_leaves_nothing(
     code = (
         "import os\n"
         "from pathlib import Path\n"
-        "from loraqa.ahead import preparing\n"
+        "from loraqa.speed.start.process import preparing\n"
         "from loraqa.train.settings import load_settings\n"
         f"with preparing(load_settings([Path({str(tmp_path / 'settings.yaml')!r})])):\n"
         "    os.kill(os.getpid(), 9)\n"
@@ -242,28 +331,26 @@ def test_when_this_process_is_killed_the_other_ends_and_leaves_nothing(
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
-def test_the_other_process_imports_nothing_large(chosen: RunSettings, tmp_path: Path) -> None:
-    write_json(tmp_path / "asked.json", asked(chosen))
-    write_json(tmp_path / "encoder.json", load_encoder(chosen).to_json())
+def test_the_process_imports_neither_pytorch_nor_transformers(
+    chosen: RunSettings, tmp_path: Path
+) -> None:
+    (tmp_path / "settings.yaml").write_text(chosen.to_yaml())
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from threading import Event\n"
-        "from loraqa.ahead import _prepare\n"
-        "handed_over = Event()\n"
-        "handed_over.set()\n"
-        f"_prepare(Path({str(tmp_path)!r}), handed_over)\n"
-        "assert not {'torch', 'transformers', 'pydantic'} & set(sys.modules)\n"
+        "from loraqa.speed.start.process import _prepare\n"
+        f"outcome = _prepare(Path({str(tmp_path)!r}))\n"
+        "assert outcome['facts']\n"
+        "print(sorted({'torch', 'transformers'} & set(sys.modules)))\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
-    assert "facts" in read_json(tmp_path / "outcome.json")
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
 
 
-def test_nothing_in_the_working_directory_is_taken_for_a_library(
+def test_a_file_in_the_working_directory_is_not_taken_for_a_library(
     chosen: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "yaml.py").write_text("raise SystemExit('not the library')")
     monkeypatch.chdir(tmp_path)
-    with preparing(chosen) as prepared:
-        prepared.encode_with(load_encoder(chosen))
-        assert prepared().encoded.trees
+    with preparing(chosen) as prepare:
+        assert prepare(chosen).encoded.trees

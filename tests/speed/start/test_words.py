@@ -1,5 +1,6 @@
-"""Texts encoded word by word have the same tokens as the whole text."""
+"""Texts encoded by words have the same tokens as whole texts."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from transformers import AutoTokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from loraqa.speed.start.words import all_offsets, cuts_at_blanks, encode_by_words
+from loraqa.prompt.segments import EncodedText, SegmentTokenizer, all_offsets, encode_texts
+from loraqa.speed.start.words import cuts_at_blanks, encode_by_words, wrap
 from loraqa.squad import read_passages
+from loraqa.train.data import Preparation
 
 _BLANKS = st.sampled_from([" ", " ", " ", "  ", "\n", " \n", "\n ", "\t", "\u00a0", "\u3000", "\0"])
 _WORDS = st.sampled_from(["the", "king's", "It", "won't", "1066", "25,000", "(AD)", "–", "Å"])
@@ -74,6 +77,27 @@ def test_squad_has_gpt2s_tokens(shared: Path) -> None:
     encoded = encode_by_words(gpt2, texts)
     whole = gpt2.encode_batch(texts, add_special_tokens=False)
     assert [text.ids.tolist() for text in encoded] == [encoding.ids for encoding in whole]
+
+
+def test_a_preparation_encodes_by_words_if_its_tokenizer_cuts_at_blanks(
+    tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[list[str]] = []
+
+    def watched(tokenizer: Tokenizer, texts: Sequence[str]) -> list[EncodedText]:
+        encoded.append(list(texts))
+        return encode_texts(tokenizer, texts)
+
+    plain = SegmentTokenizer.from_transformers(tiny_tokenizer)
+    monkeypatch.setattr("loraqa.speed.start.words.encode_by_words", watched)
+    by_words = wrap(Preparation()).tokenizer(plain)
+    assert by_words.fingerprint == plain.fingerprint
+    by_words.encode(["the king"])
+    plain.encode(["the river"])
+    assert encoded == [["the king"]]
+    monkeypatch.setattr("loraqa.speed.start.words.cuts_at_blanks", lambda _: False)
+    wrap(Preparation()).tokenizer(plain).encode(["the king"])
+    assert encoded == [["the king"]]
 
 
 def test_unknown_tokenizers_are_not_encoded_by_words() -> None:

@@ -129,6 +129,12 @@ class _DataFromProcess:
             outcome = _read_outcome(self._process, self._folder)
         finally:
             torch.set_num_threads(self._threads)
+        if outcome["encoder"] is None:
+            logger.info(
+                "The training data are encoded only now, because tokenizer.json and config.json "
+                "were not enough to encode them without transformers."
+            )
+            return preparation(self._settings)
         if outcome["encoder"] != encoder.fingerprint:
             logger.info(
                 "The training data are encoded again, because transformers does not load the "

@@ -42,18 +42,19 @@ def read_tokenizer(folder: Path) -> SegmentTokenizer:
     """Build the tokenizer of a model's folder from `tokenizer.json`."""
     backend = Tokenizer.from_file(str(folder / _TOKENIZER))
     config = read_json(folder / _TOKENIZER_CONFIG)
-    ids = {key: _id_of(backend, config.get(f"{key}_token")) for key in ("bos", "eos", "unk")}
-    eos = ids["eos"]
+    names = (config.get(f"{key}_token") for key in ("bos", "eos", "unk"))
+    bos, eos, unknown = (_id_of(backend, name) for name in names)
     if eos is None:
-        raise ValueError(f"{folder} names no eos_token")
+        # GPT-2's tokenizer on the hub names no eos_token.
+        eos = int(read_json(folder / _CONFIG)["eos_token_id"])
     added = backend.get_added_tokens_decoder()
     special = {i for i, token in added.items() if token.special}
     return SegmentTokenizer(
         str(folder),
         backend,
         eos=eos,
-        start=[i for i in _start(backend, config, ids["bos"]) if i != eos or i == ids["bos"]],
-        control=special - ({ids["unk"]} - {eos}),
+        start=[i for i in backend.encode("").ids if i != eos or i == bos],
+        control=special - ({unknown} - {eos}),
         names={i: token.content for i, token in added.items()},
     )
 
@@ -74,13 +75,6 @@ def _model_folder(model: ModelSettings) -> Path:
 def _id_of(backend: Tokenizer, token: str | dict[str, Any] | None) -> int | None:
     name = token["content"] if isinstance(token, dict) else token
     return None if name is None else backend.token_to_id(name)
-
-
-def _start(backend: Tokenizer, config: dict[str, Any], bos: int | None) -> list[int]:
-    """Return the ids before every text: as the configuration says, else as tokenizer.json says."""
-    if "add_bos_token" in config:
-        return [bos] if config["add_bos_token"] and bos is not None else []
-    return list(backend.encode("").ids)
 
 
 def _read_limit(folder: Path) -> int:

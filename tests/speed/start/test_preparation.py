@@ -1,0 +1,54 @@
+"""Without any of its accelerations, the preparation gives the same data."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.train.conftest import PASSAGES
+
+from loraqa.errors import InputError
+from loraqa.speed import OF_MODELS, OF_PREPARATION, check_names
+from loraqa.speed.start import fastest_preparation
+from loraqa.speed.start.words import cuts_at_blanks
+from loraqa.squad import write_official
+from loraqa.train.data import Preparation
+from loraqa.train.settings import load_settings
+
+
+@pytest.mark.parametrize("without", [(), *((name,) for name in OF_PREPARATION), ("all",)])
+def test_every_preparation_gives_the_same_data(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("LORAQA_CACHE", str(tmp_path / "cache"))
+    write_official(tmp_path / "train.json", PASSAGES, "1.1")
+    chosen = load_settings(
+        overrides=[f"model.source={tiny_folder}", f"data.train={tmp_path / 'train.json'}"]
+    )
+    expected = Preparation()(chosen)
+    assert cuts_at_blanks(expected.tokenizer.backend)
+    # The second time from the cache, if there is one.
+    for _ in range(2):
+        data = fastest_preparation(without)(chosen)
+        assert data.facts == expected.facts
+        assert data.encoded.counts == expected.encoded.counts
+        with np.printoptions(threshold=1_000_000):
+            assert repr(data.encoded.trees) == repr(expected.encoded.trees)
+    kept = (tmp_path / "cache" / "encoded").exists()
+    assert kept == ("encoded-cache" not in without and "all" not in without)
+
+
+def test_all_leaves_out_every_acceleration() -> None:
+    assert fastest_preparation(["all"]) == Preparation()
+    assert fastest_preparation(OF_PREPARATION) == Preparation()
+    assert fastest_preparation() != Preparation()
+    assert fastest_preparation(OF_MODELS) != Preparation()
+
+
+def test_an_unknown_name_is_refused() -> None:
+    with pytest.raises(InputError) as told:
+        fastest_preparation(["all", "word-cash"])
+    names = ", ".join([*OF_MODELS, *OF_PREPARATION])
+    assert str(told.value) == (
+        f"There is no acceleration 'word-cash'; give `all`, or one of {names}."
+    )
+    check_names(["all", *OF_MODELS, *OF_PREPARATION])
