@@ -15,7 +15,6 @@ from loraqa.answer.strategies import parse_strategy
 from loraqa.model.runner import TreeRunner
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
-from loraqa.reader import Reader
 from loraqa.squad import Passage, QADataset, Question, score
 
 

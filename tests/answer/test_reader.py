@@ -18,7 +18,6 @@ from loraqa.prompt.encode import PromptEncoder
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
 from loraqa.prompt.tree import Tree
-from loraqa.reader import Reader
 from loraqa.squad import Passage, Question
 
 LONG = " ".join(f"House {n} was built by mason {n}." for n in range(12))

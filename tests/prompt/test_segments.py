@@ -13,7 +13,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from loraqa.errors import InputError
 from loraqa.prompt.segments import SegmentTokenizer, all_offsets
 from loraqa.prompt.template import Template
-from loraqa.speed.start.words import all_offsets
 
 
 def test_joined_segments_are_gpt2s_tokens_of_the_prompt(shared: Path) -> None:
