@@ -275,7 +275,7 @@ def test_what_cannot_be_scored_is_refused() -> None:
         score({}, QADataset.from_passages([], "1.1"))
     with pytest.raises(InputError, match="'x' has no answer"):
         score({"x": ""}, unanswerable)
-    with pytest.raises(InputError, match="go with data of SQuAD v2.0"):
+    with pytest.raises(InputError, match="need SQuAD v2.0 data"):
         score({}, on_one_context(question("b")), {"q": 0.1})
     with pytest.raises(InputError, match="without a no-answer probability: 1 .*'x'"):
         score({"x": ""}, replace(unanswerable, version="2.0"), {"y": 0.1})
