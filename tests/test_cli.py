@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from loraqa.cli import main
-from loraqa.speed import OF_MODELS, OF_PREPARATION
+from loraqa.speed import OF_COMMANDS, OF_MODELS, OF_PREPARATION
 from loraqa.speed.trial import fastest
 from loraqa.squad import Answer, Passage, Question, write_official
 from tests.conftest import assert_near
@@ -128,7 +128,7 @@ def test_training_leaves_out_accelerations(
 
 UNKNOWN = (
     "loraqa: There is no acceleration 'word-cash'; give `all`, or one of "
-    f"{', '.join([*OF_MODELS, *OF_PREPARATION])}.\n"
+    f"{', '.join([*OF_MODELS, *OF_PREPARATION, *OF_COMMANDS])}.\n"
 )
 
 

@@ -27,8 +27,8 @@ from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
 from loraqa.prompt.tree import Tree
 from loraqa.speed.gpu.graphs import GraphedGradients
-from loraqa.speed.gpu.rows import VarlenRows
-from loraqa.speed.gpu.trees import triton_trees
+from loraqa.speed.gpu.rows import VarlenRowAttention
+from loraqa.speed.gpu.trees import triton_tree_attention
 from loraqa.speed.trial import fastest
 from loraqa.train.loop import train
 from loraqa.train.run import RunDirectory
@@ -75,7 +75,9 @@ def graphed(model: Any) -> tuple[Gradients, FlatAdapter]:
 
 
 def by_kernels(model: Any) -> Runner:
-    return TreeRunner(model, make_trees=triton_trees, make_rows=VarlenRows)
+    return TreeRunner(
+        model, make_tree_attention=triton_tree_attention, make_row_attention=VarlenRowAttention
+    )
 
 
 def taken(adapter: FlatAdapter) -> Tensor:

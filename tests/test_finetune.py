@@ -20,7 +20,7 @@ from loraqa.finetune import FinetuneResult, finetune
 from loraqa.lora.adapter import load_adapter
 from loraqa.model.load import load_base
 from loraqa.reader import Reader
-from loraqa.speed import OF_MODELS, OF_PREPARATION
+from loraqa.speed import OF_COMMANDS, OF_MODELS, OF_PREPARATION
 from loraqa.speed.start.process import preparing
 from loraqa.squad import Passage, Question, write_official
 from loraqa.train.run import RunDirectory
@@ -262,7 +262,7 @@ def test_all_leaves_out_accelerations_of_models_and_of_the_preparation(
 def test_an_unknown_acceleration_leaves_no_run(chosen: RunSettings, tmp_path: Path) -> None:
     with pytest.raises(InputError) as told:
         finetune(without(chosen, "word-cash"), tmp_path / "run")
-    names = ", ".join([*OF_MODELS, *OF_PREPARATION])
+    names = ", ".join([*OF_MODELS, *OF_PREPARATION, *OF_COMMANDS])
     assert str(told.value) == (
         f"There is no acceleration 'word-cash'; give `all`, or one of {names}."
     )

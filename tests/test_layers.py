@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from loraqa.speed import OF_MODELS, OF_PREPARATION
+from loraqa.speed import OF_COMMANDS, OF_MODELS, OF_PREPARATION
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "loraqa"
 # From the foundation up; each room may import the rooms listed before it.
@@ -32,11 +32,10 @@ SIBLINGS = {"train": "answer", "answer": "train"}
 FOR_ALL = ["errors", "files", "garbage"]
 # Beyond the order: the demo runs the recipes on its own data.
 EXCEPTIONS = {"demo": {"finetune", "reader"}, "speed": {"notices"}}
-# Accelerations that are imported by name. Graphs replay what Triton kernels compute; the other
-# process writes the file of the cache; the command line starts it before anything is imported.
+# Accelerations that are imported by name. Graphs replay what Triton kernels compute, and the
+# command line starts the preparing process before it imports PyTorch.
 TIED = {
     "loraqa.speed.gpu.trees": {"speed/gpu/graphs.py"},
-    "loraqa.speed.start.encoded": {"speed/start/process.py"},
     "loraqa.speed.start.process": {"cli.py"},
 }
 HEAVY = ["torch", "transformers", "tokenizers", "datasets", "pyarrow", "pandas", "matplotlib"]
@@ -136,7 +135,9 @@ def test_the_core_never_imports_an_acceleration(room: str) -> None:
     assert importing == []
 
 
-@pytest.mark.parametrize("module", [*OF_MODELS.values(), *OF_PREPARATION.values()])
+@pytest.mark.parametrize(
+    "module", [*OF_MODELS.values(), *OF_PREPARATION.values(), *OF_COMMANDS.values()]
+)
 def test_deleting_an_acceleration_is_deleting_its_file_and_its_line(module: str) -> None:
     file = SOURCE.parent / f"{module.replace('.', '/')}.py"
     assert file.exists()

@@ -32,7 +32,7 @@ from loraqa.prompt.encode import Encoded
 from loraqa.prompt.plan import BatchPlan
 from loraqa.prompt.template import Template
 from loraqa.report.progress import training_progress
-from loraqa.speed.start import fastest_preparation
+from loraqa.speed.start import accelerated_preparation
 from loraqa.speed.trial import fastest
 from loraqa.squad import QADataset, Scores, read_passages
 from loraqa.train.checkpoint import (
@@ -106,7 +106,7 @@ def finetune(
     settings = settings.with_full_paths()
     run = RunDirectory(run_dir)
     run.check_usable(settings, resume)
-    prepare = prepare or fastest_preparation(settings.speed.without)
+    prepare = prepare or accelerated_preparation(settings.speed.without)
     training, dev = prepare(settings), _read_dev(settings.data)
 
     model = load_model(**settings.model.model_dump())
@@ -118,7 +118,7 @@ def finetune(
     _report_training(training, max_length)
     reader = _reader(settings, runner, max_length, training)
     plan = _plan(settings, training.encoded, runner)
-    base = _describe_base(settings.model, model)
+    base = _describe_base(settings.model, model, training.base_sha256)
     facts = {"base": base.model_dump(), "train": training.facts}
     if dev is not None:
         facts["dev"] = describe(dev)
@@ -147,12 +147,15 @@ def finetune(
     )
 
 
-def _describe_base(settings: ModelSettings, model: PreTrainedModel) -> BaseInfo:
+def _describe_base(
+    settings: ModelSettings, model: PreTrainedModel, weights: str | None
+) -> BaseInfo:
     return describe_base(
         settings.source,
         model,
         revision=settings.revision,
         random_weights=settings.random_weights,
+        weights=weights,
     )
 
 

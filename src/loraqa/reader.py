@@ -1,4 +1,4 @@
-"""The recipe of answering: load a model and its adapter, choose how to compute it, answer.
+"""The recipe of answering: load a model and its adapter, choose a runner, accelerate it, answer.
 
 reader = Reader.load("runs/squad")
 for answer in reader.answer("Salt came from the hills.", ["Where did salt come from?"]):
@@ -16,13 +16,13 @@ from loraqa.model.memory import tokens_at_once
 from loraqa.model.source import position_limit
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
-from loraqa.speed.start import fastest_preparation
+from loraqa.speed.start import accelerated_preparation
 from loraqa.speed.trial import fastest
 
 
 @dataclass(frozen=True)
 class Reader(PlainReader):
-    """A reader that is as fast as this machine allows."""
+    """A reader with `load`, which uses all accelerations that work on this machine."""
 
     @classmethod
     def load(
@@ -37,7 +37,8 @@ class Reader(PlainReader):
         """Load a run, an adapter folder, a merged model, or a model that was not fine-tuned.
 
         Prompts are written as in training; a model that was not fine-tuned gets the default
-        template. On a CPU the model only answers: it can be neither trained nor saved.
+        template. On a CPU weights are packed for answering (see `prepacked-weights`), so the model
+        can be neither trained nor saved.
 
         Args:
             source, base, dtype, device: as for `load_model`.
@@ -46,9 +47,9 @@ class Reader(PlainReader):
         Raises:
             InputError: as for `load_model`, or a name in `without` is unknown.
         """
-        preparation = fastest_preparation(without)
+        preparation = accelerated_preparation(without)
         loaded = load_model(source, base=base, dtype=dtype, device=device)
-        tokenizer = preparation.tokenizer(SegmentTokenizer.from_transformers(loaded.tokenizer))
+        tokenizer = preparation.wrap_tokenizer(SegmentTokenizer.from_transformers(loaded.tokenizer))
         tokens, info = tokens_at_once(loaded.model), loaded.info
         max_length = info.max_length if info else position_limit(loaded.model.config)
         plain = choose_runner(loaded.model, max_length)

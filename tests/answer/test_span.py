@@ -209,7 +209,7 @@ class Oracle:
         self.rows = [(*row, token) for row, token in zip(self.rows, tokens.tolist(), strict=True)]
         return self.logits()
 
-    def branch_off(self, rows: torch.Tensor) -> "Oracle":
+    def fork(self, rows: torch.Tensor) -> "Oracle":
         return Oracle([self.rows[row] for row in rows.tolist()])
 
 

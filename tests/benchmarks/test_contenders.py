@@ -9,7 +9,7 @@ from benchmarks.base import Task
 
 from benchmarks import base, ours, peers, text
 from loraqa.model.runner import TreeRunner
-from loraqa.model.trees import PackedTrees
+from loraqa.model.trees import PackedTreeAttention
 
 QUESTIONS = 6
 FAR = 1e-5
@@ -59,8 +59,8 @@ def test_what_is_left_out_is_not_used(folder: Path) -> None:
     slow = ours.choose(ours.load(spec), without=["attention-by-products", "triton-trees"])
     assert isinstance(fast, TreeRunner)
     assert isinstance(slow, TreeRunner)
-    assert fast.make_trees is not PackedTrees
-    assert slow.make_trees is PackedTrees
+    assert fast.make_tree_attention is not PackedTreeAttention
+    assert slow.make_tree_attention is PackedTreeAttention
 
 
 @pytest.mark.usefixtures("first")

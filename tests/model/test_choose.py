@@ -161,7 +161,7 @@ def test_a_model_that_looks_ahead_is_refused() -> None:
         choose_runner(transformers.BertLMHeadModel(config).eval(), 200)
     assert re.fullmatch(
         "A bert model cannot be used: even with padding on the right, where a causal model does "
-        r"not look, its logits differ from those of each question alone by 0\.\d+ of their size; "
+        r"not look, its logits differ from those of each question alone \(relative error 0\.\d+\); "
         r"choose a causal language model, such as GPT-2\.",
         str(caught.value),
     )
@@ -206,7 +206,7 @@ class TestModelsWithoutTrees:
 
         tokens = check(logits, rows)
         forks = torch.tensor([4, 1, 1, 0])
-        other = session.branch_off(forks)
+        other = session.fork(forks)
         # Two forks of one row go different ways.
         others = torch.stack([tokens[4], tokens[1], tokens[1] + 1, tokens[0]])
         other_rows = extended([rows[fork] for fork in forks], others)

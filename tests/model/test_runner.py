@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from loraqa.model.attention import UnsupportedAttentionError, attend_trees
 from loraqa.model.load import load_base
 from loraqa.model.runner import PaddedRunner, RecomputingRunner, Runner, TreeRunner
-from loraqa.model.trees import PackedTrees, branch_mask
+from loraqa.model.trees import PackedTreeAttention, branch_mask
 from loraqa.prompt.batch import TreeSpan, collate_trees
 from loraqa.prompt.tree import Branch, Tree
 
@@ -119,8 +119,12 @@ def test_attention_refuses_what_it_does_not_do(option: dict[str, Any]) -> None:
     states = torch.zeros(1, 2, 4, 8)
     attention = model.transformer.h[0].attn
     tree = Tree(np.arange(2), (Branch("", np.arange(2), np.empty(0)),), 0, (0, 0))
-    trees = PackedTrees(collate_trees([tree]), torch.device("cpu"))
-    attend_trees(attention, states, states, states, None, trees=trees, dropout=0.0, softcap=None)
+    trees = PackedTreeAttention(collate_trees([tree]), torch.device("cpu"))
+    attend_trees(
+        attention, states, states, states, None, tree_attention=trees, dropout=0.0, softcap=None
+    )
     with pytest.raises(UnsupportedAttentionError) as caught:
-        attend_trees(attention, states, states, states, None, trees=trees, **option)
-    assert str(caught.value) == f"attention over trees has no {next(iter(option))}"
+        attend_trees(attention, states, states, states, None, tree_attention=trees, **option)
+    assert str(caught.value) == (
+        f"its attention uses {next(iter(option))}, which attention over trees does not support"
+    )

@@ -63,7 +63,7 @@ def test_both_go_their_own_way_after_branching_off(path: type[Any], prompts: lis
     session.advance(torch.arange(len(rows)))
     rows = [[*row, token] for token, row in enumerate(rows)]
     chosen = [2, 0, 2]
-    other = session.branch_off(torch.tensor(chosen))
+    other = session.fork(torch.tensor(chosen))
     others = [rows[index] for index in chosen]
     steps = []
     for token in (10, 11):

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from tests.conftest import tiny_model
 from tests.speed.cpu.test_rows import TREES, check_that_they_go_their_own_way, spans_of
 
-from loraqa.model.attention import Rows
-from loraqa.model.rows import PaddedRows
+from loraqa.model.attention import RowAttention
+from loraqa.model.rows import PaddedRowAttention
 from loraqa.model.runner import TreeRunner
 from loraqa.prompt.batch import TreeSpan
 from loraqa.speed import grouped_rows
-from loraqa.speed.grouped_rows import GroupedRows
+from loraqa.speed.grouped_rows import GroupedRowAttention
 
 
 @given(
@@ -34,13 +34,16 @@ def test_they_attend_as_plain_rows(
         return torch.randn(shape, dtype=torch.float64, generator=generator)
 
     states = {0: (some(key_heads, spans[-1].end, 4), some(key_heads, spans[-1].end, 4))}
-    both: list[Rows] = [GroupedRows(spans, states), PaddedRows(spans, states)]
+    both: list[RowAttention] = [
+        GroupedRowAttention(spans, states),
+        PaddedRowAttention(spans, states),
+    ]
     count = sum(len(span.branches) for span in spans)
     for _ in range(steps):
         query, key = some(1, key_heads * groups, count, 4), some(1, key_heads, count, 4)
         value = some(1, key_heads, count, 4)
         for rows in both:
-            rows.make_room()
+            rows.add_token()
         torch.testing.assert_close(*(rows.attend(0, query, key, value, 0.3) for rows in both))
         if data.draw(st.booleans()):
             chosen = data.draw(st.lists(st.integers(0, count - 1), min_size=1, max_size=6))
@@ -49,11 +52,11 @@ def test_they_attend_as_plain_rows(
 
 
 def test_they_go_their_own_way_after_branching_off() -> None:
-    check_that_they_go_their_own_way(GroupedRows)
+    check_that_they_go_their_own_way(GroupedRowAttention)
 
 
-def grouped(*spans: TreeSpan) -> GroupedRows:
-    return GroupedRows(spans, {0: (torch.zeros(1, spans[-1].end, 4),) * 2})
+def grouped(*spans: TreeSpan) -> GroupedRowAttention:
+    return GroupedRowAttention(spans, {0: (torch.zeros(1, spans[-1].end, 4),) * 2})
 
 
 def test_trunks_of_similar_length_lie_together() -> None:
@@ -67,8 +70,10 @@ def test_a_trunk_goes_with_its_last_row() -> None:
     assert len(trunks.states[0][0]) == 1
 
 
-@pytest.mark.parametrize(("make_rows", "applies"), [(PaddedRows, True), (GroupedRows, False)])
-def test_they_replace_plain_rows_alone(make_rows: Any, applies: bool) -> None:
-    runner = TreeRunner(tiny_model("gpt2"), make_rows=make_rows)
+@pytest.mark.parametrize(
+    ("make_row_attention", "applies"), [(PaddedRowAttention, True), (GroupedRowAttention, False)]
+)
+def test_they_replace_plain_rows_alone(make_row_attention: Any, applies: bool) -> None:
+    runner = TreeRunner(tiny_model("gpt2"), make_row_attention=make_row_attention)
     assert grouped_rows.applies(runner, frozenset(["answering"])) == applies
     assert not grouped_rows.applies(runner, frozenset(["training"]))

@@ -18,9 +18,9 @@ from loraqa.lora.adapt import adapt
 from loraqa.lora.flat import FlatAdapter
 from loraqa.model.loss import Gradients
 from loraqa.model.memory import LackOfMemoryError
-from loraqa.model.rows import PaddedRows
+from loraqa.model.rows import PaddedRowAttention
 from loraqa.model.runner import PaddedRunner, Runner, TreeRunner
-from loraqa.model.trees import PackedTrees
+from loraqa.model.trees import PackedTreeAttention
 from loraqa.speed import trial
 from loraqa.speed.trial import UnusableError, check_close, fastest
 
@@ -46,11 +46,11 @@ class Scaled:
         return 1.1 * attended
 
 
-class WrongTrees(Scaled, PackedTrees):
+class WrongTrees(Scaled, PackedTreeAttention):
     pass
 
 
-class WrongRows(Scaled, PaddedRows):
+class WrongRows(Scaled, PaddedRowAttention):
     pass
 
 
@@ -84,11 +84,8 @@ def use(monkeypatch: pytest.MonkeyPatch, *accelerations: Any) -> None:
     """Let these be all accelerations, named one, two, ..."""
     names = ["one", "two", "three"][: len(accelerations)]
     listed = dict(zip(names, accelerations, strict=True))
-    monkeypatch.setattr(
-        trial,
-        "accelerations",
-        lambda _, without: (pair for pair in listed.items() if pair[0] not in without),
-    )
+    monkeypatch.setattr(trial, "chosen", lambda *_: {name: name for name in listed})
+    monkeypatch.setattr(trial, "import_module", listed.__getitem__)
 
 
 def adapted() -> TreeRunner:
@@ -100,8 +97,8 @@ def adapted() -> TreeRunner:
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"make_trees": WrongTrees}, "logits"),
-        ({"make_rows": WrongRows}, "logits of answers being written"),
+        ({"make_tree_attention": WrongTrees}, "logits"),
+        ({"make_row_attention": WrongRows}, "logits in decoding"),
         ({"make_gradients": wrong_gradients}, "gradients"),
         ({"make_gradients": right_once}, "gradients"),
     ],
@@ -112,19 +109,19 @@ def test_wrong_results_are_left_out_and_the_others_stay(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    class OtherTrees(PackedTrees):
+    class OtherTrees(PackedTreeAttention):
         pass
 
-    use(monkeypatch, Acceleration(**fields), Acceleration(make_trees=OtherTrees))
+    use(monkeypatch, Acceleration(**fields), Acceleration(make_tree_attention=OtherTrees))
     with caplog.at_level(logging.INFO, "loraqa"):
         runner, names = fastest(adapted(), ["training", "answering"])
     assert names == ("two",)
-    assert runner == replace(adapted(), model=runner.model, make_trees=OtherTrees)
+    assert runner == replace(adapted(), model=runner.model, make_tree_attention=OtherTrees)
     (message,) = caplog.messages
-    error = message.split(f"because its {reason} are ")[1].split()[0]
+    error = message.rpartition("(relative error ")[2].rstrip(").")
     assert message == (
-        f"The acceleration one is not used, because its {reason} are {error} of their size off the "
-        "plain ones."
+        f"The acceleration one is not used, because its {reason} differ from the plain ones "
+        f"(relative error {error})."
     )
     assert 1e-3 < float(error) < 1
 
@@ -132,7 +129,7 @@ def test_wrong_results_are_left_out_and_the_others_stay(
 def test_only_what_a_runner_is_for_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     use(
         monkeypatch,
-        Acceleration(make_rows=WrongRows),
+        Acceleration(make_row_attention=WrongRows),
         Acceleration(make_gradients=wrong_gradients),
     )
     assert fastest(adapted(), ["training"])[1] == ("one",)
@@ -153,7 +150,7 @@ def test_a_failure_is_explained_in_one_sentence(
     )
     with caplog.at_level(logging.INFO, "loraqa"):
         runner, names = fastest(adapted(), ["training"])
-    assert (names, runner.make_trees) == ((), PackedTrees)  # type: ignore[attr-defined]
+    assert (names, runner.make_tree_attention) == ((), PackedTreeAttention)  # type: ignore[attr-defined]
     assert caplog.messages == [
         "The acceleration one is not used, because it fails here (RuntimeError: no such operator).",
         "The acceleration two is not used, because there is no compiler here.",
@@ -166,7 +163,7 @@ def test_a_lack_of_memory_is_not_taken_for_a_wrong_acceleration(
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    use(monkeypatch, Acceleration(make_trees=full))
+    use(monkeypatch, Acceleration(make_tree_attention=full))
     with pytest.raises(LackOfMemoryError) as caught:
         fastest(adapted(), ["training"])
     assert str(caught.value) == (
@@ -192,7 +189,7 @@ def test_names_are_left_out() -> None:
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(InputError) as caught:
         fastest(adapted(), ["training"], ["gelu"])
-    known = ", ".join([*speed.OF_MODELS, *speed.OF_PREPARATION])
+    known = ", ".join([*speed.OF_MODELS, *speed.OF_PREPARATION, *speed.OF_COMMANDS])
     assert str(caught.value) == f"There is no acceleration 'gelu'; give `all`, or one of {known}."
 
 
@@ -207,13 +204,13 @@ UNDER_O = """
 import torch
 from loraqa.model.runner import TreeRunner
 from loraqa.speed.cpu import native
-from loraqa.speed.cpu.rows import CompiledRows
+from loraqa.speed.cpu.rows import CompiledRowAttention
 from loraqa.speed.trial import fastest
 from tests.conftest import tiny_model
 
 assert False, "python -O removes this line"
-right = CompiledRows.attend
-CompiledRows.attend = lambda *args, **options: 1.1 * right(*args, **options)
+right = CompiledRowAttention.attend
+CompiledRowAttention.attend = lambda *args, **options: 1.1 * right(*args, **options)
 _, names = fastest(TreeRunner(tiny_model("gpt2")), ["answering"])
 print("compiled-rows" in names)
 try:

@@ -1,22 +1,29 @@
-"""Which base model an adapter belongs to: its place, its commit, the hash of its weights."""
+"""Which base model an adapter belongs to: its place, its commit, the hash of its weights.
+
+Importing this loads no PyTorch.
+"""
 
 import hashlib
 from pathlib import Path
-
-from huggingface_hub import try_to_load_from_cache
-from transformers import PreTrainedModel
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from typing import TYPE_CHECKING
 
 from loraqa.adapter.info import BaseInfo
 from loraqa.files import read_json, sha256
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# The names of transformers' files.
+_CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+
 
 def describe_base(
     source: str | Path,
-    model: PreTrainedModel,
+    model: "PreTrainedModel",
     *,
     revision: str | None = None,
     random_weights: bool = False,
+    weights: str | None = None,
 ) -> BaseInfo:
     """Describe a base model: its commit if it is from the hub, and the hash of its weights.
 
@@ -25,10 +32,11 @@ def describe_base(
         model: the loaded model.
         revision: the branch, tag or commit that was asked for.
         random_weights: whether the model has random weights, which have no hash.
+        weights: the result of `weights_hash`, if it is known; otherwise it is computed.
     """
     given = Path(source).expanduser()
     local = given.is_dir()
-    folder = given if local else _downloaded(str(source), revision)
+    folder = _folder(source, revision)
     # The folder of a download is named after its commit.
     commit = folder.name if folder else revision
     return BaseInfo(
@@ -36,23 +44,35 @@ def describe_base(
         revision=None if local else commit,
         dtype=str(model.dtype).removeprefix("torch."),
         random_weights=random_weights,
-        sha256=_weights_hash(folder) if folder and not random_weights else None,
+        sha256=None if random_weights else weights or weights_hash(source, revision),
     )
 
 
-def _downloaded(name: str, revision: str | None) -> Path | None:
-    """Return the folder in the hub's cache that a model was loaded from."""
-    config = try_to_load_from_cache(name, CONFIG_NAME, revision=revision)
-    return Path(config).parent if isinstance(config, str) else None
+def weights_hash(source: str | Path, revision: str | None = None) -> str | None:
+    """Return the SHA-256 of a model's weights, as in `BaseInfo`.
 
-
-def _weights_hash(folder: Path) -> str | None:
-    """Return `BaseInfo.sha256`, or None if the weights' files do not have transformers' names."""
-    whole, index = folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
-    if whole.exists():
-        return sha256(whole)
-    if not index.exists():
+    Returns:
+        The hash in hex; None if the model is not downloaded, or if the files of its weights do not
+        have transformers' names.
+    """
+    folder = _folder(source, revision)
+    if folder is None:
         return None
-    shards = sorted(set(read_json(index)["weight_map"].values()))
+    if (folder / _WEIGHTS).exists():
+        return sha256(folder / _WEIGHTS)
+    if not (folder / _INDEX).exists():
+        return None
+    shards = sorted(set(read_json(folder / _INDEX)["weight_map"].values()))
     hashes = "".join(sha256(folder / name) for name in shards)
     return hashlib.sha256(hashes.encode()).hexdigest()
+
+
+def _folder(source: str | Path, revision: str | None) -> Path | None:
+    """Return the folder of a model: its own, or its download in the hub's cache, if any."""
+    given = Path(source).expanduser()
+    if given.is_dir():
+        return given
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(str(source), _CONFIG, revision=revision)
+    return Path(config).parent if isinstance(config, str) else None

@@ -237,7 +237,7 @@ class _Search:
             waiting += [frontier.only(~now), self._step(frontier.only(now), logits.device)]
 
     def _step(self, paths: _Frontier, device: torch.device) -> _Frontier:
-        session = paths.session.branch_off(torch.from_numpy(paths.rows).to(device))
+        session = paths.session.fork(torch.from_numpy(paths.rows).to(device))
         tokens = torch.from_numpy(self._forest.tokens[paths.nodes])
         return self._look(paths, session, session.advance(tokens.to(device)))
 

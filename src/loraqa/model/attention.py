@@ -2,8 +2,8 @@
 
 After `model.set_attn_implementation(TREE_ATTENTION)` every layer of a model calls `attend_trees`
 instead of its own attention. `attend_trees` hands queries, keys and values to the object that was
-passed to the model as `trees`: `PackedTrees` for training and for prompts, `PaddedRows` for the
-answers being written.
+passed to the model as `tree_attention`: `PackedTreeAttention` for training and for prompts,
+`PaddedRowAttention` in decoding.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ _HARMLESS = frozenset(
 )
 
 
-class Trees(Protocol):
+class TreeAttention(Protocol):
     """The attention of a packed sequence of tokens."""
 
     def attend(
@@ -44,19 +44,19 @@ class Trees(Protocol):
         ...
 
 
-class Rows(Trees, Protocol):
-    """Answers being written: in each forward pass every row has one new token.
+class RowAttention(TreeAttention, Protocol):
+    """Attention in decoding: each row is an unfinished answer, with one new token in each pass.
 
-    A row's token sees the trunk of its tree, the row's own prompt, and the tokens that the row has
-    written.
+    The new token sees the trunk of the row's tree and the row's own tokens: its prompt and what it
+    has written.
     """
 
-    def make_room(self) -> None:
-        """Make room for one more token in every row. Called before each forward pass."""
+    def add_token(self) -> None:
+        """Let every row see one more token of its own. Called before each forward pass."""
         ...
 
-    def select(self, rows: Tensor) -> "Rows":
-        """Return these rows, (rows',), in this order; a row named twice is forked."""
+    def select(self, rows: Tensor) -> "RowAttention":
+        """Keep these rows, (rows',), in this order; a row named twice is duplicated."""
         ...
 
 
@@ -72,20 +72,21 @@ def attend_trees(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     *,
-    trees: Trees,
+    tree_attention: TreeAttention,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attend over `trees`; transformers calls this in every layer.
+    """Attend over trees; transformers calls this in every layer.
 
     Returns:
         (1, T, heads, head size), and None in place of attention weights.
 
     Raises:
-        UnsupportedAttentionError: the model asks for more, such as a cap on the products or a sink.
+        UnsupportedAttentionError: the model asks for more, such as logit soft-capping or sinks.
     """
     _check_plain(attention_mask=attention_mask, **options)
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-    attended = trees.attend(module.layer_idx, query, key, value, factor)  # type: ignore[arg-type]
+    layer: Any = module.layer_idx
+    attended = tree_attention.attend(layer, query, key, value, factor)
     return attended.transpose(1, 2), None
 
 
@@ -101,7 +102,9 @@ def _check_plain(**options: Any) -> None:
         if name not in _HARMLESS and value is not None and value is not False
     ]
     if unknown:
-        raise UnsupportedAttentionError(f"attention over trees has no {', '.join(unknown)}")
+        raise UnsupportedAttentionError(
+            f"its attention uses {', '.join(unknown)}, which attention over trees does not support"
+        )
 
 
 AttentionInterface.register(TREE_ATTENTION, attend_trees)

@@ -1,7 +1,7 @@
 """Choosing the runner of a model: trees if the model can compute them, else padded rows.
 
-A configuration does not say everything that a model does. So small trees are computed by the
-model, and their logits are compared with the logits of every question computed alone.
+A configuration does not describe everything that a model does. So the model computes small trees
+and each question alone, and the logits are compared.
 """
 
 import logging
@@ -22,8 +22,8 @@ from loraqa.prompt.tree import Branch, TokenIds, Tree
 
 logger = logging.getLogger("loraqa")
 
-# How far rounding alone may drive apart two ways to compute the same logits, relative to their
-# norm. In bf16 GPT-2 reaches 0.009, models of 48 layers 0.01 to 0.025; the others stay far below.
+# The largest relative error of logits that rounding explains. In bf16, GPT-2 reaches 0.009 and
+# models of 48 layers 0.01 to 0.025; fp32 and fp64 stay far below.
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 0.03}
 
 # Tokens of the longest path of `small_trees`.
@@ -32,12 +32,12 @@ _LONGEST_PATH = 15
 
 @explaining_lack_of_memory("while the model was tried on small trees", ADVICE_TO_LOADERS)
 def choose_runner(model: PreTrainedModel, max_length: int, *, answering: bool = True) -> Runner:
-    """Return the plain runner of a model. A warning says so if the model cannot compute trees.
+    """Return the plain runner of a model. Log a warning if the model cannot compute trees.
 
     Args:
         model: any causal language model.
         max_length: the longest path that it will compute, in tokens.
-        answering: whether it will answer, too; a model that only trains may decode wrongly.
+        answering: whether the model will answer; if not, decoding is not checked.
 
     Raises:
         InputError: the model is not causal, or takes too few tokens.
@@ -51,7 +51,7 @@ def choose_runner(model: PreTrainedModel, max_length: int, *, answering: bool = 
     reason = _why_no_plain_attention(model, max_length) or _why_wrong(TreeRunner, model, answering)
     if reason is None:
         return TreeRunner(model)
-    runner, cost = _by_rows(model)
+    runner, cost = _by_rows(model, answering)
     logger.warning(
         "A %s model cannot compute trees, because %s; every question is computed with its own copy "
         "of the context, %s.",
@@ -62,11 +62,11 @@ def choose_runner(model: PreTrainedModel, max_length: int, *, answering: bool = 
     return runner
 
 
-def _by_rows(model: PreTrainedModel) -> tuple[Runner, str]:
+def _by_rows(model: PreTrainedModel, answering: bool) -> tuple[Runner, str]:
     """Return a runner that computes one row per question, and what that costs."""
-    if _why_wrong(PaddedRunner, model) is None:
+    if _why_wrong(PaddedRunner, model, answering) is None:
         return PaddedRunner(model), "which is slower"
-    reason = _why_wrong(RecomputingRunner, model)
+    reason = _why_wrong(RecomputingRunner, model, answering)
     if reason is None:
         return RecomputingRunner(model), "and anew for each token of an answer, which is slow"
     raise InputError(
@@ -76,7 +76,7 @@ def _by_rows(model: PreTrainedModel) -> tuple[Runner, str]:
 
 
 def _why_no_plain_attention(model: PreTrainedModel, max_length: int) -> str | None:
-    """Return why the model says itself that attention over trees cannot replace its own."""
+    """Return why attention over trees cannot replace the model's, as its configuration says."""
     if not model._supports_attention_backend:
         return "it does not use transformers' attention interface"
     config = model.config.get_text_config()
@@ -93,7 +93,7 @@ def _why_no_plain_attention(model: PreTrainedModel, max_length: int) -> str | No
 
 @torch.no_grad()
 def _why_wrong(
-    make: Callable[[PreTrainedModel], Runner], model: PreTrainedModel, answering: bool = True
+    make: Callable[[PreTrainedModel], Runner], model: PreTrainedModel, answering: bool
 ) -> str | None:
     """Return why a runner does not give the logits of every question alone; None if it does."""
     trees = small_trees(model)
@@ -101,10 +101,11 @@ def _why_wrong(
     implementation = model.config._attn_implementation
     try:
         runner = make(model)
-        pairs = [(runner.answer_logits(trees)[0], expected.flatten(0, 1))]
+        actual, wanted = [runner.answer_logits(trees)[0]], [expected.flatten(0, 1)]
         if answering:
-            pairs += zip(decoded(runner, trees), expected_decoding(expected), strict=True)
-        error = relative_error(*map(torch.cat, zip(*pairs, strict=True)))
+            actual += decoded(runner, trees)
+            wanted += expected_decoding(expected)
+        error = relative_error(torch.cat(actual), torch.cat(wanted))
     except torch.OutOfMemoryError:
         raise
     except UnsupportedAttentionError as problem:
@@ -116,7 +117,7 @@ def _why_wrong(
         model.set_attn_implementation(implementation)
     if error < TOLERANCE[model.dtype]:
         return None
-    return f"its logits differ from those of each question alone by {error:.1g} of their size"
+    return f"its logits differ from those of each question alone (relative error {error:.1g})"
 
 
 def small_trees(model: PreTrainedModel) -> list[Tree]:
@@ -134,7 +135,7 @@ def small_trees(model: PreTrainedModel) -> list[Tree]:
     return [tree(9, 2, 4), tree(3, 2)]
 
 
-# Rows of a session on `small_trees` that are forked, and rows of these that are kept.
+# The rows of a session on `small_trees` that are forked, and which of the forked rows are kept.
 _FORKS, _KEPT = torch.tensor([2, 0, 2]), torch.tensor([1, 0])
 
 
@@ -149,7 +150,7 @@ def decoded(runner: Runner, trees: Sequence[Tree]) -> list[Tensor]:
     answers = torch.stack([torch.from_numpy(branch.answer).long() for branch in branches])
     answers, forks, kept = (each.to(device) for each in (answers, _FORKS, _KEPT))
     session, first = runner.prefill([_without_answers(tree) for tree in trees])
-    other = session.branch_off(forks)
+    other = session.fork(forks)
     forked = other.advance(answers[forks, 0])
     other.select(kept)
     reordered = other.advance(answers[forks[kept], 1])

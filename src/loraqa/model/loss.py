@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from loraqa.model.runner import Runner
 
 Launch = Callable[[], Tensor]
-"""Adds the gradient of a step's loss to the adapter's gradient; returns the loss, detached."""
+"""A function that adds the gradient of a step to the adapter's, and returns the loss, detached."""
 
 Gradients = Callable[[Step], Launch]
-"""Prepares the computation of a step on the CPU."""
+"""A function that does a step's work on the CPU, such as padding, and returns its `Launch`."""
 
 
 def answer_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ def answer_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
     Args:
         logits: (S, vocabulary).
-        targets: (S,); the loss leaves out -100.
+        targets: (S,); places with target -100 are ignored.
     """
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return cross_entropy(precise, targets, reduction="sum")
@@ -40,10 +40,10 @@ def accumulate(runner: "Runner", step: Step) -> Tensor:
     The supervised tokens of the whole step are counted first, so each micro-batch has its exact
     weight.
     """
-    targets = supervised_tokens(step)
+    count = supervised_tokens(step)
     total = torch.zeros((), device=runner.model.device)
     for trees in step:
-        loss = answer_loss(*runner.answer_logits(trees)) / targets
+        loss = answer_loss(*runner.answer_logits(trees)) / count
         loss.backward()
         total = total + loss.detach()
     return total

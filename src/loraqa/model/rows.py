@@ -1,6 +1,7 @@
-"""Answers being written: the attention of one new token per row.
+"""Attention in decoding: one new token per row.
 
-All rows of a tree share the keys and values of its trunk, which are kept once.
+All rows of a tree share the keys and values of its trunk, which are kept once. A row's own tokens
+are its prompt and what it has written.
 """
 
 from collections.abc import Sequence
@@ -14,8 +15,8 @@ from loraqa.model.attention import States, repeat_heads
 from loraqa.prompt.batch import TreeSpan
 
 
-class PaddedRows:
-    """`Rows` on padded keys and values.
+class PaddedRowAttention:
+    """`RowAttention` on padded keys and values.
 
     The trunks of a layer lie in (trees, key heads, longest trunk, d), padded on the right. Each
     row's own keys and values lie in (rows, key heads, longest own, d), padded on the left, so that
@@ -23,7 +24,7 @@ class PaddedRows:
 
     Args:
         spans: where the trees lie in the packed sequence.
-        states: keys and values of the packed sequence. The answers go on from them.
+        states: keys and values of the packed sequence. Decoding appends to them.
     """
 
     def __init__(self, spans: Sequence[TreeSpan], states: States) -> None:
@@ -45,14 +46,14 @@ class PaddedRows:
         own_seen = lengths_mask(own_lengths, device).flip(1)
         self._seen = torch.cat([trunk_seen, own_seen], dim=1)
 
-    def make_room(self) -> None:
-        """See `Rows`."""
+    def add_token(self) -> None:
+        """See `RowAttention`."""
         self._seen = pad(self._seen, (0, 1), value=True)
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
-        """See `Trees.attend`: T is the number of rows, with one new token each."""
+        """See `TreeAttention.attend`: T is the number of rows, with one new token each."""
         new = (states[0].transpose(0, 1)[:, :, None] for states in (key, value))
         own = tuple(
             torch.cat([states, one], dim=2)
@@ -73,8 +74,8 @@ class PaddedRows:
         )
         return attended[:, :, 0].transpose(0, 1)[None]
 
-    def select(self, rows: Tensor) -> "PaddedRows":
-        """See `Rows`."""
+    def select(self, rows: Tensor) -> "PaddedRowAttention":
+        """See `RowAttention`."""
         other = copy(self)
         other._tree, other._seen = self._tree[rows], self._seen[rows]
         other._own = {
@@ -86,8 +87,8 @@ class PaddedRows:
 def cut_and_pad(states: Tensor, pieces: Sequence[slice], side: str) -> Tensor:
     """Cut (key heads, T, d) into pieces: (pieces, key heads, longest, d), padded on one side.
 
-    Some token of the piece itself is the padding. All pieces are taken at once, because on a GPU
-    that is a single kernel.
+    Padding repeats a token of the piece, and masks hide it. All pieces are taken at once, because
+    on a GPU that is a single kernel.
     """
     starts, stops = torch.tensor([(piece.start, piece.stop) for piece in pieces]).t()[:, :, None]
     steps = torch.arange(int((stops - starts).max()))

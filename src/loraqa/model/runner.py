@@ -1,7 +1,7 @@
 """Running a model over trees, or over padded rows where the model cannot compute trees.
 
-Every runner answers the same calls: logits and gradients where an answer token is predicted, for
-training, and a decoding session, for answering. `choose_runner` picks the runner of a model.
+Every runner counts the tokens of a batch, computes logits and gradients at supervised tokens for
+training, and starts a decoding session for answering. `choose_runner` picks the runner of a model.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,18 +14,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from loraqa.lora.flat import FlatAdapter
-from loraqa.model.attention import TREE_ATTENTION, Rows, States, Trees
+from loraqa.model.attention import TREE_ATTENTION, RowAttention, States, TreeAttention
 from loraqa.model.loss import Gradients, accumulate
-from loraqa.model.rows import PaddedRows
+from loraqa.model.rows import PaddedRowAttention
 from loraqa.model.session import DecodingSession, PaddedSession, RecomputingSession, TreeSession
-from loraqa.model.trees import PackedTrees
+from loraqa.model.trees import PackedTreeAttention
 from loraqa.prompt.batch import PaddedBatch, TreeBatch, TreeSpan, collate_padded, collate_trees
 from loraqa.prompt.plan import Size, padded_tokens, tree_tokens
 from loraqa.prompt.tree import Tree
 
 
 class Runner(Protocol):
-    """How a model is computed."""
+    """Computes logits, gradients and decoding of one model."""
 
     @property
     def model(self) -> PreTrainedModel:
@@ -37,11 +37,18 @@ class Runner(Protocol):
         ...
 
     def answer_logits(self, trees: Sequence[Tree]) -> tuple[Tensor, Tensor]:
-        """Return logits (S, vocabulary) and targets (S,) at every supervised token, by branch."""
+        """Return the logits that predict the answer tokens, (S, vocabulary), and the tokens, (S,).
+
+        They are ordered by tree and branch.
+        """
         ...
 
     def gradients(self, adapter: FlatAdapter) -> Gradients:
-        """Return the function that computes the gradient of a step, for the adapter in `model`."""
+        """Return a function that prepares a step and then computes its gradient.
+
+        Args:
+            adapter: the adapter in `model`; its gradient grows.
+        """
         ...
 
     def prefill(self, trees: Sequence[Tree]) -> tuple[DecodingSession, Tensor]:
@@ -54,8 +61,8 @@ class Runner(Protocol):
         ...
 
 
-MakeTrees = Callable[[TreeBatch, torch.device], Trees]
-MakeRows = Callable[[Sequence[TreeSpan], States], Rows]
+MakeTreeAttention = Callable[[TreeBatch, torch.device], TreeAttention]
+MakeRowAttention = Callable[[Sequence[TreeSpan], States], RowAttention]
 MakeGradients = Callable[[Runner, FlatAdapter], Gradients]
 
 
@@ -66,23 +73,23 @@ def plain_gradients(runner: Runner, _: FlatAdapter) -> Gradients:
 
 @dataclass(frozen=True)
 class TreeRunner:
-    """Computes every trunk once.
+    """Computes a batch as one packed sequence, each trunk once.
 
-    The plain algorithm is the default of every field. An acceleration returns a runner with other
-    fields (see `Acceleration`).
+    Making a runner switches the model's attention over. The defaults of the fields are the plain
+    functions; an acceleration returns a runner with other fields (see `Acceleration`).
 
     Attributes:
         model: a model that can compute trees (see `choose_runner`).
-        make_trees: the attention of packed trees.
-        make_rows: the attention of answers being written.
-        tokens: how many tokens a batch takes.
+        make_tree_attention: makes the attention of packed trees.
+        make_row_attention: makes the attention in decoding.
+        count_tokens: counts the tokens of a batch, padding included.
         make_gradients: see `Runner.gradients`.
     """
 
     model: PreTrainedModel
-    make_trees: MakeTrees = PackedTrees
-    make_rows: MakeRows = PaddedRows
-    tokens: Size = tree_tokens
+    make_tree_attention: MakeTreeAttention = PackedTreeAttention
+    make_row_attention: MakeRowAttention = PaddedRowAttention
+    count_tokens: Size = tree_tokens
     make_gradients: MakeGradients = plain_gradients
 
     def __post_init__(self) -> None:
@@ -90,12 +97,12 @@ class TreeRunner:
 
     def size(self, trees: Sequence[Tree]) -> int:
         """See `Runner`."""
-        return self.tokens(trees)
+        return self.count_tokens(trees)
 
     def answer_logits(self, trees: Sequence[Tree]) -> tuple[Tensor, Tensor]:
         """See `Runner`."""
         batch = collate_trees(trees)
-        logits = tree_logits(self.model, batch, self.make_trees(batch, self.model.device))
+        logits = tree_logits(self.model, batch, self.make_tree_attention(batch, self.model.device))
         return logits, batch.targets.to(self.model.device)
 
     def gradients(self, adapter: FlatAdapter) -> Gradients:
@@ -106,18 +113,18 @@ class TreeRunner:
     def prefill(self, trees: Sequence[Tree]) -> tuple[DecodingSession, Tensor]:
         """See `Runner`."""
         batch = collate_trees(trees)
-        recorded = RecordedTrees(self.make_trees(batch, self.model.device))
+        recorded = StateRecorder(self.make_tree_attention(batch, self.model.device))
         logits = tree_logits(self.model, batch, recorded)
-        rows = self.make_rows(batch.spans, recorded.states)
+        rows = self.make_row_attention(batch.spans, recorded.states)
         return TreeSession(self.model, rows, batch.path_lengths), logits
 
 
-def tree_logits(model: PreTrainedModel, batch: TreeBatch, trees: Trees) -> Tensor:
+def tree_logits(model: PreTrainedModel, batch: TreeBatch, attention: TreeAttention) -> Tensor:
     """Return logits (S, vocabulary) at the supervised tokens; the head runs on no other token."""
     logits: Tensor = model(
         input_ids=batch.input_ids.to(model.device),
         position_ids=batch.position_ids.to(model.device),
-        trees=trees,
+        tree_attention=attention,
         logits_to_keep=batch.supervised.to(model.device),
         use_cache=False,
     ).logits
@@ -125,18 +132,18 @@ def tree_logits(model: PreTrainedModel, batch: TreeBatch, trees: Trees) -> Tenso
 
 
 @dataclass(frozen=True)
-class RecordedTrees:
-    """Trees that remember the keys and values of every layer."""
+class StateRecorder:
+    """Attention over trees that remembers the keys and values of every layer."""
 
-    trees: Trees
+    attention: TreeAttention
     states: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
-        """See `Trees.attend`."""
+        """See `TreeAttention.attend`."""
         self.states[layer] = key[0], value[0]
-        return self.trees.attend(layer, query, key, value, scaling)
+        return self.attention.attend(layer, query, key, value, scaling)
 
 
 @dataclass(frozen=True)
@@ -173,10 +180,10 @@ class PaddedRunner:
 
 @dataclass(frozen=True)
 class RecomputingRunner:
-    """Computes one row per question, padded on the right, and all of it anew at each step.
+    """Computes one row per question, padded on the right, and recomputes all of it at each step.
 
-    This is exact for any causal language model, and slow. It is for models that look at padding on
-    their left, and for models whose state cannot be forked.
+    This is exact for any causal language model, and slow. It is for models that padding on the left
+    affects, and for models whose state cannot be forked.
     """
 
     model: PreTrainedModel
@@ -212,7 +219,7 @@ Use = Literal["training", "answering"]
 
 
 class Acceleration(Protocol):
-    """A faster way to compute the same. A module of `loraqa.speed` that has these functions."""
+    """The interface of a module that makes a runner faster (see `loraqa.speed`)."""
 
     def applies(self, runner: Runner, uses: frozenset[Use]) -> bool:
         """Return whether device, dtype and uses are right for this acceleration."""
@@ -222,6 +229,6 @@ class Acceleration(Protocol):
         """Return a faster runner.
 
         Raises:
-            Exception: of any kind, where this does not work here. The model is as before.
+            Exception: the acceleration does not work here. The model still computes the same.
         """
         ...

@@ -1,4 +1,4 @@
-"""Decoding sessions: answers being written, one row each, one more token per row at each step.
+"""Decoding sessions: unfinished answers, one row each, one more token per row at each step.
 
 `Runner.prefill` starts a session. All rows of a tree share the keys and values of its trunk.
 """
@@ -12,24 +12,24 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import Cache, PreTrainedModel
 
-from loraqa.model.attention import Rows
+from loraqa.model.attention import RowAttention
 from loraqa.prompt.batch import collate_padded
 from loraqa.prompt.tree import Tree
 
 
 class DecodingSession(Protocol):
-    """Answers being written; at first one row per branch, in the order of trees and branches."""
+    """Unfinished answers; at first one row per branch, in the order of trees and branches."""
 
     def advance(self, tokens: Tensor) -> Tensor:
         """Append a token to every row, (rows,). Return the next logits, (rows, vocabulary)."""
         ...
 
     def select(self, rows: Tensor) -> None:
-        """Go on with these rows, (rows',), in this order. A row named twice is forked."""
+        """Keep these rows, (rows',), in this order; a row named twice is duplicated."""
         ...
 
-    def branch_off(self, rows: Tensor) -> "DecodingSession":
-        """Return a session that goes on with these rows, (rows',). This one does not change."""
+    def fork(self, rows: Tensor) -> "DecodingSession":
+        """Return a session with these rows, (rows',). This session does not change."""
         ...
 
 
@@ -38,11 +38,11 @@ class TreeSession:
 
     Args:
         model: the model.
-        rows: keys and values of the prompts.
+        rows: the attention to the prompts' keys and values.
         lengths: tokens of each row so far, trunk included.
     """
 
-    def __init__(self, model: PreTrainedModel, rows: Rows, lengths: Sequence[int]) -> None:
+    def __init__(self, model: PreTrainedModel, rows: RowAttention, lengths: Sequence[int]) -> None:
         self._model = model
         self._rows = rows
         self._positions = torch.tensor(lengths, device=model.device)
@@ -50,11 +50,11 @@ class TreeSession:
     @torch.no_grad()
     def advance(self, tokens: Tensor) -> Tensor:
         """See `DecodingSession`."""
-        self._rows.make_room()
+        self._rows.add_token()
         logits: Tensor = self._model(
             input_ids=tokens[None],
             position_ids=self._positions[None],
-            trees=self._rows,
+            tree_attention=self._rows,
             use_cache=False,
         ).logits
         self._positions = self._positions + 1
@@ -65,7 +65,7 @@ class TreeSession:
         self._positions = self._positions[rows]
         self._rows = self._rows.select(rows)
 
-    def branch_off(self, rows: Tensor) -> "TreeSession":
+    def fork(self, rows: Tensor) -> "TreeSession":
         """See `DecodingSession`."""
         other = copy(self)
         other.select(rows)
@@ -95,7 +95,7 @@ class PaddedSession:
         self._mask, self._positions = self._mask[rows], self._positions[rows]
         self._cache.reorder_cache(rows)
 
-    def branch_off(self, rows: Tensor) -> "PaddedSession":
+    def fork(self, rows: Tensor) -> "PaddedSession":
         """See `DecodingSession`."""
         other = copy(self)
         other._cache = deepcopy(self._cache)
@@ -118,7 +118,7 @@ class PaddedSession:
 
 
 class RecomputingSession:
-    """Decoding that keeps nothing but token ids and computes whole rows at every step.
+    """Decoding that keeps nothing but token ids and recomputes whole rows at every step.
 
     Rows are padded on the right. A causal model does not look there, so this is exact for any
     causal model, whatever state the model would keep.
@@ -142,7 +142,7 @@ class RecomputingSession:
         """See `DecodingSession`."""
         self._input_ids, self._lengths = self._input_ids[rows], self._lengths[rows]
 
-    def branch_off(self, rows: Tensor) -> "RecomputingSession":
+    def fork(self, rows: Tensor) -> "RecomputingSession":
         """See `DecodingSession`."""
         other = copy(self)
         other.select(rows)

@@ -16,7 +16,7 @@ from loraqa.model.attention import repeat_heads
 from loraqa.prompt.batch import TreeBatch, TreeSpan
 
 
-class PackedTrees:
+class PackedTreeAttention:
     """Attend tree by tree, so that nothing is computed between trees.
 
     Args:
@@ -31,7 +31,7 @@ class PackedTrees:
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
-        """See `Trees.attend`."""
+        """See `TreeAttention.attend`."""
         groups = query.shape[1] // key.shape[1]
         key, value = repeat_heads(key, groups), repeat_heads(value, groups)
         attended: list[Tensor] = []

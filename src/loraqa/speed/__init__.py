@@ -1,14 +1,11 @@
 """Accelerations of the plain algorithm, in the order in which they are tried.
 
-An acceleration computes the same as the plain algorithm, faster. `trial.fastest` tries each one
-that applies, compares its results with the plain ones, and leaves it out where they differ. No core
-room imports this room; without any acceleration everything works, only slower. To delete an
+An acceleration computes the same as the plain algorithm, faster. No package before this one
+imports an acceleration; without any of them everything works, only slower. To delete an
 acceleration, delete its file and its line here.
 """
 
-from collections.abc import Iterable, Iterator
-from importlib import import_module
-from typing import Any
+from collections.abc import Iterable
 
 from loraqa.errors import InputError
 
@@ -24,36 +21,30 @@ OF_MODELS = {
     "cuda-graphs": "loraqa.speed.gpu.graphs",
     "prepacked-weights": "loraqa.speed.cpu.prepacked",
 }
-"""Name and module of each acceleration of a model; the module is an `Acceleration`."""
+"""Name and module of each acceleration of a model. The module is an `Acceleration`."""
 
 OF_PREPARATION = {
     "word-cache": "loraqa.speed.start.words",
     "encoded-cache": "loraqa.speed.start.encoded",
-    "preparing-process": "loraqa.speed.start.process",
 }
-"""Name and module of each acceleration of reading and encoding training data."""
+"""Name and module of each acceleration of preparing data. The module has `wrap(preparation)`."""
+
+OF_COMMANDS = {"preparing-process": "loraqa.speed.start.process"}
+"""Name and module of the acceleration that the command line itself starts."""
 
 ALL = "all"
 
 
-def accelerations(table: dict[str, str], without: Iterable[str] = ()) -> Iterator[tuple[str, Any]]:
-    """Yield the name and module of each acceleration of a table but those left out.
+def chosen(table: dict[str, str], without: Iterable[str] = ()) -> dict[str, str]:
+    """Return a table without the accelerations that are left out.
 
     Raises:
         InputError: a name in `without` is neither an acceleration nor "all".
     """
     left_out = frozenset(without)
-    check_names(left_out)
-    for name, module in table.items():
-        if not left_out & {name, ALL}:
-            yield name, import_module(module)
-
-
-def check_names(without: Iterable[str]) -> None:
-    """Raise `InputError` where a name is neither an acceleration nor "all"."""
-    known = [*OF_MODELS, *OF_PREPARATION]
-    for name in without:
-        if name not in (*known, ALL):
-            raise InputError(
-                f"There is no acceleration {name!r}; give `{ALL}`, or one of {', '.join(known)}."
-            )
+    known = [*OF_MODELS, *OF_PREPARATION, *OF_COMMANDS]
+    for name in left_out - {*known, ALL}:
+        raise InputError(
+            f"There is no acceleration {name!r}; give `{ALL}`, or one of {', '.join(known)}."
+        )
+    return {} if ALL in left_out else {n: m for n, m in table.items() if n not in left_out}

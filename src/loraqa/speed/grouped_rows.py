@@ -14,29 +14,29 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from loraqa.model.attention import States
-from loraqa.model.rows import PaddedRows, cut_and_pad, lengths_mask
+from loraqa.model.rows import PaddedRowAttention, cut_and_pad, lengths_mask
 from loraqa.model.runner import Runner, TreeRunner, Use
 from loraqa.prompt.batch import TreeSpan
 
 # How much longer than another a trunk may be to lie beside it, padded to the same length.
 _ALIKE = 1.3
-# Rows get room for so many tokens at a time, because making room copies all that they have.
-ROOM = 16
+# Keys and values grow by so many tokens at a time, because growing copies them.
+SPARE_TOKENS = 16
 
 
 def applies(runner: Runner, uses: frozenset[Use]) -> bool:
     """Return whether the runner will write answers, and no kernel for rows works here."""
-    plain = isinstance(runner, TreeRunner) and runner.make_rows is PaddedRows
+    plain = isinstance(runner, TreeRunner) and runner.make_row_attention is PaddedRowAttention
     return plain and "answering" in uses
 
 
 def wrap(runner: TreeRunner) -> Runner:
     """Let the runner use grouped rows."""
-    return replace(runner, make_rows=GroupedRows)
+    return replace(runner, make_row_attention=GroupedRowAttention)
 
 
-class GroupedRows:
-    """`Rows` by tensor operations.
+class GroupedRowAttention:
+    """`RowAttention` by tensor operations.
 
     The rows' own keys and values lie in (rows, key heads, longest own + room, d), padded on the
     left, so that all rows grow at the same place.
@@ -55,12 +55,12 @@ class GroupedRows:
         self._trunk_seen = lengths_mask(trunks, device)
         self._trunks = _trunks(spans, prompts)
 
-    def make_room(self) -> None:
-        """See `Rows`."""
+    def add_token(self) -> None:
+        """See `RowAttention`."""
         self._own_seen = pad(self._own_seen, (0, 1), value=True)
         if self._own_seen.shape[1] > self._own[0][0].shape[2]:
             self._own = {
-                layer: tuple(pad(states, (0, 0, 0, ROOM)) for states in pair)
+                layer: tuple(pad(states, (0, 0, 0, SPARE_TOKENS)) for states in pair)
                 for layer, pair in self._own.items()
             }
         seen = torch.cat([self._trunk_seen, self._own_seen], dim=1)
@@ -71,7 +71,7 @@ class GroupedRows:
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
-        """See `Trees.attend`: T is the number of rows, with one new token each."""
+        """See `TreeAttention.attend`: T is the number of rows, with one new token each."""
         rows, heads, size = query.shape[2], query.shape[1], query.shape[3]
         end = self._own_seen.shape[1]
         for states, new in zip(self._own[layer], (key, value), strict=True):
@@ -91,8 +91,8 @@ class GroupedRows:
             attended[trunks.rows] += trunks.attended(layer, weights)
         return attended.reshape(rows, heads, size).transpose(0, 1)[None]
 
-    def select(self, rows: Tensor) -> "GroupedRows":
-        """See `Rows`."""
+    def select(self, rows: Tensor) -> "GroupedRowAttention":
+        """See `RowAttention`."""
         selected = (trunks.select(rows, len(self._own_seen)) for trunks in self._trunks)
         other = copy(self)
         other._own = {

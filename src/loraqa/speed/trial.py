@@ -1,19 +1,22 @@
-"""Try each acceleration, compare it with the plain algorithm, and fall back where it differs.
+"""Try each acceleration of a model, compare it with the plain algorithm, and fall back.
 
-This is the only place in the project where that is done.
+`fastest` wraps the runner and compares each part that the acceleration replaced: attention,
+decoding or gradients. An acceleration that has a kernel, or that replaces modules of the model,
+also compares these in its `wrap`, by the functions below. If results differ, or anything fails,
+`fastest` leaves the acceleration out and logs why. No other module does so.
 """
 
 import logging
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
+from importlib import import_module
 
 import torch
 from torch import Tensor, nn
 
 from loraqa.errors import in_a_line
 from loraqa.lora.flat import FlatAdapter
-from loraqa.model.attention import Rows
+from loraqa.model.attention import RowAttention
 from loraqa.model.choose import (
     TOLERANCE,
     decoded,
@@ -22,10 +25,18 @@ from loraqa.model.choose import (
     small_trees,
 )
 from loraqa.model.memory import ADVICE_TO_LOADERS, explaining_lack_of_memory
-from loraqa.model.rows import PaddedRows
-from loraqa.model.runner import Acceleration, MakeRows, Runner, TreeRunner, Use
-from loraqa.prompt.batch import TreeSpan
-from loraqa.speed import OF_MODELS, accelerations
+from loraqa.model.rows import PaddedRowAttention
+from loraqa.model.runner import (
+    Acceleration,
+    MakeRowAttention,
+    MakeTreeAttention,
+    Runner,
+    TreeRunner,
+    Use,
+)
+from loraqa.model.trees import PackedTreeAttention
+from loraqa.prompt.batch import TreeBatch, TreeSpan
+from loraqa.speed import OF_MODELS, chosen
 
 logger = logging.getLogger("loraqa")
 
@@ -33,8 +44,10 @@ logger = logging.getLogger("loraqa")
 _GRADIENT_TOLERANCE = 0.1
 # How far a kernel may be from the plain operation, relative: both round their results.
 KERNEL_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.008}
-# Three rows on two trunks, to compare kernels for rows.
+# Three branches on two trunks, to compare kernels.
 _SPANS = (TreeSpan(0, trunk=5, branches=(2, 3)), TreeSpan(10, trunk=3, branches=(1,)))
+_NO_IDS = torch.zeros(1, _SPANS[-1].end, dtype=torch.long)
+_BATCH = TreeBatch(_NO_IDS, _NO_IDS, _SPANS, torch.empty(0), torch.empty(0))
 
 
 class UnusableError(Exception):
@@ -62,29 +75,28 @@ def fastest(
         InputError: a name in `without` is unknown.
         LackOfMemoryError: small trees do not fit into memory.
     """
+    accelerations = chosen(OF_MODELS, without)
+    if not accelerations:
+        return plain, ()
+    reference = _Reference(plain, frozenset(uses))
     runner, used = plain, []
-    reference = _Reference(plain)
-    for name, acceleration in accelerations(OF_MODELS, without):
-        if acceleration.applies(runner, frozenset(uses)):
-            faster = _attempt(name, acceleration, runner, reference, uses)
-            if faster is not None:
-                runner = faster
-                used.append(name)
+    for name, module in accelerations.items():
+        faster = _attempt(name, module, runner, reference)
+        if faster is not None:
+            runner = faster
+            used.append(name)
     return runner, tuple(used)
 
 
-def _attempt(
-    name: str,
-    acceleration: Acceleration,
-    runner: Runner,
-    reference: "_Reference",
-    uses: Collection[Use],
-) -> Runner | None:
-    """Return the accelerated runner; say why and return None if it does not work."""
+def _attempt(name: str, module: str, runner: Runner, reference: "_Reference") -> Runner | None:
+    """Return the accelerated runner, or None if the acceleration does not apply or work here."""
     try:
         with torch.inference_mode(False), torch.enable_grad():
+            acceleration: Acceleration = import_module(module)
+            if not acceleration.applies(runner, reference.uses):
+                return None
             faster = acceleration.wrap(runner)
-            reference.check(faster, runner, uses)
+            reference.check(faster, runner)
             return faster
     except torch.OutOfMemoryError:
         raise
@@ -97,58 +109,56 @@ def _attempt(
     return None
 
 
-@dataclass(frozen=True)
 class _Reference:
-    """The results of the plain runner on small trees."""
+    """Results of the plain runner on small trees, computed before anything is replaced.
 
-    plain: Runner
+    Args:
+        plain: the plain runner.
+        uses: what the runner is for.
+    """
 
-    @cached_property
-    @torch.no_grad()
-    def logits(self) -> Tensor:
-        """Return the logits that predict each answer, (answer tokens, vocabulary)."""
-        return self.plain.answer_logits(small_trees(self.plain.model))[0]
+    def __init__(self, plain: Runner, uses: frozenset[Use]) -> None:
+        self.plain, self.uses = plain, uses
+        with torch.no_grad():
+            self._logits, _ = plain.answer_logits(small_trees(plain.model))
 
-    @cached_property
-    def gradient(self) -> Tensor:
-        """Return the gradient of the adapter."""
-        return _gradients(self.plain, times=1)
-
-    def check(self, faster: Runner, before: Runner, uses: Collection[Use]) -> None:
+    def check(self, faster: Runner, before: Runner) -> None:
         """Compare the parts of a runner that an acceleration replaced.
 
-        A runner that stayed the same has other modules in its model; whoever replaced these has
-        compared them.
+        If no part was replaced, the acceleration replaced modules, and has compared them itself.
 
         Raises:
             WrongResultError: logits or gradients differ by more than rounding.
         """
         if not isinstance(faster, TreeRunner) or not isinstance(before, TreeRunner):
             return
-        trees, tolerance = small_trees(faster.model), TOLERANCE[faster.model.dtype]
-        if faster.make_trees is not before.make_trees:
-            with torch.no_grad():
-                check_close(faster.answer_logits(trees)[0], self.logits, tolerance, "logits")
-        if "answering" in uses and faster.make_rows is not before.make_rows:
-            rows = sum(len(tree.branches) for tree in trees)
-            expected = expected_decoding(self.logits.view(rows, -1, self.logits.shape[-1]))
-            actual = torch.cat(decoded(faster, trees))
-            check_close(actual, torch.cat(expected), tolerance, "logits of answers being written")
-        gradients_changed = (faster.make_trees, faster.make_gradients) != (
-            before.make_trees,
-            before.make_gradients,
-        )
-        if "training" in uses and gradients_changed:
-            expected_gradient = self.gradient.repeat(2)
-            actual = _gradients(faster, times=2)
-            check_close(actual, expected_gradient, _GRADIENT_TOLERANCE, "gradients")
+        if faster.make_tree_attention is not before.make_tree_attention:
+            self._check_logits(faster)
+        if faster.make_row_attention is not before.make_row_attention:
+            self._check_decoding(faster)
+        if faster.make_gradients is not before.make_gradients:
+            self._check_gradients(faster)
+
+    @torch.no_grad()
+    def _check_logits(self, faster: TreeRunner) -> None:
+        logits, _ = faster.answer_logits(small_trees(faster.model))
+        check_close(logits, self._logits, TOLERANCE[faster.model.dtype], "logits")
+
+    def _check_decoding(self, faster: TreeRunner) -> None:
+        trees = small_trees(faster.model)
+        rows = sum(len(tree.branches) for tree in trees)
+        expected = expected_decoding(self._logits.view(rows, -1, self._logits.shape[-1]))
+        actual, tolerance = decoded(faster, trees), TOLERANCE[faster.model.dtype]
+        check_close(torch.cat(actual), torch.cat(expected), tolerance, "logits in decoding")
+
+    def _check_gradients(self, faster: TreeRunner) -> None:
+        """Compare gradients twice: a CUDA graph is recorded the first time, then replayed."""
+        expected = _gradients(self.plain, times=1).repeat(2)
+        check_close(_gradients(faster, times=2), expected, _GRADIENT_TOLERANCE, "gradients")
 
 
 def _gradients(runner: Runner, times: int) -> Tensor:
-    """Compute the gradient of the adapter on small trees, several times, one after another.
-
-    A CUDA graph is recorded the first time and replayed the second.
-    """
+    """Compute the gradient of the adapter on small trees, several times, one after another."""
     adapter = FlatAdapter(runner.model)
     compute, step = runner.gradients(adapter), [small_trees(runner.model)]
     found = []
@@ -168,7 +178,9 @@ def check_close(actual: Tensor, expected: Tensor, tolerance: float, what: str) -
     error = relative_error(actual, expected)
     # A NaN is wrong too.
     if not error <= tolerance:
-        raise WrongResultError(f"its {what} are {error:.1g} of their size off the plain ones")
+        raise WrongResultError(
+            f"its {what} differ from the plain ones (relative error {error:.1g})"
+        )
 
 
 def check_module(
@@ -186,8 +198,27 @@ def check_module(
         check_close(slope, expected_slope, tolerance, "gradients")
 
 
+def check_trees(make: MakeTreeAttention, device: torch.device, dtype: torch.dtype) -> None:
+    """Compare attention over packed trees, and its gradient, with the plain one on random numbers.
+
+    Raises:
+        WrongResultError: they differ.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shape = 3, 1, _BATCH.input_ids.shape[1], 4, 16
+    numbers = torch.randn(shape, generator=generator, device="cpu").to(device, dtype)
+    query, key, value = numbers.transpose(2, 3).requires_grad_().unbind()
+    inputs = query, key[:, :2], value[:, :2]
+    results = []
+    for each in (make, PackedTreeAttention):
+        attended = each(_BATCH, device).attend(0, *inputs, scaling=0.3)
+        results.append((attended, *torch.autograd.grad(attended.sum(), (query, key, value))))
+    for actual, expected in zip(*results, strict=True):
+        check_close(actual, expected, TOLERANCE[dtype], "sums or gradients of attention")
+
+
 @torch.no_grad()
-def check_rows(make: MakeRows, device: torch.device, dtype: torch.dtype) -> None:
+def check_rows(make: MakeRowAttention, device: torch.device, dtype: torch.dtype) -> None:
     """Compare a kernel for rows with plain rows in fp32, on random numbers.
 
     Raises:
@@ -197,12 +228,12 @@ def check_rows(make: MakeRows, device: torch.device, dtype: torch.dtype) -> None
     states, (query, key, value) = draw(2, 2, _SPANS[-1].end, 8), draw(3, 1, 4, 3, 8)
     numbers = [each.to(device, dtype) for each in (*states, query, key[:, :2], value[:, :2])]
     actual = _attended(make, numbers)
-    expected = _attended(PaddedRows, [each.float() for each in numbers])
-    check_close(actual, expected, KERNEL_TOLERANCE[dtype], "sums over rows")
+    expected = _attended(PaddedRowAttention, [each.float() for each in numbers])
+    check_close(actual, expected, KERNEL_TOLERANCE[dtype], "sums of attention")
 
 
-def _attended(make: MakeRows, numbers: list[Tensor]) -> Tensor:
+def _attended(make: MakeRowAttention, numbers: list[Tensor]) -> Tensor:
     keys, values, query, key, value = numbers
-    rows: Rows = make(_SPANS, {0: (keys, values)})
-    rows.make_room()
+    rows: RowAttention = make(_SPANS, {0: (keys, values)})
+    rows.add_token()
     return rows.attend(0, query, key, value, scaling=0.3)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from loraqa.adapter.base import weights_hash
 from loraqa.model.source import ModelSource, choose_max_length, load_tokenizer
 from loraqa.prompt.encode import Encoded, EncodingCounts, PromptEncoder
 from loraqa.prompt.segments import SegmentTokenizer
@@ -21,6 +22,8 @@ class TrainingData(Protocol):
         facts: source, fingerprint and counts of the questions, as plain JSON values.
         encoded: the trees, and what encoding did.
         tokenizer: the tokenizer that they were encoded with.
+        base_sha256: the hash of the base model's weights (see `weights_hash`). Computing it takes
+            as long as loading the weights, so it is prepared with the data.
     """
 
     @property
@@ -32,6 +35,9 @@ class TrainingData(Protocol):
     @property
     def tokenizer(self) -> SegmentTokenizer: ...
 
+    @property
+    def base_sha256(self) -> str | None: ...
+
 
 @dataclass(frozen=True)
 class EncodedTrainingData:
@@ -40,6 +46,7 @@ class EncodedTrainingData:
     facts: dict[str, Any]
     encoded: Encoded
     tokenizer: SegmentTokenizer
+    base_sha256: str | None
 
 
 def same_tokenizer(tokenizer: SegmentTokenizer) -> SegmentTokenizer:
@@ -60,11 +67,11 @@ class Preparation:
     preparation with other fields.
 
     Attributes:
-        tokenizer: returns a tokenizer that gives the same tokens.
+        wrap_tokenizer: returns a tokenizer that gives the same tokens.
         encode: encodes a data set.
     """
 
-    tokenizer: Callable[[SegmentTokenizer], SegmentTokenizer] = same_tokenizer
+    wrap_tokenizer: Callable[[SegmentTokenizer], SegmentTokenizer] = same_tokenizer
     encode: Callable[[PromptEncoder, QADataset], Encoded] = encode_training
 
     def __call__(self, settings: "RunSettings") -> TrainingData:
@@ -77,7 +84,7 @@ class Preparation:
         encoder = self.encoder(settings)
         encoded = self.encode(encoder, questions)
         facts = describe_encoded(questions, encoded.counts)
-        return EncodedTrainingData(facts, encoded, encoder.tokenizer)
+        return EncodedTrainingData(facts, encoded, encoder.tokenizer, base_hash(settings))
 
     def encoder(self, settings: "RunSettings") -> PromptEncoder:
         """Make the encoder of a run, with the tokenizer of its model."""
@@ -85,8 +92,14 @@ class Preparation:
         max_length = choose_max_length(settings.prompt.max_length, config)
         template = Template(settings.prompt.template)
         return PromptEncoder(
-            self.tokenizer(tokenizer), template, max_length, settings.prompt.stride
+            self.wrap_tokenizer(tokenizer), template, max_length, settings.prompt.stride
         )
+
+
+def base_hash(settings: "RunSettings") -> str | None:
+    """Return the hash of the base model's weights; random weights have none."""
+    model = settings.model
+    return None if model.random_weights else weights_hash(model.source, model.revision)
 
 
 def read_questions(settings: "RunSettings") -> QADataset:

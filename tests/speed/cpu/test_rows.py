@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from tests.conftest import needs_compiler
 from torch import Tensor
 
-from loraqa.model.attention import Rows
-from loraqa.model.rows import PaddedRows
-from loraqa.model.runner import MakeRows
+from loraqa.model.attention import RowAttention
+from loraqa.model.rows import PaddedRowAttention
+from loraqa.model.runner import MakeRowAttention
 from loraqa.prompt.batch import TreeSpan
-from loraqa.speed.cpu.rows import CompiledRows
+from loraqa.speed.cpu.rows import CompiledRowAttention
 
 # How far rounding once may be off, relative.
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2**-8}
@@ -59,7 +59,10 @@ def test_both_attend_alike(
         layer: tuple(some(2, spans[-1].end, key_heads, size).transpose(1, 2)) for layer in range(2)
     }
     precise = {layer: (key.float(), value.float()) for layer, (key, value) in states.items()}
-    both: list[Rows] = [PaddedRows(spans, precise), CompiledRows(spans, states)]
+    both: list[RowAttention] = [
+        PaddedRowAttention(spans, precise),
+        CompiledRowAttention(spans, states),
+    ]
     count = sum(len(span.branches) for span in spans)
     for step in range(steps):
         if step % 7 == 1:
@@ -67,7 +70,7 @@ def test_both_attend_alike(
             both = [rows.select(torch.tensor(chosen)) for rows in both]
             count = len(chosen)
         for rows in both:
-            rows.make_room()
+            rows.add_token()
         for layer in range(2):
             query = some(1, key_heads * groups, count, size)
             key, value = some(1, key_heads, count, size), some(1, key_heads, count, size)
@@ -80,27 +83,29 @@ def test_both_attend_alike(
 
 @needs_compiler
 def test_they_go_their_own_way_after_branching_off() -> None:
-    check_that_they_go_their_own_way(CompiledRows)
+    check_that_they_go_their_own_way(CompiledRowAttention)
 
 
-def check_that_they_go_their_own_way(kind: MakeRows) -> None:
+def check_that_they_go_their_own_way(kind: MakeRowAttention) -> None:
     spans = spans_of([(3, [2, 1])])
     states = {0: (torch.randn(1, 6, 4), torch.randn(1, 6, 4))}
     first, second, elsewhere = torch.randn(3, 3, 1, 1, 2, 4)
     alone, rows = kind(spans, states), kind(spans, states)
     other = rows.select(torch.tensor([0, 1]))
     for each, new in ((alone, first), (rows, first), (other, elsewhere)):
-        each.make_room()
+        each.add_token()
         each.attend(0, *new, 0.5)
     for each in (alone, rows):
-        each.make_room()
+        each.add_token()
     assert torch.equal(rows.attend(0, *second, 0.5), alone.attend(0, *second, 0.5))
 
 
 @needs_compiler
 def test_a_whole_scaling_is_a_number_too_and_other_widths_are_refused() -> None:
-    rows = CompiledRows(spans_of([(3, [2])]), {0: (torch.randn(1, 5, 4), torch.randn(1, 5, 4))})
-    rows.make_room()
+    rows = CompiledRowAttention(
+        spans_of([(3, [2])]), {0: (torch.randn(1, 5, 4), torch.randn(1, 5, 4))}
+    )
+    rows.add_token()
     query, key, value = torch.randn(3, 1, 1, 1, 4)
     assert torch.equal(rows.attend(0, query, key, value, 1), rows.attend(0, query, key, value, 1.0))
     with pytest.raises(ValueError, match="width"):
@@ -112,8 +117,8 @@ def test_scores_of_any_size_are_no_trouble() -> None:
     """As in any softmax that takes the largest score off."""
     spans = spans_of([(3, [2])])
     states = {0: (torch.full((1, 5, 4), 1e4), torch.randn(1, 5, 4))}
-    rows = CompiledRows(spans, states)
-    rows.make_room()
+    rows = CompiledRowAttention(spans, states)
+    rows.add_token()
     query, value = torch.full((1, 1, 1, 4), 1e4), torch.zeros(1, 1, 1, 4)
     attended = rows.attend(0, query, -query, value, 1.0)
     expected = states[0][1][:, [0, 1, 2, 3, 4]].mean(dim=1)

@@ -11,11 +11,11 @@ from tests.conftest import tiny_model
 from tests.speed.cpu.test_rows import TREES, check_that_they_go_their_own_way, spans_of
 from tests.speed.gpu import flash_by_hand
 
-from loraqa.model.attention import Rows
-from loraqa.model.rows import PaddedRows
+from loraqa.model.attention import RowAttention
+from loraqa.model.rows import PaddedRowAttention
 from loraqa.model.runner import TreeRunner
 from loraqa.speed.gpu import rows as varlen_rows
-from loraqa.speed.gpu.rows import VarlenRows
+from loraqa.speed.gpu.rows import VarlenRowAttention
 from loraqa.speed.trial import UnusableError
 
 
@@ -46,11 +46,14 @@ def test_they_attend_as_plain_rows(
         layer: (some(key_heads, spans[-1].end, 4), some(key_heads, spans[-1].end, 4))
         for layer in range(2)
     }
-    both: list[Rows] = [VarlenRows(spans, states), PaddedRows(spans, states)]
+    both: list[RowAttention] = [
+        VarlenRowAttention(spans, states),
+        PaddedRowAttention(spans, states),
+    ]
     count = sum(len(span.branches) for span in spans)
     for _ in range(steps):
         for rows in both:
-            rows.make_room()
+            rows.add_token()
         for layer in states:
             query, key = some(1, key_heads * groups, count, 4), some(1, key_heads, count, 4)
             value = some(1, key_heads, count, 4)
@@ -64,15 +67,16 @@ def test_they_attend_as_plain_rows(
 
 
 def test_they_go_their_own_way_after_branching_off() -> None:
-    check_that_they_go_their_own_way(VarlenRows)
+    check_that_they_go_their_own_way(VarlenRowAttention)
 
 
 def test_a_kernel_is_compared_before_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = TreeRunner(tiny_model("gpt2"))
-    assert varlen_rows.wrap(runner).make_rows is VarlenRows
+    assert varlen_rows.wrap(runner).make_row_attention is VarlenRowAttention
     monkeypatch.setattr(varlen_rows, "merge", lambda one, *_: one)
     with pytest.raises(
-        UnusableError, match="^its sums over rows are .* of their size off the plain ones$"
+        UnusableError,
+        match=r"^its sums of attention differ from the plain ones \(relative error .*\)$",
     ):
         varlen_rows.wrap(runner)
 

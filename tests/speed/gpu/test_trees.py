@@ -14,11 +14,11 @@ from tests.speed.gpu import flash_by_hand
 from torch import Tensor
 
 from loraqa.model.runner import TreeRunner
-from loraqa.model.trees import PackedTrees, branch_mask
+from loraqa.model.trees import PackedTreeAttention, branch_mask
 from loraqa.prompt.batch import TreeBatch, TreeSpan
 from loraqa.prompt.tree import Tree
 from loraqa.speed.gpu import trees as triton
-from loraqa.speed.gpu.trees import triton_trees
+from loraqa.speed.gpu.trees import triton_tree_attention
 from loraqa.speed.gpu.visibility import BLOCK, queries_of, token_sight
 
 CPU = torch.device("cpu")
@@ -75,7 +75,9 @@ def test_kernels_attend_as_packed_trees_do_with_their_gradients(
     batch = batch_of(spans, end + padding)
     *states, gradient = states_of(end + padding, key_heads, groups, size)
     query, key, value = states
-    expected = PackedTrees(batch, CPU).attend(0, *(each[:, :, :end] for each in states), 0.3)
+    expected = PackedTreeAttention(batch, CPU).attend(
+        0, *(each[:, :, :end] for each in states), 0.3
+    )
 
     def gradients(output: Tensor, gradient: Tensor) -> Tensor:
         """All at once: that of queries which see one key is 0 but for rounding."""
@@ -86,7 +88,7 @@ def test_kernels_attend_as_packed_trees_do_with_their_gradients(
         assert_near(attended, expected, 1e-5)
         assert_near(gradients(attended, gradient), gradients(expected, gradient), 1e-5)
 
-    attended = triton_trees(batch, CPU).attend(0, *states, 0.3)
+    attended = triton_tree_attention(batch, CPU).attend(0, *states, 0.3)
     check(attended[:, :, :end], expected, gradient[:, :, :end])
     some = some_of_branches(spans, every)
     queries = queries_of(token_sight(spans, end + padding), some.int())
@@ -146,7 +148,7 @@ def test_a_model_trains_and_answers_as_with_packed_trees(
         gradients = torch.autograd.grad(logits.logsumexp(dim=1).sum(), weights)
         session, prompted = runner.prefill(prompts)
         forks = torch.tensor([2, 0, 2, 5])
-        other = session.branch_off(forks)
+        other = session.fork(forks)
         chosen = prompted.argmax(dim=1)
         return [
             *(logits, targets, *gradients, prompted),

@@ -12,9 +12,10 @@ from tests.conftest import full_disk
 
 from loraqa.files import cache_folder
 from loraqa.prompt.encode import Encoded, PromptEncoder
+from loraqa.prompt.encoded_file import load_encoded, save_encoded
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
-from loraqa.speed.start.encoded import _KEPT, encode_once, load_encoded, save_encoded, wrap
+from loraqa.speed.start.encoded import _KEPT, encode_once, wrap
 from loraqa.squad import Answer, Passage, QADataset, Question
 from loraqa.train.data import Preparation, encode_training
 

@@ -7,8 +7,8 @@ import pytest
 from tests.train.conftest import PASSAGES
 
 from loraqa.errors import InputError
-from loraqa.speed import OF_MODELS, OF_PREPARATION, check_names
-from loraqa.speed.start import fastest_preparation
+from loraqa.speed import OF_COMMANDS, OF_MODELS, OF_PREPARATION, chosen
+from loraqa.speed.start import accelerated_preparation
 from loraqa.speed.start.words import cuts_at_blanks
 from loraqa.squad import write_official
 from loraqa.train.data import Preparation
@@ -28,7 +28,7 @@ def test_every_preparation_gives_the_same_data(
     assert cuts_at_blanks(expected.tokenizer.backend)
     # The second time from the cache, if there is one.
     for _ in range(2):
-        data = fastest_preparation(without)(chosen)
+        data = accelerated_preparation(without)(chosen)
         assert data.facts == expected.facts
         assert data.encoded.counts == expected.encoded.counts
         with np.printoptions(threshold=1_000_000):
@@ -38,17 +38,17 @@ def test_every_preparation_gives_the_same_data(
 
 
 def test_all_leaves_out_every_acceleration() -> None:
-    assert fastest_preparation(["all"]) == Preparation()
-    assert fastest_preparation(OF_PREPARATION) == Preparation()
-    assert fastest_preparation() != Preparation()
-    assert fastest_preparation(OF_MODELS) != Preparation()
+    assert accelerated_preparation(["all"]) == Preparation()
+    assert accelerated_preparation(OF_PREPARATION) == Preparation()
+    assert accelerated_preparation() != Preparation()
+    assert accelerated_preparation(OF_MODELS) != Preparation()
 
 
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(InputError) as told:
-        fastest_preparation(["all", "word-cash"])
-    names = ", ".join([*OF_MODELS, *OF_PREPARATION])
+        accelerated_preparation(["all", "word-cash"])
+    names = ", ".join([*OF_MODELS, *OF_PREPARATION, *OF_COMMANDS])
     assert str(told.value) == (
         f"There is no acceleration 'word-cash'; give `all`, or one of {names}."
     )
-    check_names(["all", *OF_MODELS, *OF_PREPARATION])
+    chosen({}, ["all", *OF_MODELS, *OF_PREPARATION])

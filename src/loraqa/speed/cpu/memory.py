@@ -1,7 +1,7 @@
-"""Keep the memory that tensors free, for the tensors to come.
+"""Make glibc keep freed memory for reuse. This changes no result.
 
-glibc returns large pieces to the system at once, and the system clears new ones page by page. Large
-training steps on a CPU take longer for it.
+By default glibc returns large pieces to the system at once, and the system clears new ones page by
+page, which slows large training steps on a CPU.
 """
 
 import ctypes

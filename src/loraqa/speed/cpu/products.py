@@ -20,6 +20,7 @@ from loraqa.model.attention import repeat_heads
 from loraqa.model.runner import Runner, TreeRunner, Use
 from loraqa.model.trees import branch_mask
 from loraqa.prompt.batch import TreeBatch
+from loraqa.speed.trial import check_trees
 
 # Keys of a block, in tokens, up to which products are faster in fp32.
 _LONGEST_IN_FP32 = 512
@@ -34,8 +35,9 @@ def applies(runner: Runner, _uses: frozenset[Use]) -> bool:
 
 
 def wrap(runner: TreeRunner) -> Runner:
-    """Let the runner attend by products."""
-    return replace(runner, make_trees=TreesByProducts)
+    """Compare the products with plain attention, then let the runner attend by them."""
+    check_trees(TreeAttentionByProducts, runner.model.device, runner.model.dtype)
+    return replace(runner, make_tree_attention=TreeAttentionByProducts)
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,8 @@ class Block:
         return torch.ones(length, length, dtype=torch.bool).tril()
 
 
-class TreesByProducts:
-    """`PackedTrees` by products.
+class TreeAttentionByProducts:
+    """`PackedTreeAttention` by products.
 
     Args:
         batch: the packed trees.
@@ -110,7 +112,7 @@ class TreesByProducts:
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
-        """See `Trees.attend`."""
+        """See `TreeAttention.attend`."""
         return attend_blocks(query, key, value, self._blocks, scaling)
 
 

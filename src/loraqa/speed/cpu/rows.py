@@ -16,8 +16,8 @@ from loraqa.prompt.batch import TreeSpan
 from loraqa.speed.cpu import native
 from loraqa.speed.trial import check_rows
 
-# Rows get room for so many tokens at a time, because making room copies all that they have.
-ROOM = 16
+# Keys and values grow by so many tokens at a time, because growing copies them.
+SPARE_TOKENS = 16
 
 
 def applies(runner: Runner, uses: frozenset[Use]) -> bool:
@@ -29,12 +29,12 @@ def applies(runner: Runner, uses: frozenset[Use]) -> bool:
 
 def wrap(runner: TreeRunner) -> Runner:
     """Compare the kernel with plain rows, then let the runner use it."""
-    check_rows(CompiledRows, runner.model.device, runner.model.dtype)
-    return replace(runner, make_rows=CompiledRows)
+    check_rows(CompiledRowAttention, runner.model.device, runner.model.dtype)
+    return replace(runner, make_row_attention=CompiledRowAttention)
 
 
-class CompiledRows:
-    """`Rows` by a C kernel that reads keys and values where they lie.
+class CompiledRowAttention:
+    """`RowAttention` by a C kernel that reads keys and values where they lie.
 
     All trunks lie one after another in (key heads, tokens, d). The rows' own keys and values lie in
     (rows, key heads, longest own + room, d), padded on the left, so that all rows grow at the same
@@ -61,19 +61,19 @@ class CompiledRows:
         self._trunk_starts = _places(start for start, _ in of_rows)
         self._trunk_ends = _places(end for _, end in of_rows)
 
-    def make_room(self) -> None:
-        """See `Rows`."""
+    def add_token(self) -> None:
+        """See `RowAttention`."""
         self._end += 1
         if self._end > self._own[0][0].shape[2]:
             self._own = {
-                layer: tuple(pad(states, (0, 0, 0, ROOM)) for states in pair)
+                layer: tuple(pad(states, (0, 0, 0, SPARE_TOKENS)) for states in pair)
                 for layer, pair in self._own.items()
             }
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
-        """See `Trees.attend`: T is the number of rows, with one new token each.
+        """See `TreeAttention.attend`: T is the number of rows, with one new token each.
 
         Raises:
             ValueError: values are not as wide as keys and queries.
@@ -96,8 +96,8 @@ class CompiledRows:
         )
         return attended.transpose(0, 1)[None]
 
-    def select(self, rows: Tensor) -> "CompiledRows":
-        """See `Rows`."""
+    def select(self, rows: Tensor) -> "CompiledRowAttention":
+        """See `RowAttention`."""
         other = copy(self)
         other._own = {
             layer: tuple(states[rows] for states in pair) for layer, pair in self._own.items()

@@ -18,13 +18,14 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from loraqa.lora.flat import FlatAdapter
+from loraqa.model.choose import small_trees
 from loraqa.model.loss import Launch, answer_loss, supervised_tokens
 from loraqa.model.runner import Runner, TreeRunner, Use, tree_logits
 from loraqa.prompt.batch import TreeBatch, collate_trees
 from loraqa.prompt.plan import MicroBatch, Step, tree_tokens
 from loraqa.prompt.tree import Tree
 from loraqa.speed.gpu.padding import pad_batch, padded_length
-from loraqa.speed.gpu.trees import TritonTrees, triton_trees
+from loraqa.speed.gpu.trees import TritonTreeAttention, triton_tree_attention
 from loraqa.speed.gpu.visibility import token_sight
 
 # GPT-2's 50,257 tokens are no multiple of 8 or more, which makes its head six times as slow.
@@ -35,17 +36,19 @@ _NO_TARGET = -100
 
 def applies(runner: Runner, uses: frozenset[Use]) -> bool:
     """Return whether the runner trains, and attends by Triton kernels."""
-    by_kernels = isinstance(runner, TreeRunner) and runner.make_trees is triton_trees
+    by_kernels = (
+        isinstance(runner, TreeRunner) and runner.make_tree_attention is triton_tree_attention
+    )
     return by_kernels and "training" in uses
 
 
 def wrap(runner: TreeRunner) -> Runner:
     """Let the runner pad its batches and compute gradients by graphs.
 
-    Recording loads no kernels, so all kernels must have run before: the trial has computed the
-    gradients that it compares with.
+    CUDA cannot load kernels while it records, so all kernels run once before.
     """
-    return replace(runner, tokens=padded_tokens, make_gradients=GraphedGradients)
+    runner.gradients(FlatAdapter(runner.model))([small_trees(runner.model)])()
+    return replace(runner, count_tokens=padded_tokens, make_gradients=GraphedGradients)
 
 
 def padded_tokens(trees: Sequence[Tree]) -> int:
@@ -159,13 +162,13 @@ class _Inputs:
         ]
         return cls(tokens, supervised, torch.cat([piece.int() for piece in pieces]))
 
-    def unpack(self, numbers: Tensor) -> tuple[TreeBatch, TritonTrees, Tensor]:
+    def unpack(self, numbers: Tensor) -> tuple[TreeBatch, TritonTreeAttention, Tensor]:
         """Return batch, trees and number of targets of other numbers with the same lengths."""
         tokens, supervised, (total,) = numbers.split([6 * self.tokens, 2 * self.supervised, 1])
         ids, positions, *sight = tokens.view(6, -1).unbind()
         places, targets = supervised.view(2, -1).unbind()
         batch = TreeBatch(ids[None], positions[None], (), places, targets.long())
-        return batch, TritonTrees(torch.stack(sight)), total
+        return batch, TritonTreeAttention(torch.stack(sight)), total
 
 
 class _AnswerLoss(nn.Module):

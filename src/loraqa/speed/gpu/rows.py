@@ -15,8 +15,8 @@ from loraqa.prompt.batch import TreeSpan
 from loraqa.speed.gpu.flash import Segments, attend_segments, merge
 from loraqa.speed.trial import check_rows
 
-# Rows get room for so many tokens at a time, because making room copies all that they have.
-ROOM = 16
+# Keys and values grow by so many tokens at a time, because growing copies them.
+SPARE_TOKENS = 16
 
 _Places = NDArray[np.int64]
 
@@ -30,12 +30,12 @@ def applies(runner: Runner, uses: frozenset[Use]) -> bool:
 
 def wrap(runner: TreeRunner) -> Runner:
     """Compare the kernels with plain rows, then let the runner use them."""
-    check_rows(VarlenRows, runner.model.device, runner.model.dtype)
-    return replace(runner, make_rows=VarlenRows)
+    check_rows(VarlenRowAttention, runner.model.device, runner.model.dtype)
+    return replace(runner, make_row_attention=VarlenRowAttention)
 
 
-class VarlenRows:
-    """`Rows` by kernels for segments of different lengths.
+class VarlenRowAttention:
+    """`RowAttention` by kernels for segments of different lengths.
 
     All trunks lie one after another in (tokens, key heads, d). So do the rows' own keys and values,
     with room behind each row.
@@ -63,8 +63,8 @@ class VarlenRows:
         self._keep(by_token, starts, np.array([piece.stop for piece in branches]) - starts)
         self._meet_trunks()
 
-    def make_room(self) -> None:
-        """See `Rows`."""
+    def add_token(self) -> None:
+        """See `RowAttention`."""
         if not self._room:
             self._keep(self._own, self._starts, self._lengths)
         self._room -= 1
@@ -79,7 +79,7 @@ class VarlenRows:
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
-        """See `Trees.attend`: T is the number of rows, with one new token each."""
+        """See `TreeAttention.attend`: T is the number of rows, with one new token each."""
         queries, *new = (each[0].transpose(0, 1) for each in (query, key, value))
         for states, token in zip(self._own[layer], new, strict=True):
             states.index_copy_(0, self._new, token)
@@ -93,8 +93,8 @@ class VarlenRows:
         attended = merge(of_own, own_sums, of_trunk[back], trunk_sums[:, back])
         return attended.transpose(0, 1)[None]
 
-    def select(self, rows: Tensor) -> "VarlenRows":
-        """See `Rows`."""
+    def select(self, rows: Tensor) -> "VarlenRowAttention":
+        """See `RowAttention`."""
         chosen = rows.cpu().numpy()
         other = copy(self)
         other._tree = self._tree[chosen]
@@ -106,13 +106,13 @@ class VarlenRows:
         self, states: dict[int, tuple[Tensor, ...]], starts: _Places, lengths: _Places
     ) -> None:
         """Copy each row's own tokens, given by start and length, and leave room behind them."""
-        edges = np.concatenate([[0], np.cumsum(lengths + ROOM)])
-        row = np.repeat(np.arange(len(lengths)), lengths + ROOM)
+        edges = np.concatenate([[0], np.cumsum(lengths + SPARE_TOKENS)])
+        row = np.repeat(np.arange(len(lengths)), lengths + SPARE_TOKENS)
         within = np.arange(edges[-1]) - edges[row]
         # Any token fills the room.
         places = starts[row] + np.minimum(within, lengths[row] - 1)
         self._own = _taken(states, self._on_device(places))
-        self._starts, self._lengths, self._room = edges[:-1], lengths, ROOM
+        self._starts, self._lengths, self._room = edges[:-1], lengths, SPARE_TOKENS
         self._own_edges = self._on_device(edges.astype(np.int32))
         self._row_edges = torch.arange(len(lengths) + 1, dtype=torch.int32, device=self._device)
 
@@ -122,7 +122,7 @@ class VarlenRows:
         counts = np.bincount(self._tree, minlength=len(self._trunk_edges) - 1)
         self._by_tree, self._back = self._on_device(order), self._on_device(np.argsort(order))
         self._trunk_segments = Segments(
-            # See `make_room`.
+            # See `add_token`.
             *(self._edges(counts), self._trunk_edges, max(int(counts.max()), 2)),
             self._longest_trunk,
         )

@@ -8,6 +8,7 @@ from torch import Tensor
 from loraqa.model.runner import Runner, TreeRunner, Use
 from loraqa.prompt.batch import TreeBatch
 from loraqa.speed.gpu.visibility import Queries, queries_of, token_sight
+from loraqa.speed.trial import check_trees
 
 
 def applies(runner: Runner, _uses: frozenset[Use]) -> bool:
@@ -16,12 +17,13 @@ def applies(runner: Runner, _uses: frozenset[Use]) -> bool:
 
 
 def wrap(runner: TreeRunner) -> Runner:
-    """Let the runner attend by kernels."""
-    return replace(runner, make_trees=triton_trees)
+    """Compare the kernels with plain attention, then let the runner attend by them."""
+    check_trees(triton_tree_attention, runner.model.device, runner.model.dtype)
+    return replace(runner, make_tree_attention=triton_tree_attention)
 
 
-class TritonTrees:
-    """`PackedTrees` by kernels that take all trees at once.
+class TritonTreeAttention:
+    """`PackedTreeAttention` by kernels that take all trees at once.
 
     Args:
         sight: the result of `token_sight`, on the device.
@@ -34,13 +36,13 @@ class TritonTrees:
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
-        """See `Trees.attend`."""
+        """See `TreeAttention.attend`."""
         return _attend(query, key, value, self._queries, scaling)
 
 
-def triton_trees(batch: TreeBatch, device: torch.device) -> TritonTrees:
-    """Make `TritonTrees` of a batch on a device."""
-    return TritonTrees(token_sight(batch.spans, batch.input_ids.shape[1]).to(device))
+def triton_tree_attention(batch: TreeBatch, device: torch.device) -> TritonTreeAttention:
+    """Make `TritonTreeAttention` of a batch on a device."""
+    return TritonTreeAttention(token_sight(batch.spans, batch.input_ids.shape[1]).to(device))
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, queries: Queries, scaling: float) -> Tensor:

@@ -1,14 +1,14 @@
-"""Let another process read and encode the training data while this one imports PyTorch.
+"""Let a preparing process read and encode the data while the training process imports PyTorch.
 
     with preparing(settings) as prepare:
         from loraqa.finetune import finetune
 
         finetune(settings, run, prepare=prepare)
 
-The other process needs neither PyTorch nor transformers: it builds the tokenizer from the model's
-`tokenizer.json`. That is only a guess, because transformers may build the tokenizer differently. So
-this process compares the guess with the tokenizer that transformers loads; if they differ, it
-prepares the data itself.
+The preparing process needs neither PyTorch nor transformers: it builds the tokenizer from the
+model's `tokenizer.json`. That is only a guess, because transformers may build the tokenizer
+differently. So the training process compares the guess with the tokenizer that transformers loads;
+if they differ, it prepares the data itself.
 """
 
 import logging
@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Any
 from loraqa.errors import InputError, LoraqaError, explain
 from loraqa.files import read_json, write_json
 from loraqa.notices import show_notices
-from loraqa.speed import OF_PREPARATION, accelerations
-from loraqa.speed.start import fastest_preparation
-from loraqa.train.data import Preparation, TrainingData, check_sources, describe_encoded
+from loraqa.speed import OF_COMMANDS, chosen
+from loraqa.speed.start import accelerated_preparation
+from loraqa.train.data import TrainingData, check_sources, describe_encoded
 from loraqa.train.settings import RunSettings, load_settings
 
 if TYPE_CHECKING:
@@ -38,21 +38,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("loraqa")
 
-NAME = "preparing-process"
 # The files in the folder that both processes share.
 _SETTINGS, _ENCODED, _OUTCOME = "settings.yaml", "encoded.safetensors", "outcome.json"
-
-
-def wrap(preparation: Preparation) -> Preparation:
-    """Leave the preparation as it is: a process is started by `preparing`, before any import."""
-    return preparation
 
 
 @contextmanager
 def preparing(settings: RunSettings) -> Iterator[Callable[[RunSettings], TrainingData]]:
     """Start preparing the training data of a run; yield the function that returns them.
 
-    On leaving, the other process is stopped if it still runs.
+    On leaving, the preparing process is stopped if it still runs.
 
     Args:
         settings: the settings of the run, with full paths.
@@ -61,9 +55,8 @@ def preparing(settings: RunSettings) -> Iterator[Callable[[RunSettings], Trainin
         InputError: the model or the data do not exist, or `speed.without` names no acceleration.
     """
     check_sources(settings)
-    used = [name for name, _ in accelerations(OF_PREPARATION, settings.speed.without)]
-    if NAME not in used:
-        yield fastest_preparation(settings.speed.without)
+    if not chosen(OF_COMMANDS, settings.speed.without):
+        yield accelerated_preparation(settings.speed.without)
         return
     with TemporaryDirectory(prefix="loraqa-") as name:
         folder = Path(name)
@@ -80,14 +73,14 @@ def preparing(settings: RunSettings) -> Iterator[Callable[[RunSettings], Trainin
 
 
 class _DataFromProcess:
-    """`TrainingData` that another process prepares; the first use waits for them.
+    """`TrainingData` of the preparing process; the first use waits for them.
 
-    Until then PyTorch leaves a core to the other process. With more threads than cores, all threads
-    would wait again and again for the one that does not run.
+    Until then PyTorch uses one thread less. With a thread on every core, each of its parallel
+    operations would wait for the thread whose core the preparing process has taken.
 
     Raises:
-        InputError: the other process has found the data to be wrong; also on the first use.
-        LoraqaError: the other process ended unexpectedly; also on the first use.
+        InputError: the data are wrong; also on the first use.
+        LoraqaError: the preparing process ended unexpectedly; also on the first use.
     """
 
     def __init__(
@@ -116,14 +109,19 @@ class _DataFromProcess:
         """See `TrainingData`."""
         return self._data.tokenizer
 
+    @property
+    def base_sha256(self) -> str | None:
+        """See `TrainingData`."""
+        return self._data.base_sha256
+
     @cached_property
     def _data(self) -> TrainingData:
         import torch
 
-        from loraqa.speed.start.encoded import load_encoded
+        from loraqa.prompt.encoded_file import load_encoded
         from loraqa.train.data import EncodedTrainingData
 
-        preparation = fastest_preparation(self._settings.speed.without)
+        preparation = accelerated_preparation(self._settings.speed.without)
         try:
             encoder = preparation.encoder(self._settings)
             outcome = _read_outcome(self._process, self._folder)
@@ -143,7 +141,8 @@ class _DataFromProcess:
             return preparation(self._settings)
         encoded = load_encoded(self._folder / _ENCODED)
         shutil.rmtree(self._folder)
-        return EncodedTrainingData(outcome["facts"], encoded, encoder.tokenizer)
+        facts, base = outcome["facts"], outcome["base_sha256"]
+        return EncodedTrainingData(facts, encoded, encoder.tokenizer, base)
 
 
 def _read_outcome(process: subprocess.Popen[bytes], folder: Path) -> dict[str, Any]:
@@ -173,29 +172,33 @@ def main() -> None:
         message, status = explain(error)
         outcome = {"error": message, "status": status}
     write_json(folder / _OUTCOME, outcome)
-    # The other process waits, and freeing all objects would take time.
+    # The training process waits, and freeing all objects would take time.
     os._exit(0)
 
 
 def _prepare(folder: Path) -> dict[str, Any]:
-    from loraqa.speed.start.encoded import save_encoded
+    from loraqa.prompt.encoded_file import save_encoded
     from loraqa.speed.start.tokenizer import guess_encoder
-    from loraqa.train.data import read_questions
+    from loraqa.train.data import base_hash, read_questions
 
     settings = load_settings([folder / _SETTINGS])
     questions = read_questions(settings)
-    preparation = fastest_preparation(settings.speed.without)
+    preparation = accelerated_preparation(settings.speed.without)
     encoder = guess_encoder(preparation, settings)
     if encoder is None:
         return {"encoder": None}
     encoded = preparation.encode(encoder, questions)
     save_encoded(encoded, folder / _ENCODED)
     facts = describe_encoded(questions, encoded.counts)
-    return {"encoder": encoder.fingerprint, "facts": facts}
+    return {
+        "encoder": encoder.fingerprint,
+        "facts": facts,
+        "base_sha256": base_hash(settings),
+    }
 
 
 def _end_with_parent(folder: Path) -> None:
-    """End when the other process has ended, however it did: its end of the pipe closes then."""
+    """End when the training process has ended, however it did: its end of the pipe closes then."""
     os.read(sys.stdin.fileno(), 1)
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)

@@ -31,7 +31,7 @@ def guess_encoder(preparation: Preparation, settings: RunSettings) -> PromptEnco
     except Exception:
         return None
     return PromptEncoder(
-        preparation.tokenizer(tokenizer),
+        preparation.wrap_tokenizer(tokenizer),
         Template(settings.prompt.template),
         max_length,
         settings.prompt.stride,

@@ -49,9 +49,9 @@ def wrap(preparation: Preparation) -> Preparation:
     """Let tokenizers that cut at blanks encode by words."""
 
     def tokenizer(plain: SegmentTokenizer) -> SegmentTokenizer:
-        return by_words(preparation.tokenizer(plain))
+        return by_words(preparation.wrap_tokenizer(plain))
 
-    return replace(preparation, tokenizer=tokenizer)
+    return replace(preparation, wrap_tokenizer=tokenizer)
 
 
 def by_words(tokenizer: SegmentTokenizer) -> SegmentTokenizer:
