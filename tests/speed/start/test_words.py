@@ -90,13 +90,13 @@ def test_a_preparation_encodes_by_words_if_its_tokenizer_cuts_at_blanks(
 
     plain = SegmentTokenizer.from_transformers(tiny_tokenizer)
     monkeypatch.setattr("loraqa.speed.start.words.encode_by_words", watched)
-    by_words = wrap(Preparation()).tokenizer(plain)
+    by_words = wrap(Preparation()).wrap_tokenizer(plain)
     assert by_words.fingerprint == plain.fingerprint
     by_words.encode(["the king"])
     plain.encode(["the river"])
     assert encoded == [["the king"]]
     monkeypatch.setattr("loraqa.speed.start.words.cuts_at_blanks", lambda _: False)
-    wrap(Preparation()).tokenizer(plain).encode(["the king"])
+    wrap(Preparation()).wrap_tokenizer(plain).encode(["the king"])
     assert encoded == [["the king"]]
 
 
