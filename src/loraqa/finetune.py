@@ -1,4 +1,4 @@
-"""The recipe: read and encode, load, adapt, train and score, write the adapter.
+"""The recipe of fine-tuning: read and encode, load, adapt, train and score, write the adapter.
 
 settings = load_settings([Path("squad.yaml")], ["data.dev=dev.json"])
 result = finetune(settings, Path("runs/squad"))
@@ -52,8 +52,8 @@ from loraqa.train.settings import DataSettings, ModelSettings, RunSettings
 
 logger = logging.getLogger("loraqa")
 
-# Scoring keeps only keys and values, so batches can be four times larger than in training.
-_WITHOUT_GRADIENTS = 4
+# Scoring keeps only keys and values, so its batches can be four times larger than in training.
+_SCORING_BATCH_FACTOR = 4
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ class FinetuneResult:
     Attributes:
         run: the folder of the run; `Reader.load(run)` answers with the adapter in it.
         steps: optimizer steps done.
-        before, after: scores on the dev sample without an adapter and with the adapter that was
-            kept; None without dev data.
-        training_seconds, evaluation_seconds: time spent on each, over all resumptions.
+        before, after: scores on the dev sample without an adapter and with the saved adapter; None
+            without dev data.
+        training_seconds, evaluation_seconds: time spent on each, including time before a resume.
     """
 
     run: Path
@@ -93,9 +93,9 @@ def finetune(
     Args:
         settings: the settings of the run; on resuming, the settings that it began with.
         run_dir: a new or empty folder; on resuming, the folder of the run.
-        resume: go on from the newest whole checkpoint.
+        resume: go on from the newest complete checkpoint.
         command: the command that made the run, for its model card.
-        prepare: prepares the training data; by default with all caches.
+        prepare: prepares the training data; by default `accelerated_preparation`.
 
     Raises:
         InputError: settings, data, model or folder cannot be used; nothing was trained.
@@ -191,9 +191,9 @@ def _report_training(training: TrainingData, max_length: int) -> None:
     )
     if counts.windowed:
         logger.warning(
-            f"{counts.windowed:,} contexts are longer than {max_length} tokens allow and are read "
-            f"in windows: {counts.left_out:,} examples whose window lacks the answer are left out, "
-            f"{counts.not_here:,} are trained to say that there is no answer."
+            f"{counts.windowed:,} contexts do not fit into {max_length} tokens and are read in "
+            f"windows: {counts.left_out:,} examples whose window lacks the answer are left out, "
+            f"{counts.not_here:,} are trained as unanswerable."
         )
     if counts.skipped:
         logger.warning(
@@ -216,7 +216,7 @@ def _reader(
         settings.prompt.stride,
         settings.evaluation.max_answer_tokens,
         no_answer=bool(training.facts["unanswerable"]),
-        tokens_per_batch=_WITHOUT_GRADIENTS * settings.optimisation.tokens_per_batch,
+        tokens_per_batch=_SCORING_BATCH_FACTOR * settings.optimisation.tokens_per_batch,
     )
 
 

@@ -25,7 +25,7 @@ from loraqa.model.memory import explaining_lack_of_memory, tokens_at_once
 )
 def test_lack_of_memory_is_explained(error: Exception) -> None:
     with (
-        pytest.raises(LoraqaError, match=r"^Memory is out in step 7 \(.+\): ask for less\.$"),
+        pytest.raises(LoraqaError, match=r"^Out of memory in step 7 \(.+\): ask for less\.$"),
         explaining_lack_of_memory("in step 7", "ask for less"),
     ):
         raise error
@@ -33,7 +33,7 @@ def test_lack_of_memory_is_explained(error: Exception) -> None:
 
 def test_the_processors_own_error_is_known() -> None:
     with (
-        pytest.raises(LoraqaError, match="Memory is out here"),
+        pytest.raises(LoraqaError, match="Out of memory here"),
         explaining_lack_of_memory("here", "ask for less"),
     ):
         torch.empty(2**62, dtype=torch.uint8)
@@ -41,7 +41,7 @@ def test_the_processors_own_error_is_known() -> None:
 
 def test_the_outermost_advice_is_given() -> None:
     with (
-        pytest.raises(LoraqaError, match=r"^Memory is out outside \(no room\): set the setting\.$"),
+        pytest.raises(LoraqaError, match=r"^Out of memory outside \(no room\): set the setting\.$"),
         explaining_lack_of_memory("outside", "set the setting"),
         explaining_lack_of_memory("inside", "set the field"),
     ):
@@ -74,7 +74,7 @@ def test_a_model_too_large_is_told_in_a_sentence(
 
     monkeypatch.setattr("loraqa.model.load.ModelSource.load", full)
     monkeypatch.setattr("loraqa.model.choose._alone", full)
-    with pytest.raises(LoraqaError, match=rf"^Memory is out {where} \(CUDA out of memory\)"):
+    with pytest.raises(LoraqaError, match=rf"^Out of memory {where} \(CUDA out of memory\)"):
         call(tiny_folder)
 
 

@@ -166,7 +166,7 @@ def test_a_lack_of_memory_is_not_taken_for_a_wrong_acceleration(
     with pytest.raises(LackOfMemoryError) as caught:
         fastest(adapted(), ["training"])
     assert str(caught.value) == (
-        "Memory is out while accelerations were tried on small trees (CUDA out of memory): free "
+        "Out of memory while accelerations were tried on small trees (CUDA out of memory): free "
         "some of it, or choose a smaller model or another device."
     )
 

@@ -309,7 +309,7 @@ def test_lack_of_memory_is_explained(
     trees: list[Tree], run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("loraqa.model.loss.answer_loss", out_of_memory)
-    with pytest.raises(LoraqaError, match=r"Memory is out in step 1 .*tokens_per_batch from 120"):
+    with pytest.raises(LoraqaError, match=r"Out of memory in step 1 .*tokens_per_batch from 120"):
         start(trees, run, settings())
 
 
@@ -375,7 +375,10 @@ def test_a_broken_checkpoint_is_skipped_and_made_again(
     (run.checkpoints / "step-000006" / "optimizer.safetensors").unlink()
     with caplog.at_level(logging.WARNING, logger="loraqa"):
         go_on(trees, run, settings())
-    assert "step-000006 is broken: optimizer.safetensors is missing. It is skipped." in caplog.text
+    assert (
+        "step-000006 is broken: optimizer.safetensors is missing. An older one is used."
+        in caplog.text
+    )
     assert adapter_bytes(last(run)) == adapter_bytes(last(undisturbed))
 
 

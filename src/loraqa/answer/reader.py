@@ -135,8 +135,8 @@ class Reader:
     def _note_windows(self, counts: EncodingCounts) -> None:
         """Log windows once for the same data, which training scores again and again."""
         note = (
-            f"{counts.windowed:,} of {counts.passages:,} contexts are longer than "
-            f"{self.max_length:,} tokens allow and are read in windows."
+            f"{counts.windowed:,} of {counts.passages:,} contexts do not fit into "
+            f"{self.max_length:,} tokens and are read in windows."
         )
         if counts.windowed and note not in self._noted:
             self._noted.add(note)

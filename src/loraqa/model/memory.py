@@ -1,4 +1,4 @@
-"""How many tokens fit into memory, and one sentence where they do not."""
+"""How many tokens fit into memory, and the error when they do not."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +10,10 @@ from loraqa.errors import LoraqaError
 
 # Only CUDA has an error type of its own for a lack of memory.
 _SIGNS = ("can't allocate", "out of memory", "ALLOC_FAILED")
-# Tokens to compute at once: enough for a CPU's full rate, and more than any GPU needs.
-_FEWEST_TOKENS, _MOST_TOKENS = 2**14, 2**18
-# Kernels compute places of numbers in 32 bits.
-_COUNTED = 2**31 - 1
+# Tokens to compute at once: on a CPU, and at most on a GPU.
+_CPU_TOKENS, _MOST_TOKENS = 2**14, 2**18
+# CUDA kernels index elements with 32-bit integers.
+_MOST_ELEMENTS = 2**31 - 1
 # The share of free memory for keys and values. They are kept up to three times, and a layer's
 # activations and the logits need memory too.
 _FOR_STATES = 1 / 8
@@ -25,14 +25,14 @@ def tokens_at_once(model: PreTrainedModel) -> int:
     On a GPU that is as many as fit, because larger batches need fewer kernel launches.
     """
     if model.device.type != "cuda":
-        return _FEWEST_TOKENS
+        return _CPU_TOKENS
     free, _ = torch.cuda.mem_get_info(model.device)
     fitting = int(_FOR_STATES * free) // _bytes_of_states(model)
-    return min(max(fitting, _FEWEST_TOKENS), _MOST_TOKENS, _COUNTED // _widest_row(model))
+    return min(max(fitting, _CPU_TOKENS), _MOST_TOKENS, _MOST_ELEMENTS // _widest_row(model))
 
 
 def _widest_row(model: PreTrainedModel) -> int:
-    """Count the numbers of a token's queries, keys and values, which may lie side by side."""
+    """Count the elements of a token's query, key and value; some models keep them in one tensor."""
     heads, _, size = _heads(model)
     return 3 * heads * size
 
@@ -57,16 +57,16 @@ ADVICE_TO_LOADERS = "free some of it, or choose a smaller model or another devic
 
 
 class LackOfMemoryError(LoraqaError):
-    """Memory was out. The message says where, why, and what to do."""
+    """Memory ran out. The message says where, why, and what to do."""
 
     def __init__(self, where: str, reason: str, advice: str) -> None:
-        super().__init__(f"Memory is out {where} ({reason}): {advice}.")
+        super().__init__(f"Out of memory {where} ({reason}): {advice}.")
         self.reason = reason
 
 
 @contextmanager
 def explaining_lack_of_memory(where: str, advice: str) -> Iterator[None]:
-    """Raise `LackOfMemoryError` if memory is out. If nested, the outermost message is used.
+    """Raise `LackOfMemoryError` if memory runs out. If nested, the outermost message is used.
 
     Args:
         where: what was being done, such as "in step 7".

@@ -13,8 +13,8 @@ from loraqa.errors import InputError, LoraqaError, in_a_line
 from loraqa.files import looks_like_a_path
 from loraqa.prompt.segments import SegmentTokenizer
 
-# For models without a limit, such as those with ALiBi: as long as GPT-2's.
-_NO_LIMIT = 1024
+# Models that state no limit, such as those with ALiBi, get GPT-2's.
+_DEFAULT_LIMIT = 1024
 # Seconds to wait for an answer of the hub.
 _HUB_TIMEOUT = 10.0
 _CHOICE = (
@@ -37,7 +37,7 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> tuple[Seg
 def position_limit(config: Any) -> int:
     """Return the longest input that a model of this configuration takes, in tokens."""
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return int(limit) if limit else _NO_LIMIT
+    return int(limit) if limit else _DEFAULT_LIMIT
 
 
 def choose_max_length(wanted: int | None, config: Any) -> int:
@@ -121,7 +121,7 @@ class ModelSource:
 
 @contextmanager
 def no_bars() -> Iterator[None]:
-    """Hide transformers' progress bars: unlike a download, a folder takes a moment."""
+    """Hide transformers' progress bars, because reading or writing a folder is quick."""
     from transformers.utils import logging as transformers_logging
 
     shown = transformers_logging.is_progress_bar_enabled()

@@ -1,6 +1,6 @@
-"""Answers being written on any device: trunks of similar length lie together.
+"""Attention in decoding on any device, with trunks of similar length in one tensor.
 
-Little is padded, and all rows of a tree meet its trunk in one product.
+Little is padded, and one matrix product multiplies all rows of a tree with its trunk.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,8 +18,8 @@ from loraqa.model.rows import PaddedRowAttention, cut_and_pad, lengths_mask
 from loraqa.model.runner import Runner, TreeRunner, Use
 from loraqa.prompt.batch import TreeSpan
 
-# How much longer than another a trunk may be to lie beside it, padded to the same length.
-_ALIKE = 1.3
+# Trunks are grouped if the longest is at most this many times the shortest.
+_LENGTH_RATIO = 1.3
 # Keys and values grow by so many tokens at a time, because growing copies them.
 SPARE_TOKENS = 16
 
@@ -171,7 +171,7 @@ class _Trunks:
     def _places(self) -> tuple[Tensor, int]:
         """Number the rows of each trunk; return the numbers and the most rows that a trunk has.
 
-        With these numbers all rows of a trunk meet it in one product.
+        With these numbers one product multiplies all rows of a trunk with it.
         """
         order = self.trunk.argsort(stable=True)
         counts = torch.bincount(self.trunk)
@@ -186,7 +186,7 @@ def _trunks(spans: Sequence[TreeSpan], prompts: States) -> list[_Trunks]:
     device = prompts[0][0].device
     edges = [0, *accumulate(len(span.branches) for span in spans)]
     found = []
-    for trees in _alike([span.trunk for span in spans]):
+    for trees in _group_by_length([span.trunk for span in spans]):
         pieces = [slice(spans[tree].start, spans[tree].branches_start) for tree in trees]
         rows = [torch.arange(edges[tree], edges[tree + 1], device=device) for tree in trees]
         counts = torch.tensor([len(each) for each in rows], device=device)
@@ -199,11 +199,11 @@ def _trunks(spans: Sequence[TreeSpan], prompts: States) -> list[_Trunks]:
     return found
 
 
-def _alike(lengths: Sequence[int]) -> list[list[int]]:
-    """Group indices of lengths, so that no length is over `_ALIKE` times another of its group."""
+def _group_by_length(lengths: Sequence[int]) -> list[list[int]]:
+    """Group the indices of similar lengths (see `_LENGTH_RATIO`)."""
     groups: list[list[int]] = []
     for place in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if not groups or lengths[place] > _ALIKE * lengths[groups[-1][0]]:
+        if not groups or lengths[place] > _LENGTH_RATIO * lengths[groups[-1][0]]:
             groups.append([])
         groups[-1].append(place)
     return groups

@@ -1,4 +1,4 @@
-"""Checkpoints: complete snapshots of a training, which goes on from them with the same bits.
+"""Checkpoints: complete snapshots of a training. A resumed training gives bit-identical results.
 
     checkpoints/step-000200/
         adapter/               the adapter in PEFT's format
@@ -47,7 +47,7 @@ class TrainState:
         epoch, step_in_epoch: the next step.
         baseline: scores before the first step.
         latest, best: scores of the last and of the best evaluation.
-        without_gain: evaluations since the metric last rose.
+        without_gain: evaluations in a row without a better score.
         training_seconds, evaluation_seconds: time spent, over all resumptions.
     """
 
@@ -126,7 +126,7 @@ def newest_whole(checkpoints: Path) -> Path | None:
         try:
             check_whole(checkpoint)
         except InputError as error:
-            logger.warning(f"{error} It is skipped.")
+            logger.warning(f"{error} An older one is used.")
         else:
             return checkpoint
     return None

@@ -15,7 +15,7 @@ _PACKAGES = ("loraqa", "torch", "transformers", "tokenizers", "safetensors", "nu
 def environment(
     device: torch.device, dtype: torch.dtype, command: str, accelerations: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Return everything that the last bits of a run depend on besides its settings and data."""
+    """Return what affects a run's result besides settings and data, if only by rounding."""
     cuda = device.type == "cuda"
     return {
         "command": command,

@@ -63,7 +63,7 @@ def train(
         plan: the training data, step by step.
         settings: the settings of the run.
         run: the folder for metrics and checkpoints.
-        checkpoint: where to go on. The result has the same bits as a training that never stopped.
+        checkpoint: where to go on; the result is bit-identical to an uninterrupted training.
         evaluate: scores the model on the dev data.
         report: called with every record of the metrics.
 
@@ -146,7 +146,7 @@ class _Training:
             try:
                 check_whole(checkpoint_folder(self.run.checkpoints, best.step))
             except InputError as error:
-                logger.warning("%s The best of the steps to come takes its place.", error)
+                logger.warning("%s The best of the later steps replaces it.", error)
                 self.state.best = None
 
     def fit(self, stop: StopRequest) -> None:
@@ -227,7 +227,7 @@ class _Training:
         return step == self.total or any(step % every == 0 for every in intervals)
 
     def _speed(self, planned: _PlannedStep) -> dict[str, float]:
-        """Return the speed since the last step; checkpoints count, evaluations do not."""
+        """Return the speed since the last step; checkpoints count as time, evaluations do not."""
         seconds = self._lap()
         self.state.training_seconds += seconds
         tokens = sum(map(self.runner.size, planned.micro_batches))

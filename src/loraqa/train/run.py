@@ -1,7 +1,7 @@
 """The folder of a run.
 
 RUN/
-    settings.yaml      everything that was chosen
+    settings.yaml      all settings
     environment.json   versions, machine, threads, device, accelerations, command
     data.json          where the questions came from, their fingerprints and counts
     metrics.jsonl      one line per optimizer step ("train") and per scoring ("evaluation")
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("loraqa")
 
 Record = Mapping[str, Any]
+
+# The parts of data.json, as messages call them.
+_NAMES = {"base": "the base model", "train": "the training data", "dev": "the dev data"}
 
 # Settings that may change when a run is resumed: they bound memory, disk and time, or say where the
 # same base and the same data lie.
@@ -84,7 +87,7 @@ class RunDirectory:
 
         Raises:
             InputError: the folder is not empty or not writable; on resuming, there is no run, or
-                its settings were others.
+                the settings differ.
         """
         if not resume:
             if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
@@ -114,8 +117,8 @@ class RunDirectory:
         if before != now:
             changed = sorted(name for name in before | now if before.get(name) != now.get(name))
             raise InputError(
-                f"{' and '.join(changed).capitalize()} are not what {self.path} began with: resume "
-                "with the same, or start a new run."
+                f"{' and '.join(_NAMES[name] for name in changed).capitalize()} changed since "
+                f"{self.path} began: resume with what it began with, or start a new run."
             )
         write_text(self.settings_file, settings.to_yaml())
         for key, value in read_json(self.environment_file).items():
@@ -123,8 +126,8 @@ class RunDirectory:
             current = environment.get(key, value)
             if key != "command" and current != value:
                 logger.warning(
-                    f"The run began with {key} {value} and goes on with {current}: its last bits "
-                    "may differ."
+                    f"The run began with {key} {value} and goes on with {current}: its result may "
+                    "differ by rounding."
                 )
 
     def begun_settings(self) -> Path:
@@ -180,7 +183,7 @@ def _check_same_settings(before: RunSettings, after: RunSettings) -> None:
     if changed:
         listed = ", ".join(f"{key} was {old!r}, now {new!r}" for key, (old, new) in changed.items())
         raise InputError(
-            f"A resumed run keeps its settings, but {listed}: take these back, or start a new run."
+            f"A resumed run keeps its settings, but {listed}: restore them, or start a new run."
         )
 
 

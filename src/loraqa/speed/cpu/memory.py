@@ -11,7 +11,7 @@ from loraqa.model.runner import Runner, Use
 # Of glibc's malloc.h, and thresholds that no tensor of a training step reaches.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _NEVER_TRIM, _NEVER_MMAP = 2**31 - 1, 2**30
-# Older glibc refuses more: HEAP_MAX_SIZE / 2 of its malloc.c, on 64 bits.
+# Older glibc accepts no larger threshold: HEAP_MAX_SIZE / 2 of its malloc.c, on 64 bits.
 _SELDOM_MMAP = 2**25
 
 

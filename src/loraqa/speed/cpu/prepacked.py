@@ -29,9 +29,11 @@ def wrap(runner: Runner) -> Runner:
     """Replace the linear layers; the model can be neither trained nor saved afterwards.
 
     In fp32 the adapter is folded into the weights. In bf16 rounding could lose it, so it stays
-    beside them. Each layer is compared with the layer that it replaces, one after another, so that
-    only weights that the model also uses elsewhere (such as GPT-2's embeddings) lie in memory
-    twice. If one layer cannot be replaced, the layers before it stay replaced.
+    beside them.
+
+    Layers are replaced one after another, each after a comparison with the old layer. So only
+    weights that the model also uses elsewhere (such as GPT-2's embeddings) lie in memory twice. If
+    one layer cannot be replaced, the layers before it stay replaced.
     """
     names = _layers(runner.model)
     _check_only_called(runner, names)
@@ -96,7 +98,7 @@ class _OnlyCalled(nn.Module):
 
 
 def _layers(model: nn.Module) -> list[str]:
-    """Return the names of the layers to replace. References would keep their weights in memory.
+    """Return the names of the layers to replace; the layers themselves would stay in memory.
 
     Classes derived from a linear layer are left alone, since they may compute something else.
     """
@@ -129,13 +131,13 @@ def _checked(layer: nn.Module) -> nn.Module:
     """Make the layer's replacement and compare it with the layer.
 
     Raises:
-        UnusableError: this processor has no such products, or they are wrong.
+        UnusableError: oneDNN has no such products on this processor, or they are wrong.
     """
     base: Any = layer.base if isinstance(layer, LoraLinear) else layer
     width, _ = features(base)
     dtype = base.weight.dtype
     if dtype not in (torch.float32, choose_dtype("auto", _CPU)):
-        raise UnusableError(f"this processor has no products of packed {dtype} weights")
+        raise UnusableError(f"oneDNN cannot multiply packed {dtype} weights on this processor")
     packed = _packed(layer)
     x = torch.linspace(-1, 1, 2 * width).view(2, width).to(dtype)
     for rows in (x, x[:1]):

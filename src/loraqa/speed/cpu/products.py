@@ -1,7 +1,7 @@
 """Attention over packed trees on a CPU by matrix products and a softmax.
 
-PyTorch's fused attention takes twice the time or more: in bf16 up to a context's 1,000 tokens and
-beyond, in fp32 as long as the memory traffic that fused attention saves is little.
+PyTorch's fused attention takes at least twice as long: in bf16 at every length measured (up to
+1,000 tokens and more), in fp32 up to 512 keys.
 """
 
 import math
@@ -24,8 +24,8 @@ from loraqa.speed.trial import check_trees
 
 # Keys of a block, in tokens, up to which products are faster in fp32.
 _LONGEST_IN_FP32 = 512
-# A causal block is multiplied in pieces of so many queries. Keys behind a piece are left out, but
-# smaller pieces run at a lower rate.
+# A causal block is multiplied in pieces of so many queries. Keys after a piece are skipped; smaller
+# pieces skip more, but multiply more slowly.
 _QUERIES_AT_ONCE = 128
 
 
@@ -161,8 +161,8 @@ def _products_pay(query: Tensor, blocks: Sequence[Block]) -> bool:
 class ByProducts(torch.autograd.Function):
     """Two matrix products and a softmax for each block; the weights are kept for the gradient.
 
-    Query, key and value are (heads, tokens, head size). Each block copies its part once, so that
-    none of its products has to.
+    Query, key and value are (heads, tokens, head size). Each block copies its slices once, so that
+    its products get contiguous tensors.
     """
 
     @staticmethod

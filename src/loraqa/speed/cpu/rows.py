@@ -1,4 +1,4 @@
-"""Answers being written on a CPU: attention by `native/rows.c`, without padding or masks."""
+"""Attention in decoding on a CPU, by `native/rows.c`, without padding or masks."""
 
 from collections.abc import Iterable, Sequence
 from copy import copy

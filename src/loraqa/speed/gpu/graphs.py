@@ -1,9 +1,9 @@
 """Gradients on a GPU by CUDA graphs: all kernels of a micro-batch are launched as one.
 
 A step of a small model is hundreds of small kernels, and launching them one by one takes several
-times as long as running them. A graph repeats kernels on the same memory. So batches are padded to
-a few lengths, and the numbers of a batch are copied to where the numbers of the first batch of its
-length lay. Recording a graph takes little longer than launching its kernels.
+times as long as running them. A graph always reads the same addresses, so batches are padded to a
+few lengths, and each batch is copied into the input of the first batch of its length. Recording a
+graph takes little longer than launching its kernels.
 """
 
 from collections.abc import Callable, Sequence
@@ -93,7 +93,7 @@ class GraphedGradients:
             compute = partial(self._compute, inputs, numbers)
             self._recordings[kind] = _Recording(numbers, *self._recorder.record(compute))
         recording = self._recordings[kind]
-        # A blocking copy would wait for the step before.
+        # A blocking copy would wait for the previous step.
         recording.numbers.copy_(inputs.numbers, non_blocking=True)
         recording.replay()
         return recording.loss
@@ -124,7 +124,7 @@ class Recorder:
         self._pool: Any = None
 
     def record(self, compute: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        """Return the function that computes it, and the result's memory; compute nothing yet."""
+        """Record `compute` without running it; return a function that replays it, and its result."""
         graph = torch.cuda.CUDAGraph()
         with (
             # Without this, a failed recording would leave its stream as the current one.

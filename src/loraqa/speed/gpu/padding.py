@@ -1,6 +1,6 @@
 """Pad packed sequences to a few lengths, because each length needs its own CUDA graph.
 
-Nobody sees the padding.
+No token attends to the padding.
 """
 
 from dataclasses import replace
@@ -9,15 +9,15 @@ from torch.nn.functional import pad
 
 from loraqa.prompt.batch import TreeBatch
 
-# Below these numbers of tokens, and of supervised tokens, some more take a GPU hardly more time.
+# Below these numbers of tokens, and of supervised places, a GPU takes almost the same time.
 _SHORTEST_SEQUENCE, _FEWEST_SUPERVISED = 256, 256
 
 
 def pad_batch(batch: TreeBatch) -> TreeBatch:
     """Pad the tokens behind the trees, and the supervised places; no target belongs to padding.
 
-    The last token of the sequence is always padding, and pads the supervised places. A real token
-    would get the gradient of each of its copies.
+    The last token of the sequence is always padding, and pads the supervised places: at a real
+    token they would add to its gradient.
     """
     tokens, supervised = batch.input_ids.shape[1], len(batch.supervised)
     length = padded_length(tokens)

@@ -1,4 +1,4 @@
-"""Answers being written on a GPU: nothing is padded, and a trunk's keys are read once."""
+"""Attention in decoding on a GPU: nothing is padded, and a trunk's keys are read once."""
 
 from collections.abc import Sequence
 from copy import copy
@@ -61,7 +61,7 @@ class VarlenRowAttention:
         branches = [piece for span in spans for piece in span.branch_slices()]
         starts = np.array([piece.start for piece in branches])
         self._keep(by_token, starts, np.array([piece.stop for piece in branches]) - starts)
-        self._meet_trunks()
+        self._sort_by_tree()
 
     def add_token(self) -> None:
         """See `RowAttention`."""
@@ -89,7 +89,7 @@ class VarlenRowAttention:
         of_trunk, trunk_sums = attend_segments(
             queries[self._by_tree], trunk_key, trunk_value, self._trunk_segments, scaling
         )
-        back = self._back
+        back = self._inverse_order
         attended = merge(of_own, own_sums, of_trunk[back], trunk_sums[:, back])
         return attended.transpose(0, 1)[None]
 
@@ -99,7 +99,7 @@ class VarlenRowAttention:
         other = copy(self)
         other._tree = self._tree[chosen]
         other._keep(self._own, self._starts[chosen], self._lengths[chosen])
-        other._meet_trunks()
+        other._sort_by_tree()
         return other
 
     def _keep(
@@ -116,11 +116,14 @@ class VarlenRowAttention:
         self._own_edges = self._on_device(edges.astype(np.int32))
         self._row_edges = torch.arange(len(lengths) + 1, dtype=torch.int32, device=self._device)
 
-    def _meet_trunks(self) -> None:
+    def _sort_by_tree(self) -> None:
         """Sort the rows by tree, so that each trunk's rows are one segment of queries."""
         order = np.argsort(self._tree, kind="stable")
         counts = np.bincount(self._tree, minlength=len(self._trunk_edges) - 1)
-        self._by_tree, self._back = self._on_device(order), self._on_device(np.argsort(order))
+        self._by_tree, self._inverse_order = (
+            self._on_device(order),
+            self._on_device(np.argsort(order)),
+        )
         self._trunk_segments = Segments(
             # See `add_token`.
             *(self._edges(counts), self._trunk_edges, max(int(counts.max()), 2)),

@@ -23,8 +23,7 @@ from loraqa.train.data import Preparation
 
 Integers = NDArray[np.int32]
 
-# The patterns of GPT-2, Llama 3 and Qwen 2, which cut at blanks. A blank is always the first
-# character of a piece, unless another blank stands beside it.
+# The patterns of GPT-2, Llama 3 and Qwen 2. In these, a single space always starts a new piece.
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _SIGNS = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}

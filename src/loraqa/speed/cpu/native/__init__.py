@@ -70,7 +70,7 @@ def _library(dtype: torch.dtype) -> CDLL:
     compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
     options = [*_FLAGS, f"-D{_DTYPES[dtype]}"]
     kept = cache_folder("kernels") / f"{_key([*compiler, *options])}.so"
-    # The file is missing or damaged.
+    # If the file is missing or damaged, compile.
     with suppress(OSError):
         return CDLL(str(kept))
     with tempfile.TemporaryDirectory() as folder:
@@ -100,7 +100,7 @@ def _compile(compiler: Sequence[str], options: Sequence[str], folder: Path) -> P
 def _key(command: Sequence[str]) -> str:
     """Return the SHA-256 (hex) of processor, compiler, options and sources.
 
-    A new compiler compiles anew, because the old one may have compiled wrongly.
+    The compiler's date is included, so that a repaired compiler replaces its kernels.
     """
     compiler = Path(shutil.which(command[0]) or command[0])
     changed = compiler.stat().st_mtime if compiler.exists() else None
