@@ -124,7 +124,7 @@ class Recorder:
         self._pool: Any = None
 
     def record(self, compute: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        """Record `compute` without running it; return a function that replays it, and its result."""
+        """Record `compute` without running it; return the function to replay it, and its result."""
         graph = torch.cuda.CUDAGraph()
         with (
             # Without this, a failed recording would leave its stream as the current one.
