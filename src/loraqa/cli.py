@@ -18,6 +18,7 @@ from loraqa.errors import LoraqaError, explain
 from loraqa.garbage import importing
 from loraqa.notices import show_notices
 from loraqa.prompt.defaults import DEFAULT_STRIDE
+from loraqa.speed import chosen
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,10 +53,23 @@ Seed = Annotated[int, typer.Option(help="Random seed.", min=0)]
 MaxAnswer = Annotated[
     int | None, typer.Option(help="Longest answer in tokens; default: as in the run.", min=1)
 ]
+
+
+def _check_without(names: str) -> str:
+    chosen({}, _split(names))
+    return names
+
+
+def _split(names: str) -> list[str]:
+    return [name for name in names.split(",") if name]
+
+
 Without = Annotated[
     str,
     typer.Option(
-        metavar="NAMES", help="Accelerations to leave out, with commas between, or `all`."
+        metavar="NAMES",
+        callback=_check_without,
+        help="Accelerations to leave out, with commas between, or `all`.",
     ),
 ]
 
@@ -105,9 +119,11 @@ def inspect(
 
     with importing():
         from loraqa.report.inspection import inspection
+        from loraqa.speed.start import accelerated_preparation
 
         tokenizer, config = load_tokenizer(model)
 
+    tokenizer = accelerated_preparation().wrap_tokenizer(tokenizer)
     encoder = PromptEncoder(tokenizer, prompt, choose_max_length(max_length, config), stride)
     console = _console()
     for piece in inspection(encoder.encode_training(dataset.passages), tokenizer, examples):
@@ -453,7 +469,7 @@ def _place_for(source: Path, name: str) -> Path:
 def _reader(run: Path, base: str | None, max_answer_tokens: int | None, without: str) -> "Reader":
     from loraqa.reader import Reader
 
-    reader = Reader.load(run, base=base, without=[name for name in without.split(",") if name])
+    reader = Reader.load(run, base=base, without=_split(without))
     return replace(reader, max_answer_tokens=max_answer_tokens) if max_answer_tokens else reader
 
 

@@ -47,6 +47,7 @@ class Reader(PlainReader):
         Raises:
             InputError: as for `load_model`, or a name in `without` is unknown.
         """
+        without = tuple(without)
         preparation = accelerated_preparation(without)
         loaded = load_model(source, base=base, dtype=dtype, device=device)
         tokenizer = preparation.wrap_tokenizer(SegmentTokenizer.from_transformers(loaded.tokenizer))

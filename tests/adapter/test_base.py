@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.conftest import tiny_model
 
-from loraqa.adapter.base import describe_base
+from loraqa.adapter.base import describe_base, weights_hash
 from loraqa.model.load import load_base
 
 
@@ -61,3 +61,12 @@ def test_random_weights_say_so(tiny_folder: Path) -> None:
     base = describe_base(tiny_folder, model, random_weights=True)
     assert base.sha256 is None
     assert "random weights" in str(base)
+
+
+def test_an_incomplete_download_has_no_hash(tmp_path: Path) -> None:
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "model-1.safetensors").write_bytes(b"weights")
+    assert weights_hash(tmp_path) is None
+    (tmp_path / "model-2.safetensors").write_bytes(b"weights")
+    assert weights_hash(tmp_path) is not None

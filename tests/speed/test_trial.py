@@ -22,7 +22,7 @@ from loraqa.model.rows import PaddedRowAttention
 from loraqa.model.runner import PaddedRunner, Runner, TreeRunner
 from loraqa.model.trees import PackedTreeAttention
 from loraqa.speed import trial
-from loraqa.speed.trial import UnusableError, check_close, fastest
+from loraqa.speed.trial import UnusableError, check_close, check_each_element, fastest
 
 
 class Acceleration:
@@ -126,6 +126,33 @@ def test_wrong_results_are_left_out_and_the_others_stay(
     assert 1e-3 < float(error) < 1
 
 
+class WrongBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(_: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(_: Any, *grads: Tensor) -> Tensor:
+        return 2 * grads[0]
+
+
+class RightForward(PackedTreeAttention):
+    def attend(self, *args: Any, **kwargs: Any) -> Tensor:
+        attended: Tensor = WrongBackward.apply(super().attend(*args, **kwargs))
+        return attended
+
+
+@pytest.mark.parametrize("uses", [["training"], ["answering"]])
+def test_kernels_that_depend_on_the_model_are_compared_with_their_gradients(
+    uses: list[Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    use(monkeypatch, Acceleration(make_tree_attention=RightForward))
+    monkeypatch.setattr(trial, "_kernels_depend_on_the_model", lambda _: True)
+    with caplog.at_level(logging.INFO, "loraqa"):
+        assert fastest(adapted(), uses)[1] == (() if uses == ["training"] else ("one",))
+    assert ("its gradients differ" in caplog.text) == (uses == ["training"])
+
+
 def test_only_what_was_replaced_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise AssertionError("compared")
@@ -182,7 +209,7 @@ def test_names_are_left_out() -> None:
     assert "attention-by-products" in everything
     without = fastest(adapted(), ["training", "answering"], ["attention-by-products"])[1]
     assert without == tuple(name for name in everything if name != "attention-by-products")
-    assert fastest(adapted(), ["training", "answering"], ["all"])[1] == ()
+    assert fastest(adapted(), ["training", "answering"], iter(["all"]))[1] == ()
 
 
 def test_an_unknown_name_is_refused() -> None:
@@ -195,8 +222,19 @@ def test_an_unknown_name_is_refused() -> None:
 @pytest.mark.parametrize("wrong", [torch.nan, 2.0])
 def test_what_is_not_close_is_refused(wrong: float) -> None:
     check_close(torch.ones(3), torch.ones(3), 0.0, "outputs")
+    check_close(torch.zeros(3), torch.zeros(3), 0.0, "outputs")
     with pytest.raises(UnusableError):
         check_close(torch.tensor([1.0, wrong, 1.0]), torch.ones(3), 0.1, "outputs")
+
+
+def test_a_single_wrong_element_of_a_kernel_is_refused() -> None:
+    expected = torch.linspace(-9, 9, 999)
+    check_each_element(expected.clone(), expected, "outputs")
+    actual = expected.clone()
+    actual[-1] += 1e-3
+    check_close(actual, expected, 1e-5, "outputs")
+    with pytest.raises(UnusableError, match="^its outputs differ from the plain ones"):
+        check_each_element(actual, expected, "outputs")
 
 
 UNDER_O = """

@@ -9,9 +9,9 @@ from tests.model.conftest import PASSAGES
 from tests.model.test_runner import transformers_gradients
 from tests.model.test_session import rows_of
 from tests.train.conftest import settings
-from torch.nn.functional import cross_entropy
 
 from loraqa.lora.adapt import adapt
+from loraqa.lora.flat import FlatAdapter
 from loraqa.lora.layer import lora_layers
 from loraqa.model.choose import relative_error
 from loraqa.model.runner import TreeRunner
@@ -22,7 +22,9 @@ from loraqa.prompt.tree import Tree
 from loraqa.speed import OF_MODELS
 from loraqa.speed.trial import fastest
 
-WITHOUT = [(), *((name,) for name in OF_MODELS), ("all",)]
+# The accelerations that can apply on a CPU.
+NAMES = [name for name, module in OF_MODELS.items() if ".gpu." not in module]
+WITHOUT = [(), *((name,) for name in NAMES), ("all",)]
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +64,12 @@ class TestWithout:
         expected_loss, expected = transformers_gradients(model, trees, weights)
         runner, names = fastest(TreeRunner(model), ["training", "answering"], without)
         assert not set(without) & set(names)
-        loss = cross_entropy(*runner.answer_logits(trees))
-        weights = [weight for weight in model.parameters() if weight.requires_grad]
-        gradients = torch.autograd.grad(loss, weights)
+        assert "attention-by-products" in names or without in [("all",), ("attention-by-products",)]
+        flat = FlatAdapter(model)
+        loss = runner.gradients(flat)([trees])()
         assert loss.item() == pytest.approx(expected_loss, rel=1e-5)
-        flat, wanted = (torch.cat([g.flatten() for g in each]) for each in (gradients, expected))
-        assert relative_error(flat, wanted) < 1e-4
+        wanted = torch.cat([gradient.flatten() for gradient in expected])
+        assert relative_error(flat.gradient, wanted) < 1e-4
 
     def test_answering(self, kind: str, without: tuple[str, ...], prompts: list[Tree]) -> None:
         reference = adapted(kind)

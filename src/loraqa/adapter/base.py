@@ -52,8 +52,8 @@ def weights_hash(source: str | Path, revision: str | None = None) -> str | None:
     """Return the SHA-256 of a model's weights, as in `BaseInfo`.
 
     Returns:
-        The hash in hex; None if the model is not downloaded, or if the files of its weights do not
-        have transformers' names.
+        The hash in hex; None if files of the weights are missing, or do not have transformers'
+        names.
     """
     folder = _folder(source, revision)
     if folder is None:
@@ -62,8 +62,11 @@ def weights_hash(source: str | Path, revision: str | None = None) -> str | None:
         return sha256(folder / _WEIGHTS)
     if not (folder / _INDEX).exists():
         return None
-    shards = sorted(set(read_json(folder / _INDEX)["weight_map"].values()))
-    hashes = "".join(sha256(folder / name) for name in shards)
+    names = sorted(set(read_json(folder / _INDEX)["weight_map"].values()))
+    shards = [folder / name for name in names]
+    if not all(shard.exists() for shard in shards):
+        return None
+    hashes = "".join(map(sha256, shards))
     return hashlib.sha256(hashes.encode()).hexdigest()
 
 

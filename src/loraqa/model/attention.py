@@ -60,6 +60,9 @@ class RowAttention(TreeAttention, Protocol):
         ...
 
 
+NOT_REPLACED = "its attention cannot be replaced by way of transformers' attention interface"
+
+
 class UnsupportedAttentionError(ValueError):
     """A model's attention does more than softmax(scaling · QKᵀ) V."""
 
@@ -72,7 +75,7 @@ def attend_trees(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     *,
-    tree_attention: TreeAttention,
+    tree_attention: TreeAttention | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Attend over trees; transformers calls this in every layer.
@@ -81,8 +84,11 @@ def attend_trees(
         (1, T, heads, head size), and None in place of attention weights.
 
     Raises:
-        UnsupportedAttentionError: the model asks for more, such as logit soft-capping or sinks.
+        UnsupportedAttentionError: the model asks for more, such as logit soft-capping or sinks, or
+            does not pass `tree_attention` on.
     """
+    if tree_attention is None:
+        raise UnsupportedAttentionError(NOT_REPLACED)
     _check_plain(attention_mask=attention_mask, **options)
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer: Any = module.layer_idx

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from loraqa.errors import InputError, in_a_line
-from loraqa.model.attention import UnsupportedAttentionError
+from loraqa.model.attention import NOT_REPLACED, UnsupportedAttentionError
 from loraqa.model.memory import ADVICE_TO_LOADERS, explaining_lack_of_memory
 from loraqa.model.runner import PaddedRunner, RecomputingRunner, Runner, TreeRunner
 from loraqa.model.source import position_limit
@@ -77,8 +77,6 @@ def _by_rows(model: PreTrainedModel, answering: bool) -> tuple[Runner, str]:
 
 def _why_no_plain_attention(model: PreTrainedModel, max_length: int) -> str | None:
     """Return why attention over trees cannot replace the model's, as its configuration says."""
-    if not model._supports_attention_backend:
-        return "it does not use transformers' attention interface"
     config = model.config.get_text_config()
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
     window = getattr(config, "sliding_window", None)
@@ -110,6 +108,10 @@ def _why_wrong(
         raise
     except UnsupportedAttentionError as problem:
         return str(problem)
+    except TypeError as problem:
+        if "tree_attention" in str(problem):
+            return NOT_REPLACED
+        return f"it fails (TypeError: {in_a_line(problem)})"
     # A model may fail in any way on arguments that it does not know.
     except Exception as problem:
         return f"it fails ({type(problem).__name__}: {in_a_line(problem)})"
@@ -184,9 +186,10 @@ def _alone(model: PreTrainedModel, trees: Sequence[Tree]) -> Tensor:
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Return |actual - expected| / |expected|, computed in fp64."""
+    """Return |actual - expected| / |expected|, computed in fp64; 0 if both are 0."""
     actual, expected = actual.detach().cpu().double(), expected.detach().cpu().double()
-    return float((actual - expected).norm() / expected.norm())
+    smallest = torch.finfo(torch.float64).tiny
+    return float((actual - expected).norm() / expected.norm().clamp(min=smallest))
 
 
 def _without_answers(tree: Tree) -> Tree:

@@ -14,7 +14,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from loraqa.lora.flat import FlatAdapter
-from loraqa.model.attention import TREE_ATTENTION, RowAttention, States, TreeAttention
+from loraqa.model.attention import (
+    NOT_REPLACED,
+    TREE_ATTENTION,
+    RowAttention,
+    States,
+    TreeAttention,
+    UnsupportedAttentionError,
+)
 from loraqa.model.loss import Gradients, accumulate
 from loraqa.model.rows import PaddedRowAttention
 from loraqa.model.session import DecodingSession, PaddedSession, RecomputingSession, TreeSession
@@ -115,6 +122,8 @@ class TreeRunner:
         batch = collate_trees(trees)
         recorded = StateRecorder(self.make_tree_attention(batch, self.model.device))
         logits = tree_logits(self.model, batch, recorded)
+        if not recorded.states:
+            raise UnsupportedAttentionError(NOT_REPLACED)
         rows = self.make_row_attention(batch.spans, recorded.states)
         return TreeSession(self.model, rows, batch.path_lengths), logits
 
@@ -174,8 +183,7 @@ class PaddedRunner:
 
     def prefill(self, trees: Sequence[Tree]) -> tuple[DecodingSession, Tensor]:
         """See `Runner`."""
-        session = PaddedSession(self.model, trees)
-        return session, session.first_logits
+        return PaddedSession.prefill(self.model, trees)
 
 
 @dataclass(frozen=True)
@@ -204,8 +212,7 @@ class RecomputingRunner:
 
     def prefill(self, trees: Sequence[Tree]) -> tuple[DecodingSession, Tensor]:
         """See `Runner`."""
-        session = RecomputingSession(self.model, trees)
-        return session, session.first_logits
+        return RecomputingSession.prefill(self.model, trees)
 
 
 def _supervised(logits: Tensor, batch: PaddedBatch) -> tuple[Tensor, Tensor]:

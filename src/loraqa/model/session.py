@@ -77,12 +77,17 @@ class PaddedSession:
 
     _cache: Cache
 
-    def __init__(self, model: PreTrainedModel, trees: Sequence[Tree]) -> None:
-        batch = collate_padded(trees, pad_id=0)
-        self._model = model
-        self._mask = batch.attention_mask.to(model.device)
-        self._positions = batch.position_ids.to(model.device)
-        self.first_logits = self._forward(batch.input_ids.to(model.device), cache=None)
+    def __init__(self, model: PreTrainedModel, mask: Tensor, positions: Tensor) -> None:
+        self._model, self._mask, self._positions = model, mask, positions
+
+    @classmethod
+    def prefill(
+        cls, model: PreTrainedModel, trees: Sequence[Tree]
+    ) -> tuple["PaddedSession", Tensor]:
+        """See `Runner.prefill`."""
+        batch, device = collate_padded(trees, pad_id=0), model.device
+        session = cls(model, batch.attention_mask.to(device), batch.position_ids.to(device))
+        return session, session._forward(batch.input_ids.to(device), cache=None)
 
     def advance(self, tokens: Tensor) -> Tensor:
         """See `DecodingSession`."""
@@ -124,12 +129,18 @@ class RecomputingSession:
     causal model, whatever state the model would keep.
     """
 
-    def __init__(self, model: PreTrainedModel, trees: Sequence[Tree]) -> None:
-        batch = collate_padded(trees, pad_id=0, side="right")
-        self._model = model
-        self._input_ids = batch.input_ids.to(model.device)
-        self._lengths = batch.attention_mask.sum(dim=1).to(model.device)
-        self.first_logits = self._forward()
+    def __init__(self, model: PreTrainedModel, input_ids: Tensor, lengths: Tensor) -> None:
+        self._model, self._input_ids, self._lengths = model, input_ids, lengths
+
+    @classmethod
+    def prefill(
+        cls, model: PreTrainedModel, trees: Sequence[Tree]
+    ) -> tuple["RecomputingSession", Tensor]:
+        """See `Runner.prefill`."""
+        batch, device = collate_padded(trees, pad_id=0, side="right"), model.device
+        lengths = batch.attention_mask.sum(dim=1)
+        session = cls(model, batch.input_ids.to(device), lengths.to(device))
+        return session, session._forward()
 
     def advance(self, tokens: Tensor) -> Tensor:
         """See `DecodingSession`."""

@@ -2,7 +2,7 @@
 
 An acceleration computes the same as the plain algorithm, faster. No package before this one
 imports an acceleration; without any of them everything works, only slower. To delete an
-acceleration, delete its file and its line here.
+acceleration, delete its file and its line here (for `preparing-process` also its call in `cli.py`).
 """
 
 from collections.abc import Iterable

@@ -75,7 +75,7 @@ def fastest(
         InputError: a name in `without` is unknown.
         LackOfMemoryError: small trees do not fit into memory.
     """
-    accelerations = chosen(OF_MODELS, without)
+    accelerations = chosen(OF_MODELS, tuple(without))
     if not accelerations:
         return plain, ()
     reference = _Reference(plain, frozenset(uses))
@@ -134,6 +134,8 @@ class _Reference:
             return
         if faster.make_tree_attention is not before.make_tree_attention:
             self._check_logits(faster)
+            if "training" in self.uses and _kernels_depend_on_the_model(faster.model.device):
+                self._check_gradients(faster)
         if faster.make_row_attention is not before.make_row_attention:
             self._check_decoding(faster)
         if faster.make_gradients is not before.make_gradients:
@@ -155,6 +157,15 @@ class _Reference:
         """Compare gradients twice: a CUDA graph is recorded the first time, then replayed."""
         expected = _gradients(self.plain, times=1).repeat(2)
         check_close(_gradients(faster, times=2), expected, _GRADIENT_TOLERANCE, "gradients")
+
+
+def _kernels_depend_on_the_model(device: torch.device) -> bool:
+    """Return whether `check_trees` may pass although the model's gradients are wrong.
+
+    On a GPU kernels are compiled for each head size. On a CPU they are not, and gradients in the
+    model would take half a second of every start.
+    """
+    return device.type != "cpu"
 
 
 def _gradients(runner: Runner, times: int) -> Tensor:
@@ -181,6 +192,20 @@ def check_close(actual: Tensor, expected: Tensor, tolerance: float, what: str) -
         raise WrongResultError(
             f"its {what} differ from the plain ones (relative error {error:.1g})"
         )
+
+
+def check_each_element(actual: Tensor, expected: Tensor, what: str) -> None:
+    """Compare two tensors element by element, with the tolerances of `torch.testing`.
+
+    Raises:
+        WrongResultError: an element differs by more.
+    """
+    try:
+        torch.testing.assert_close(actual, expected)
+    except AssertionError as error:
+        raise WrongResultError(
+            f"its {what} differ from the plain ones ({in_a_line(error)})"
+        ) from None
 
 
 def check_module(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from loraqa.adapter.base import weights_hash
@@ -22,8 +23,8 @@ class TrainingData(Protocol):
         facts: source, fingerprint and counts of the questions, as plain JSON values.
         encoded: the trees, and what encoding did.
         tokenizer: the tokenizer that they were encoded with.
-        base_sha256: the hash of the base model's weights (see `weights_hash`). Computing it takes
-            as long as loading the weights, so it is prepared with the data.
+        base_sha256: the hash of the base model's weights, if it is known already. Computing it
+            takes as long as loading the weights, so it is prepared with the data.
     """
 
     @property
@@ -97,9 +98,14 @@ class Preparation:
 
 
 def base_hash(settings: "RunSettings") -> str | None:
-    """Return the hash of the base model's weights; random weights have none."""
-    model = settings.model
-    return None if model.random_weights else weights_hash(model.source, model.revision)
+    """Return the hash of the weights of a base model in a folder; random weights have none.
+
+    A model of the hub may still be downloaded, or change until it is loaded.
+    """
+    source = settings.model.source
+    if settings.model.random_weights or not Path(source).expanduser().is_dir():
+        return None
+    return weights_hash(source)
 
 
 def read_questions(settings: "RunSettings") -> QADataset:

@@ -8,7 +8,7 @@ RUN/
     checkpoints/       see `checkpoint`
     adapter/           the result; see `loraqa.adapter`
 
-Imports no PyTorch, so that a folder that cannot be used is told at once.
+Importing this loads no PyTorch, so an unusable folder is reported at once.
 """
 
 import json

@@ -139,6 +139,33 @@ def test_data_are_encoded_again_if_transformers_loads_another_tokenizer(
         check_same(prepare(chosen), Preparation()(chosen))
 
 
+def test_an_error_of_a_wrong_guess_is_none_of_the_data(
+    misleading: RunSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A long question fits as words, but not as characters."""
+    context = "The old town of the river. Its king lives in the old town of the river."
+    question = Question("long", "Who is the king of the old town of the river of the old town?", ())
+    passage = Passage(f"{context} {context}", (question,))
+    write_official(tmp_path / "long.json", [passage], "2.0")
+    settings = changed(misleading, "data", train=str(tmp_path / "long.json"))
+    expected = Preparation()(settings)
+    with caplog.at_level(logging.INFO, logger="loraqa"), preparing(settings) as prepare:
+        check_same(prepare(settings), expected)
+    assert caplog.messages == [
+        "The training data are encoded only now, because tokenizer.json and config.json were not "
+        "enough to encode them without transformers."
+    ]
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_threads_are_given_back_without_a_use(chosen: RunSettings) -> None:
+    with preparing(chosen) as prepare:
+        prepare(chosen)
+        prepare(chosen)
+        assert torch.get_num_threads() == 2
+    assert torch.get_num_threads() == 3
+
+
 def test_the_misleading_tokenizer_gives_other_tokens(misleading: RunSettings) -> None:
     """The test above relies on this."""
     loaded = Preparation().encoder(misleading).tokenizer

@@ -13,7 +13,7 @@ from torch.nn.functional import gelu
 
 from loraqa.model.runner import Runner, Use
 from loraqa.speed.cpu import native
-from loraqa.speed.trial import KERNEL_TOLERANCE, check_module
+from loraqa.speed.trial import check_each_element
 
 
 def applies(runner: Runner, _uses: frozenset[Use]) -> bool:
@@ -26,7 +26,10 @@ def wrap(runner: Runner) -> Runner:
     """Compare the kernel with PyTorch's GELU, then put it into the model."""
     dtype = runner.model.dtype
     x = torch.linspace(-9, 9, 999, dtype=dtype, device="cpu", requires_grad=True)
-    check_module(CompiledGelu(dtype), nn.GELU(approximate="tanh"), x, KERNEL_TOLERANCE[dtype])
+    actual, expected = CompiledGelu(dtype)(x), gelu(x, approximate="tanh")
+    check_each_element(actual, expected, "outputs")
+    slope, expected_slope = (torch.autograd.grad(y.sum(), x)[0] for y in (actual, expected))
+    check_each_element(slope, expected_slope, "gradients")
     for module in list(runner.model.modules()):
         for name, child in module.named_children():
             if _is_tanh_gelu(child):

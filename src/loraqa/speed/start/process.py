@@ -65,34 +65,53 @@ def preparing(settings: RunSettings) -> Iterator[Callable[[RunSettings], Trainin
         # its own the process gets no Ctrl-C.
         command = [sys.executable, "-P", "-m", "loraqa.speed.start.process", name]
         with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as process:
+            data = _DataFromProcess(settings, process, folder)
             try:
-                yield lambda settings: _DataFromProcess(settings, process, folder)
+                yield lambda _: data.begin()
             finally:
                 process.kill()
                 process.wait()
+                data.give_threads_back()
 
 
 class _DataFromProcess:
     """`TrainingData` of the preparing process; the first use waits for them.
 
-    Until then PyTorch uses one thread less. With a thread on every core, each of its parallel
-    operations would wait for the thread whose core the preparing process has taken.
-
     Raises:
-        InputError: the data are wrong; also on the first use.
-        LoraqaError: the preparing process ended unexpectedly; also on the first use.
+        InputError: the data are wrong; on the first use.
+        LoraqaError: the preparing process ended unexpectedly; on the first use.
     """
 
     def __init__(
         self, settings: RunSettings, process: subprocess.Popen[bytes], folder: Path
     ) -> None:
+        self._settings, self._process, self._folder = settings, process, folder
+        self._threads: int | None = None
+
+    def begin(self) -> TrainingData:
+        """Let PyTorch use one thread less until the data are there.
+
+        With a thread on every core, each of its parallel operations would wait for the thread whose
+        core the preparing process has taken.
+
+        Raises:
+            InputError, LoraqaError: as above, if the preparing process has ended by now.
+        """
         import torch
 
-        self._settings, self._process, self._folder = settings, process, folder
-        if process.poll() is not None:
-            _read_outcome(process, folder)
-        self._threads = torch.get_num_threads()
-        torch.set_num_threads(max(self._threads - 1, 1))
+        if "_data" not in vars(self) and self._process.poll() is not None:
+            _read_outcome(self._process, self._folder)
+        if self._threads is None:
+            self._threads = torch.get_num_threads()
+            torch.set_num_threads(max(self._threads - 1, 1))
+        return self
+
+    def give_threads_back(self) -> None:
+        """Let PyTorch use as many threads as before."""
+        if self._threads is not None:
+            import torch
+
+            torch.set_num_threads(self._threads)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -116,8 +135,6 @@ class _DataFromProcess:
 
     @cached_property
     def _data(self) -> TrainingData:
-        import torch
-
         from loraqa.prompt.encoded_file import load_encoded
         from loraqa.train.data import EncodedTrainingData
 
@@ -126,7 +143,7 @@ class _DataFromProcess:
             encoder = preparation.encoder(self._settings)
             outcome = _read_outcome(self._process, self._folder)
         finally:
-            torch.set_num_threads(self._threads)
+            self.give_threads_back()
         if outcome["encoder"] is None:
             logger.info(
                 "The training data are encoded only now, because tokenizer.json and config.json "
@@ -187,7 +204,11 @@ def _prepare(folder: Path) -> dict[str, Any]:
     encoder = guess_encoder(preparation, settings)
     if encoder is None:
         return {"encoder": None}
-    encoded = preparation.encode(encoder, questions)
+    try:
+        encoded = preparation.encode(encoder, questions)
+    except InputError:
+        # The guess may be wrong. The training process will find out.
+        return {"encoder": None}
     save_encoded(encoded, folder / _ENCODED)
     facts = describe_encoded(questions, encoded.counts)
     return {
