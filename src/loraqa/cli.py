@@ -56,12 +56,8 @@ MaxAnswer = Annotated[
 
 
 def _check_without(names: str) -> str:
-    chosen({}, _split(names))
+    chosen({}, names)
     return names
-
-
-def _split(names: str) -> list[str]:
-    return [name for name in names.split(",") if name]
 
 
 Without = Annotated[
@@ -69,7 +65,7 @@ Without = Annotated[
     typer.Option(
         metavar="NAMES",
         callback=_check_without,
-        help="Accelerations to leave out, with commas between, or `all`.",
+        help="Accelerations to leave out: names with commas between, or all.",
     ),
 ]
 
@@ -94,7 +90,7 @@ def demo(
 def inspect(
     model: Annotated[str, typer.Option(help="Base model: a folder, or a name on the hub.")],
     data: Data,
-    examples: Annotated[int, typer.Option("-n", help="Number of trees to show.", min=0)] = 3,
+    examples: Annotated[int, typer.Option("-n", help="Number of contexts to show.", min=0)] = 3,
     template: Annotated[str | None, typer.Option(help="Prompt template.")] = None,
     max_length: Annotated[
         int | None,
@@ -137,11 +133,17 @@ def train(
     model: Annotated[
         str | None, typer.Option(help="Base model: a folder, or a name on the hub.")
     ] = None,
-    train: Annotated[str | None, typer.Option(help="Training data.")] = None,
-    dev: Annotated[str | None, typer.Option(help="Data to score on during training.")] = None,
+    train: Annotated[
+        str | None, typer.Option(help="Training data: a file, or a data set on the hub.")
+    ] = None,
+    dev: Annotated[
+        str | None, typer.Option(help="Data to score on during training, like --train.")
+    ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as lora.rank=8."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Any setting, such as lora.rank=8; may be repeated."
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
     on_bad: Annotated[OnBadChoice | None, typer.Option(help=ON_BAD_HELP)] = None,
@@ -149,7 +151,7 @@ def train(
         bool, typer.Option("--random-weights", help="Use random weights (for tests).")
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest complete checkpoint.")
+        bool, typer.Option("--resume", help="Continue the run in --out from its newest checkpoint.")
     ] = False,
 ) -> None:
     """Fine-tune a model with LoRA; docs/settings.md lists all settings."""
@@ -251,7 +253,7 @@ def compare(
     ] = "greedy,temperature,top-k,top-p,min-p,typical,beam,span",
     samples: Annotated[int, typer.Option(help="Answers to draw for each question.", min=1)] = 5,
     questions: Annotated[
-        int | None, typer.Option(help="Ask only so many questions, on whole contexts.", min=1)
+        int | None, typer.Option(help="Use about so many questions, on whole contexts.", min=1)
     ] = None,
     out: Annotated[
         Path | None,
@@ -469,7 +471,7 @@ def _place_for(source: Path, name: str) -> Path:
 def _reader(run: Path, base: str | None, max_answer_tokens: int | None, without: str) -> "Reader":
     from loraqa.reader import Reader
 
-    reader = Reader.load(run, base=base, without=_split(without))
+    reader = Reader.load(run, base=base, without=without)
     return replace(reader, max_answer_tokens=max_answer_tokens) if max_answer_tokens else reader
 
 

@@ -32,7 +32,7 @@ class Reader(PlainReader):
         base: str | Path | None = None,
         dtype: str | None = None,
         device: str = "auto",
-        without: Iterable[str] = (),
+        without: str | Iterable[str] = (),
     ) -> "Reader":
         """Load a run, an adapter folder, a merged model, or a model that was not fine-tuned.
 
@@ -42,12 +42,13 @@ class Reader(PlainReader):
 
         Args:
             source, base, dtype, device: as for `load_model`.
-            without: names of accelerations to leave out, or "all".
+            without: names of accelerations to leave out, or "all"; a text may have several names
+                with commas between.
 
         Raises:
             InputError: as for `load_model`, or a name in `without` is unknown.
         """
-        without = tuple(without)
+        without = [without] if isinstance(without, str) else tuple(without)
         preparation = accelerated_preparation(without)
         loaded = load_model(source, base=base, dtype=dtype, device=device)
         tokenizer = preparation.wrap_tokenizer(SegmentTokenizer.from_transformers(loaded.tokenizer))

@@ -68,4 +68,4 @@ def _instead_of(folder: Path) -> str:
     adapters = sorted(folder.glob(f"*/adapter/{ADAPTER_CONFIG}"))
     if adapters:
         return f"give {adapters[0].parents[1]}"
-    return "finish the run with `loraqa train --resume`, or give another folder"
+    return f"finish the run with `loraqa train --out {folder} --resume`, or give another folder"

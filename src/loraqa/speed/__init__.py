@@ -35,13 +35,19 @@ OF_COMMANDS = {"preparing-process": "loraqa.speed.start.process"}
 ALL = "all"
 
 
-def chosen(table: dict[str, str], without: Iterable[str] = ()) -> dict[str, str]:
+def chosen(table: dict[str, str], without: str | Iterable[str] = ()) -> dict[str, str]:
     """Return a table without the accelerations that are left out.
+
+    Args:
+        table: `OF_MODELS`, `OF_PREPARATION` or `OF_COMMANDS`.
+        without: names, or texts of several names with commas between; "all" is every name.
 
     Raises:
         InputError: a name in `without` is neither an acceleration nor "all".
     """
-    left_out = frozenset(without)
+    texts = [without] if isinstance(without, str) else without
+    names = [name.strip() for text in texts for name in text.split(",")]
+    left_out = frozenset(filter(None, names))
     known = [*OF_MODELS, *OF_PREPARATION, *OF_COMMANDS]
     for name in left_out - {*known, ALL}:
         raise InputError(

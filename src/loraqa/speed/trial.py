@@ -75,7 +75,7 @@ def fastest(
         InputError: a name in `without` is unknown.
         LackOfMemoryError: small trees do not fit into memory.
     """
-    accelerations = chosen(OF_MODELS, tuple(without))
+    accelerations = chosen(OF_MODELS, without)
     if not accelerations:
         return plain, ()
     reference = _Reference(plain, frozenset(uses))

@@ -133,8 +133,10 @@ class SpeedSettings(_Group):
 
     @field_validator("without", mode="before")
     @classmethod
-    def _split_names(cls, value: Any) -> Any:
-        return [name for name in value.split(",") if name] if isinstance(value, str) else value
+    def _one_text(cls, value: Any) -> Any:
+        if value is None:
+            return []
+        return [value] if isinstance(value, str) else value
 
 
 class RunSettings(_Group):

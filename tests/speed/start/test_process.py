@@ -7,6 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -245,12 +247,14 @@ def test_the_notices_of_the_process_are_shown(
 
 
 def test_an_early_error_is_raised_before_the_data_are_used(
-    chosen: RunSettings, tmp_path: Path, started: list[subprocess.Popen[bytes]]
+    chosen: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "train.json").write_text("{")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     with preparing(chosen) as prepare:
-        (process,) = started
-        process.wait(timeout=60)
+        while not list((tmp_path / "temporary").glob("*/outcome.json")):
+            time.sleep(0.05)
         with pytest.raises(InputError, match="bad JSON"):
             prepare(chosen)
 
@@ -336,23 +340,28 @@ def test_a_process_that_is_not_waited_for_is_stopped(
     assert [process.returncode for process in started] == [-9]
 
 
+@pytest.mark.parametrize("when", ["while it works", "when the data are there"])
 def test_when_this_process_is_killed_the_other_ends_and_leaves_nothing(
-    chosen: RunSettings, tmp_path: Path
+    chosen: RunSettings, tmp_path: Path, when: str
 ) -> None:
     (tmp_path / "settings.yaml").write_text(chosen.to_yaml())
     (tmp_path / "temporary").mkdir()
     code = (
-        "import os\n"
+        "import os, time\n"
         "from pathlib import Path\n"
         "from loraqa.speed.start.process import preparing\n"
         "from loraqa.train.settings import load_settings\n"
         f"with preparing(load_settings([Path({str(tmp_path / 'settings.yaml')!r})])):\n"
+        f"    while {when == 'when the data are there'} and not list(\n"
+        f"        Path({str(tmp_path / 'temporary')!r}).glob('*/outcome.json')\n"
+        "    ):\n"
+        "        time.sleep(0.05)\n"
         "    os.kill(os.getpid(), 9)\n"
     )
     environment = os.environ | {"TMPDIR": str(tmp_path / "temporary")}
-    # The other process holds standard output open until it ends.
+    # The other process holds standard error open until it ends.
     done = subprocess.run(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, timeout=60, env=environment
+        [sys.executable, "-c", code], stderr=subprocess.PIPE, timeout=60, env=environment
     )
     assert done.returncode == -9
     assert list((tmp_path / "temporary").iterdir()) == []

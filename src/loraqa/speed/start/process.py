@@ -64,7 +64,9 @@ def preparing(settings: RunSettings) -> Iterator[Callable[[RunSettings], Trainin
         # Python's -P: a file in the working directory is not taken for a library. In a session of
         # its own the process gets no Ctrl-C.
         command = [sys.executable, "-P", "-m", "loraqa.speed.start.process", name]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as process:
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        ) as process:
             data = _DataFromProcess(settings, process, folder)
             try:
                 yield lambda _: data.begin()
@@ -99,7 +101,8 @@ class _DataFromProcess:
         """
         import torch
 
-        if "_data" not in vars(self) and self._process.poll() is not None:
+        has_ended = (self._folder / _OUTCOME).exists() or self._process.poll() is not None
+        if has_ended and "_data" not in vars(self):
             _read_outcome(self._process, self._folder)
         if self._threads is None:
             self._threads = torch.get_num_threads()
@@ -157,16 +160,21 @@ class _DataFromProcess:
             )
             return preparation(self._settings)
         encoded = load_encoded(self._folder / _ENCODED)
-        shutil.rmtree(self._folder)
+        # The process still holds the data in memory.
+        self._process.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
         facts, base = outcome["facts"], outcome["base_sha256"]
         return EncodedTrainingData(facts, encoded, encoder.tokenizer, base)
 
 
 def _read_outcome(process: subprocess.Popen[bytes], folder: Path) -> dict[str, Any]:
     """Wait for the process and return what it found. Raises the error that it met."""
-    status = process.wait()
     path = folder / _OUTCOME
+    if process.stdout is not None:
+        # The process closes it when the outcome is there.
+        process.stdout.read()
     if not path.exists():
+        status = process.wait()
         raise LoraqaError(
             f"The process that prepared the training data ended with status {status}; see that "
             "there is enough memory, and start again."
@@ -181,7 +189,8 @@ def _read_outcome(process: subprocess.Popen[bytes], folder: Path) -> dict[str, A
 def main() -> None:
     """Prepare the training data of the settings in a folder, and leave them there."""
     folder = Path(sys.argv[1])
-    Thread(target=_end_with_parent, args=[folder], daemon=True).start()
+    watch = Thread(target=_end_with_parent, args=[folder], daemon=True)
+    watch.start()
     show_notices()
     try:
         outcome = _prepare(folder)
@@ -189,8 +198,9 @@ def main() -> None:
         message, status = explain(error)
         outcome = {"error": message, "status": status}
     write_json(folder / _OUTCOME, outcome)
-    # The training process waits, and freeing all objects would take time.
-    os._exit(0)
+    os.close(sys.stdout.fileno())
+    # The training process reads the outcome, and then ends this process.
+    watch.join()
 
 
 def _prepare(folder: Path) -> dict[str, Any]:
@@ -219,7 +229,7 @@ def _prepare(folder: Path) -> dict[str, Any]:
 
 
 def _end_with_parent(folder: Path) -> None:
-    """End when the training process has ended, however it did: its end of the pipe closes then."""
+    """Clean up and end when the training process has ended: its end of the pipe closes then."""
     os.read(sys.stdin.fileno(), 1)
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
