@@ -172,8 +172,8 @@ def test_windows_are_logged_once_for_the_same_data(
         for passages in ([LONG_PASSAGE], [LONG_PASSAGE], [LONG_PASSAGE, PASSAGES[1]]):
             reader.read(passages, Greedy())
     assert [message[:20] for message in caplog.messages] == [
-        "1 of 1 contexts are ",
-        "1 of 2 contexts are ",
+        "1 of 1 contexts do n",
+        "1 of 2 contexts do n",
     ]
 
 
