@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Thread
+from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any
 
 from loraqa.errors import InputError, LoraqaError, explain
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("loraqa")
 
+# Held while a file is written, so that a folder that is removed stays removed.
+_WRITING = Lock()
 # The files in the folder that both processes share.
 _SETTINGS, _ENCODED, _OUTCOME = "settings.yaml", "encoded.safetensors", "outcome.json"
 
@@ -197,7 +199,8 @@ def main() -> None:
     except (LoraqaError, OSError) as error:
         message, status = explain(error)
         outcome = {"error": message, "status": status}
-    write_json(folder / _OUTCOME, outcome)
+    with _WRITING:
+        write_json(folder / _OUTCOME, outcome)
     os.close(sys.stdout.fileno())
     # The training process reads the outcome, and then ends this process.
     watch.join()
@@ -219,7 +222,8 @@ def _prepare(folder: Path) -> dict[str, Any]:
     except InputError:
         # The guess may be wrong. The training process will find out.
         return {"encoder": None}
-    save_encoded(encoded, folder / _ENCODED)
+    with _WRITING:
+        save_encoded(encoded, folder / _ENCODED)
     facts = describe_encoded(questions, encoded.counts)
     return {
         "encoder": encoder.fingerprint,
@@ -231,8 +235,9 @@ def _prepare(folder: Path) -> dict[str, Any]:
 def _end_with_parent(folder: Path) -> None:
     """Clean up and end when the training process has ended: its end of the pipe closes then."""
     os.read(sys.stdin.fileno(), 1)
-    shutil.rmtree(folder, ignore_errors=True)
-    os._exit(1)
+    with _WRITING:
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(1)
 
 
 if __name__ == "__main__":
