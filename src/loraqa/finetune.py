@@ -147,18 +147,6 @@ def finetune(
     )
 
 
-def _describe_base(
-    settings: ModelSettings, model: PreTrainedModel, weights: str | None
-) -> BaseInfo:
-    return describe_base(
-        settings.source,
-        model,
-        revision=settings.revision,
-        random_weights=settings.random_weights,
-        weights=weights,
-    )
-
-
 def _read_dev(settings: DataSettings) -> QADataset | None:
     return read_passages(settings.dev, on_bad=settings.on_bad) if settings.dev is not None else None
 
@@ -228,6 +216,18 @@ def _plan(settings: RunSettings, encoded: Encoded, runner: Runner) -> BatchPlan:
         options.tokens_per_batch,
         settings.seed,
         runner.size,
+    )
+
+
+def _describe_base(
+    settings: ModelSettings, model: PreTrainedModel, weights: str | None
+) -> BaseInfo:
+    return describe_base(
+        settings.source,
+        model,
+        revision=settings.revision,
+        random_weights=settings.random_weights,
+        weights=weights,
     )
 
 

@@ -5,7 +5,7 @@ for answer in reader.answer("Salt came from the hills.", ["Where did salt come f
     print(answer.text, answer.start, answer.end, answer.log_probability)
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +32,7 @@ class Reader(PlainReader):
         base: str | Path | None = None,
         dtype: str | None = None,
         device: str = "auto",
-        without: str | Iterable[str] = (),
+        without: str | Collection[str] = (),
     ) -> "Reader":
         """Load a run, an adapter folder, a merged model, or a model that was not fine-tuned.
 
@@ -48,7 +48,6 @@ class Reader(PlainReader):
         Raises:
             InputError: as for `load_model`, or a name in `without` is unknown.
         """
-        without = [without] if isinstance(without, str) else tuple(without)
         preparation = accelerated_preparation(without)
         loaded = load_model(source, base=base, dtype=dtype, device=device)
         tokenizer = preparation.wrap_tokenizer(SegmentTokenizer.from_transformers(loaded.tokenizer))

@@ -64,7 +64,7 @@ NOT_REPLACED = "its attention cannot be replaced by way of transformers' attenti
 
 
 class UnsupportedAttentionError(ValueError):
-    """A model's attention does more than softmax(scaling · QKᵀ) V."""
+    """A model's attention does more than softmax(scaling · QKᵀ) V, or cannot be replaced."""
 
 
 def attend_trees(

@@ -106,20 +106,23 @@ def _why_wrong(
         error = relative_error(torch.cat(actual), torch.cat(wanted))
     except torch.OutOfMemoryError:
         raise
-    except UnsupportedAttentionError as problem:
-        return str(problem)
-    except TypeError as problem:
-        if "tree_attention" in str(problem):
-            return NOT_REPLACED
-        return f"it fails (TypeError: {in_a_line(problem)})"
     # A model may fail in any way on arguments that it does not know.
     except Exception as problem:
-        return f"it fails ({type(problem).__name__}: {in_a_line(problem)})"
+        return _explain(problem)
     finally:
         model.set_attn_implementation(implementation)
     if error < TOLERANCE[model.dtype]:
         return None
     return f"its logits differ from those of each question alone (relative error {error:.1g})"
+
+
+def _explain(problem: Exception) -> str:
+    """Return a clause that says why a model cannot be computed by a runner."""
+    if isinstance(problem, UnsupportedAttentionError):
+        return str(problem)
+    if isinstance(problem, TypeError) and "tree_attention" in str(problem):
+        return NOT_REPLACED
+    return f"it fails ({type(problem).__name__}: {in_a_line(problem)})"
 
 
 def small_trees(model: PreTrainedModel) -> list[Tree]:

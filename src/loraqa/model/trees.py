@@ -8,6 +8,8 @@ a token of branch 1 sees      the whole trunk, and branch 1 up to itself
 a token of branch 2 sees      the whole trunk, and branch 2 up to itself
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -34,27 +36,14 @@ class PackedTreeAttention:
         """See `TreeAttention.attend`."""
         groups = query.shape[1] // key.shape[1]
         key, value = repeat_heads(key, groups), repeat_heads(value, groups)
+        attend = partial(scaled_dot_product_attention, scale=scaling)
         attended: list[Tensor] = []
         for span, mask in zip(self._spans, self._masks, strict=True):
             trunk = slice(span.start, span.branches_start)
             branches, tree = slice(span.branches_start, span.end), slice(span.start, span.end)
-            attended.append(
-                scaled_dot_product_attention(
-                    query[:, :, trunk],
-                    key[:, :, trunk],
-                    value[:, :, trunk],
-                    is_causal=True,
-                    scale=scaling,
-                )
-            )
-            attended.append(
-                scaled_dot_product_attention(
-                    query[:, :, branches],
-                    key[:, :, tree],
-                    value[:, :, tree],
-                    attn_mask=mask,
-                    scale=scaling,
-                )
+            attended += (
+                attend(query[:, :, trunk], key[:, :, trunk], value[:, :, trunk], is_causal=True),
+                attend(query[:, :, branches], key[:, :, tree], value[:, :, tree], attn_mask=mask),
             )
         return torch.cat(attended, dim=2)
 

@@ -10,12 +10,12 @@ from loraqa.speed.trial import check_module
 
 # Names of the tanh-GELU in configurations: one formula, written in different ways.
 _NAMES = ("gelu_new", "gelu_pytorch_tanh", "gelu_accurate", "gelu_fast")
-TANH_GELUS = tuple(type(ACT2FN[name]) for name in _NAMES)
+_TANH_GELUS = tuple(type(ACT2FN[name]) for name in _NAMES)
 
 
 def applies(runner: Runner, _uses: frozenset[Use]) -> bool:
     """Return whether the model has such modules."""
-    return any(isinstance(module, TANH_GELUS) for module in runner.model.modules())
+    return any(isinstance(module, _TANH_GELUS) for module in runner.model.modules())
 
 
 def wrap(runner: Runner) -> Runner:
@@ -23,10 +23,10 @@ def wrap(runner: Runner) -> Runner:
     model, fused = runner.model, nn.GELU(approximate="tanh")
     x = torch.linspace(-9, 9, 999, dtype=model.dtype, device=model.device, requires_grad=True)
     for plain in {type(module): module for module in model.modules()}.values():
-        if isinstance(plain, TANH_GELUS):
+        if isinstance(plain, _TANH_GELUS):
             check_module(fused, plain, x, TOLERANCE[model.dtype])
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if isinstance(child, TANH_GELUS):
+            if isinstance(child, _TANH_GELUS):
                 setattr(module, name, nn.GELU(approximate="tanh"))
     return runner

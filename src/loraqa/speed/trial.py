@@ -43,7 +43,7 @@ logger = logging.getLogger("loraqa")
 # Rounding in bf16 makes up to some hundredths of a gradient.
 _GRADIENT_TOLERANCE = 0.1
 # How far a kernel may be from the plain operation, relative: both round their results.
-KERNEL_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.008}
+_KERNEL_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.008}
 # Three branches on two trunks, to compare kernels.
 _SPANS = (TreeSpan(0, trunk=5, branches=(2, 3)), TreeSpan(10, trunk=3, branches=(1,)))
 _NO_IDS = torch.zeros(1, _SPANS[-1].end, dtype=torch.long)
@@ -60,7 +60,7 @@ class WrongResultError(UnusableError):
 
 @explaining_lack_of_memory("while accelerations were tried on small trees", ADVICE_TO_LOADERS)
 def fastest(
-    plain: Runner, uses: Collection[Use], without: Iterable[str] = ()
+    plain: Runner, uses: Collection[Use], without: str | Iterable[str] = ()
 ) -> tuple[Runner, tuple[str, ...]]:
     """Return a runner with every acceleration that works, and the names of these accelerations.
 
@@ -254,7 +254,7 @@ def check_rows(make: MakeRowAttention, device: torch.device, dtype: torch.dtype)
     numbers = [each.to(device, dtype) for each in (*states, query, key[:, :2], value[:, :2])]
     actual = _attended(make, numbers)
     expected = _attended(PaddedRowAttention, [each.float() for each in numbers])
-    check_close(actual, expected, KERNEL_TOLERANCE[dtype], "sums of attention")
+    check_close(actual, expected, _KERNEL_TOLERANCE[dtype], "sums of attention")
 
 
 def _attended(make: MakeRowAttention, numbers: list[Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ from loraqa.speed import OF_PREPARATION, chosen
 from loraqa.train.data import Preparation
 
 
-def accelerated_preparation(without: Iterable[str] = ()) -> Preparation:
+def accelerated_preparation(without: str | Iterable[str] = ()) -> Preparation:
     """Return a preparation of training data with every acceleration but those left out.
 
     Raises:

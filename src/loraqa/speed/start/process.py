@@ -73,9 +73,7 @@ def preparing(settings: RunSettings) -> Iterator[Callable[[RunSettings], Trainin
             try:
                 yield lambda _: data.begin()
             finally:
-                process.kill()
-                process.wait()
-                data.give_threads_back()
+                data.end()
 
 
 class _DataFromProcess:
@@ -103,20 +101,25 @@ class _DataFromProcess:
         """
         import torch
 
-        has_ended = (self._folder / _OUTCOME).exists() or self._process.poll() is not None
-        if has_ended and "_data" not in vars(self):
+        if "_data" in vars(self):
+            return self
+        if (self._folder / _OUTCOME).exists() or self._process.poll() is not None:
             _read_outcome(self._process, self._folder)
         if self._threads is None:
             self._threads = torch.get_num_threads()
             torch.set_num_threads(max(self._threads - 1, 1))
         return self
 
-    def give_threads_back(self) -> None:
-        """Let PyTorch use as many threads as before."""
+    def end(self) -> None:
+        """Stop the process, remove its folder, and let PyTorch use as many threads as before."""
+        self._process.kill()
+        self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
         if self._threads is not None:
             import torch
 
             torch.set_num_threads(self._threads)
+            self._threads = None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -147,26 +150,26 @@ class _DataFromProcess:
         try:
             encoder = preparation.encoder(self._settings)
             outcome = _read_outcome(self._process, self._folder)
+            if outcome["encoder"] == encoder.fingerprint:
+                return EncodedTrainingData(
+                    outcome["facts"],
+                    load_encoded(self._folder / _ENCODED),
+                    encoder.tokenizer,
+                    outcome["base_sha256"],
+                )
         finally:
-            self.give_threads_back()
+            self.end()
         if outcome["encoder"] is None:
             logger.info(
                 "The training data are encoded only now, because tokenizer.json and config.json "
                 "were not enough to encode them without transformers."
             )
-            return preparation(self._settings)
-        if outcome["encoder"] != encoder.fingerprint:
+        else:
             logger.info(
                 "The training data are encoded again, because transformers does not load the "
                 "tokenizer as tokenizer.json describes it."
             )
-            return preparation(self._settings)
-        encoded = load_encoded(self._folder / _ENCODED)
-        # The process still holds the data in memory.
-        self._process.kill()
-        shutil.rmtree(self._folder, ignore_errors=True)
-        facts, base = outcome["facts"], outcome["base_sha256"]
-        return EncodedTrainingData(facts, encoded, encoder.tokenizer, base)
+        return preparation(self._settings)
 
 
 def _read_outcome(process: subprocess.Popen[bytes], folder: Path) -> dict[str, Any]:
