@@ -4,6 +4,8 @@ import socket
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from loraqa.prompt.encode import PromptEncoder
 from loraqa.prompt.segments import SegmentTokenizer
@@ -51,3 +53,15 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("no network")
 
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def padded_examples(trees: list[Tree]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ids, mask and labels of separate examples, padded on the right."""
+    rows = [([*t.trunk, *b.prompt, *b.answer], len(b.answer)) for t in trees for b in t.branches]
+    length = max(len(ids) for ids, _ in rows)
+    input_ids = torch.tensor([[*ids, *[0] * (length - len(ids))] for ids, _ in rows])
+    mask = torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids, _ in rows])
+    labels = torch.full(input_ids.shape, -100)
+    for row, (ids, answer) in enumerate(rows):
+        labels[row, len(ids) - answer : len(ids)] = input_ids[row, len(ids) - answer : len(ids)]
+    return input_ids, mask, labels

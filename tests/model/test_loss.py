@@ -6,7 +6,7 @@ import peft
 import pytest
 import torch
 from tests.conftest import tiny_model
-from tests.model.conftest import PASSAGES
+from tests.model.conftest import PASSAGES, padded_examples
 from tests.train.conftest import settings
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -37,13 +37,7 @@ def peft_gradients(model: Any, folder: Any, trees: list[Tree]) -> tuple[float, l
     plain = peft.PeftModel.from_pretrained(
         tiny_model("gpt2", "float64"), folder, is_trainable=True, autocast_adapter_dtype=False
     )
-    rows = [([*t.trunk, *b.prompt, *b.answer], len(b.answer)) for t in trees for b in t.branches]
-    length = max(len(ids) for ids, _ in rows)
-    input_ids = torch.tensor([[*ids, *[0] * (length - len(ids))] for ids, _ in rows])
-    mask = torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids, _ in rows])
-    labels = torch.full(input_ids.shape, -100)
-    for row, (ids, answer) in enumerate(rows):
-        labels[row, len(ids) - answer : len(ids)] = input_ids[row, len(ids) - answer : len(ids)]
+    input_ids, mask, labels = padded_examples(trees)
     plain.eval()
     logits = plain(input_ids=input_ids, attention_mask=mask).logits
     # Its own loss rounds logits to fp32, too coarse for what is compared here.

@@ -86,6 +86,41 @@ def test_they_go_their_own_way_after_branching_off() -> None:
     check_that_they_go_their_own_way(CompiledRowAttention)
 
 
+def check_that_they_attend_as_plain_rows(make: MakeRowAttention, data: st.DataObject) -> None:
+    """Draw trees and steps of decoding, and compare with plain rows in fp64."""
+    trees = data.draw(TREES)
+    key_heads, groups = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 2))
+    steps = data.draw(st.integers(1, 20))
+    spans = spans_of(trees)
+    generator = torch.Generator().manual_seed(0)
+
+    def some(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, dtype=torch.float64, generator=generator)
+
+    states = {
+        layer: (some(key_heads, spans[-1].end, 4), some(key_heads, spans[-1].end, 4))
+        for layer in range(2)
+    }
+    both: list[RowAttention] = [
+        make(spans, states),
+        PaddedRowAttention(spans, states),
+    ]
+    count = sum(len(span.branches) for span in spans)
+    for _ in range(steps):
+        for rows in both:
+            rows.add_token()
+        for layer in states:
+            query, key = some(1, key_heads * groups, count, 4), some(1, key_heads, count, 4)
+            value = some(1, key_heads, count, 4)
+            torch.testing.assert_close(
+                *(rows.attend(layer, query, key, value, 0.3) for rows in both)
+            )
+        if data.draw(st.booleans()):
+            chosen = data.draw(st.lists(st.integers(0, count - 1), min_size=1, max_size=6))
+            both = [rows.select(torch.tensor(chosen)) for rows in both]
+            count = len(chosen)
+
+
 def check_that_they_go_their_own_way(kind: MakeRowAttention) -> None:
     spans = spans_of([(3, [2, 1])])
     states = {0: (torch.randn(1, 6, 4), torch.randn(1, 6, 4))}

@@ -1,18 +1,17 @@
 """Rows of different lengths attend as plain rows do; here the kernel is computed by hand."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.conftest import tiny_model
-from tests.speed.cpu.test_rows import TREES, check_that_they_go_their_own_way, spans_of
+from tests.speed.cpu.test_rows import (
+    check_that_they_attend_as_plain_rows,
+    check_that_they_go_their_own_way,
+)
 from tests.speed.gpu import flash_by_hand
 
-from loraqa.model.attention import RowAttention
-from loraqa.model.rows import PaddedRowAttention
 from loraqa.model.runner import TreeRunner
 from loraqa.speed.gpu import rows as varlen_rows
 from loraqa.speed.gpu.rows import VarlenRowAttention
@@ -26,44 +25,9 @@ def by_hand() -> Iterator[None]:
         yield
 
 
-@given(
-    trees=TREES,
-    key_heads=st.integers(1, 2),
-    groups=st.integers(1, 2),
-    steps=st.integers(1, 20),
-    data=st.data(),
-)
-def test_they_attend_as_plain_rows(
-    trees: Any, key_heads: int, groups: int, steps: int, data: st.DataObject
-) -> None:
-    spans = spans_of(trees)
-    generator = torch.Generator().manual_seed(0)
-
-    def some(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, dtype=torch.float64, generator=generator)
-
-    states = {
-        layer: (some(key_heads, spans[-1].end, 4), some(key_heads, spans[-1].end, 4))
-        for layer in range(2)
-    }
-    both: list[RowAttention] = [
-        VarlenRowAttention(spans, states),
-        PaddedRowAttention(spans, states),
-    ]
-    count = sum(len(span.branches) for span in spans)
-    for _ in range(steps):
-        for rows in both:
-            rows.add_token()
-        for layer in states:
-            query, key = some(1, key_heads * groups, count, 4), some(1, key_heads, count, 4)
-            value = some(1, key_heads, count, 4)
-            torch.testing.assert_close(
-                *(rows.attend(layer, query, key, value, 0.3) for rows in both)
-            )
-        if data.draw(st.booleans()):
-            chosen = data.draw(st.lists(st.integers(0, count - 1), min_size=1, max_size=6))
-            both = [rows.select(torch.tensor(chosen)) for rows in both]
-            count = len(chosen)
+@given(data=st.data())
+def test_they_attend_as_plain_rows(data: st.DataObject) -> None:
+    check_that_they_attend_as_plain_rows(VarlenRowAttention, data)
 
 
 def test_they_go_their_own_way_after_branching_off() -> None:
