@@ -127,7 +127,7 @@ def test_training_leaves_out_accelerations(
 
 
 UNKNOWN = (
-    "loraqa: There is no acceleration 'word-cash'; give `all`, or one of "
+    "loraqa: There is no acceleration 'word-cash' (did you mean word-cache?); give `all`, or one of "
     f"{', '.join([*OF_MODELS, *OF_PREPARATION, *OF_COMMANDS])}.\n"
 )
 
@@ -320,6 +320,12 @@ def test_inspect_shows_tokens_and_counts(call: Call, tiny_folder: Path, data: Pa
         (["score", "nowhere.json", "--data", "DATA"], "nowhere.json"),
         (["evaluate", "RUN", "--data", "nowhere.json"], "nowhere.json"),
         (["evaluate", "RUN", "--data", "DATA", "--strategy", "best"], "top-p"),
+        (["evaluate", "RUN", "--data", "DATA", "--strategy", "gredy"], "did you mean greedy?"),
+        (["compare", "RUN", "--data", "DATA", "--strategies", "span,bean:4"], "did you mean beam?"),
+        (
+            ["ask", "RUN", "Who?", "--context-file", "DATA", "--without", "grouped-row"],
+            "grouped-rows?",
+        ),
         (["evaluate", "/nowhere", "--data", "DATA"], "/nowhere"),
         (["ask", "RUN", "--context-file", "nowhere.txt", "Who?"], "nowhere.txt"),
         (["analyze", "TINY"], "no adapter"),
@@ -434,6 +440,9 @@ def test_blank_texts_are_refused_before_the_model_is_loaded(
         ["inspect", "--model", "{tmp}/gone", "--data", "{data}"],
         ["evaluate", "{tmp}/gone", "--data", "{data}"],
         ["compare", "{model}", "--data", "gone.json"],
+        ["evaluate", "{model}", "--data", "{data}", "--strategy", "gone"],
+        ["compare", "{model}", "--data", "{data}", "--strategies", "greedy,gone"],
+        ["ask", "{model}", "--context-file", "{data}", "Who?", "--strategy", "gone"],
         ["ask", "{model}", "--context-file", "gone.txt", "Who?"],
         ["serve", "{tmp}/gone"],
         ["analyze", "{tmp}/gone"],

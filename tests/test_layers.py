@@ -179,6 +179,7 @@ def test_squad_knows_nothing_of_torch() -> None:
         "loraqa.cli",
         "loraqa.train.run",
         "loraqa.adapter.find",
+        "loraqa.answer.strategies",
     ],
 )
 def test_importing_loads_nothing_heavy(module: str) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
+from loraqa.answer.strategies import MAX_SAMPLES, check_strategy
 from loraqa.errors import LoraqaError, explain
 from loraqa.garbage import importing
 from loraqa.notices import show_notices
@@ -66,6 +67,25 @@ Without = Annotated[
         metavar="NAMES",
         callback=_check_without,
         help="Accelerations to leave out: names with commas between, or all.",
+    ),
+]
+
+
+def _check_strategy(name: str) -> str:
+    check_strategy(name)
+    return name
+
+
+def _check_strategies(names: str) -> str:
+    for name in names.split(","):
+        check_strategy(name)
+    return names
+
+
+Strategy = Annotated[
+    str,
+    typer.Option(
+        callback=_check_strategy, help="Decoding strategy, such as span, beam:4 or top-p:0.9."
     ),
 ]
 
@@ -178,7 +198,7 @@ def train(
 def evaluate(
     run: Run,
     data: Data,
-    strategy: Annotated[str, typer.Option(help="Decoding strategy, such as top-p:0.9.")] = "greedy",
+    strategy: Strategy = "greedy",
     out: Annotated[Path | None, typer.Option(help="Write the predictions to this file.")] = None,
     max_answer_tokens: MaxAnswer = None,
     base: Base = None,
@@ -249,9 +269,16 @@ def compare(
     run: Run,
     data: Data,
     strategies: Annotated[
-        str, typer.Option(help="Names with commas between, such as greedy,top-p:0.9,beam:4.")
+        str,
+        typer.Option(
+            metavar="NAMES",
+            callback=_check_strategies,
+            help="Decoding strategies with commas between, such as greedy,top-p:0.9,beam:4.",
+        ),
     ] = "greedy,temperature,top-k,top-p,min-p,typical,beam,span",
-    samples: Annotated[int, typer.Option(help="Answers to draw for each question.", min=1)] = 5,
+    samples: Annotated[
+        int, typer.Option(help="Answers to draw for each question.", min=1, max=MAX_SAMPLES)
+    ] = 5,
     questions: Annotated[
         int | None, typer.Option(help="Use about so many questions, on whole contexts.", min=1)
     ] = None,
@@ -308,9 +335,7 @@ def ask(
     run: Run,
     questions: Annotated[list[str], typer.Argument(help="Questions to ask.")],
     context_file: Annotated[Path, typer.Option(help="Text file (UTF-8); - is standard input.")],
-    strategy: Annotated[str, typer.Option(help="Decoding strategy, such as span or top-p:0.9.")] = (
-        "greedy"
-    ),
+    strategy: Strategy = "greedy",
     max_answer_tokens: MaxAnswer = None,
     base: Base = None,
     without: Without = "",

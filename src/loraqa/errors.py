@@ -1,5 +1,6 @@
 """Errors for users. A message is one sentence: what is wrong, where, and what to do."""
 
+import difflib
 from collections.abc import Collection
 from itertools import islice
 
@@ -39,3 +40,9 @@ def in_a_line(problem: Exception) -> str:
 def quote(text: str, most: int = 60) -> str:
     """Return at most `most` characters of a text in quotation marks, for a message."""
     return repr(text if len(text) <= most else f"{text[:most]}…")
+
+
+def did_you_mean(name: str, names: Collection[str]) -> str:
+    """Return a hint at the most similar of the names, for a message; empty if none is similar."""
+    nearest = difflib.get_close_matches(name, names, n=1)
+    return f" (did you mean {nearest[0]}?)" if nearest else ""

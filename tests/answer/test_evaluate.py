@@ -11,7 +11,8 @@ from loraqa.answer.compare import compare, entropy
 from loraqa.answer.decode import Greedy, Prompts, Written
 from loraqa.answer.evaluate import evaluate, sample_questions
 from loraqa.answer.reader import Reader
-from loraqa.answer.strategies import parse_strategy
+from loraqa.answer.strategies import MAX_SAMPLES, parse_strategy
+from loraqa.errors import InputError
 from loraqa.model.runner import TreeRunner
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
@@ -148,6 +149,12 @@ def test_deterministic_strategies_have_one_answer(reader: Reader) -> None:
         assert (row.distinct, row.entropy, row.oracle_f1) == (1, 0, row.f1)
     assert rows[2].found == 1
     assert rows[3].distinct > 1
+
+
+@pytest.mark.parametrize("samples", [0, MAX_SAMPLES + 1])
+def test_the_number_of_samples_is_bounded(reader: Reader, samples: int) -> None:
+    with pytest.raises(InputError, match=f"{samples} samples are out of range"):
+        compare(reader, DATA, [parse_strategy("top-k")], samples=samples)
 
 
 def test_progress_counts_the_prompts_of_all_strategies(reader: Reader) -> None:

@@ -9,7 +9,7 @@ from loraqa.answer.beam import BeamSearch
 from loraqa.answer.decode import Greedy, Sampling
 from loraqa.answer.filters import temperature, top_k, top_p
 from loraqa.answer.span import SpanSearch
-from loraqa.answer.strategies import STRATEGIES, parse_strategy
+from loraqa.answer.strategies import MAX_BEAMS, STRATEGIES, check_strategy, parse_strategy
 from loraqa.errors import InputError
 
 
@@ -59,7 +59,15 @@ def test_unknown_names_list_those_that_exist(text: str) -> None:
         "min-p:1.1",
         "typical:1",
         "beam:0",
-        "beam:1000",
+        f"beam:{MAX_BEAMS + 1}",
+        "beam:1e1",
+        "beam:٤",
+        "top-k:1_0",
+        "top-k: 5",
+        "top-k:100001",
+        "top-p:0.99999",
+        "top-p:0.00001",
+        "temperature:100.1",
         "beam:x",
         "beam:",
     ],
@@ -68,6 +76,47 @@ def test_numbers_out_of_range_are_refused(text: str) -> None:
     name = text.partition(":")[0]
     with pytest.raises(InputError, match=f"{text}.* {name} takes .*as in {name}:"):
         parse_strategy(text)
+
+
+@pytest.mark.parametrize("digits", ["9" * 30, f"0.{'3' * 30}", "0" * 30 + "1", "9" * 400_000])
+@pytest.mark.parametrize("name", ["temperature", "top-k", "top-p", "min-p", "typical", "beam"])
+def test_numbers_with_many_digits_are_refused_in_a_short_sentence(name: str, digits: str) -> None:
+    with pytest.raises(InputError, match=f"{name}:{digits[:20]}.* is out of range") as refused:
+        parse_strategy(f"{name}:{digits}")
+    assert len(str(refused.value)) < 250
+
+
+@pytest.mark.parametrize(
+    "text", ["x" * 400_000, "+".join(["top-k:5"] * 50_000), f"span+top-k:{'0' * 6}" * 9999]
+)
+def test_messages_about_long_texts_are_short(text: str) -> None:
+    with pytest.raises(InputError) as refused:
+        parse_strategy(text)
+    assert len(str(refused.value)) < 250
+
+
+def test_every_number_within_the_bounds_stands_in_the_name() -> None:
+    """The name identifies the strategy, so it must not be rounded."""
+    for text in ("temperature:99.999", "top-k:100000", "top-k:99999", "top-p:0.0001"):
+        assert parse_strategy(text).name == text
+        assert parse_strategy(parse_strategy(text).name) == parse_strategy(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"), [("gredy", "greedy"), ("top_p:0.9", "top-p"), ("temprature", "temperature")]
+)
+def test_a_similar_name_is_suggested(text: str, hint: str) -> None:
+    with pytest.raises(InputError, match=f"did you mean {hint}"):
+        parse_strategy(text)
+
+
+@pytest.mark.parametrize("text", ["best", "beam:0", "greedy+span", "top-p+top-p", "span:1"])
+def test_checking_refuses_what_parsing_refuses(text: str) -> None:
+    with pytest.raises(InputError) as parsed:
+        parse_strategy(text)
+    with pytest.raises(InputError) as checked:
+        check_strategy(text)
+    assert str(checked.value) == str(parsed.value)
 
 
 @pytest.mark.parametrize("text", ["greedy:1", "span:2", "span:"])

@@ -93,6 +93,17 @@ def test_spectra_have_a_panel_per_kind_sorted_by_layer() -> None:
     assert scale.get_ylim() == (0, 13)
 
 
+@pytest.mark.parametrize("kinds", range(1, 8))
+def test_spectra_of_any_number_of_kinds_have_a_panel_each(kinds: int) -> None:
+    """GPT-2 has up to four kinds of adapted modules, Llama, Qwen and Mistral up to seven."""
+    spectra = {f"h.{layer}.kind{kind}": [2.0, 1.0] for layer in (0, 1) for kind in range(kinds)}
+    figure = plots.singular_values(spectra)
+    plots.to_svg(figure)
+    *panels, scale = figure.axes
+    assert [axes.get_title("left") for axes in panels] == [f"kind{n}" for n in range(kinds)]
+    assert scale.get_ylim() == (0, 2)
+
+
 def test_spectra_may_have_unequal_ranks_and_names_without_a_layer() -> None:
     figure = plots.singular_values({"lm_head": [1.0], "h.0.q": [2.0, 1.0], "h.1.q": [2.0]})
     assert [axes.get_title("left") for axes in figure.axes[:2]] == ["lm_head", "q"]

@@ -11,6 +11,8 @@ from statistics import fmean
 from loraqa.answer.decode import Strategy
 from loraqa.answer.progress import Progress
 from loraqa.answer.reader import Answered, Reader
+from loraqa.answer.strategies import MAX_SAMPLES
+from loraqa.errors import InputError
 from loraqa.squad import QADataset, normalize_answer, score_question
 
 
@@ -57,14 +59,17 @@ def compare(
         reader: the model.
         dataset: the questions.
         strategies: how answers are written.
-        samples: answers to each question by a strategy that samples.
+        samples: answers to each question by a strategy that samples, at most `MAX_SAMPLES`.
         seed: random seed of the samples.
         progress: called with the number of prompts answered so far by all strategies, and with
             the place and name of the current strategy.
 
     Raises:
-        InputError: a question of v1.1 has no answer, or one leaves no room for a context.
+        InputError: a question of v1.1 has no answer, one leaves no room for a context, or
+            `samples` is out of range.
     """
+    if not 1 <= samples <= MAX_SAMPLES:
+        raise InputError(f"{samples} samples are out of range; give from 1 to {MAX_SAMPLES}.")
     compared = []
     for index, strategy in enumerate(strategies):
         show = partial(_show, progress, strategies, index) if progress else None

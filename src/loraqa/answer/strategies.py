@@ -1,66 +1,76 @@
-"""Parse names of strategies: `greedy`, `temperature:0.7+top-k:40`, `beam:4`, `span`."""
+"""Parse names of strategies: `greedy`, `temperature:0.7+top-k:40`, `beam:4`, `span`.
 
-import math
-from collections.abc import Callable
+Importing this and checking a name load no PyTorch, so a wrong name is reported at once.
+"""
+
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from loraqa.answer import filters
-from loraqa.answer.beam import BeamSearch
-from loraqa.answer.decode import Filter, Greedy, Sampling, Strategy
-from loraqa.answer.span import SpanSearch
-from loraqa.errors import InputError
+from loraqa.errors import InputError, did_you_mean, quote
+
+if TYPE_CHECKING:
+    from loraqa.answer.decode import Strategy
+
+MAX_BEAMS = 32
+"""The most beams. Each is a row of the batch."""
+MAX_SAMPLES = 100
+"""The most answers that can be drawn for a question."""
+
+# A number that is written out exactly; neither an exponent, nor an infinity, nor Unicode digits.
+_NUMBER = re.compile(r"(?=[0-9.]{1,7}$)[0-9]*\.?[0-9]+")
 
 
 @dataclass(frozen=True)
 class _Parameter:
-    """The number after a strategy's name: its default and its range."""
+    """The number after a strategy's name: its default and its range, both ends included."""
 
     default: float
-    allowed: str
-    allows: Callable[[float], bool]
+    least: float
+    most: float
+    whole: bool = False
 
     def parse(self, name: str, text: str | None) -> float:
         """Return the number in `text`, or the default if `text` is None."""
-        try:
-            value = self.default if text is None else float(text)
-        except ValueError:
-            value = math.nan
-        if not self.allows(value):
-            raise InputError(
-                f"The strategy {name}:{text} is out of range; {name} takes {self.allowed}, as in "
-                f"{name}:{self.default:g}."
-            )
+        if text is None:
+            return self.default
+        value = float(text) if _NUMBER.fullmatch(text) else None
+        if value is None or not self.least <= value <= self.most:
+            raise self._refused(name, text)
+        if self.whole and not value.is_integer():
+            raise self._refused(name, text)
         return value
 
+    def _refused(self, name: str, text: str) -> InputError:
+        kind = "a whole number" if self.whole else "a number of at most 6 digits"
+        return InputError(
+            f"The strategy {quote(f'{name}:{text}')} is out of range; {name} takes {kind} from "
+            f"{self.least:g} to {self.most:g}, as in {name}:{self.default:g}."
+        )
 
-_MASS = "a number above 0 and below 1"
 
 # In the order in which they are applied, which is transformers' order.
-_FILTERS: dict[str, tuple[Filter, _Parameter]] = {
-    "temperature": (
-        filters.temperature,
-        _Parameter(0.7, "a number from 0.01 to 100", lambda value: 0.01 <= value <= 100),
-    ),
-    "top-k": (
-        filters.top_k,
-        _Parameter(40.0, "a whole number from 1", lambda value: value >= 1 and value.is_integer()),
-    ),
-    "top-p": (filters.top_p, _Parameter(0.9, _MASS, lambda value: 0 < value < 1)),
-    "min-p": (
-        filters.min_p,
-        _Parameter(0.05, "a number above 0, at most 1", lambda value: 0 < value <= 1),
-    ),
-    "typical": (filters.typical, _Parameter(0.95, _MASS, lambda value: 0 < value < 1)),
+_FILTERS = {
+    "temperature": _Parameter(0.7, 0.01, 100),
+    "top-k": _Parameter(40, 1, 100_000, whole=True),
+    "top-p": _Parameter(0.9, 0.0001, 0.9999),
+    "min-p": _Parameter(0.05, 0.0001, 1),
+    "typical": _Parameter(0.95, 0.0001, 0.9999),
 }
-_WIDTH = _Parameter(
-    4.0, "a whole number from 1 to 100", lambda value: 1 <= value <= 100 and value.is_integer()
-)
+_WIDTH = _Parameter(4, 1, MAX_BEAMS, whole=True)
+_PARAMETERS = {**_FILTERS, "beam": _WIDTH}
 
 STRATEGIES = ("greedy", *_FILTERS, "beam", "span")
 """The names that `parse_strategy` knows."""
 
 
-def parse_strategy(text: str) -> Strategy:
+def check_strategy(text: str) -> None:
+    """Raise `InputError` if `parse_strategy` would; loads no PyTorch."""
+    _read(text)
+
+
+def parse_strategy(text: str) -> "Strategy":
     """Return the strategy named `text`; some names take a number after a colon.
 
     Sampling filters can be joined, as in `temperature:0.7+top-p:0.9`. They are always applied in
@@ -69,40 +79,64 @@ def parse_strategy(text: str) -> Strategy:
     Raises:
         InputError: an unknown name, a number out of range, or names that cannot be joined.
     """
-    settings: dict[str, str | None] = {}
+    from loraqa.answer.beam import BeamSearch
+    from loraqa.answer.decode import Greedy
+    from loraqa.answer.span import SpanSearch
+
+    numbers = _read(text)
+    if "greedy" in numbers:
+        return Greedy()
+    if "span" in numbers:
+        return SpanSearch()
+    if "beam" in numbers:
+        return BeamSearch(int(numbers["beam"]))
+    return _sampling(numbers)
+
+
+def _sampling(numbers: Mapping[str, float]) -> "Strategy":
+    from loraqa.answer import filters
+    from loraqa.answer.decode import Sampling
+
+    functions = {
+        "temperature": filters.temperature,
+        "top-k": filters.top_k,
+        "top-p": filters.top_p,
+        "min-p": filters.min_p,
+        "typical": filters.typical,
+    }
+    given = [(name, numbers[name]) for name in _FILTERS if name in numbers]
+    return Sampling(
+        name="+".join(f"{name}:{value:g}" for name, value in given),
+        filters=tuple(
+            (functions[name], int(value) if value.is_integer() else value) for name, value in given
+        ),
+    )
+
+
+def _read(text: str) -> dict[str, float]:
+    """Return the names in `text` with their numbers; NaN for names that take none."""
+    numbers: dict[str, float] = {}
     for part in text.split("+"):
         name, colon, number = part.strip().partition(":")
-        if name not in STRATEGIES:
-            raise InputError(
-                f"There is no strategy {name!r}; there are {', '.join(STRATEGIES)}, some with a "
-                "number, as in top-p:0.9."
-            )
-        if name in settings:
-            raise InputError(f"The strategy {text!r} names {name} twice; name it once.")
-        settings[name] = number if colon else None
-    if settings.keys() <= _FILTERS.keys():
-        return _sampling(settings)
-    if len(settings) > 1:
+        if name in numbers:
+            raise InputError(f"The strategy {quote(text)} names {name} twice; name it once.")
+        numbers[name] = _number(name, number if colon else None)
+    if len(numbers) > 1 and not numbers.keys() <= _FILTERS.keys():
         raise InputError(
-            f"{text!r} joins strategies that cannot be joined; only {', '.join(_FILTERS)} can be."
+            f"{quote(text)} joins strategies that cannot be joined; only "
+            f"{', '.join(_FILTERS)} can be."
         )
-    return _alone(name, settings[name])
+    return numbers
 
 
-def _sampling(settings: dict[str, str | None]) -> Sampling:
-    names, steps = [], []
-    for name, (apply, parameter) in _FILTERS.items():
-        if name in settings:
-            value = parameter.parse(name, settings[name])
-            number = int(value) if value.is_integer() else value
-            names.append(f"{name}:{number:g}")
-            steps.append((apply, number))
-    return Sampling("+".join(names), tuple(steps))
-
-
-def _alone(name: str, value: str | None) -> Strategy:
-    if name == "beam":
-        return BeamSearch(int(_WIDTH.parse(name, value)))
-    if value is not None:
+def _number(name: str, text: str | None) -> float:
+    if name not in STRATEGIES:
+        raise InputError(
+            f"There is no strategy {quote(name)}{did_you_mean(name, STRATEGIES)}; there are "
+            f"{', '.join(STRATEGIES)}, some with a number, as in top-p:0.9."
+        )
+    if name in _PARAMETERS:
+        return float(_PARAMETERS[name].parse(name, text))
+    if text is not None:
         raise InputError(f"The strategy {name} takes no number; write {name} alone.")
-    return Greedy() if name == "greedy" else SpanSearch()
+    return float("nan")

@@ -149,15 +149,16 @@ def singular_values(spectra: Mapping[str, Sequence[float]]) -> "Figure":
     layers = max(len(by_layer) for by_layer in kinds.values())
     figure = _figure(rows * (0.8 + 0.17 * layers) + 0.5)
     panels = figure.subplots(rows, columns, squeeze=False)
-    for axes in panels.flat[len(kinds) :]:
+    used, unused = panels.flat[: len(kinds)], panels.flat[len(kinds) :]
+    for axes in unused:
         axes.remove()
     largest = max(max(values) for values in spectra.values())
-    for axes, (kind, by_layer) in zip(panels.flat, kinds.items(), strict=False):
+    for axes, (kind, by_layer) in zip(used, kinds.items(), strict=True):
         mesh = _draw_heat_map(axes, by_layer, largest)
         axes.set(title=kind)
     figure.supxlabel("singular values of the update, largest first", size=10)
     figure.supylabel("layer", size=10)
-    figure.colorbar(mesh, ax=panels, aspect=30)
+    figure.colorbar(mesh, ax=used, aspect=30)
     return figure
 
 

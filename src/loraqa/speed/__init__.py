@@ -7,7 +7,7 @@ acceleration, delete its file and its line here (for `preparing-process` also it
 
 from collections.abc import Iterable
 
-from loraqa.errors import InputError
+from loraqa.errors import InputError, did_you_mean, quote
 
 OF_MODELS = {
     "kept-memory": "loraqa.speed.cpu.memory",
@@ -51,6 +51,7 @@ def chosen(table: dict[str, str], without: str | Iterable[str] = ()) -> dict[str
     known = [*OF_MODELS, *OF_PREPARATION, *OF_COMMANDS]
     for name in left_out - {*known, ALL}:
         raise InputError(
-            f"There is no acceleration {name!r}; give `{ALL}`, or one of {', '.join(known)}."
+            f"There is no acceleration {quote(name)}{did_you_mean(name, known)}; give `{ALL}`, or "
+            f"one of {', '.join(known)}."
         )
     return {} if ALL in left_out else {n: m for n, m in table.items() if n not in left_out}

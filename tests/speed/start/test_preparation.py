@@ -49,6 +49,7 @@ def test_an_unknown_name_is_refused() -> None:
         accelerated_preparation(["all", "word-cash"])
     names = ", ".join([*OF_MODELS, *OF_PREPARATION, *OF_COMMANDS])
     assert str(told.value) == (
-        f"There is no acceleration 'word-cash'; give `all`, or one of {names}."
+        "There is no acceleration 'word-cash' (did you mean word-cache?); give `all`, or one of "
+        f"{names}."
     )
     chosen({}, ["all", *OF_MODELS, *OF_PREPARATION])
