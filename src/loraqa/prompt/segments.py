@@ -16,6 +16,8 @@ from tokenizers import Encoding, Tokenizer
 from loraqa.errors import InputError
 from loraqa.prompt.tree import TokenIds
 
+# A text that shows what a tokenizer adds to every text.
+ANY_TEXT = "Context"
 # A tokenizer must give these prompts back.
 _PROMPTS = (
     ("Context: In 1066, a b.", " Question: Who? Answer:", " William"),
@@ -131,7 +133,7 @@ class SegmentTokenizer:
                 f"The tokenizer {name} has no fast version (tokenizer.json); convert it with "
                 "transformers' convert_slow_tokenizer first."
             )
-        eos, bos, unknown = tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id
+        eos, unknown = tokenizer.eos_token_id, tokenizer.unk_token_id
         if eos is None:
             raise InputError(
                 f"The tokenizer {name} has no eos_token, which ends every answer; "
@@ -143,7 +145,10 @@ class SegmentTokenizer:
             name,
             tokenizer.backend_tokenizer,
             eos=eos,
-            start=[i for i in tokenizer("")["input_ids"] if i != eos or i == bos],
+            start=added_before(
+                tokenizer(ANY_TEXT)["input_ids"],
+                tokenizer(ANY_TEXT, add_special_tokens=False)["input_ids"],
+            ),
             control=special - ({unknown} - {eos}),
             names={i: str(token) for i, token in added.items()},
         )
@@ -227,6 +232,26 @@ class SegmentTokenizer:
                     f"{''.join(segments)!r} came back as {text!r}; use a byte-level or "
                     "sentencepiece tokenizer."
                 )
+
+
+def added_before(ids: Sequence[int], text: Sequence[int]) -> list[int]:
+    """Return the ids that a tokenizer adds before a text.
+
+    They are told from the ids after it by their place, because bos and eos may be the same id.
+
+    Args:
+        ids: the text's ids, with everything that the tokenizer adds.
+        text: the text's ids alone.
+
+    Raises:
+        InputError: `ids` does not hold `text`.
+    """
+    for start in range(len(ids) - len(text) + 1):
+        if ids[start : start + len(text)] == text:
+            return list(ids[:start])
+    raise InputError(
+        "The tokenizer encodes a text differently when it adds its special tokens; use another one."
+    )
 
 
 def _without_added_tokens(backend: Tokenizer) -> Tokenizer:

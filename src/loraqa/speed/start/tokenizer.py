@@ -7,7 +7,7 @@ from tokenizers import Tokenizer
 
 from loraqa.files import read_json
 from loraqa.prompt.encode import PromptEncoder
-from loraqa.prompt.segments import SegmentTokenizer
+from loraqa.prompt.segments import ANY_TEXT, SegmentTokenizer, added_before
 from loraqa.prompt.template import Template
 from loraqa.train.data import Preparation
 from loraqa.train.settings import ModelSettings, RunSettings
@@ -42,8 +42,8 @@ def read_tokenizer(folder: Path) -> SegmentTokenizer:
     """Build the tokenizer of a model's folder from `tokenizer.json`."""
     backend = Tokenizer.from_file(str(folder / _TOKENIZER))
     config = read_json(folder / _TOKENIZER_CONFIG)
-    names = (config.get(f"{key}_token") for key in ("bos", "eos", "unk"))
-    bos, eos, unknown = (_id_of(backend, name) for name in names)
+    names = (config.get(f"{key}_token") for key in ("eos", "unk"))
+    eos, unknown = (_id_of(backend, name) for name in names)
     if eos is None:
         # GPT-2's tokenizer on the hub names no eos_token.
         eos = int(read_json(folder / _CONFIG)["eos_token_id"])
@@ -53,7 +53,9 @@ def read_tokenizer(folder: Path) -> SegmentTokenizer:
         str(folder),
         backend,
         eos=eos,
-        start=[i for i in backend.encode("").ids if i != eos or i == bos],
+        start=added_before(
+            backend.encode(ANY_TEXT).ids, backend.encode(ANY_TEXT, add_special_tokens=False).ids
+        ),
         control=special - ({unknown} - {eos}),
         names={i: token.content for i, token in added.items()},
     )
