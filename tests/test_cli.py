@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 import torch
 
+import loraqa.reader
+from loraqa.answer.reader import Reader
 from loraqa.cli import main
 from loraqa.speed import OF_COMMANDS, OF_MODELS, OF_PREPARATION
 from loraqa.speed.trial import fastest
@@ -127,8 +129,8 @@ def test_training_leaves_out_accelerations(
 
 
 UNKNOWN = (
-    "loraqa: There is no acceleration 'word-cash' (did you mean word-cache?); give `all`, or one of "
-    f"{', '.join([*OF_MODELS, *OF_PREPARATION, *OF_COMMANDS])}.\n"
+    "loraqa: There is no acceleration 'word-cash' (did you mean word-cache?); give `all`, "
+    f"or one of {', '.join([*OF_MODELS, *OF_PREPARATION, *OF_COMMANDS])}.\n"
 )
 
 
@@ -570,6 +572,103 @@ def test_a_training_stopped_before_its_first_step_leaves_nothing(
     assert all(line.startswith("loraqa: ") for line in error.splitlines())
     assert not (tmp_path / "run").exists()
     assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def stop_in_batch(number: int, batch: int) -> None:
+    """Answer few questions at once, and send this process a signal in the given batch."""
+    answers, done = Reader._answers, 0
+
+    def stopping(*arguments: Any) -> Any:
+        nonlocal done
+        done += 1
+        if done == batch:
+            os.kill(os.getpid(), number)
+        return answers(*arguments)
+
+    Reader._answers = stopping  # type: ignore[method-assign]
+    loraqa.reader.tokens_at_once = lambda _: 250  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undo `stop_in_batch`, and answer few questions at once from the start."""
+    monkeypatch.setattr(Reader, "_answers", Reader._answers)
+    monkeypatch.setattr("loraqa.reader.tokens_at_once", lambda _: 250)
+
+
+def without_seconds(value: Any) -> Any:
+    """Return JSON without the figures that say how long it took."""
+    if isinstance(value, list):
+        return [without_seconds(item) for item in value]
+    if isinstance(value, dict):
+        timing = {"seconds", "questions_per_second"}
+        return {key: without_seconds(item) for key, item in value.items() if key not in timing}
+    return value
+
+
+@pytest.mark.usefixtures("default_signals", "few_at_once")
+@pytest.mark.parametrize("number", [SIGINT, SIGTERM])
+@pytest.mark.parametrize("command", ["evaluate", "evaluate --out", "compare"])
+def test_a_stopped_command_goes_on_to_the_same_result(
+    call: Call, run: Path, data: Path, tmp_path: Path, number: signal.Signals, command: str
+) -> None:
+    out = tmp_path / "new" / "result"
+    options: list[object] = [run, "--data", data, "--json", "--max-answer-tokens", "9"]
+    options += ["--out", out] if command != "evaluate" else []
+    options += ["--strategies", "greedy,top-k,span"] if command == "compare" else []
+    words = [command.split()[0], *options]
+    expected, files = call(*words), contents(tmp_path)
+    shutil.rmtree(tmp_path / "new", ignore_errors=True)
+
+    stop_in_batch(number, 4)
+    status, printed, error = call(*words)
+    assert (status, printed) == (128 + number, "")
+    assert "loraqa: The answers so far are kept in " in error
+    (journal,) = [word for word in error.split() if word.endswith(".journal;")]
+    place = {"evaluate --out": f"{out}.journal;", "compare": f"{out}/comparison.json.journal;"}
+    assert journal == place.get(command, journal)
+
+    stop_in_batch(number, 10_000)
+    result = call(*words)
+    assert f"loraqa: Going on with the answers in {journal[:-1]}.\n" in result[2]
+    assert without_seconds(json.loads(result[1])) == without_seconds(json.loads(expected[1]))
+    assert contents(tmp_path) == files
+    assert not Path(journal[:-1]).exists()
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """Return the files of a folder, JSON without timing, and pictures and tables by name alone."""
+    files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    return {
+        name: without_seconds(json.loads(path.read_text()))
+        for name, path in files.items()
+        if path.suffix in (".json", "")
+    } | {name: None for name, path in files.items() if path.suffix not in (".json", "")}
+
+
+@pytest.mark.usefixtures("few_at_once")
+def test_a_killed_evaluation_goes_on_to_the_same_predictions(
+    call: Call, run: Path, data: Path, tmp_path: Path
+) -> None:
+    options = ["evaluate", run, "--data", data, "--out"]
+    assert call(*options, tmp_path / "whole.json")[0] == 0
+    words = ["loraqa", *map(str, options), str(tmp_path / "killed.json")]
+    code = (
+        "import sys, loraqa.cli, tests.test_cli\n"
+        "tests.test_cli.stop_in_batch(9, 4)\n"
+        f"sys.argv = {words!r}\n"
+        "loraqa.cli.main()\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert killed.returncode == -9, killed.stderr
+    journal = tmp_path / "killed.json.journal"
+    assert len(journal.read_text().splitlines()) == 3
+    assert not (tmp_path / "killed.json").exists()
+    journal.write_bytes(journal.read_bytes()[:-10])
+    stop_in_batch(9, 10_000)
+    assert call(*options, tmp_path / "killed.json")[0] == 0
+    assert (tmp_path / "killed.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+    assert not journal.exists()
 
 
 @pytest.mark.usefixtures("default_signals")

@@ -219,6 +219,7 @@ def evaluate(
 
     with importing():
         from loraqa.answer.evaluate import evaluate as evaluate_reader
+        from loraqa.answer.journal import Journal
         from loraqa.answer.strategies import parse_strategy
         from loraqa.report.progress import answering_progress
         from loraqa.report.tables import scores_table
@@ -226,10 +227,18 @@ def evaluate(
     decoding = parse_strategy(strategy)
     dataset = read_passages(data, on_bad=on_bad)
     reader = _reader(run, base, max_answer_tokens, without)
-    with answering_progress() as progress:
-        result = evaluate_reader(reader, dataset, decoding, seed=seed, progress=progress)
-    if out:
-        write_json(out, result.predictions)
+    journal = (
+        Journal.beside(out, reader.identify())
+        if out
+        else Journal.in_cache(reader.identify(), dataset.fingerprint, strategy, seed)
+    )
+    with journal:
+        with answering_progress() as progress:
+            result = evaluate_reader(
+                reader, dataset, decoding, seed=seed, progress=progress, journal=journal
+            )
+        if out:
+            write_json(out, result.predictions)
     if as_json:
         _print_json(result.to_json())
     else:
@@ -308,6 +317,7 @@ def compare(
     with importing():
         from loraqa.answer.compare import compare as compare_strategies
         from loraqa.answer.evaluate import sample_questions
+        from loraqa.answer.journal import Journal
         from loraqa.answer.strategies import parse_strategy
         from loraqa.report.comparison import save_comparison
         from loraqa.report.progress import answering_progress
@@ -318,11 +328,18 @@ def compare(
     if questions:
         dataset = sample_questions(dataset, questions, seed)
     reader = _reader(run, base, max_answer_tokens, without)
-    with answering_progress() as progress:
-        compared = compare_strategies(
-            reader, dataset, decodings, samples=samples, seed=seed, progress=progress
-        )
-    save_comparison(compared, folder)
+    with Journal.beside(folder / "comparison.json", reader.identify()) as journal:
+        with answering_progress() as progress:
+            compared = compare_strategies(
+                reader,
+                dataset,
+                decodings,
+                samples=samples,
+                seed=seed,
+                progress=progress,
+                journal=journal,
+            )
+        save_comparison(compared, folder)
     if as_json:
         _print_json({"strategies": [asdict(row) for row in compared]})
     else:

@@ -72,6 +72,13 @@ def cache_folder(name: str) -> Path:
     return caches / "loraqa" / name
 
 
+def keep_newest(folder: Path, pattern: str, count: int) -> None:
+    """Remove all but the newest `count` files that match a glob pattern in `folder`."""
+    files = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime)
+    for path in files[:-count]:
+        path.unlink(missing_ok=True)
+
+
 def check_file_writable(path: Path) -> None:
     """Raise `InputError` if no file can be written at `path`; call it before long work."""
     if path.is_dir():

@@ -5,14 +5,28 @@ for answer in reader.answer("Salt came from the hills.", ["Where did salt come f
     print(answer.text, answer.start, answer.end, answer.log_probability)
 """
 
-from collections.abc import Collection
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from loraqa.answer.load import load_model
+import torch
+import transformers
+
+from loraqa import __version__
+from loraqa.adapter.base import describe_base
+from loraqa.adapter.find import find_adapter
+from loraqa.answer.load import Loaded, load_model
 from loraqa.answer.reader import Reader as PlainReader
+from loraqa.errors import InputError
+from loraqa.files import sha256
+from loraqa.lora.adapter import TENSORS
+from loraqa.lora.settings import ADAPTER_CONFIG
 from loraqa.model.choose import choose_runner
 from loraqa.model.memory import tokens_at_once
+from loraqa.model.runner import Runner
 from loraqa.model.source import position_limit
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
@@ -20,9 +34,21 @@ from loraqa.speed.start import accelerated_preparation
 from loraqa.speed.trial import fastest
 
 
+def _unidentified() -> str:
+    raise InputError("Only a reader from Reader.load knows its files; load it with Reader.load.")
+
+
 @dataclass(frozen=True)
 class Reader(PlainReader):
-    """A reader with `load`, which uses all accelerations that work on this machine."""
+    """A reader with `load`, which uses all accelerations that work on this machine.
+
+    Attributes:
+        identify: returns the SHA-256 (hex) of everything that decides the answers besides prompts
+            and strategy: the files of base model and adapter, dtype, device, accelerations,
+            threads and versions. It reads the weights of a model without an adapter once more.
+    """
+
+    identify: Callable[[], str] = field(default=_unidentified, repr=False)
 
     @classmethod
     def load(
@@ -54,9 +80,17 @@ class Reader(PlainReader):
         tokens, info = tokens_at_once(loaded.model), loaded.info
         max_length = info.max_length if info else position_limit(loaded.model.config)
         plain = choose_runner(loaded.model, max_length)
-        runner, _ = fastest(plain, ["answering"], without)
+        runner, accelerations = fastest(plain, ["answering"], without)
+        identify = partial(_identify, Path(source).expanduser(), loaded, plain, accelerations)
         if info is None:
-            return cls(runner, tokenizer, Template(), max_length, tokens_per_batch=tokens)
+            return cls(
+                runner,
+                tokenizer,
+                Template(),
+                max_length,
+                tokens_per_batch=tokens,
+                identify=identify,
+            )
         return cls(
             runner,
             tokenizer,
@@ -66,4 +100,27 @@ class Reader(PlainReader):
             info.max_answer_tokens,
             no_answer=info.version == "2.0",
             tokens_per_batch=tokens,
+            identify=identify,
         )
+
+
+def _identify(source: Path, loaded: Loaded, plain: Runner, accelerations: Collection[str]) -> str:
+    """See `Reader.identify`."""
+    adapter = find_adapter(source)
+    if adapter and loaded.info:
+        base = loaded.info.base
+        files = [sha256(adapter / name) for name in (ADAPTER_CONFIG, TENSORS)]
+    else:
+        base, files = describe_base(source, loaded.model), []
+    facts = {
+        "base": base.model_dump(),
+        "adapter": files,
+        "dtype": str(loaded.model.dtype),
+        "device": str(loaded.model.device),
+        "runner": type(plain).__name__,
+        "accelerations": list(accelerations),
+        "threads": torch.get_num_threads(),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "versions": [__version__, torch.__version__, transformers.__version__],
+    }
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

@@ -1,6 +1,5 @@
 """Compare decoding strategies: how good their answers are, and how much they vary."""
 
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from math import log
 from statistics import fmean
 
 from loraqa.answer.decode import Strategy
+from loraqa.answer.journal import Journal, Stopwatch
 from loraqa.answer.progress import Progress
 from loraqa.answer.reader import Answered, Reader
 from loraqa.answer.strategies import MAX_SAMPLES
@@ -29,7 +29,7 @@ class Comparison:
         found: share of the non-empty answers that stand in the context; None if all are empty.
         distinct: different answers to a question, after normalization.
         entropy: entropy of a question's answers, after normalization, in nats.
-        seconds: time spent on answering.
+        seconds: time spent on answering, before an interruption too.
     """
 
     strategy: str
@@ -52,6 +52,7 @@ def compare(
     samples: int = 5,
     seed: int = 0,
     progress: Progress | None = None,
+    journal: Journal | None = None,
 ) -> list[Comparison]:
     """Answer every question by each strategy, `samples` times if it samples.
 
@@ -63,6 +64,8 @@ def compare(
         seed: random seed of the samples.
         progress: called with the number of prompts answered so far by all strategies, and with
             the place and name of the current strategy.
+        journal: keeps the answers on disk as they come, so that an interrupted comparison goes on
+            where it was.
 
     Raises:
         InputError: a question of v1.1 has no answer, one leaves no room for a context, or
@@ -73,10 +76,11 @@ def compare(
     compared = []
     for index, strategy in enumerate(strategies):
         show = partial(_show, progress, strategies, index) if progress else None
-        start = time.perf_counter()
-        answers = reader.read(dataset.passages, strategy, samples=samples, seed=seed, progress=show)
-        seconds = time.perf_counter() - start
-        compared.append(summarize(strategy.name, dataset, answers, seconds))
+        stopwatch = Stopwatch(journal)
+        answers = reader.read(
+            dataset.passages, strategy, samples=samples, seed=seed, progress=show, journal=journal
+        )
+        compared.append(summarize(strategy.name, dataset, answers, stopwatch.seconds))
     return compared
 
 

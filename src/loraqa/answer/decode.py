@@ -6,7 +6,7 @@ prompt share its keys and values. A finished answer leaves the batch.
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
@@ -101,7 +101,7 @@ class Written:
 
 
 class Strategy(Protocol):
-    """A way to choose the tokens of answers."""
+    """A way to choose the tokens of answers. Its `repr` says all that its answers depend on."""
 
     @property
     def name(self) -> str:
@@ -147,7 +147,8 @@ class Sampling:
     """
 
     name: str
-    filters: tuple[tuple[Filter, float], ...]
+    # A function's `repr` has its address, and the name says which filters there are.
+    filters: tuple[tuple[Filter, float], ...] = field(repr=False)
     draws: bool = True
     rows: int = 1
 

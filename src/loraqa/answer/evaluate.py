@@ -1,12 +1,12 @@
 """Answer a whole data set and score the answers as SQuAD does."""
 
-import time
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from loraqa.answer.decode import Greedy, Strategy
+from loraqa.answer.journal import Journal, Stopwatch
 from loraqa.answer.progress import Progress
 from loraqa.answer.reader import Answered, Reader
 from loraqa.squad import Passage, QADataset, Scores, score
@@ -20,7 +20,7 @@ class Evaluated:
         answers: one answer to each question, in the order of the passages.
         scores: the official scores, overall and by question; for v2.0 with the best thresholds on
             the probability of no answer.
-        seconds: time spent on answering.
+        seconds: time spent on answering, before an interruption too.
     """
 
     answers: tuple[Answered, ...]
@@ -53,6 +53,7 @@ def evaluate(
     *,
     seed: int = 0,
     progress: Progress | None = None,
+    journal: Journal | None = None,
 ) -> Evaluated:
     """Answer every question (greedily by default) and score the answers.
 
@@ -62,13 +63,17 @@ def evaluate(
         strategy: how answers are written.
         seed: random seed of strategies that sample.
         progress: called with the number of prompts answered so far.
+        journal: keeps the answers on disk as they come, so that an interrupted evaluation goes on
+            where it was.
 
     Raises:
         InputError: there are no questions, or one leaves no room for a context.
     """
-    start = time.perf_counter()
-    read = reader.read(dataset.passages, strategy or Greedy(), seed=seed, progress=progress)
-    seconds = time.perf_counter() - start
+    stopwatch = Stopwatch(journal)
+    read = reader.read(
+        dataset.passages, strategy or Greedy(), seed=seed, progress=progress, journal=journal
+    )
+    seconds = stopwatch.seconds
     answers = tuple(first for first, *_ in read)
     predictions = {answer.question_id: answer.text for answer in answers}
     no_answer = {answer.question_id: answer.no_answer_probability for answer in answers}

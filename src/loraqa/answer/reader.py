@@ -3,14 +3,17 @@
 `loraqa.reader` loads one.
 """
 
+import hashlib
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property, partial
+from typing import Any
 
 from loraqa.answer.decode import Prompts, Rules, Strategy, Written
+from loraqa.answer.journal import Journal
 from loraqa.answer.locate import locate
 from loraqa.answer.progress import Progress
 from loraqa.answer.strategies import parse_strategy
@@ -22,7 +25,7 @@ from loraqa.prompt.encode import EncodingCounts, PromptEncoder
 from loraqa.prompt.plan import pack
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
-from loraqa.prompt.tree import Branch, Tree
+from loraqa.prompt.tree import Tree
 from loraqa.squad import Passage, Question
 
 logger = logging.getLogger("loraqa")
@@ -100,11 +103,13 @@ class Reader:
         samples: int = 1,
         seed: int = 0,
         progress: Progress | None = None,
+        journal: Journal | None = None,
     ) -> list[list[Answered]]:
         """Answer all questions of some passages, in their order.
 
         Each question gets `samples` answers, or a single one if the strategy draws nothing. Answers
-        do not depend on the other questions, except for rounding.
+        do not depend on the other questions, except for rounding. Batches in `journal` are not
+        computed again, and the others are added to it.
 
         Raises:
             InputError: a question leaves no room for a context.
@@ -118,12 +123,11 @@ class Reader:
         done = 0
         for trees in pack(encoded.trees, self.tokens_per_batch, partial(self._cost, rows=rows)):
             contexts = [passages[tree.passage].context for tree in trees]
-            with self._explaining_lack_of_memory():
-                session, logits = self.runner.prefill(trees)
-                prompts = Prompts(trees, contexts, session, logits, self._rules, samples, seed)
-                for tree, branch, answers in _write(prompts, strategy):
-                    windows[tree.passage, branch.question_id].append(answers)
-            done += len(logits)
+            batch = _Batch(trees, contexts, strategy, self._rules, samples, seed)
+            answered = self._recall(batch, journal) if journal else self._answers(batch)
+            for (passage, question_id), answers in zip(batch.places, answered, strict=True):
+                windows[passage, question_id].append(answers)
+            done += len(answered)
             if progress:
                 progress(done, encoded.counts.examples)
         return [
@@ -131,6 +135,24 @@ class Reader:
             for index, passage in enumerate(passages)
             for question in passage.questions
         ]
+
+    def _recall(self, batch: "_Batch", journal: Journal) -> list[list[Answered]]:
+        """Return the answers to each prompt from the journal if they are there."""
+
+        def compute() -> list[list[tuple[Any, ...]]]:
+            return [[astuple(answer) for answer in answers] for answers in self._answers(batch)]
+
+        kept = journal.once(batch.fingerprint, compute)
+        return [[Answered(*fields) for fields in answers] for answers in kept]
+
+    def _answers(self, batch: "_Batch") -> list[list[Answered]]:
+        """Return the answers to each prompt, from its window alone."""
+        with self._explaining_lack_of_memory():
+            session, logits = self.runner.prefill(batch.trees)
+            prompts = Prompts(
+                batch.trees, batch.contexts, session, logits, batch.rules, batch.samples, batch.seed
+            )
+            return _write(prompts, batch.strategy)
 
     def _note_windows(self, counts: EncodingCounts) -> None:
         """Log windows once for the same data, which training scores again and again."""
@@ -165,13 +187,45 @@ class Reader:
         )
 
 
-def _write(prompts: Prompts, strategy: Strategy) -> Iterator[tuple[Tree, Branch, list[Answered]]]:
-    """Yield the answers to each prompt, from its window alone."""
+@dataclass(frozen=True)
+class _Batch:
+    """Trees that are answered together, and all that their answers depend on besides the model."""
+
+    trees: Sequence[Tree]
+    contexts: Sequence[str]
+    strategy: Strategy
+    rules: Rules
+    samples: int
+    seed: int
+
+    @property
+    def places(self) -> list[tuple[int, str]]:
+        """The passage and the question of each prompt."""
+        return [(tree.passage, b.question_id) for tree in self.trees for b in tree.branches]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of everything but the passages' numbers."""
+        rules = self.rules
+        how = (self.strategy, self.samples, self.seed, rules.max_answer_tokens, rules.no_answer)
+        digest = hashlib.sha256(f"{how} {rules.template} {rules.tokenizer.fingerprint}".encode())
+        for tree, context in zip(self.trees, self.contexts, strict=True):
+            prompts = [(branch.question_id, branch.prompt.tolist()) for branch in tree.branches]
+            digest.update(repr((context, tree.window, tree.trunk.tolist(), prompts)).encode())
+        return digest.hexdigest()
+
+
+def _write(prompts: Prompts, strategy: Strategy) -> list[list[Answered]]:
+    """Return the answers to each prompt, from its window alone."""
     no_answer = prompts.logits.float().softmax(dim=-1)[:, prompts.rules.tokenizer.eos].tolist()
     rows = zip(prompts.rows(), strategy.write(prompts), no_answer, strict=True)
-    for (tree, branch, context), answers, probability in rows:
-        in_window = partial(_answered, prompts.rules, branch.question_id, context, tree.window)
-        yield tree, branch, [in_window(written, probability) for written in answers]
+    return [
+        [
+            _answered(prompts.rules, branch.question_id, context, tree.window, written, probability)
+            for written in answers
+        ]
+        for (tree, branch, context), answers, probability in rows
+    ]
 
 
 def _answered(

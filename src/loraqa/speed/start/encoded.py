@@ -15,7 +15,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from loraqa import prompt
-from loraqa.files import cache_folder, replacing
+from loraqa.files import cache_folder, keep_newest, replacing
 from loraqa.prompt.encode import Encoded, PromptEncoder
 from loraqa.prompt.encoded_file import load_encoded, save_encoded
 from loraqa.squad import QADataset
@@ -50,7 +50,7 @@ def encode_once(
     with contextlib.suppress(OSError):
         with replacing(path) as temporary:
             save_encoded(encoded, temporary)
-        _remove_oldest(path.parent)
+        keep_newest(path.parent, "*.safetensors", _KEPT)
     return encoded
 
 
@@ -67,10 +67,3 @@ def _code_fingerprint() -> str:
     for path in sorted(path for folder in folders for path in folder.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def _remove_oldest(folder: Path) -> None:
-    """Remove all but the newest files of a folder that holds nothing else."""
-    files = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
-    for path in files[:-_KEPT]:
-        path.unlink(missing_ok=True)

@@ -1,0 +1,169 @@
+"""Keep the answers of an unfinished work on disk, so that it goes on where it was interrupted.
+
+The file has a line of JSON for each batch of prompts, on disk as soon as the batch is answered. A
+batch is named after everything that its answers depend on. So a work that goes on computes the same
+batches as one that was never interrupted, with the same answers to the bit.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from loraqa.files import cache_folder, keep_newest, write_text
+
+logger = logging.getLogger("loraqa")
+
+# How many journals of interrupted works the cache keeps.
+_KEPT_IN_CACHE = 20
+
+
+class Journal:
+    """A context manager that keeps the results of batches in a file until the work is done.
+
+    with Journal(Path("answers.journal"), reader.identify()) as journal:
+        result = evaluate(reader, dataset, journal=journal)
+        write_json(Path("predictions.json"), result.predictions)
+
+    Leaving it without an exception removes the file. Otherwise the file stays, and a message says
+    so. If the file cannot be written, a warning says so, and the work goes on without it.
+
+    Attributes:
+        path: the file, which is created with the first batch.
+        identity: identifies the model and how it computes; lines with another one are dropped.
+        saved_seconds: how long it had taken to compute the batches that were read from the file.
+    """
+
+    def __init__(self, path: Path, identity: str) -> None:
+        self.path = path
+        self.identity = identity
+        self.saved_seconds = 0.0
+        self._entries: dict[str, dict[str, Any]] = {}
+        self._writable = True
+
+    @classmethod
+    def beside(cls, out: Path, identity: str) -> "Journal":
+        """Return the journal of a work whose result will be the file `out`."""
+        return cls(out.with_name(f"{out.name}.journal"), identity)
+
+    @classmethod
+    def in_cache(cls, identity: str, *work: str | int) -> "Journal":
+        """Return a journal in the cache folder, for a work that writes no file of its own."""
+        digest = hashlib.sha256(json.dumps([identity, *work]).encode()).hexdigest()
+        path = cache_folder("answers") / f"{digest}.journal"
+        keep_newest(path.parent, "*.journal", _KEPT_IN_CACHE)
+        return cls(path, identity)
+
+    def __enter__(self) -> "Journal":
+        with contextlib.suppress(OSError):
+            self._read()
+        if self._entries:
+            logger.info("Going on with the answers in %s.", self.path)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            with contextlib.suppress(OSError):
+                self.path.unlink(missing_ok=True)
+        elif self.path.exists():
+            logger.info(
+                "The answers so far are kept in %s; do the same again to go on from there.",
+                self.path,
+            )
+        else:
+            logger.info("No answers were kept yet; do the same again to start anew.")
+
+    def once(self, batch: str, compute: Callable[[], Any]) -> Any:
+        """Return the result of a batch from the file; else compute it, and add it to the file.
+
+        Args:
+            batch: a name that identifies the batch, such as a hash.
+            compute: returns the result, which consists of plain JSON values.
+        """
+        if entry := self._entries.get(batch):
+            self.saved_seconds += entry["seconds"]
+            return entry["result"]
+        start = time.perf_counter()
+        result = compute()
+        entry = {"batch": batch, "seconds": time.perf_counter() - start, "result": result}
+        self._entries[batch] = entry
+        with self._warning():
+            self._append(self._line(entry))
+        return result
+
+    def _read(self) -> None:
+        """Read the whole lines of this work, and remove all others from the file."""
+        text = self.path.read_text(encoding="utf-8", errors="replace")
+        entries = filter(None, map(self._parse, text.splitlines()))
+        self._entries = {entry["batch"]: entry for entry in entries}
+        whole = "".join(map(self._line, self._entries.values()))
+        if whole != text:
+            with self._warning():
+                write_text(self.path, whole)
+
+    def _append(self, line: str) -> None:
+        if not self._writable:
+            return
+        if not self.path.exists():
+            write_text(self.path, line)
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _line(self, entry: dict[str, Any]) -> str:
+        return json.dumps({"sha256": self._digest(entry), **entry}) + "\n"
+
+    def _parse(self, line: str) -> dict[str, Any] | None:
+        """Return the entry of a line, or None if it is damaged or belongs to another work."""
+        with contextlib.suppress(ValueError, RecursionError):
+            entry = json.loads(line)
+            if isinstance(entry, dict) and entry.pop("sha256", None) == self._digest(entry):
+                return entry
+        return None
+
+    def _digest(self, entry: dict[str, Any]) -> str:
+        return hashlib.sha256(json.dumps([self.identity, entry]).encode()).hexdigest()
+
+    @contextmanager
+    def _warning(self) -> Iterator[None]:
+        """Turn a file that cannot be written into a warning: the work does not need it."""
+        try:
+            yield
+        except OSError as error:
+            self._writable = False
+            logger.warning(
+                "%s cannot be written (%s); if this work is interrupted, it has to start again.",
+                self.path,
+                error.strerror or error,
+            )
+
+
+class Stopwatch:
+    """The time since it was made, and the time that went into results from a journal since then."""
+
+    def __init__(self, journal: Journal | None) -> None:
+        self._journal = journal
+        self._start = time.perf_counter() + self._saved
+
+    @property
+    def seconds(self) -> float:
+        """The seconds so far."""
+        return time.perf_counter() + self._saved - self._start
+
+    @property
+    def _saved(self) -> float:
+        return self._journal.saved_seconds if self._journal else 0.0
