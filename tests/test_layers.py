@@ -29,7 +29,7 @@ ROOMS = [
 CORE = ["squad", "lora", "prompt", "model", "adapter", "train", "answer"]
 # Rooms that do not import each other, whatever their order.
 SIBLINGS = {"train": "answer", "answer": "train"}
-FOR_ALL = ["errors", "files", "garbage"]
+FOR_ALL = ["cache", "errors", "files", "garbage"]
 # Beyond the order: the demo runs the recipes on its own data.
 EXCEPTIONS = {"demo": {"finetune", "reader"}, "speed": {"notices"}}
 # Accelerations that are imported by name. Graphs replay what Triton kernels compute, and the

@@ -9,13 +9,12 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from loraqa import prompt
-from loraqa.files import cache_folder, keep_newest, replacing
+from loraqa.cache import find_kept, keep
+from loraqa.files import keep_newest
 from loraqa.prompt.encode import Encoded, PromptEncoder
 from loraqa.prompt.encoded_file import load_encoded, save_encoded
 from loraqa.squad import QADataset
@@ -40,17 +39,18 @@ def encode_once(
     encode: Callable[[PromptEncoder, QADataset], Encoded],
 ) -> Encoded:
     """Return `encode(encoder, data)`, from the cache if it has been encoded before."""
-    path = cache_folder("encoded") / f"{_key(encoder, data)}.safetensors"
-    with contextlib.suppress(OSError, SafetensorError, KeyError, ValueError):
-        encoded = load_encoded(path)
-        path.touch()
-        return encoded
-    encoded = encode(encoder, data)
-    # If the cache is not writable, the next run encodes again.
+    key = _key(encoder, data)
+    kept = find_kept("encoded", key, ".safetensors")
+    # Another process may remove the file now, because it keeps newer ones.
     with contextlib.suppress(OSError):
-        with replacing(path) as temporary:
-            save_encoded(encoded, temporary)
-        keep_newest(path.parent, "*.safetensors", _KEPT)
+        if kept is not None:
+            encoded = load_encoded(kept)
+            kept.touch()
+            return encoded
+    encoded = encode(encoder, data)
+    kept = keep("encoded", key, ".safetensors", partial(save_encoded, encoded))
+    if kept is not None:
+        keep_newest(kept.parent, "*.safetensors", _KEPT)
     return encoded
 
 

@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from ctypes import CDLL, c_float, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -20,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from loraqa.files import cache_folder, replacing
+from loraqa.cache import find_kept, keep
 from loraqa.speed.trial import UnusableError
 
 _SOURCES = Path(__file__).parent
@@ -69,18 +68,15 @@ def _library(dtype: torch.dtype) -> CDLL:
     """Load all kernels for a dtype; compile them first if they are not in the cache."""
     compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
     options = [*_FLAGS, f"-D{_DTYPES[dtype]}"]
-    kept = cache_folder("kernels") / f"{_key([*compiler, *options])}.so"
-    # If the file is missing or damaged, compile.
-    with suppress(OSError):
+    key = _key([*compiler, *options])
+    kept = find_kept("kernels", key, ".so")
+    if kept is not None:
         return CDLL(str(kept))
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix="loraqa-kernels-") as folder:
         library = _compile(compiler, options, Path(folder))
+        kept = keep("kernels", key, ".so", lambda path: shutil.copyfile(library, path))
         # If the cache is not writable, kernels are compiled at every start.
-        with suppress(OSError):
-            with replacing(kept) as temporary:
-                shutil.copyfile(library, temporary)
-            return CDLL(str(kept))
-        return CDLL(str(library))
+        return CDLL(str(kept or library))
 
 
 def _compile(compiler: Sequence[str], options: Sequence[str], folder: Path) -> Path:

@@ -1,0 +1,61 @@
+"""A kept file is whole or not there."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from loraqa.cache import find_kept, keep
+from loraqa.files import cache_folder
+from tests.conftest import full_disk
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORAQA_CACHE", str(tmp_path))
+
+
+def kept(content: bytes) -> Path:
+    """Keep a file, and return it."""
+    path = keep("kind", "key", ".bin", lambda path: path.write_bytes(content))
+    assert path is not None
+    return path
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(), other=st.binary())
+def test_only_the_content_that_was_kept_is_found(content: bytes, other: bytes) -> None:
+    path = kept(content)
+    assert find_kept("kind", "key", ".bin") == path
+    assert path.read_bytes() == content
+    path.write_bytes(other)
+    assert find_kept("kind", "key", ".bin") == (path if other == content else None)
+    assert path.exists() == (other == content)
+    path.unlink(missing_ok=True)
+
+
+def test_keys_kinds_and_endings_are_told_apart() -> None:
+    kept(b"content")
+    assert find_kept("kind", "ke", ".bin") is None
+    assert find_kept("other", "key", ".bin") is None
+    assert find_kept("kind", "key", ".so") is None
+
+
+def test_nothing_is_left_of_a_file_that_does_not_fit() -> None:
+    with full_disk(room=100):
+        assert keep("kind", "key", ".bin", lambda path: path.write_bytes(bytes(1000))) is None
+    assert list(cache_folder("kind").iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed() -> None:
+    path = kept(b"content")
+    (path.parent / "key.new.bin").write_bytes(b"cont")
+    assert find_kept("kind", "key", ".bin") == path
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_without_a_cache_folder_nothing_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "kind").write_text("a file")
+    assert keep("kind", "key", ".bin", lambda path: path.write_bytes(b"content")) is None
+    assert find_kept("kind", "key", ".bin") is None
