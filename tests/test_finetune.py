@@ -265,7 +265,8 @@ def test_an_unknown_acceleration_leaves_no_run(chosen: RunSettings, tmp_path: Pa
         finetune(without(chosen, "word-cash"), tmp_path / "run")
     names = ", ".join([*OF_MODELS, *OF_PREPARATION, *OF_COMMANDS])
     assert str(told.value) == (
-        f"There is no acceleration 'word-cash'; give `all`, or one of {names}."
+        "There is no acceleration 'word-cash' (did you mean word-cache?); give `all`, or one of "
+        f"{names}."
     )
     assert not (tmp_path / "run").exists()
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +74,11 @@ def cache_folder(name: str) -> Path:
 
 def keep_newest(folder: Path, pattern: str, count: int) -> None:
     """Remove all but the newest `count` files that match a glob pattern in `folder`."""
-    files = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime)
-    for path in files[:-count]:
-        path.unlink(missing_ok=True)
+    # Another process may do the same, or the folder may not be writable.
+    with suppress(OSError):
+        files = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime)
+        for path in files[:-count]:
+            path.unlink(missing_ok=True)
 
 
 def check_file_writable(path: Path) -> None:
