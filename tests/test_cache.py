@@ -59,3 +59,16 @@ def test_without_a_cache_folder_nothing_is_kept(tmp_path: Path) -> None:
     (tmp_path / "kind").write_text("a file")
     assert keep("kind", "key", ".bin", lambda path: path.write_bytes(b"content")) is None
     assert find_kept("kind", "key", ".bin") is None
+
+
+def test_a_cache_that_cannot_be_written_is_named_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "kind").write_text("a file")
+    with caplog.at_level("INFO", logger="loraqa"):
+        for _ in range(3):
+            assert keep("kind", "key", ".bin", lambda path: path.write_bytes(b"content")) is None
+    assert caplog.messages == [
+        f"Nothing can be kept in {tmp_path / 'kind'} (File exists), so it is made again at every "
+        "start; LORAQA_CACHE names another folder."
+    ]

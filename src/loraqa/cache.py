@@ -5,10 +5,14 @@ library crashes the process, and changed numbers would be trained on.
 """
 
 import contextlib
+import functools
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 from loraqa.files import cache_folder, replacing, sha256
+
+logger = logging.getLogger("loraqa")
 
 
 def find_kept(kind: str, key: str, ending: str) -> Path | None:
@@ -33,16 +37,26 @@ def keep(kind: str, key: str, ending: str, write: Callable[[Path], object]) -> P
     """Keep what `write` writes to the path that it is given.
 
     Returns:
-        The file, or None if the cache cannot be written, in which case the work is repeated next
-        time.
+        The file, or None if the cache cannot be written. Then a message says once that the work is
+        repeated next time.
     """
     folder = cache_folder(kind)
-    with contextlib.suppress(OSError):
+    try:
         with replacing(folder / f"{key}.new{ending}") as temporary:
             write(temporary)
             name = _name(key, temporary, ending)
         return (folder / f"{key}.new{ending}").replace(folder / name)
-    return None
+    except OSError as error:
+        _tell_unwritable(folder, error.strerror)
+        return None
+
+
+@functools.cache
+def _tell_unwritable(folder: Path, reason: str) -> None:
+    logger.info(
+        f"Nothing can be kept in {folder} ({reason}), so it is made again at every start; "
+        "LORAQA_CACHE names another folder."
+    )
 
 
 def _name(key: str, path: Path, ending: str) -> str:

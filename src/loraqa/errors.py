@@ -1,8 +1,22 @@
 """Errors for users. A message is one sentence: what is wrong, where, and what to do."""
 
 import difflib
+import errno
 from collections.abc import Collection
 from itertools import islice
+from pathlib import Path
+
+# What to do about errors of the operating system.
+_ADVICE = {
+    errno.ENOSPC: "free some space there",
+    errno.EDQUOT: "free some space there, because your quota is used up",
+    errno.EROFS: "use a folder that can be written to",
+    errno.EACCES: "see who may use it (`ls -l`)",
+    errno.EPERM: "see who may use it (`ls -l`)",
+    errno.EMFILE: "let more files be open (`ulimit -n 4096`)",
+    errno.ENFILE: "end other programs, because the system has too many files open",
+    errno.EIO: "see whether its disk is failing",
+}
 
 
 class LoraqaError(Exception):
@@ -17,12 +31,35 @@ class InputError(LoraqaError):
     exit_code = 2
 
 
+class FileError(OSError):
+    """An `OSError` that names the file and says what cannot be done with it.
+
+    Args:
+        error: the error of the operating system.
+        path: the file or folder.
+        done: "read", "written" or "locked".
+    """
+
+    def __init__(self, error: OSError, path: Path, done: str) -> None:
+        super().__init__(error.errno, error.strerror or in_a_line(error), str(path))
+        self.done = done
+
+    def __str__(self) -> str:
+        return f"{self.filename} cannot be {self.done} ({self.strerror})"
+
+
 def explain(error: LoraqaError | OSError) -> tuple[str, int]:
     """Return the message and the exit status for an error."""
     if isinstance(error, LoraqaError):
         return str(error), error.exit_code
-    where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror or error}.", 1
+    advice = f"; {_ADVICE[error.errno]}" if error.errno in _ADVICE else ""
+    return f"{_what(error)}{advice}.", 1
+
+
+def _what(error: OSError) -> str:
+    if isinstance(error, FileError) or error.strerror is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
 
 
 def some_of(names: Collection[str], most: int = 5) -> str:

@@ -1,5 +1,7 @@
-"""Write files atomically: write to a temporary name, flush to disk, rename."""
+"""Write files atomically: write in a temporary folder, flush to disk, rename."""
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -10,49 +12,126 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from loraqa.errors import InputError, in_a_line
+from filelock import FileLock, Timeout
+
+from loraqa.errors import FileError, InputError, in_a_line
+
+# The file that the writer of a folder locks.
+_LOCK = ".lock"
+# How the names of temporary folders begin.
+_UNFINISHED = ".loraqa-unfinished-"
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success flush it to disk and rename it to `path`.
+    """Yield the path of a temporary file; on success flush it to disk and rename it to `path`.
 
     On failure `path` is unchanged, and the temporary file is removed.
+
+    Raises:
+        FileError: an `OSError`, which names `path`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with _beside(path) as folder:
+        temporary = folder / path.name
         yield temporary
         temporary.chmod(0o666 & ~_umask())
         _flush(temporary)
         temporary.replace(path)
         _flush(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on success flush it to disk and rename it to `path`.
+    """Yield a temporary folder; on success flush it to disk and rename it to `path`.
 
-    An existing folder at `path` is removed just before the rename. On failure it is kept, and the
-    temporary folder is removed.
+    What was at `path` is removed after the rename. On failure it is kept, and the temporary folder
+    is removed.
+
+    Raises:
+        FileError: an `OSError`, which names `path` or a file in it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
+    with _beside(path) as folder:
+        temporary = folder / path.name
+        temporary.mkdir()
         yield temporary
         # Some libraries create files that only the user can read.
         for inside in (*temporary.rglob("*"), temporary):
             inside.chmod((0o777 if inside.is_dir() else 0o666) & ~_umask())
             _flush(inside)
-        shutil.rmtree(path, ignore_errors=True)
-        temporary.replace(path)
+        _replace_folder(path, temporary, folder / f"{path.name}.old")
         _flush(path.parent)
+
+
+@contextmanager
+def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
+    """Yield a new folder in `parent`, by default in the system's; remove it on leaving.
+
+    If this process is killed, the next one that makes a temporary folder there removes it.
+    """
+    place = parent or Path(tempfile.gettempdir())
+    sweep(place)
+    folder, lock = _make_locked(place)
+    try:
+        yield folder
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def sweep(place: Path) -> None:
+    """Remove the temporary folders of killed processes from a folder.
+
+    A process locks its temporary folders, and the system drops the locks when the process dies.
+    Where folders cannot be locked, as on NFS, they stay.
+    """
+    for folder in place.glob(f"{_UNFINISHED}*"):
+        with suppress(OSError):
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+            finally:
+                os.close(lock)
+
+
+@contextmanager
+def one_writer(folder: Path) -> Iterator[None]:
+    """Let no other process write to a folder, which is made if there is none.
+
+    The lock is a file in the folder. The system drops it when this process dies. A folder that was
+    made here and is empty at the end is removed.
+
+    Raises:
+        InputError: another process writes to the folder.
+        FileError: the folder cannot be made or locked.
+    """
+    new = not folder.exists()
+    path = folder / _LOCK
+    lock = FileLock(path, timeout=0)
+    try:
+        make_folder(folder)
+        lock.acquire()
+    except Timeout:
+        raise InputError(
+            f"Another process is writing to {folder}; wait until it has ended, or name another "
+            "folder."
+        ) from None
+    except OSError as error:
+        raise FileError(error, path, "locked") from error
+    try:
+        yield
+    finally:
+        # Removed while it is locked: whoever has just opened it sees that it is gone.
+        path.unlink(missing_ok=True)
+        lock.release()
+        if new:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def holds_nothing(folder: Path) -> bool:
+    """Return whether a folder is empty, but for what `one_writer` and killed processes leave."""
+    return all(p.name == _LOCK or p.name.startswith(_UNFINISHED) for p in folder.iterdir())
 
 
 def cache_folder(name: str) -> Path:
@@ -81,6 +160,15 @@ def keep_newest(folder: Path, pattern: str, count: int) -> None:
             path.unlink(missing_ok=True)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents, and flush each folder in which one is made."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    _flush(path.parent)
+
+
 def check_file_writable(path: Path) -> None:
     """Raise `InputError` if no file can be written at `path`; call it before long work."""
     if path.is_dir():
@@ -102,6 +190,22 @@ def check_folder_writable(path: Path) -> None:
         ) from None
 
 
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text file. Raises `FileError`, an `OSError`, which names `path`."""
+    with naming(path, "written"):
+        new = not path.exists()
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        if new:
+            _flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Flush a file to disk. Raises `FileError`, an `OSError`, which names `path`."""
+    with naming(path, "written"):
+        _flush(path)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` atomically as UTF-8."""
     with replacing(path) as temporary:
@@ -114,13 +218,21 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file that loraqa wrote; raise `InputError` if it is missing or broken."""
+    """Read a JSON file that loraqa wrote.
+
+    Raises:
+        InputError: the file is missing or broken.
+        FileError: an `OSError`, which names `path`.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}).") from None
+        with naming(path, "read"):
+            return json.loads(path.read_text(encoding="utf-8"))
+    except FileError as error:
+        if error.errno == errno.ENOENT:
+            raise InputError(f"{path} does not exist.") from None
+        raise
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON ({in_a_line(error)}).") from None
 
 
 def write_tensors(
@@ -129,19 +241,28 @@ def write_tensors(
     """Write tensors atomically as safetensors."""
     from safetensors.torch import save_file
 
-    with writing_tensors(path), replacing(path) as temporary:
+    with replacing(path) as temporary, writing_tensors(temporary):
         save_file(dict(tensors), temporary, metadata)
 
 
 @contextmanager
 def writing_tensors(path: Path) -> Iterator[None]:
-    """Turn safetensors' own error, which it raises on a full disk, into `OSError`."""
+    """Turn safetensors' own error, which it raises on a full disk, into an `OSError`."""
     from safetensors import SafetensorError
 
     try:
         yield
     except SafetensorError as error:
-        raise OSError(f"{path} cannot be written ({in_a_line(error)})") from error
+        raise FileError(OSError(in_a_line(error)), path, "written") from error
+
+
+@contextmanager
+def naming(path: Path, done: str) -> Iterator[None]:
+    """Let an `OSError` name `path` and say what cannot be done: "read" or "written"."""
+    try:
+        yield
+    except OSError as error:
+        raise FileError(error, path, done) from error
 
 
 def looks_like_a_path(name: str) -> bool:
@@ -151,9 +272,62 @@ def looks_like_a_path(name: str) -> bool:
 
 
 def sha256(path: Path) -> str:
-    """Return the file's SHA-256 in hex."""
-    with path.open("rb") as file:
+    """Return the file's SHA-256 in hex. Raises `FileError`, an `OSError`, which names `path`."""
+    with naming(path, "read"), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`. An `OSError` names `path` or a file in it."""
+    temporary = path.parent
+    try:
+        make_folder(path.parent)
+        with temporary_folder(path.parent) as temporary:
+            yield temporary
+    except OSError as error:
+        raise _renamed(error, path, temporary) from error
+
+
+def _renamed(error: OSError, path: Path, temporary: Path) -> OSError:
+    """Return an error that names `path` instead of `temporary / path.name`, also for files in it.
+
+    An error that names any other file is returned as it is.
+    """
+    if error.filename is None:
+        return FileError(error, path, "written")
+    named = Path(os.fsdecode(error.filename))
+    if named.is_relative_to(temporary / path.name):
+        inside = named.relative_to(temporary / path.name)
+        return FileError(error, path / inside, getattr(error, "done", "written"))
+    return FileError(error, path, "written") if path.is_relative_to(named) else error
+
+
+def _replace_folder(path: Path, new: Path, old: Path) -> None:
+    """Rename `new` to `path`, and what is there to `old`."""
+    with suppress(FileNotFoundError):
+        path.rename(old)
+    try:
+        new.rename(path)
+    except OSError:
+        with suppress(OSError):
+            old.rename(path)
+        raise
+
+
+def _make_locked(place: Path) -> tuple[Path, int]:
+    """Make a temporary folder, and return it with a descriptor that locks it."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=place))
+        with suppress(FileNotFoundError):
+            lock = os.open(folder, os.O_RDONLY)
+            # Without locks, nobody sweeps either.
+            with suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if folder.exists():
+                return folder, lock
+            os.close(lock)
+        # Another process has taken the folder for a killed one's before it was locked.
 
 
 def _flush(path: Path) -> None:

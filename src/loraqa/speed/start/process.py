@@ -20,12 +20,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any
 
 from loraqa.errors import InputError, LoraqaError, explain
-from loraqa.files import read_json, write_json
+from loraqa.files import read_json, temporary_folder, write_json
 from loraqa.notices import show_notices
 from loraqa.speed import OF_COMMANDS, chosen
 from loraqa.speed.start import accelerated_preparation
@@ -60,12 +59,11 @@ def preparing(settings: RunSettings) -> Iterator[Callable[[RunSettings], Trainin
     if not chosen(OF_COMMANDS, settings.speed.without):
         yield accelerated_preparation(settings.speed.without)
         return
-    with TemporaryDirectory(prefix="loraqa-") as name:
-        folder = Path(name)
+    with temporary_folder() as folder:
         (folder / _SETTINGS).write_text(settings.to_yaml(), encoding="utf-8")
         # Python's -P: a file in the working directory is not taken for a library. In a session of
         # its own the process gets no Ctrl-C.
-        command = [sys.executable, "-P", "-m", "loraqa.speed.start.process", name]
+        command = [sys.executable, "-P", "-m", "loraqa.speed.start.process", str(folder)]
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
         ) as process:

@@ -10,7 +10,6 @@ import platform
 import shlex
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from ctypes import CDLL, c_float, c_int64, c_void_p
 from functools import cache
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from loraqa.cache import find_kept, keep
+from loraqa.files import temporary_folder
 from loraqa.speed.trial import UnusableError
 
 _SOURCES = Path(__file__).parent
@@ -72,8 +72,8 @@ def _library(dtype: torch.dtype) -> CDLL:
     kept = find_kept("kernels", key, ".so")
     if kept is not None:
         return CDLL(str(kept))
-    with tempfile.TemporaryDirectory(prefix="loraqa-kernels-") as folder:
-        library = _compile(compiler, options, Path(folder))
+    with temporary_folder() as folder:
+        library = _compile(compiler, options, folder)
         kept = keep("kernels", key, ".so", lambda path: shutil.copyfile(library, path))
         # If the cache is not writable, kernels are compiled at every start.
         return CDLL(str(kept or library))
