@@ -386,9 +386,22 @@ def ask(
 def serve(
     run: Run,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines connect.")
+        str,
+        typer.Option(
+            help="Address to listen on; 0.0.0.0 lets other machines connect, with --token-file."
+        ),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 is any free one.", min=0, max=65535)] = 8000,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with a token that requests must bring.")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Another name of this server, as behind a proxy."),
+    ] = None,
+    timeout: Annotated[
+        int, typer.Option(help="Seconds for a request, waiting included.", min=1)
+    ] = 120,
     base: Base = None,
     without: Without = "",
 ) -> None:
@@ -399,15 +412,23 @@ def serve(
     try:
         with importing():
             from loraqa.serve import server
-            from loraqa.serve.app import Served, create_app
+            from loraqa.serve.app import TOKENS_PER_BATCH, Served, create_app
     except ModuleNotFoundError as error:
         raise LoraqaError(
             f"`loraqa serve` needs {error.name}; install it with `pip install -e '.[serve]'`."
         ) from None
 
-    with server.listen(host, port) as listener:
+    token = server.read_token(token_file) if token_file else None
+    with server.listen(host, port, token) as listener:
         reader = _reader(run, base, None, without)
-        app = create_app(reader, Served.describe(run, reader))
+        reader = replace(reader, tokens_per_batch=min(reader.tokens_per_batch, TOKENS_PER_BATCH))
+        app = create_app(
+            reader,
+            Served.describe(run, reader),
+            hosts=[host, *(allow_host or [])],
+            token=token,
+            seconds=timeout,
+        )
         _console(stderr=True).print(f"Answering at {server.address(listener)} until Ctrl-C.")
         server.run(app, listener)
 

@@ -8,22 +8,23 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Event, Lock
-from types import SimpleNamespace
 from typing import Any
 
 import httpx2
 import pytest
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from tests.serve.conftest import app_of
 
 from loraqa.answer.reader import Answered
 from loraqa.answer.strategies import parse_strategy
 from loraqa.errors import LoraqaError
 from loraqa.reader import Reader
-from loraqa.serve.app import MAX_BODY_BYTES, MAX_QUESTIONS, Served, create_app
+from loraqa.serve.app import MAX_QUESTIONS, Served, create_app
+from loraqa.serve.guard import MAX_BODY_BYTES
 
 CONTEXT = "Die alte Mühle 🏭 am Fluss was built by Ruth Olen in 1203."
 QUESTIONS = ["Who built the mill?", "When?"]
+HERE = "http://localhost"
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +35,9 @@ def reader(tiny_folder: Path) -> Reader:
 
 @pytest.fixture(scope="module")
 def client(reader: Reader, tiny_folder: Path) -> Iterator[TestClient]:
-    with TestClient(create_app(reader, Served.describe(tiny_folder, reader))) as client:
+    app = create_app(reader, Served.describe(tiny_folder, reader))
+    with TestClient(app, base_url=HERE) as client:
         yield client
-
-
-def app_of(answer: Any) -> FastAPI:
-    """Return an app whose reader answers with this function."""
-    reader: Any = SimpleNamespace(answer=answer)
-    served = Served(base="b", adapter=None, template="t", max_length=1, max_answer_tokens=1)
-    return create_app(reader, served)
 
 
 @pytest.mark.parametrize("strategy", ["greedy", "span", "beam:2", "temperature:5"])
@@ -179,7 +174,7 @@ def test_failures_show_no_traceback(error: Exception, says: str) -> None:
     def fail(*_: Any, **__: Any) -> list[Answered]:
         raise error
 
-    client = TestClient(app_of(fail), raise_server_exceptions=False)
+    client = TestClient(app_of(fail), HERE, raise_server_exceptions=False)
     reply = client.post("/api/answer", json=GOOD)
     assert reply.status_code == 500
     assert reply.json() == {"error": says}
@@ -196,7 +191,7 @@ def test_concurrent_requests_are_answered_one_after_another() -> None:
             at_work.release()
 
     contexts = [f"text {number}" for number in range(16)]
-    with TestClient(app_of(answer)) as client, ThreadPoolExecutor(8) as pool:
+    with TestClient(app_of(answer), HERE) as client, ThreadPoolExecutor(8) as pool:
         bodies = [{"context": context, "questions": ["?"]} for context in contexts]
         replies = list(pool.map(lambda body: client.post("/api/answer", json=body).json(), bodies))
     assert [reply["answers"][0]["text"] for reply in replies] == contexts
@@ -212,7 +207,7 @@ def test_a_request_interrupted_by_shutdown_gets_status_503() -> None:
 
     async def cut_short() -> httpx2.Response:
         transport = httpx2.ASGITransport(app_of(answer))
-        async with httpx2.AsyncClient(transport=transport, base_url="http://here") as client:
+        async with httpx2.AsyncClient(transport=transport, base_url=HERE) as client:
             asking = asyncio.create_task(client.post("/api/answer", json=GOOD))
             await asyncio.to_thread(at_work.wait)
             asking.cancel()

@@ -7,9 +7,10 @@ import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property, partial
+from threading import Event
 from typing import Any
 
 from loraqa.answer.decode import Prompts, Rules, Strategy, Written
@@ -20,6 +21,7 @@ from loraqa.answer.strategies import parse_strategy
 from loraqa.errors import InputError
 from loraqa.model.memory import explaining_lack_of_memory
 from loraqa.model.runner import Runner
+from loraqa.model.stop import stopping
 from loraqa.prompt.defaults import DEFAULT_MAX_ANSWER_TOKENS, DEFAULT_STRIDE
 from loraqa.prompt.encode import EncodingCounts, PromptEncoder
 from loraqa.prompt.plan import pack
@@ -83,17 +85,20 @@ class Reader:
         strategy: str | Strategy = "greedy",
         *,
         seed: int = 0,
+        stop: Event | None = None,
     ) -> list[Answered]:
         """Return one answer to each question about `context`; their ids are "0", "1", ...
 
         Raises:
             InputError: a text is blank or not valid Unicode, a question is too long, or there is
                 no such strategy.
+            StoppedError: another thread has set `stop`.
         """
         check_asked(context, questions)
         asked = tuple(Question(str(number), text) for number, text in enumerate(questions))
         chosen = parse_strategy(strategy) if isinstance(strategy, str) else strategy
-        return [first for first, *_ in self.read([Passage(context, asked)], chosen, seed=seed)]
+        with stopping(self.runner.model, stop) if stop else nullcontext():
+            return [first for first, *_ in self.read([Passage(context, asked)], chosen, seed=seed)]
 
     def read(
         self,

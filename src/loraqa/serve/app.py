@@ -1,28 +1,41 @@
 """The HTTP API and the web page: one model that answers one request after another."""
 
 import asyncio
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Collection, Coroutine
 from pathlib import Path
-from typing import Any, Literal
+from threading import Event
+from typing import Any, Literal, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from loraqa import __version__
 from loraqa.adapter.find import find_adapter
-from loraqa.answer.reader import Answered, Reader
-from loraqa.answer.strategies import STRATEGIES
+from loraqa.answer.reader import Answered, Reader, check_asked
+from loraqa.answer.strategies import STRATEGIES, check_strategy
 from loraqa.errors import InputError, LoraqaError
+from loraqa.serve.guard import MAX_BODY_BYTES, Guard, LimitBody
+from loraqa.serve.problem import Problem, problem
+from loraqa.serve.worker import BusyError, Worker
 
 MAX_QUESTIONS = 50
-MAX_BODY_BYTES = 256 * 1024
+MAX_SEED = 2**63 - 1
+MOST_WAITING = 16
+SECONDS = 120.0
+# Each product of matrices is so small that a processor can stop within a second.
+TOKENS_PER_BATCH = 4096
 
+T = TypeVar("T")
+
+_STATUSES = (400, 401, 413, 421, 422, 429, 500, 503, 504)
+_LATER = {"Retry-After": "5"}
+_UNREADABLE = (
+    "The body cannot be read as JSON: it is not UTF-8, nested too deeply, or holds a number with "
+    "thousands of digits."
+)
 _PAGE = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
 
 
@@ -34,7 +47,7 @@ class Asked(BaseModel):
     context: str
     questions: list[str] = Field(min_length=1, max_length=MAX_QUESTIONS)
     strategy: str = "greedy"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
 
 
 class Answers(BaseModel):
@@ -85,21 +98,31 @@ class Health(BaseModel):
     status: Literal["ok"] = "ok"
 
 
-class Problem(BaseModel):
-    """An error, in one sentence."""
+def create_app(
+    reader: Reader,
+    served: Served,
+    *,
+    hosts: Collection[str] = (),
+    token: str | None = None,
+    most_waiting: int = MOST_WAITING,
+    seconds: float = SECONDS,
+) -> FastAPI:
+    """Return the API for a reader. Every error is a `Problem` with a fitting status.
 
-    error: str
-
-
-def create_app(reader: Reader, served: Served) -> FastAPI:
-    """Return the API for a reader. Every error is a `Problem` with a fitting status."""
+    Args:
+        reader: answers the questions.
+        served: its description.
+        hosts, token: as for `Guard`.
+        most_waiting: so many requests may wait while one is computed.
+        seconds: time for a request, waiting included.
+    """
     # FastAPI's documentation pages would load scripts from other sites.
     app = FastAPI(title="loraqa", version=__version__, docs_url=None, redoc_url=None)
-    app.add_middleware(_LimitBody)
-    for kind in (RequestValidationError, HTTPException, LoraqaError, Exception):
+    app.add_middleware(LimitBody)
+    app.add_middleware(Guard, hosts=hosts, token=token)
+    for kind in (RequestValidationError, HTTPException, LoraqaError, BusyError, Exception):
         app.add_exception_handler(kind, _explain)
-    # A single thread, so that each request gets all cores while the others wait.
-    worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
+    worker = Worker(most_waiting)
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page() -> str:
@@ -115,71 +138,71 @@ def create_app(reader: Reader, served: Served) -> FastAPI:
         """Describe the served model and its limits."""
         return served
 
-    @app.post(
-        "/api/answer", responses={status: {"model": Problem} for status in (413, 422, 500, 503)}
-    )
-    async def answer(asked: Asked) -> Answers:
+    @app.post("/api/answer", responses={status: {"model": Problem} for status in _STATUSES})
+    async def answer(asked: Asked, request: Request) -> Answers:
         """Answer questions about a text, after all earlier requests."""
-        read = partial(
-            reader.answer, asked.context, asked.questions, asked.strategy, seed=asked.seed
-        )
-        try:
-            return Answers(answers=await asyncio.get_running_loop().run_in_executor(worker, read))
-        except asyncio.CancelledError:
-            raise HTTPException(503, "The server is stopping; ask again later.") from None
+        check_asked(asked.context, asked.questions)
+        check_strategy(asked.strategy)
+
+        def read(stop: Event) -> list[Answered]:
+            return reader.answer(
+                asked.context, asked.questions, asked.strategy, seed=asked.seed, stop=stop
+            )
+
+        return Answers(answers=await _while_wanted(request, worker.do(read), seconds))
 
     return app
 
 
-class _LimitBody:
-    """Refuses bodies above `MAX_BODY_BYTES`, whatever the headers say, without storing them."""
+async def _while_wanted(request: Request, work: Coroutine[Any, Any, T], seconds: float) -> T:
+    """Return the result of `work`; cancel it when the client leaves or the time is over."""
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(_left(request))
+    try:
+        done, _ = await asyncio.wait(
+            {working, leaving}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+        )
+    except asyncio.CancelledError:
+        raise HTTPException(503, "The server is stopping; ask again later.") from None
+    finally:
+        working.cancel()
+        leaving.cancel()
+    if working in done:
+        return working.result()
+    raise HTTPException(
+        504, f"The answer took longer than {seconds:g} seconds; ask less at once, or ask later."
+    )
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        received = 0
-
-        async def limited() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received <= MAX_BODY_BYTES:
-                return message
-            # Read the rest, because a client does not read the reply while it is sending.
-            while message.get("more_body"):
-                message = await receive()
-            raise HTTPException(
-                413,
-                f"The request is larger than {MAX_BODY_BYTES // 1024} KiB; send a shorter text.",
-            )
-
-        await self._app(scope, limited, send)
+async def _left(request: Request) -> None:
+    """Return when the client has closed the connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _explain(_: Request, error: Exception) -> JSONResponse:
     """Explain an error in one sentence; unexpected errors go only to the server's log."""
     match error:
         case RequestValidationError():
-            return _problem(422, _first_problem(error.errors()[0]))
+            return problem(422, _first_problem(error.errors()[0]))
+        case HTTPException(status_code=400):
+            return problem(400, _UNREADABLE)
         case HTTPException():
-            return _problem(error.status_code, error.detail.rstrip(".") + ".", error.headers)
+            return problem(error.status_code, error.detail.rstrip(".") + ".", error.headers)
+        case BusyError():
+            return problem(429, "Too many requests are waiting; ask again later.", _LATER)
         case InputError():
-            return _problem(422, str(error))
+            return problem(422, str(error))
         case LoraqaError():
-            return _problem(500, str(error))
-    return _problem(500, "The server failed to answer this request; see its log.")
+            return problem(500, str(error))
+    return problem(500, "The server failed to answer this request; see its log.")
 
 
-def _problem(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    return JSONResponse(Problem(error=sentence).model_dump(), status, headers)
-
-
-def _first_problem(problem: dict[str, Any]) -> str:
+def _first_problem(first: dict[str, Any]) -> str:
     """Explain the first problem of a request's body in one sentence."""
-    if problem["type"] == "json_invalid":
-        return f"The body is not valid JSON: {problem['ctx']['error']}."
-    place = ".".join(map(str, problem["loc"][1:]))
+    if first["type"] == "json_invalid":
+        return f"The body is not valid JSON: {first['ctx']['error']}."
+    place = ".".join(map(str, first["loc"][1:]))
     if not place:
         return "The body must be a JSON object, sent with Content-Type: application/json."
-    return f"{place}: {problem['msg']}."
+    return f"{place}: {first['msg']}."
