@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from signal import SIGINT, SIGTERM
 from typing import Any
@@ -350,6 +351,104 @@ def test_an_error_is_one_sentence(
     assert out == ""
     assert says in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            ["ask", "Who?", "RUN", "--context-file", "DATA"],
+            "The question 'RUN' is a folder, but 'Who?'",
+        ),
+        (["ask", "DATA", "Who?", "--context-file", "RUN"], "DATA is a file and RUN a folder;"),
+        (["ask", "RUN", "DATA", "--context-file", "Who?"], "'DATA' is a file, but --context-file"),
+        (["ask", "RUN", "Who?" * 9999, "--context-file", "gone"], "gone does not exist"),
+        (["evaluate", "DATA", "--data", "RUN"], "DATA is a file and RUN a folder;"),
+        (["compare", "DATA", "--data", "RUN"], "DATA is a file and RUN a folder;"),
+        (["evaluate", "RUN", "--data", "DATA", "--out", "DATA"], "--out DATA is the data file"),
+        (["score", "DATA", "--data", "DATA"], "DATA holds questions;"),
+        (["train", "DATA", "--model", "TINY", "--out", "x"], "DATA holds no settings but data;"),
+        (
+            ["train", "TINY", "--train", "DATA", "--out", "x"],
+            "TINY is a folder, not a settings file",
+        ),
+        (["train", "--train", "DATA", "--out", "x"], "give it with --model,"),
+        (["train", "--model", "TINY", "--out", "x"], "give it with --train,"),
+        (
+            ["train", "--model", "TINY", "--train", "DATA", "--out", "DATA"],
+            "DATA is a file; name a",
+        ),
+        (["compare", "RUN", "--data", "DATA", "--out", "DATA"], "Nothing can be written into DATA"),
+        (["demo", "--out", "DATA"], "DATA exists and is no earlier demo"),
+        (["evaluate", "RUN", "--data", "BAD"], "BAD has 1 problem:"),
+        (["compare", "RUN", "--data", "BAD"], "BAD has 1 problem:"),
+        (["inspect", "--model", "TINY", "--data", "BAD"], "BAD has 1 problem:"),
+    ],
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
+)
+def test_a_wrong_argument_is_named_before_anything_heavy_is_imported(
+    tiny_folder: Path, data: Path, run: Path, tmp_path: Path, arguments: list[str], says: str
+) -> None:
+    bad = Passage(TEXT, (Question("bad", "Who?", (Answer("Nobody", 0),)),))
+    write_official(tmp_path / "bad.json", [bad], "1.1")
+    places = {"TINY": tiny_folder, "DATA": data, "RUN": run, "BAD": tmp_path / "bad.json"}
+    words = ["loraqa", *(str(places.get(word, word)) for word in arguments)]
+    status, out, error, heavy = in_new_process(words)
+    assert (status, out, heavy) == (2, "", [])
+    for name, path in places.items():
+        says = says.replace(name, str(path))
+    assert says in error
+    assert len(error) < 1000
+
+
+def in_new_process(words: list[str]) -> tuple[int, str, str, list[str]]:
+    """Return exit status, output, errors, and which of the heavy libraries were imported."""
+    code = (
+        "import sys\n"
+        "from loraqa.cli import main\n"
+        f"sys.argv = {words!r}\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    heavy = [n for n in ('torch', 'transformers', 'matplotlib') if n in sys.modules]\n"
+        "    sys.stderr.write('\\n' + ' '.join(heavy))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    error, _, heavy = done.stderr.rpartition("\n")
+    return done.returncode, done.stdout, error, heavy.split()
+
+
+def test_the_version_is_the_packages(call: Call) -> None:
+    assert call("--version") == (0, f"loraqa {version('loraqa')}\n", "")
+
+
+def test_help_shows_flags_without_a_value(call: Call) -> None:
+    for command in ("train", "evaluate", "compare", "demo"):
+        status, text, _ = call(command, "--help")
+        assert status == 0
+        assert "bool" not in text
+    assert "..." not in call("--help")[1].partition("Commands:")[2]
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        (["loraqa", "ev"], "evaluate\n"),
+        (["loraqa", "evaluate", "--strat"], "--strategy\n"),
+        (["loraqa", "train", "--on-bad", ""], "stop\nskip\n"),
+    ],
+)
+def test_the_shell_completes(typed: list[str], offered: str) -> None:
+    environment = os.environ | {
+        "_LORAQA_COMPLETE": "complete_bash",
+        "COMP_WORDS": " ".join(typed),
+        "COMP_CWORD": str(len(typed) - 1),
+    }
+    code = "import sys; sys.argv = ['loraqa']; from loraqa.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout == offered
 
 
 @pytest.fixture

@@ -186,6 +186,27 @@ def test_importing_loads_nothing_heavy(module: str) -> None:
     assert loaded_by(f"import {module}") == set()
 
 
+@pytest.mark.parametrize(
+    "before",
+    ["", "import loraqa.finetune, loraqa.reader", "from loraqa.finetune import finetune"],
+)
+def test_reader_and_finetune_are_imported_from_the_package(before: str) -> None:
+    """`loraqa.finetune` is a module too, which Python puts in the place of the function."""
+    code = (
+        f"{before}\n"
+        "import loraqa, loraqa.reader\n"
+        "from loraqa import Reader, finetune\n"
+        "assert Reader is loraqa.reader.Reader\n"
+        "try:\n"
+        "    finetune(settings=None)\n"
+        "except TypeError as error:\n"
+        "    assert 'run_dir' in str(error)\n"
+        "assert {'Reader', 'finetune'} <= {*dir(loraqa)}\n"
+        "assert not hasattr(loraqa, 'nothing')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_no_file_unpickles_or_runs_a_models_code() -> None:
     wrong = {
         str(path.relative_to(SOURCE)): uses

@@ -8,14 +8,16 @@ import json
 import shlex
 import signal
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
+from loraqa import __version__
 from loraqa.answer.strategies import MAX_SAMPLES, check_strategy
-from loraqa.errors import LoraqaError, explain
+from loraqa.errors import InputError, LoraqaError, explain, quote
 from loraqa.garbage import importing
 from loraqa.notices import show_notices
 from loraqa.prompt.defaults import DEFAULT_STRIDE
@@ -28,10 +30,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="loraqa",
-    help="Teach a language model to answer questions about your own texts.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    # Plain text; rich's help would show flags as `--json <bool>`.
+    rich_markup_mode=None,
 )
 
 Run = Annotated[
@@ -90,6 +92,24 @@ Strategy = Annotated[
 ]
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"loraqa {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _global(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_show_version, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Teach a language model to answer questions about your own texts."""
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the run and the report.")] = Path(
@@ -97,7 +117,11 @@ def demo(
     ),
     as_json: Json = False,
 ) -> None:
-    """Fine-tune the embedded model on its example data, offline, and write a report."""
+    """Fine-tune an embedded example offline, and write a report."""
+    from loraqa.demo import check_room
+
+    check_room(out)
+
     with importing():
         from loraqa.demo.run import run_demo
 
@@ -123,7 +147,7 @@ def inspect(
     ] = DEFAULT_STRIDE,
     on_bad: OnBad = "stop",
 ) -> None:
-    """Show tokens, mask and tree of some contexts; count and measure all of them."""
+    """Show tokens, mask and tree of some contexts; measure all."""
     from loraqa.model.source import ModelSource, choose_max_length, load_tokenizer
     from loraqa.prompt.encode import PromptEncoder
     from loraqa.prompt.template import DEFAULT_TEMPLATE, Template
@@ -174,7 +198,10 @@ def train(
         bool, typer.Option("--resume", help="Continue the run in --out from its newest checkpoint.")
     ] = False,
 ) -> None:
-    """Fine-tune a model with LoRA; docs/settings.md lists all settings."""
+    """Fine-tune a model with LoRA.
+
+    docs/settings.md lists all settings.
+    """
     from loraqa.speed.start.process import preparing
     from loraqa.train.run import RunDirectory
 
@@ -199,7 +226,9 @@ def evaluate(
     run: Run,
     data: Data,
     strategy: Strategy = "greedy",
-    out: Annotated[Path | None, typer.Option(help="Write the predictions to this file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File for the predictions; missing folders are made.")
+    ] = None,
     max_answer_tokens: MaxAnswer = None,
     base: Base = None,
     without: Without = "",
@@ -207,15 +236,20 @@ def evaluate(
     on_bad: OnBad = "stop",
     as_json: Json = False,
 ) -> None:
-    """Answer a data set and score the answers as SQuAD does."""
+    """Answer a data set and score the answers as SQuAD does.
+
+    If it is interrupted, the same command goes on from there.
+    """
     from loraqa.adapter.find import check_source
     from loraqa.files import check_file_writable, write_json
-    from loraqa.squad import check_there, read_passages
+    from loraqa.squad import read_passages
 
     if out:
         check_file_writable(out)
+        _check_not_input(out, data)
+    _check_order(run, data)
     check_source(run)
-    check_there(data)
+    dataset = read_passages(data, on_bad=on_bad)
 
     with importing():
         from loraqa.answer.evaluate import evaluate as evaluate_reader
@@ -225,7 +259,6 @@ def evaluate(
         from loraqa.report.tables import scores_table
 
     decoding = parse_strategy(strategy)
-    dataset = read_passages(data, on_bad=on_bad)
     reader = _reader(run, base, max_answer_tokens, without)
     journal = (
         Journal.beside(out, reader.identify())
@@ -255,7 +288,7 @@ def score(
     on_bad: OnBad = "stop",
     as_json: Json = False,
 ) -> None:
-    """Score a predictions file: exact match and F1, as the official scripts compute them."""
+    """Compute official exact match and F1 of a predictions file."""
     from loraqa.squad import read_no_answer_probabilities, read_passages, read_predictions
     from loraqa.squad import score as official_score
 
@@ -294,7 +327,8 @@ def compare(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for table and plot; default: RUN/comparison for a run, else ./comparison."
+            help="Folder for table and plot, made if it is missing; default: RUN/comparison for a "
+            "run, else ./comparison."
         ),
     ] = None,
     max_answer_tokens: MaxAnswer = None,
@@ -304,15 +338,19 @@ def compare(
     on_bad: OnBad = "stop",
     as_json: Json = False,
 ) -> None:
-    """Compare decoding strategies: quality, diversity, and answers found in the context."""
+    """Compare the quality and diversity of decoding strategies.
+
+    If it is interrupted, the same command goes on from there.
+    """
     from loraqa.adapter.find import check_source
     from loraqa.files import check_folder_writable
-    from loraqa.squad import check_there, read_passages
+    from loraqa.squad import read_passages
 
+    _check_order(run, data)
     check_source(run)
     folder = out or _place_for(run, "comparison")
     check_folder_writable(folder)
-    check_there(data)
+    dataset = read_passages(data, on_bad=on_bad)
 
     with importing():
         from loraqa.answer.compare import compare as compare_strategies
@@ -324,7 +362,6 @@ def compare(
         from loraqa.report.tables import strategies_table
 
     decodings = [parse_strategy(name) for name in strategies.split(",")]
-    dataset = read_passages(data, on_bad=on_bad)
     if questions:
         dataset = sample_questions(dataset, questions, seed)
     reader = _reader(run, base, max_answer_tokens, without)
@@ -363,6 +400,7 @@ def ask(
     from loraqa.adapter.find import check_source
     from loraqa.squad.text import read_text
 
+    _check_order_of_ask(run, questions, context_file)
     check_source(run)
     context = read_text(context_file)
 
@@ -445,7 +483,7 @@ def analyze(
     base: Base = None,
     as_json: Json = False,
 ) -> None:
-    """Show what LoRA learned: norm, rank and singular values of every update."""
+    """Show what LoRA learned: norms, ranks, singular values."""
     from loraqa.adapter.find import adapter_of
     from loraqa.files import check_file_writable
 
@@ -479,7 +517,7 @@ def export(
     ] = "peft",
     base: Base = None,
 ) -> None:
-    """Export the adapter for PEFT, or the model with the adapter merged into it."""
+    """Write the adapter for PEFT, or the merged model."""
     from loraqa.adapter.find import adapter_of
 
     adapter_of(run)
@@ -521,6 +559,49 @@ def _end(number: int, *_: object) -> NoReturn:
 def _fail(message: str, status: int) -> NoReturn:
     sys.stderr.write(f"loraqa: {message}\n")
     raise SystemExit(status)
+
+
+def _check_order(run: Path, data: str) -> None:
+    """Raise `InputError` if the data were given as the run, and the run as the data."""
+    if run.is_file() and Path(data).is_dir():
+        raise InputError(
+            f"{run} is a file and {data} a folder; give the folder of the run first, and the file "
+            "with --data."
+        )
+
+
+def _check_order_of_ask(run: Path, questions: Sequence[str], context_file: Path) -> None:
+    """Raise `InputError` if run, text and a question were given for each other."""
+    if run.is_file() and context_file.is_dir():
+        raise InputError(
+            f"{run} is a file and {context_file} a folder; give the folder of the run first, and "
+            "the text's file with --context-file."
+        )
+    for question in questions:
+        if not run.is_dir() and _is(question, Path.is_dir):
+            raise InputError(
+                f"The question {quote(question)} is a folder, but {quote(str(run))} is none; give "
+                "the run first, then the questions."
+            )
+        if not context_file.exists() and _is(question, Path.is_file):
+            raise InputError(
+                f"The question {quote(question)} is a file, but --context-file "
+                f"{quote(str(context_file))} is none; give the text's file with --context-file."
+            )
+
+
+def _is(text: str, kind: Callable[[Path], bool]) -> bool:
+    try:
+        return kind(Path(text))
+    except OSError:
+        # A question may be longer than a path.
+        return False
+
+
+def _check_not_input(out: Path, data: str) -> None:
+    """Raise `InputError` if writing `out` would overwrite the data."""
+    if out.exists() and Path(data).exists() and out.samefile(data):
+        raise InputError(f"--out {out} is the data file itself; name another file.")
 
 
 def _place_for(source: Path, name: str) -> Path:

@@ -18,6 +18,9 @@ _ADVICE = {
     errno.EIO: "see whether its disk is failing",
 }
 
+# The most characters of a message. What it quotes may have any length.
+_LONGEST = 4000
+
 
 class LoraqaError(Exception):
     """A failure of the work. The command line exits with status 1."""
@@ -49,11 +52,13 @@ class FileError(OSError):
 
 
 def explain(error: LoraqaError | OSError) -> tuple[str, int]:
-    """Return the message and the exit status for an error."""
+    """Return the message, of limited length, and the exit status for an error."""
     if isinstance(error, LoraqaError):
-        return str(error), error.exit_code
+        return shortened(str(error), _LONGEST), error.exit_code
     advice = f"; {_ADVICE[error.errno]}" if error.errno in _ADVICE else ""
-    return f"{_what(error)}{advice}.", 1
+    # An argument that is no path was taken for one.
+    status = 2 if error.errno == errno.ENAMETOOLONG else 1
+    return f"{shortened(_what(error), _LONGEST // 8)}{advice}.", status
 
 
 def _what(error: OSError) -> str:
@@ -62,10 +67,22 @@ def _what(error: OSError) -> str:
     return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
 
 
+def shortened(text: str, most: int) -> str:
+    """Return a text with its middle left out if it has more than `most` characters."""
+    if len(text) <= most:
+        return text
+    return f"{text[: most // 2]} … {text[len(text) - most // 2 :]}"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number and a noun: "1 context", but "2,000 contexts"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def some_of(names: Collection[str], most: int = 5) -> str:
     """Return the first `most` names and the number of the others, for a message."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(islice(names, most)) + more
+    return ", ".join(shortened(name, 100) for name in islice(names, most)) + more
 
 
 def in_a_line(problem: Exception) -> str:

@@ -7,9 +7,11 @@ Reader.load("runs/squad").answer(context, questions)
 
 import logging
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -20,7 +22,7 @@ from loraqa.adapter.evaluation import Evaluation
 from loraqa.adapter.info import AdapterInfo, BaseInfo, write_adapter_info
 from loraqa.answer.evaluate import evaluate, sample_questions
 from loraqa.answer.reader import Reader
-from loraqa.errors import InputError, some_of
+from loraqa.errors import InputError, counted, some_of
 from loraqa.files import replacing_folder, write_text
 from loraqa.lora.adapt import adapt, parameter_counts
 from loraqa.lora.adapter import load_adapter
@@ -173,20 +175,20 @@ def _report_training(training: TrainingData, max_length: int) -> None:
     """Log what the run learns from. Raises `InputError` if there is nothing to learn from."""
     source, counts = training.facts["source"], training.encoded.counts
     logger.info(
-        f"Training on {counts.questions:,} questions on {counts.passages:,} contexts of "
-        f"{source}: {counts.tree_tokens:,} tokens as trees, {counts.separate_tokens:,} as "
-        "separate examples."
+        f"Training on {counted(counts.questions, 'question')} on "
+        f"{counted(counts.passages, 'context')} of {source}: {counts.tree_tokens:,} tokens as "
+        f"trees, {counts.separate_tokens:,} as separate examples."
     )
     if counts.windowed:
         logger.warning(
-            f"{counts.windowed:,} contexts do not fit into {max_length} tokens and are read in "
-            f"windows: {counts.left_out:,} examples whose window lacks the answer are left out, "
-            f"{counts.not_here:,} are trained as unanswerable."
+            f"Too long for {max_length} tokens and read in windows: "
+            f"{counted(counts.windowed, 'context')}. Examples whose window lacks the answer: "
+            f"{counts.left_out:,} left out, {counts.not_here:,} trained as unanswerable."
         )
     if counts.skipped:
         logger.warning(
-            f"{len(counts.skipped):,} questions are skipped, because no window holds their whole "
-            f"answer: {some_of(counts.skipped)}."
+            f"Skipped, because no window holds the whole answer: "
+            f"{counted(len(counts.skipped), 'question')} ({some_of(counts.skipped)})."
         )
     if not training.encoded.trees:
         raise InputError(f"{source} holds no question to train on.")
@@ -280,3 +282,16 @@ def _write_adapter(run: RunDirectory, state: TrainState, info: AdapterInfo, card
         shutil.copytree(checkpoint / ADAPTER, folder, dirs_exist_ok=True)
         write_adapter_info(folder, info)
         write_text(folder / CARD, card)
+
+
+class _Recipe(ModuleType):
+    """This module, which can be called like its function.
+
+    `from loraqa import finetune` gives the module, because Python sets a package's attributes to
+    its modules.
+    """
+
+    __call__ = staticmethod(finetune)
+
+
+sys.modules[__name__].__class__ = _Recipe

@@ -78,3 +78,10 @@ def test_all_bad_predictions_are_listed(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist; check the path"):
         read_predictions(tmp_path / "none.json")
+
+
+def test_questions_given_as_predictions_are_recognized(tmp_path: Path) -> None:
+    (tmp_path / "dev.json").write_text('{"version": "1.1", "data": [{"paragraphs": []}]}')
+    for read in (read_predictions, read_no_answer_probabilities):
+        with pytest.raises(InputError, match=r"dev.json holds questions; .*--data"):
+            read(tmp_path / "dev.json")

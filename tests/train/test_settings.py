@@ -9,6 +9,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from loraqa.errors import InputError
+from loraqa.speed import chosen
 from loraqa.train.settings import (
     CheckpointSettings,
     OptimisationSettings,
@@ -95,9 +96,73 @@ def test_an_invalid_override_is_explained_in_one_sentence(override: str, message
     assert "\n" not in str(caught.value)
 
 
-def test_missing_settings_are_named() -> None:
-    with pytest.raises(InputError, match=r"model.source is missing.*data.train is missing"):
+def test_missing_settings_are_named_with_their_flags() -> None:
+    missing = r"model.source is missing.* --model, .*data.train is missing.* --train, "
+    with pytest.raises(InputError, match=missing):
         load_settings()
+
+
+LONG = "x" * 400_000
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"lora.rank={LONG}",
+        f"lora.rank={DEEP}",
+        f"lora.rank={'9' * 100_000}",
+        f"lora.target_modules=[{', '.join(['[]'] * 10_000)}]",
+        f"{LONG}=1",
+        f"lora.{LONG}=1",
+        LONG,
+        f"lora={LONG}",
+        f"optimisation.schedule={LONG}",
+        f"prompt.template={LONG}",
+        f"speed.without={LONG}",
+    ],
+    ids=range(11),
+)
+def test_messages_are_bounded(override: str) -> None:
+    with pytest.raises(InputError) as caught:
+        chosen({}, load(override).speed.without)
+    assert len(str(caught.value)) < 1500
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("squad.json", '{"version": "1.1", "data": [{"title": "", "paragraphs": []}]}'),
+        ("rows.jsonl", '{"id": 1, "question": "Who?", "context": "Ann."}\n' * 3),
+        ("list.json", '[\n  {"question": "Who?"}\n]'),
+        ("rows.csv", "id,context,question,answers\n1,Ann.,Who?,{}\n"),
+        ("rows.tsv", "id\tcontext\tquestion\n1\tAnn.\tWho?\n"),
+        ("quoted.csv", '"id";"question";"context"\n'),
+        ("large", "# nothing\n" * 200_000),
+    ],
+)
+def test_a_data_file_given_as_settings_is_recognized(tmp_path: Path, name: str, text: str) -> None:
+    file = write(tmp_path / name, text)
+    with pytest.raises(InputError) as caught:
+        load_settings([file], NEEDED)
+    assert str(caught.value) == (
+        f"{file} holds no settings but data; questions are given with --train and --dev."
+    )
+
+
+def test_a_folder_given_as_settings_is_recognized(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder, not a settings file.*--model"):
+        load_settings([tmp_path], NEEDED)
+
+
+def test_settings_about_questions_are_no_data(tmp_path: Path) -> None:
+    text = (
+        "prompt: {template: '{context}, question, {question}: {answer}'}\n"
+        "evaluation:\n  questions: 3\n"
+    )
+    assert load_settings([write(tmp_path / "a.yaml", text)], NEEDED).evaluation.questions == 3
+    for saved in (load(), load("data.train=question,answer.csv")):
+        assert load_settings([write(tmp_path / "b.yaml", saved.to_yaml())]) == saved
 
 
 @pytest.mark.parametrize(

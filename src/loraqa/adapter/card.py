@@ -5,6 +5,7 @@ from typing import Any
 
 from loraqa.adapter.evaluation import Evaluation
 from loraqa.adapter.info import AdapterInfo
+from loraqa.errors import counted
 
 CARD = "README.md"
 
@@ -35,10 +36,10 @@ def model_card(
         base=info.base,
         base_name=info.base.source,
         scores=_scores(before, after),
-        steps=steps,
+        steps=counted(steps, "optimizer step"),
         minutes=training_seconds / 60,
         train=data["source"],
-        questions=data["questions"],
+        questions=counted(data["questions"], "question"),
         sha256=data["sha256"],
         command=command,
         settings=settings_yaml.rstrip(),
@@ -69,7 +70,7 @@ Base model: {base}.
 
 {scores}
 
-Trained for {steps:,} optimizer steps ({minutes:.1f} minutes) on the {questions:,} questions of
+Trained for {steps} ({minutes:.1f} minutes) on the {questions} of
 `{train}` (sha256 of the passages: `{sha256}`).
 
 Ask it with loraqa (`loraqa ask`, or `Reader.load` from Python); `loraqa.json` says how its prompts

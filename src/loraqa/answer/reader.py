@@ -18,7 +18,7 @@ from loraqa.answer.journal import Journal
 from loraqa.answer.locate import locate
 from loraqa.answer.progress import Progress
 from loraqa.answer.strategies import parse_strategy
-from loraqa.errors import InputError
+from loraqa.errors import InputError, counted
 from loraqa.model.memory import explaining_lack_of_memory
 from loraqa.model.runner import Runner
 from loraqa.model.stop import stopping
@@ -162,8 +162,8 @@ class Reader:
     def _note_windows(self, counts: EncodingCounts) -> None:
         """Log windows once for the same data, which training scores again and again."""
         note = (
-            f"{counts.windowed:,} of {counts.passages:,} contexts do not fit into "
-            f"{self.max_length:,} tokens and are read in windows."
+            f"Too long for {self.max_length:,} tokens and read in windows: {counts.windowed:,} of "
+            f"{counted(counts.passages, 'context')}."
         )
         if counts.windowed and note not in self._noted:
             self._noted.add(note)

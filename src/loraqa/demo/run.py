@@ -21,8 +21,9 @@ from loraqa.answer.compare import Comparison, compare
 from loraqa.answer.evaluate import Evaluated, evaluate, sample_questions
 from loraqa.answer.reader import Answered
 from loraqa.answer.strategies import parse_strategy
+from loraqa.demo import check_room
 from loraqa.demo.world import test_passages, train_passages
-from loraqa.errors import InputError
+from loraqa.errors import counted
 from loraqa.finetune import FinetuneResult, finetune
 from loraqa.reader import Reader
 from loraqa.report import (
@@ -153,11 +154,9 @@ def run_demo(
 
 def _make_room(out: Path) -> None:
     """Remove an earlier demo; refuse to remove anything else."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not (out / "data" / "train.json").is_file():
-        raise InputError(f"{out} exists and is no earlier demo; name another folder with --out.")
-    shutil.rmtree(out)
+    check_room(out)
+    if out.exists():
+        shutil.rmtree(out)
 
 
 def _write_data(folder: Path, size: DemoSize) -> QADataset:
@@ -195,7 +194,7 @@ def _scores(evaluated: Evaluated) -> str:
     scores = evaluated.scores
     return (
         f"exact match {scores.exact_match:.1f}, F1 {scores.f1:.1f} "
-        f"on {scores.total:,} questions ({evaluated.questions_per_second:.0f} a second)"
+        f"on {counted(scores.total, 'question')} ({evaluated.questions_per_second:.0f} a second)"
     )
 
 

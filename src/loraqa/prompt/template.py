@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 
-from loraqa.errors import InputError
+from loraqa.errors import InputError, quote
 
 DEFAULT_TEMPLATE = "Context: {context} Question: {question} Answer: {answer}"
 _FIELDS = ("context", "question", "answer")
@@ -30,13 +30,13 @@ class Template:
         pieces = re.split(r"\{(\w+)\}", self.text)
         if tuple(pieces[1::2]) != _FIELDS or pieces[-1]:
             raise InputError(
-                f"The template {self.text!r} must contain {{context}}, {{question}} and {{answer}} "
-                "once each, in this order, and end with {answer}."
+                f"The template {quote(self.text)} must contain {{context}}, {{question}} and "
+                "{answer} once each, in this order, and end with {answer}."
             )
         if not pieces[4].strip():
             raise InputError(
-                f"The template {self.text!r} needs some text between {{question}} and {{answer}} "
-                "that tells the model to answer."
+                f"The template {quote(self.text)} needs some text between {{question}} and "
+                "{answer} that tells the model to answer."
             )
         cue, blank = _split_before_blank(pieces[4])
         object.__setattr__(self, "_literals", (pieces[0], pieces[2], cue, blank))

@@ -8,6 +8,8 @@ from itertools import takewhile
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from loraqa.errors import counted
+
 if TYPE_CHECKING:
     import rich.table
 
@@ -127,7 +129,7 @@ def strategies_table(comparisons: Iterable["Comparison"]) -> Table:
         for each in comparisons
     )
     asked = max((each.questions for each in comparisons), default=0)
-    return Table(f"Decoding strategies on {asked:,} questions", columns, rows)
+    return Table(f"Decoding strategies on {counted(asked, 'question')}", columns, rows)
 
 
 def scores_table(scores: Mapping[str, Any]) -> Table:

@@ -56,6 +56,10 @@ def _read_object(path: Path, checks: Checks) -> dict[str, Any]:
         raise InputError(f"{path}, {where}: {reason}; {_EXPECTED}.") from None
     if not isinstance(document, dict):
         raise InputError(f"{path} is not a JSON object at the top level; {_EXPECTED}.")
+    if isinstance(document.get("data"), list):
+        raise InputError(
+            f"{path} holds questions; name a predictions file, and the questions with --data."
+        )
     return document
 
 

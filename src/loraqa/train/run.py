@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraqa.errors import InputError
+from loraqa.errors import InputError, shortened
 from loraqa.files import check_folder_writable, read_json, write_json, write_text
 from loraqa.train.settings import RunSettings, differences, load_settings
 
@@ -90,6 +90,8 @@ class RunDirectory:
                 the settings differ.
         """
         if not resume:
+            if self.path.is_file():
+                raise InputError(f"{self.path} is a file; name a new folder for the run.")
             if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
                 raise InputError(
                     f"{self.path} exists already: go on with it (--resume) or name another folder."
@@ -181,7 +183,10 @@ def _check_same_settings(before: RunSettings, after: RunSettings) -> None:
         if not key.startswith(_FREE_ON_RESUME)
     }
     if changed:
-        listed = ", ".join(f"{key} was {old!r}, now {new!r}" for key, (old, new) in changed.items())
+        listed = ", ".join(
+            f"{key} was {shortened(repr(old), 60)}, now {shortened(repr(new), 60)}"
+            for key, (old, new) in changed.items()
+        )
         raise InputError(
             f"A resumed run keeps its settings, but {listed}: restore them, or start a new run."
         )

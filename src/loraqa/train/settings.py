@@ -11,7 +11,7 @@ The same from the command line: `--set optimisation.learning_rate=3e-4 --set lor
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
-from loraqa.errors import InputError
+from loraqa.errors import InputError, in_a_line, quote, shortened
 from loraqa.lora.settings import LoraSettings
 from loraqa.prompt.defaults import DEFAULT_MAX_ANSWER_TOKENS, DEFAULT_STRIDE
 from loraqa.prompt.template import DEFAULT_TEMPLATE, Template
@@ -196,7 +196,7 @@ def parse_settings(values: Mapping[str, Any]) -> RunSettings:
     try:
         return RunSettings.model_validate(values)
     except ValidationError as error:
-        raise InputError(" ".join(map(_explain, error.errors()))) from None
+        raise InputError(" ".join(_explanations(error.errors()))) from None
 
 
 def differences(before: RunSettings, after: RunSettings) -> dict[str, tuple[Any, Any]]:
@@ -222,6 +222,17 @@ _TYPES: dict[str, Any] = {"seed": int} | {
     for name, field in kind.model_fields.items()
 }
 _TEXT_KEYS = {key for key, kind in _TYPES.items() if kind in (str, str | None)}
+
+# The flags of the command line for the settings that have no default.
+_FLAGS = {"model.source": "--model", "data.train": "--train"}
+# How many wrong settings a message explains.
+_EXPLAINED = 5
+# Bytes; a larger file holds no settings.
+_LARGEST = 2**20
+# A file of questions has these keys (JSON), or a table's head with this column.
+_QUESTIONS = re.compile(
+    r'"(question|paragraphs)"\s*:|\A([\w ."-]+[,;\t])*\s*"?question"?\s*[,;\t\n]'
+)
 
 
 class _Loader(yaml.SafeLoader):
@@ -251,25 +262,45 @@ for _kind, _pattern in {
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
+    text = _read_text(file)
     try:
-        values = yaml.load(file.read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError:
-        raise InputError(f"The settings file {file} does not exist; check the path.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"The settings file {file} cannot be read ({error}).") from None
+        values = yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise InputError(f"{file}{where} is not valid YAML: {error.problem}.") from None
+        problem = shortened(str(error.problem), 200)
+        raise InputError(f"{file}{where} is not valid YAML: {problem}.") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise InputError(f"{file} is not valid YAML: {in_a_line(error)}.") from None
     if not isinstance(values, dict | None):
         raise InputError(f"{file} must contain groups of settings (`lora:`, `model:`, ...).")
     return values or {}
 
 
+def _read_text(file: Path) -> str:
+    """Return the text of a settings file, unless it is something else."""
+    try:
+        size = file.stat().st_size
+        text = file.read_text(encoding="utf-8") if size <= _LARGEST else ""
+    except FileNotFoundError:
+        raise InputError(f"The settings file {file} does not exist; check the path.") from None
+    except IsADirectoryError:
+        raise InputError(
+            f"{file} is a folder, not a settings file; a base model is given with --model."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"The settings file {file} cannot be read ({error}).") from None
+    if size > _LARGEST or _QUESTIONS.search(text):
+        raise InputError(
+            f"{file} holds no settings but data; questions are given with --train and --dev."
+        )
+    return text
+
+
 def _read_override(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not (key and equals):
-        raise InputError(f"{text!r} is not a setting; write key=value, as in lora.rank=16.")
+        raise InputError(f"{quote(text)} is not a setting; write key=value, as in lora.rank=16.")
     *groups, name = key.split(".")
     nested: dict[str, Any] = {name: _read_value(key, value)}
     for group in reversed(groups):
@@ -283,7 +314,7 @@ def _read_value(key: str, text: str) -> Any:
         return text
     try:
         return yaml.load(text, _Loader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError, ValueError):
         return text
 
 
@@ -299,17 +330,27 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _explanations(errors: Sequence[ErrorDetails]) -> list[str]:
+    more = [f"There are {len(errors) - _EXPLAINED:,} more problems."]
+    return [*map(_explain, errors[:_EXPLAINED]), *(more if len(errors) > _EXPLAINED else [])]
+
+
 def _explain(error: ErrorDetails) -> str:
     key = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
-        return f"There is no setting {key}{_hint(key)}."
+        return f"There is no setting {shortened(key, 60)}{_hint(key)}."
     if error["type"] == "missing":
-        return f"The setting {key} is missing; give it in the settings file or as {key}=VALUE."
+        flag = f"{_FLAGS[key]}, " if key in _FLAGS else ""
+        return (
+            f"The setting {key} is missing; give it with {flag}--set {key}=VALUE, or in the "
+            "settings file."
+        )
+    given = shortened(repr(error["input"]), 60)
     if error["type"] == "model_type":
         names = ", ".join(_GROUPS[key].model_fields)
-        return f"The setting {key} is {error['input']!r} but must be a group ({names})."
+        return f"The setting {key} is {given} but must be a group ({names})."
     allowed = re.sub(r"^(Input|Tuple) should ", "must ", error["msg"])
-    return f"The setting {key} is {error['input']!r} but {allowed}."
+    return f"The setting {key} is {given} but {shortened(allowed, 400)}."
 
 
 def _hint(key: str) -> str:
