@@ -268,7 +268,10 @@ def test_time_before_an_interruption_counts(tmp_path: Path) -> None:
     assert Stopwatch(None).seconds < 1
 
 
-def test_the_cache_keeps_the_newest_journals() -> None:
+def test_the_cache_keeps_the_newest_journals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORAQA_CACHE", str(tmp_path))
     folder = cache_folder("answers")
     folder.mkdir(parents=True)
     for number in range(30):

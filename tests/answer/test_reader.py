@@ -171,9 +171,9 @@ def test_windows_are_logged_once_for_the_same_data(
     with caplog.at_level(logging.INFO, logger="loraqa"):
         for passages in ([LONG_PASSAGE], [LONG_PASSAGE], [LONG_PASSAGE, PASSAGES[1]]):
             reader.read(passages, Greedy())
-    assert [message[:20] for message in caplog.messages] == [
-        "1 of 1 contexts do n",
-        "1 of 2 contexts do n",
+    assert caplog.messages == [
+        "Too long for 140 tokens and read in windows: 1 of 1 context.",
+        "Too long for 140 tokens and read in windows: 1 of 2 contexts.",
     ]
 
 
