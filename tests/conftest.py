@@ -1,5 +1,6 @@
 """Fixtures for all rooms."""
 
+import gc
 import importlib.util
 import json
 import logging
@@ -7,7 +8,7 @@ import os
 import resource
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ settings.load_profile("untimed")
 # Where kernels in C are to work; elsewhere nobody has tried.
 COMPILES = sys.platform == "linux" and shutil.which("cc") is not None
 needs_compiler = pytest.mark.skipif(not COMPILES, reason="no C compiler here, or not Linux")
+
+Call = Callable[..., tuple[int, str, str]]
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -77,6 +80,27 @@ def notices_as_they_were() -> Iterator[None]:
     yield
     logger.setLevel(level)
     logger.handlers[:] = handlers
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Run a command line in this process; return its exit status, output and errors."""
+
+    import loraqa.cli
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        # The handlers of earlier calls write to streams that are closed.
+        monkeypatch.setattr(logging.getLogger("loraqa"), "handlers", [])
+        monkeypatch.setattr(sys, "argv", ["loraqa", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            loraqa.cli.main()
+        # Frozen objects of earlier tests would never be collected.
+        gc.unfreeze()
+        captured = capsys.readouterr()
+        return int(stopped.value.code or 0), captured.out, captured.err
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -1,16 +1,14 @@
 """The command line: exit status and output of every command on a tiny model."""
 
-import gc
 import io
 import json
-import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from signal import SIGINT, SIGTERM
@@ -21,13 +19,10 @@ import torch
 
 import loraqa.reader
 from loraqa.answer.reader import Reader
-from loraqa.cli import main
 from loraqa.speed import OF_COMMANDS, OF_MODELS, OF_PREPARATION
 from loraqa.speed.trial import fastest
 from loraqa.squad import Answer, Passage, Question, write_official
-from tests.conftest import assert_near
-
-Call = Callable[..., tuple[int, str, str]]
+from tests.conftest import Call, assert_near
 
 TEXT = "The old town lies on the river Aune. Its mill was built by Ruth Olen in 1203."
 PASSAGES = [
@@ -47,23 +42,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "town.json"
     write_official(path, PASSAGES, "1.1")
     return path
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        # The handlers of earlier calls write to streams that are closed.
-        monkeypatch.setattr(logging.getLogger("loraqa"), "handlers", [])
-        monkeypatch.setattr(sys, "argv", ["loraqa", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        # Frozen objects of earlier tests would never be collected.
-        gc.unfreeze()
-        captured = capsys.readouterr()
-        return int(stopped.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture(scope="module")

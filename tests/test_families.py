@@ -1,0 +1,196 @@
+"""Every command and the Python front door, on a GPT-2-like and on a Llama-like model."""
+
+import json
+import re
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from fastapi.testclient import TestClient
+from peft import PeftModel
+from PIL import Image
+
+from loraqa import Reader, finetune
+from loraqa.answer.evaluate import evaluate
+from loraqa.answer.load import load_model
+from loraqa.serve.app import Served, create_app
+from loraqa.squad import Answer, Passage, Question, read_passages, score, write_official
+from loraqa.train.settings import load_settings
+from tests.conftest import Call, assert_near, tiny_model
+
+TEXT = "The old town lies on the river Aune. Its mill was built by Ruth Olen in 1203."
+PASSAGES = [
+    Passage(
+        f"{TEXT} It has {number} gates.",
+        (
+            Question(f"a{number}", "Who built the mill?", (Answer("Ruth Olen", 59),)),
+            Question(f"b{number}", "When?", (Answer("1203", 72),)),
+        ),
+    )
+    for number in range(4)
+]
+# An odd number of kinds of layers in Llama's blocks (seven), an even one in GPT-2's (four).
+KINDS = {"gpt2": 4, "llama": 7}
+SETTINGS = [
+    "model.dtype=float32",
+    "optimisation.max_steps=4",
+    "optimisation.questions_per_step=4",
+    "optimisation.epochs=9",
+    "optimisation.learning_rate=1e-2",
+    "checkpoint.every=2",
+    "prompt.stride=16",
+    "evaluation.max_answer_tokens=8",
+]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def base(family: str, tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
+    folder = tmp_path_factory.mktemp(family)
+    tiny_model(family).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "town.json"
+    write_official(path, PASSAGES, "1.1")
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    sources = [f"model.source={base}", f"data.train={data}", f"data.dev={data}"]
+    finetune(load_settings(overrides=[*SETTINGS, *sources]), out)
+    return out
+
+
+def adapter_of(run: Path) -> bytes:
+    return (run / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def test_training_and_resuming_give_the_same_adapter(
+    call: Call, base: Path, data: Path, run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    sets = [word for setting in SETTINGS for word in ("--set", setting)]
+    words = ("train", "--model", base, "--train", data, "--dev", data, "--out", out, *sets)
+    status, printed, error = call(*words)
+    assert (status, printed) == (0, ""), error
+    assert adapter_of(out) == adapter_of(run)
+    # As if the run had been killed after its first checkpoint.
+    shutil.rmtree(out / "adapter")
+    shutil.rmtree(out / "checkpoints" / "step-000004")
+    status, _, error = call("train", "--out", out, "--resume")
+    assert status == 0, error
+    assert adapter_of(out) == adapter_of(run)
+
+
+def test_evaluating_gives_the_official_scores_of_the_reader(
+    call: Call, data: Path, run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "predictions.json"
+    status, printed, error = call("evaluate", run, "--data", data, "--out", out, "--json")
+    assert status == 0, error
+    dataset = read_passages(data)
+    predictions = json.loads(out.read_text())
+    assert predictions == evaluate(Reader.load(run), dataset).predictions
+    told, official = json.loads(printed), score(predictions, dataset).to_json()
+    assert {name: told[name] for name in official} == official
+    status, printed, _ = call("score", out, "--data", data, "--json")
+    assert (status, json.loads(printed)) == (0, official)
+
+
+def test_comparing_answers_by_every_kind_of_strategy(
+    call: Call, data: Path, run: Path, tmp_path: Path
+) -> None:
+    names = ["greedy", "top-p:0.9", "beam:2", "span"]
+    words = ("--strategies", ",".join(names), "--samples", 2, "--out", tmp_path / "c")
+    status, printed, error = call("compare", run, "--data", data, *words)
+    assert status == 0, error
+    rows = json.loads((tmp_path / "c" / "comparison.json").read_text())
+    assert [(row["strategy"], row["questions"]) for row in rows] == [(name, 8) for name in names]
+    assert rows[-1]["found"] == 1
+    assert all(name in printed for name in names)
+
+
+def test_asking_and_serving_give_the_answers_of_the_reader(
+    call: Call, run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "town.txt").write_text(TEXT)
+    questions = ["Who built the mill?", "When?"]
+    reader = Reader.load(run)
+    expected = [asdict(answer) for answer in reader.answer(TEXT, questions, "span")]
+    assert [TEXT[a["start"] : a["end"]] for a in expected] == [a["text"] for a in expected]
+    words = ("--context-file", tmp_path / "town.txt", "--strategy", "span")
+    status, printed, error = call("ask", run, *questions, *words, "--json")
+    assert (status, json.loads(printed)["answers"]) == (0, expected), error
+    assert expected[0]["text"] in " ".join(call("ask", run, *questions, *words)[1].split())
+    with TestClient(create_app(reader, Served.describe(run, reader)), "http://localhost") as client:
+        body = {"context": TEXT, "questions": questions, "strategy": "span"}
+        assert client.post("/api/answer", json=body).json()["answers"] == expected
+        assert client.get("/api/model").json()["adapter"] == str(run / "adapter")
+        assert client.get("/").status_code == 200
+
+
+def test_analyzing_shows_every_adapted_layer(
+    call: Call, family: str, run: Path, tmp_path: Path
+) -> None:
+    picture = tmp_path / "spectra.png"
+    status, printed, error = call("analyze", run, "--out", picture, "--json")
+    assert status == 0, error
+    layers = json.loads(printed)["layers"]
+    assert len(layers) == 2 * KINDS[family]
+    kinds = {re.sub(r".*?\.\d+\.", "", layer["name"]) for layer in layers}
+    assert len(kinds) == KINDS[family]
+    with Image.open(picture) as image:
+        assert len(image.convert("RGB").getcolors(1_000_000)) > 10
+    status, printed, _ = call("analyze", run, "--out", picture)
+    assert status == 0
+    assert all(kind in printed for kind in kinds)
+
+
+def test_exports_compute_what_the_run_computes(
+    call: Call, base: Path, run: Path, tmp_path: Path
+) -> None:
+    for kind in ("peft", "merged"):
+        status, _, error = call("export", run, "--format", kind, "--out", tmp_path / kind)
+        assert status == 0, error
+    ids = torch.arange(1, 30)[None]
+    plain = transformers.AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        ours = load_model(run).model(ids).logits
+        before = plain(ids).logits.clone()
+        by_peft = PeftModel.from_pretrained(plain, tmp_path / "peft")(ids).logits
+        merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(ids).logits
+    assert_near(ours, by_peft, 1e-5)
+    assert_near(merged, by_peft, 1e-5)
+    assert (before - by_peft).norm() > 0.01 * before.norm()
+
+
+def test_an_export_answers_as_the_run_does(
+    call: Call, data: Path, run: Path, tmp_path: Path
+) -> None:
+    expected = evaluate(Reader.load(run), read_passages(data)).predictions
+    for kind in ("peft", "merged"):
+        assert call("export", run, "--format", kind, "--out", tmp_path / kind)[0] == 0
+        reader = Reader.load(tmp_path / kind)
+        assert evaluate(reader, read_passages(data)).predictions == expected
+
+
+def test_inspecting_shows_the_input(call: Call, base: Path, data: Path) -> None:
+    status, printed, error = call("inspect", "--model", base, "--data", data, "-n", 1)
+    assert status == 0, error
+    assert re.search(r"contexts +4", printed)
+    assert re.search(r"questions +8", printed)
+    assert "Who" in printed.replace("│", "")
