@@ -646,7 +646,9 @@ def test_a_training_stopped_before_its_first_step_leaves_nothing(
         "train", "--model", tiny_folder, "--train", data, "--out", tmp_path / "run"
     )
     assert (status, out) == (128 + number, "")
-    assert all(line.startswith("loraqa: ") for line in error.splitlines())
+    *others, told = error.splitlines()
+    assert all(line.startswith("loraqa: ") for line in others)
+    assert told == (f"loraqa: The training has not begun; nothing is kept in {tmp_path / 'run'}.")
     assert not (tmp_path / "run").exists()
     assert list((tmp_path / "temporary").iterdir()) == []
 

@@ -14,7 +14,7 @@ from loraqa import files
 from loraqa.errors import FileError, InputError, explain
 from loraqa.files import (
     append_line,
-    holds_nothing,
+    contents,
     make_folder,
     one_writer,
     read_json,
@@ -193,7 +193,7 @@ def test_an_error_about_another_file_names_that_file(tmp_path: Path) -> None:
 def test_one_process_writes_to_a_folder_until_it_dies(tmp_path: Path) -> None:
     folder = tmp_path / "new"
     with process_that("one_writer(a[0])", folder):
-        assert holds_nothing(folder)
+        assert contents(folder) == []
         with pytest.raises(InputError) as caught, one_writer(folder):
             pass
         assert str(caught.value) == (
@@ -202,7 +202,7 @@ def test_one_process_writes_to_a_folder_until_it_dies(tmp_path: Path) -> None:
         )
     with one_writer(folder):
         (folder / "file").touch()
-        assert not holds_nothing(folder)
+        assert contents(folder) == [folder / "file"]
     assert [path.name for path in folder.iterdir()] == ["file"]
 
 

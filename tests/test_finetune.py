@@ -201,6 +201,28 @@ def test_a_run_that_was_stopped_and_resumed_has_the_same_bits(
     assert [r["step"] for r in metrics if r["kind"] == "train"] == list(range(1, 9))
 
 
+@pytest.mark.parametrize(
+    "name", ["settings.yaml", "data.json", "environment.json", "metrics.jsonl"]
+)
+def test_a_zeroed_file_of_a_run_stops_nothing_and_changes_no_bit(
+    finished: tuple[Path, FinetuneResult],
+    chosen: RunSettings,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+) -> None:
+    run = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    # As if it had been killed after step 6.
+    shutil.rmtree(run / "adapter")
+    shutil.rmtree(run / "checkpoints" / "step-000008")
+    (run / name).write_bytes(bytes((run / name).stat().st_size))
+    again = RunDirectory(run).choose_settings(None, {}, [], resume=True)
+    assert again == chosen
+    finetune(again, run, resume=True)
+    assert weights(run) == weights(finished[0])
+    assert any(name in message for message in caplog.messages)
+
+
 def test_resuming_a_finished_run_changes_nothing(
     finished: tuple[Path, FinetuneResult], chosen: RunSettings, tmp_path: Path
 ) -> None:

@@ -213,8 +213,9 @@ def train(
         "seed": seed,
         "model.random_weights": "true" if random_weights else None,
     }
-    chosen = RunDirectory(out).choose_settings(config, flags, settings or [], resume)
-    with preparing(chosen) as prepare:
+    run = RunDirectory(out)
+    chosen = run.choose_settings(config, flags, settings or [], resume)
+    with run.telling_what_is_kept(), preparing(chosen) as prepare:
         with importing():
             from loraqa.finetune import finetune
         finetune(chosen, out, resume=resume, command=_command(), prepare=prepare)
@@ -343,7 +344,7 @@ def compare(
     If it is interrupted, the same command goes on from there.
     """
     from loraqa.adapter.find import check_source
-    from loraqa.files import check_folder_writable
+    from loraqa.files import check_folder_writable, one_writer
     from loraqa.squad import read_passages
 
     _check_order(run, data)
@@ -365,7 +366,8 @@ def compare(
     if questions:
         dataset = sample_questions(dataset, questions, seed)
     reader = _reader(run, base, max_answer_tokens, without)
-    with Journal.beside(folder / "comparison.json", reader.identify()) as journal:
+    journal = Journal.beside(folder / "comparison.json", reader.identify())
+    with one_writer(folder), journal:
         with answering_progress() as progress:
             compared = compare_strategies(
                 reader,

@@ -129,9 +129,9 @@ def one_writer(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def holds_nothing(folder: Path) -> bool:
-    """Return whether a folder is empty, but for what `one_writer` and killed processes leave."""
-    return all(p.name == _LOCK or p.name.startswith(_UNFINISHED) for p in folder.iterdir())
+def contents(folder: Path) -> list[Path]:
+    """Return what is in a folder, without what `one_writer` and killed processes leave there."""
+    return [p for p in folder.iterdir() if p.name != _LOCK and not p.name.startswith(_UNFINISHED)]
 
 
 def cache_folder(name: str) -> Path:
@@ -214,7 +214,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` atomically as indented JSON; raise `ValueError` for NaN and infinity."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, to_json(value))
+
+
+def to_json(value: Any) -> str:
+    """Return `value` as indented JSON; raise `ValueError` for NaN and infinity."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:

@@ -37,17 +37,11 @@ from loraqa.report.progress import training_progress
 from loraqa.speed.start import accelerated_preparation
 from loraqa.speed.trial import fastest
 from loraqa.squad import QADataset, Scores, read_passages
-from loraqa.train.checkpoint import (
-    ADAPTER,
-    TrainState,
-    check_whole,
-    checkpoint_folder,
-    newest_whole,
-    step_of,
-)
+from loraqa.train.checkpoint import TrainState
 from loraqa.train.data import TrainingData, describe
 from loraqa.train.environment import environment
 from loraqa.train.loop import train
+from loraqa.train.manifest import ADAPTER, check_whole, checkpoint_folder, newest_whole, step_of
 from loraqa.train.run import RunDirectory
 from loraqa.train.schedule import total_steps
 from loraqa.train.settings import DataSettings, ModelSettings, RunSettings
@@ -100,14 +94,25 @@ def finetune(
         prepare: prepares the training data; by default `accelerated_preparation`.
 
     Raises:
-        InputError: settings, data, model or folder cannot be used; nothing was trained.
+        InputError: settings, data, model or folder cannot be used, or another process trains in
+            the folder; nothing was trained.
         StoppedError: Ctrl-C or SIGTERM; a checkpoint was written.
         LoraqaError: the model does not fit into memory, or the training failed; its checkpoints
             are whole.
     """
     settings = settings.with_full_paths()
     run = RunDirectory(run_dir)
-    run.check_usable(settings, resume)
+    with run.writing(settings, resume):
+        return _finetune(settings, run, resume, command, prepare)
+
+
+def _finetune(
+    settings: RunSettings,
+    run: RunDirectory,
+    resume: bool,
+    command: str,
+    prepare: Callable[[RunSettings], TrainingData] | None,
+) -> FinetuneResult:
     prepare = prepare or accelerated_preparation(settings.speed.without)
     training, dev = prepare(settings), _read_dev(settings.data)
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from loraqa.demo.run import STRATEGIES, DemoResult, DemoSize, _next_steps, run_demo
+from loraqa.demo.run import STRATEGIES, DemoResult, DemoSize, _make_room, _next_steps, run_demo
 from loraqa.errors import InputError
+from loraqa.files import contents, one_writer
 from loraqa.reader import Reader
 from loraqa.squad import QADataset, read_passages, score
 from loraqa.train.run import RunDirectory
@@ -143,6 +144,39 @@ def test_it_takes_the_place_of_an_earlier_demo_only(
     with pytest.raises(InputError, match="letters exists and is no earlier demo; name another"):
         run_demo(tmp_path / "letters", console, small)
     assert (tmp_path / "letters" / "dear.txt").read_text() == "Ada"
+
+
+def test_a_demo_that_was_killed_while_it_removed_another_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(BaseException):
+        """Stops the demo after so many renames."""
+
+    rename = Path.rename
+    for after in range(4):
+        out = tmp_path / str(after)
+        for part in ("run", "data", "comparison"):
+            (out / part).mkdir(parents=True)
+        (out / "data" / "train.json").touch()
+        done: list[Path] = []
+
+        def stopped(self: Path, target: Path, done: list[Path] = done, last: int = after) -> Path:
+            if len(done) == last:
+                raise KilledError
+            done.append(self)
+            return rename(self, target)
+
+        monkeypatch.setattr(Path, "rename", stopped)
+        with pytest.raises(KilledError):
+            run_demo(out, Console(file=io.StringIO()), DemoSize(1, 1, 1))
+        monkeypatch.setattr(Path, "rename", rename)
+        _make_room(out)
+        assert contents(out) == []
+
+
+def test_two_demos_do_not_write_to_one_folder(tmp_path: Path) -> None:
+    with one_writer(tmp_path), pytest.raises(InputError, match="Another process is writing to"):
+        run_demo(tmp_path, Console(file=io.StringIO()))
 
 
 @pytest.mark.parametrize("on_path", [True, False])

@@ -1,5 +1,7 @@
 """Checkpoints are complete or absent, and a broken one is never used."""
 
+import errno
+import os
 import random
 import shutil
 from pathlib import Path
@@ -10,18 +12,13 @@ from safetensors.torch import load_file
 from tests.train.conftest import adapted, settings
 
 from loraqa.adapter.evaluation import Evaluation
-from loraqa.errors import InputError
+from loraqa.errors import FileError, InputError, LoraqaError
 from loraqa.files import read_json
 from loraqa.lora.flat import FlatAdapter
 from loraqa.train import checkpoint as checkpoints
-from loraqa.train.checkpoint import (
-    TrainState,
-    check_whole,
-    newest_whole,
-    remove_superseded,
-    restore,
-    save_checkpoint,
-)
+from loraqa.train import manifest
+from loraqa.train.checkpoint import TrainState, remove_superseded, restore, save_checkpoint
+from loraqa.train.manifest import check_whole, newest_whole
 
 STATE = TrainState(
     step=7,
@@ -122,9 +119,9 @@ def test_a_missing_truncated_or_changed_file_is_detected(copy: Path, name: str) 
         check_whole(copy)
 
 
-@pytest.mark.parametrize("manifest", ["[]", "3", '{"state.json": 3}', '{"state.json": {}}'])
-def test_a_malformed_manifest_is_refused(copy: Path, manifest: str) -> None:
-    (copy / "manifest.json").write_text(manifest)
+@pytest.mark.parametrize("written", ["[]", "3", '{"state.json": 3}', '{"state.json": {}}'])
+def test_a_malformed_manifest_is_refused(copy: Path, written: str) -> None:
+    (copy / "manifest.json").write_text(written)
     with pytest.raises(InputError, match="its manifest cannot be read"):
         check_whole(copy)
 
@@ -133,7 +130,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     def fail(*_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(checkpoints, "_manifest", fail)
+    monkeypatch.setattr(checkpoints, "write_manifest", fail)
     with pytest.raises(OSError, match="no space left"):
         save_checkpoint(tmp_path, *trained(), STATE)
     assert list(tmp_path.iterdir()) == []
@@ -147,10 +144,86 @@ def test_other_folders_are_not_taken_for_checkpoints(copy: Path) -> None:
     assert newest_whole(copy.parent / "nowhere") is None
 
 
-def test_half_written_checkpoints_are_removed_with_superseded_ones(copy: Path) -> None:
-    shutil.copytree(copy, copy.parent / ".step-000009.half")
+def test_a_checkpoint_that_cannot_be_removed_stops_nothing(
+    copy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (copy.parent / "step-000001").write_text("a file, not a folder")
     remove_superseded(copy.parent, STATE, keep=1)
-    assert list(copy.parent.iterdir()) == [copy]
+    assert caplog.messages == [
+        f"An old checkpoint cannot be removed: {copy.parent / 'step-000001'}: Not a directory."
+    ]
+
+
+@pytest.mark.parametrize("written", ["{}", '{"state.json": {"bytes": 0, "sha256": ""}}'])
+def test_a_manifest_vouches_only_for_all_files(copy: Path, written: str) -> None:
+    (copy / "manifest.json").write_text(written)
+    with pytest.raises(InputError, match="is broken: its manifest does not list adapter/adapter_c"):
+        check_whole(copy)
+
+
+def test_a_newer_checkpoint_that_cannot_be_read_is_passed_over(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Errors of the disk, and a file in the place of a folder."""
+    for step, problem in ((8, errno.EIO), (9, errno.EACCES)):
+        shutil.copytree(copy, copy.parent / f"step-00000{step}" / str(problem))
+    (copy.parent / "step-000010").touch()
+    read = manifest.read_json
+
+    def failing(path: Path) -> object:
+        if path.parent.name in ("step-000008", "step-000009"):
+            (inside,) = path.parent.iterdir()
+            error = OSError(int(inside.name), os.strerror(int(inside.name)))
+            raise FileError(error, path, "read")
+        return read(path)
+
+    monkeypatch.setattr(manifest, "read_json", failing)
+    assert newest_whole(copy.parent) == copy
+    assert [message.partition(" cannot be read ")[2] for message in caplog.messages] == [
+        "(Not a directory). This checkpoint is not used.",
+        "(Permission denied); see who may use it (`ls -l`). This checkpoint is not used.",
+        "(Input/output error); see whether its disk is failing. This checkpoint is not used.",
+    ]
+
+
+def test_it_is_said_that_no_checkpoint_is_whole(
+    copy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (copy / "state.json").unlink()
+    assert newest_whole(copy.parent) is None
+    assert caplog.messages == [
+        f"The checkpoint {copy} is broken: state.json is missing. This checkpoint is not used.",
+        f"{copy.parent} holds no whole checkpoint, so the training STARTS AGAIN FROM STEP 0.",
+    ]
+
+
+@pytest.mark.parametrize("key", ["exp_avg", "exp_avg_sq"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_an_optimizer_that_is_not_finite_is_not_saved(
+    tmp_path: Path, key: str, value: float
+) -> None:
+    model, adapter, optimizer = trained()
+    optimizer.state[adapter.vector][key][-1] = value
+    last = list(adapter.weights)[-1]
+    with pytest.raises(LoraqaError) as caught:
+        save_checkpoint(tmp_path, model, adapter, optimizer, STATE)
+    assert str(caught.value) == (
+        f"After step 7 the optimizer's {key} holds a NaN or an infinity ({last}) and is not saved; "
+        "start again with a lower optimisation.learning_rate."
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_holds_copies_of_the_files_of_the_run(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, *trained(), STATE, {"settings.yaml": "größer: 1\n"})
+    copied = manifest.newest_copy(tmp_path, "settings.yaml")
+    assert copied == path / "settings.yaml"
+    assert copied.read_text(encoding="utf-8") == "größer: 1\n"
+    check_whole(path)
+    copied.write_text("changed")
+    assert manifest.newest_copy(tmp_path, "settings.yaml") is None
+    with pytest.raises(InputError, match="settings.yaml was changed or cut"):
+        check_whole(path)
 
 
 def test_checkpoints_of_later_steps_are_not_removed(tmp_path: Path) -> None:

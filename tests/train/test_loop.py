@@ -23,8 +23,9 @@ from loraqa.model.loss import answer_loss
 from loraqa.model.runner import TreeRunner
 from loraqa.prompt.tree import Tree
 from loraqa.squad import Scores
-from loraqa.train.checkpoint import TrainState, check_whole, newest_whole
+from loraqa.train.checkpoint import TrainState
 from loraqa.train.loop import train
+from loraqa.train.manifest import check_whole, newest_whole
 from loraqa.train.run import Record, RunDirectory
 from loraqa.train.settings import RunSettings
 from loraqa.train.stopping import StoppedError
@@ -356,12 +357,35 @@ def test_patience_stops_a_run_that_does_not_improve(trees: list[Tree], run: RunD
     assert again.step == 4
 
 
-def test_resuming_a_finished_run_does_nothing(trees: list[Tree], run: RunDirectory) -> None:
-    start(trees, run, settings(), evaluate=in_turn(0, 1))
-    before = json.dumps(run.metrics())
-    state = go_on(trees, run, settings(), evaluate=in_turn())
+def test_resuming_a_finished_run_does_nothing_and_says_so(
+    trees: list[Tree], run: RunDirectory, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="loraqa"):
+        start(trees, run, settings(), evaluate=in_turn(0, 1))
+        assert caplog.messages == []
+        before = json.dumps(run.metrics())
+        state = go_on(trees, run, settings(), evaluate=in_turn())
+    assert caplog.messages == [
+        f"The training in {run.path} was finished after step 8; nothing is left to train."
+    ]
     assert state.step == STEPS
     assert json.dumps(run.metrics()) == before
+
+
+def test_a_run_whose_checkpoints_are_all_broken_starts_again(
+    trees: list[Tree],
+    run: RunDirectory,
+    undisturbed: RunDirectory,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with pytest.raises(KeyError, match="crash"):
+        start(trees, run, settings(), report=at_step(7, crash))
+    for checkpoint in run.checkpoints.iterdir():
+        (checkpoint / "manifest.json").write_text("{}")
+    go_on(trees, run, settings())
+    assert "STARTS AGAIN FROM STEP 0" in caplog.text
+    assert [record["step"] for record in records(run, "train")] == list(range(1, STEPS + 1))
+    assert adapter_bytes(last(run)) == adapter_bytes(last(undisturbed))
 
 
 def test_a_broken_checkpoint_is_skipped_and_made_again(
@@ -376,7 +400,7 @@ def test_a_broken_checkpoint_is_skipped_and_made_again(
     with caplog.at_level(logging.WARNING, logger="loraqa"):
         go_on(trees, run, settings())
     assert (
-        "step-000006 is broken: optimizer.safetensors is missing. An older one is used."
+        "step-000006 is broken: optimizer.safetensors is missing. This checkpoint is not used."
         in caplog.text
     )
     assert adapter_bytes(last(run)) == adapter_bytes(last(undisturbed))

@@ -1,6 +1,8 @@
 """The folder of a run is never overwritten, and resumed only as the same run."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,12 @@ from tests.train.conftest import settings
 
 from loraqa.adapter.evaluation import Evaluation
 from loraqa.errors import InputError
+from loraqa.files import one_writer
 from loraqa.train.checkpoint import TrainState
 from loraqa.train.environment import environment
+from loraqa.train.manifest import checkpoint_folder, write_manifest
 from loraqa.train.run import RunDirectory
+from loraqa.train.settings import differences
 
 DATA = {
     "base": {"source": "gpt2", "sha256": None, "revision": "12"},
@@ -43,7 +48,7 @@ def test_a_new_run_needs_a_new_or_an_empty_folder(tmp_path: Path, begun: RunDire
     with pytest.raises(InputError, match=r"run exists already: go on with it \(--resume\)"):
         begun.check_usable(settings(), resume=False)
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="file exists already"):
+    with pytest.raises(InputError, match="file is a file; name a new folder"):
         RunDirectory(tmp_path / "file").check_usable(settings(), resume=False)
 
 
@@ -186,6 +191,257 @@ def test_a_run_stopped_before_its_files_were_written_starts_again(begun: RunDire
     begun.resume(settings(), DATA, surroundings())
     assert begun.data_file.exists()
     assert begun.environment_file.exists()
+
+
+def damages(text: str) -> dict[str, bytes | None]:
+    """Damaged contents of a file, by what happened; None is a missing file."""
+    data = text.encode()
+    return {
+        "missing": None,
+        "empty": b"",
+        "zeroed": bytes(len(data)),
+        "half": data[: len(data) // 2],
+        "half zeroed": data[: len(data) // 2] + bytes(len(data) - len(data) // 2),
+        "no text": b"\xff\xfe\x80" * 50,
+        "another kind": b"[1, 2]\n",
+        "a text": b"hello\n",
+        "nested": b"[" * 100_000,
+    }
+
+
+def put(file: Path, content: bytes | None) -> None:
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content)
+
+
+def saved(run: RunDirectory, step: int = 3) -> Path:
+    """Write copies of the run's files as a checkpoint does, and return its folder."""
+    folder = checkpoint_folder(run.checkpoints, step)
+    folder.mkdir(parents=True)
+    for name, text in run.texts.items():
+        (folder / name).write_text(text)
+    write_manifest(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["settings.yaml", "data.json", "environment.json"])
+@pytest.mark.parametrize("damage", damages(""))
+def test_a_damaged_file_is_replaced_by_the_copy_in_a_checkpoint(
+    begun: RunDirectory, name: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = saved(begun) / name
+    whole = (begun.path / name).read_text()
+    put(begun.path / name, damages(whole)[damage])
+    again = RunDirectory(begun.path)
+    again.check_usable(settings(), resume=True)
+    again.resume(settings(), DATA, surroundings())
+    assert (begun.path / name).read_text() == whole
+    assert again.texts == begun.texts
+    assert len(caplog.messages) == 1
+    assert "damaged or changed" in caplog.messages[0]
+    assert f"{copy} replaces it." in caplog.messages[0]
+    with pytest.raises(InputError, match="The training data changed since"):
+        again.resume(settings(), {**DATA, "train": {"source": "t", "sha256": "xx"}}, surroundings())
+
+
+def test_settings_cut_anywhere_are_mended(begun: RunDirectory) -> None:
+    saved(begun)
+    whole = begun.settings_file.read_bytes()
+    for end in range(0, len(whole), 7):
+        begun.settings_file.write_bytes(whole[:end])
+        changed = differences(begun.settings(), settings())
+        assert all(key.startswith(("checkpoint.", "speed.")) for key in changed)
+
+
+def test_changed_settings_are_not_those_of_the_run(
+    begun: RunDirectory, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = saved(begun) / "settings.yaml"
+    edited = settings("lora.rank=5", "checkpoint.keep=9").to_yaml()
+    begun.settings_file.write_text(edited)
+    assert begun.settings() == settings()
+    assert caplog.messages == [
+        "The settings file of the run was damaged or changed (lora.rank was 4, now 5); "
+        f"{copy} replaces it."
+    ]
+    assert begun.settings_file.with_name("settings.yaml.damaged").read_text() == edited
+
+
+@pytest.mark.parametrize("name", ["data.json", "environment.json"])
+@pytest.mark.parametrize("damage", damages(""))
+def test_a_file_that_is_lost_before_the_first_checkpoint_is_written_again(
+    begun: RunDirectory, name: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = (begun.path / name).read_text()
+    put(begun.path / name, damages(whole)[damage])
+    begun.resume(settings(), DATA, surroundings())
+    assert (begun.path / name).read_text() == whole
+    lost = f"{begun.path / name} is damaged, and no checkpoint holds a copy; what it said is lost."
+    assert caplog.messages == ([] if damage == "missing" else [lost])
+
+
+@pytest.mark.parametrize("damage", sorted(damages("").keys() - {"missing", "half"}))
+def test_it_is_said_how_to_go_on_without_settings(begun: RunDirectory, damage: str) -> None:
+    put(begun.settings_file, damages(begun.settings_file.read_text())[damage])
+    with pytest.raises(InputError) as caught:
+        begun.choose_settings(None, {}, [], resume=True)
+    told = str(caught.value)
+    assert told.startswith("The settings of the run are lost, and no checkpoint holds a copy: ")
+    assert told.endswith(
+        f"Write {begun.settings_file} again, or start a new run in another folder."
+    )
+    assert len(told) < 1000
+
+
+def test_a_lost_settings_file_with_a_copy_is_resumed(begun: RunDirectory) -> None:
+    saved(begun)
+    begun.settings_file.unlink()
+    assert begun.choose_settings(None, {}, ["checkpoint.keep=7"], resume=True) == settings(
+        "checkpoint.keep=7"
+    )
+
+
+def test_what_a_kill_in_the_first_milliseconds_leaves_starts(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    (run.path / ".loraqa-unfinished-12345678").mkdir(parents=True)
+    (run.path / ".loraqa-unfinished-12345678" / "settings.yaml").write_text("seed:")
+    (run.path / ".lock").touch()
+    with pytest.raises(InputError, match="leave --resume out"):
+        run.check_usable(settings(), resume=True)
+    with run.writing(settings(), resume=False):
+        run.start(settings(), DATA, surroundings())
+    assert {path.name for path in run.path.iterdir()} == {
+        "settings.yaml",
+        "data.json",
+        "environment.json",
+    }
+
+
+def test_a_kill_between_the_first_files_is_resumed(tmp_path: Path) -> None:
+    for count in (1, 2, 3):
+        run = RunDirectory(tmp_path / str(count))
+        run.start(settings(), DATA, surroundings())
+        for file in (run.data_file, run.environment_file)[: 3 - count]:
+            file.unlink()
+        with RunDirectory(run.path).writing(settings(), resume=True):
+            RunDirectory(run.path).resume(settings(), DATA, surroundings())
+        assert {path.name for path in run.path.iterdir()} == set(run.texts)
+
+
+def test_two_trainings_do_not_write_to_one_run(begun: RunDirectory, tmp_path: Path) -> None:
+    new = RunDirectory(tmp_path / "new")
+    for run, resume in ((begun, True), (new, False)):
+        with (
+            run.writing(settings(), resume),
+            pytest.raises(InputError) as caught,
+            RunDirectory(run.path).writing(settings(), resume),
+        ):
+            pass
+        assert str(caught.value) == (
+            f"Another process is writing to {run.path}; wait until it has ended, or name another "
+            "folder."
+        )
+    assert not new.path.exists()
+
+
+def test_a_training_that_began_in_the_meantime_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+
+    @contextmanager
+    def late(folder: Path) -> Iterator[None]:
+        RunDirectory(folder).start(settings(), DATA, surroundings())
+        with one_writer(folder):
+            yield
+
+    monkeypatch.setattr("loraqa.train.run.one_writer", late)
+    with pytest.raises(InputError, match="exists already"), run.writing(settings(), resume=False):
+        pass
+
+
+def test_unfinished_files_of_killed_processes_are_removed(begun: RunDirectory) -> None:
+    left = [begun.path / ".loraqa-unfinished-1", begun.checkpoints / ".loraqa-unfinished-2"]
+    for folder in left:
+        (folder / "step-000009").mkdir(parents=True)
+    with begun.writing(settings(), resume=True):
+        assert not any(folder.exists() for folder in left)
+
+
+def test_settings_that_change_the_rounding_are_reported(
+    begun: RunDirectory, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = settings("checkpoint.every=9", "checkpoint.keep=9", "speed.without=word-cache")
+    begun.resume(other, DATA, surroundings())
+    assert caplog.messages == []
+    begun.resume(settings("optimisation.tokens_per_batch=99"), DATA, surroundings())
+    assert caplog.messages == [
+        "The run began with optimisation.tokens_per_batch 120 and goes on with 99: its result may "
+        "differ by rounding."
+    ]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, OSError])
+def test_what_is_kept_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, error: type[BaseException]
+) -> None:
+    run = RunDirectory(tmp_path / "a run")
+    command = f"loraqa train --out '{run.path}' --resume"
+
+    def told() -> str:
+        caplog.clear()
+        with (
+            caplog.at_level(logging.INFO, logger="loraqa"),
+            pytest.raises(error),
+            run.telling_what_is_kept(),
+        ):
+            raise error
+        (message,) = caplog.messages
+        return message
+
+    assert told() == f"The training has not begun; nothing is kept in {run.path}."
+    run.start(settings(), DATA, surroundings())
+    assert told() == f"No checkpoint was written yet; start again with `{command}`."
+    saved(run, 3)
+    saved(run, 12)
+    assert told() == f"The checkpoint of step 12 is kept; go on with `{command}`."
+
+
+def test_a_bad_line_of_the_metrics_loses_one_line(
+    begun: RunDirectory, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in range(1, 5):
+        begun.append({"kind": "train", "step": step})
+    lines = begun.metrics_file.read_bytes().split(b"\n")
+    bad = [b"", b"\0\0", b"\xff", b"3", b"[]", b"null", b'{"kind": "train"}', b'{"step": 2}']
+    bad += [lines[1].replace(b"train", b"trajn"), lines[1].replace(b"2", b'"2"'), lines[1][:-1]]
+    for line in bad:
+        begun.metrics_file.write_bytes(b"\n".join([lines[0], line, *lines[2:]]))
+        caplog.clear()
+        begun.cut_back(TrainState(step=4))
+        assert caplog.messages == [
+            f"Damaged lines of {begun.metrics_file} are left out: 2.",
+            f"{begun.metrics_file} lacks 1 of the 4 steps before this checkpoint, which were "
+            "damaged; the training itself lacks nothing.",
+        ]
+        caplog.clear()
+        assert [record["step"] for record in begun.metrics()] == [1, 3, 4]
+        assert caplog.messages == []
+
+
+def test_metrics_that_cannot_be_read_stop_nothing(
+    begun: RunDirectory, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun.metrics_file.mkdir()
+    begun.cut_back(TrainState(step=4))
+    begun.append({"kind": "train", "step": 5})
+    assert begun.metrics() == [{"kind": "train", "step": 5}]
+    assert begun.metrics_file.with_name("metrics.jsonl.damaged").is_dir()
+    assert caplog.messages[0] == (
+        f"The metrics are lost: {begun.metrics_file} cannot be read (Is a directory)."
+    )
 
 
 def test_metrics_are_cut_back_to_a_checkpoint(begun: RunDirectory) -> None:

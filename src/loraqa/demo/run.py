@@ -24,6 +24,7 @@ from loraqa.answer.strategies import parse_strategy
 from loraqa.demo import check_room
 from loraqa.demo.world import test_passages, train_passages
 from loraqa.errors import counted
+from loraqa.files import contents, one_writer, replacing_folder, temporary_folder
 from loraqa.finetune import FinetuneResult, finetune
 from loraqa.reader import Reader
 from loraqa.report import (
@@ -112,8 +113,15 @@ def run_demo(
         without: names of accelerations to leave out, or "all".
 
     Raises:
-        InputError: `out` holds something else, or a name in `without` is unknown.
+        InputError: `out` holds something else, another process writes there, or a name in
+            `without` is unknown.
     """
+    check_room(out)
+    with one_writer(out):
+        return _run_demo(out, console, size, without)
+
+
+def _run_demo(out: Path, console: Console, size: DemoSize, without: Sequence[str]) -> DemoResult:
     _make_room(out)
     test = _write_data(out / "data", size)
     settings = _settings(out / "data", size.epochs, without)
@@ -128,7 +136,9 @@ def run_demo(
     console.print(_scores(before))
 
     console.print("\nTraining a LoRA adapter.")
-    trained = finetune(settings, out / "run", command=f"loraqa demo --out {out}")
+    run = RunDirectory(out / "run")
+    with run.telling_what_is_kept():
+        trained = finetune(settings, run.path, command=f"loraqa demo --out {out}")
     reader = Reader.load(out / "run", without=without)
     with answering_progress() as progress:
         after = evaluate(reader, test, progress=progress)
@@ -147,16 +157,19 @@ def run_demo(
 
     report = out / "report.html"
     result = DemoResult(before, after, trained, compared, report)
-    _report(result, test, settings, RunDirectory(out / "run")).save(report)
+    _report(result, test, settings, run).save(report)
     console.print(f"\nThe report is {report}. To go on:\n{_next_steps(out)}", soft_wrap=True)
     return result
 
 
 def _make_room(out: Path) -> None:
-    """Remove an earlier demo; refuse to remove anything else."""
+    """Remove an earlier demo."""
     check_room(out)
-    if out.exists():
-        shutil.rmtree(out)
+    # Its data, by which it is known, go last, so that what a kill leaves is still a demo.
+    parts = sorted(contents(out), key=lambda path: path.name == "data")
+    with temporary_folder(out) as old:
+        for path in parts:
+            path.rename(old / path.name)
 
 
 def _write_data(folder: Path, size: DemoSize) -> QADataset:
@@ -167,8 +180,9 @@ def _write_data(folder: Path, size: DemoSize) -> QADataset:
         "dev": test_passages(seed=1, count=size.dev_contexts),
         "test": test,
     }
-    for name, passages in parts.items():
-        write_official(folder / f"{name}.json", passages, "1.1")
+    with replacing_folder(folder) as written:
+        for name, passages in parts.items():
+            write_official(written / f"{name}.json", passages, "1.1")
     return QADataset.from_passages(test, "1.1")
 
 

@@ -4,17 +4,19 @@
         adapter/               the adapter in PEFT's format
         optimizer.safetensors  AdamW's running means, by parameter
         state.json             the state of the training (`TrainState`)
-        manifest.json          size and SHA-256 of each file above
+        settings.yaml, data.json, environment.json   copies of the run's files, should it lose them
+        manifest.json          size and SHA-256 of each file above (see `manifest`)
 
 A checkpoint gets its name when it is complete. Learning rate, order of the data and random numbers
 depend only on the seed and on the step and epoch, which are in `state.json`.
 """
 
 import logging
-import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from safetensors.torch import load_file
@@ -23,19 +25,23 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from loraqa.adapter.evaluation import Evaluation
-from loraqa.errors import InputError, LoraqaError
-from loraqa.files import read_json, replacing_folder, sha256, write_json, write_tensors
+from loraqa.errors import LoraqaError, explain
+from loraqa.files import read_json, replacing_folder, write_json, write_tensors
 from loraqa.lora.adapter import save_adapter
 from loraqa.lora.flat import FlatAdapter
+from loraqa.train.manifest import (
+    ADAPTER,
+    OPTIMIZER,
+    STATE,
+    checkpoint_folder,
+    saved_steps,
+    write_manifest,
+)
 
 logger = logging.getLogger("loraqa")
 
-ADAPTER = "adapter"
-_OPTIMIZER = "optimizer.safetensors"
 # AdamW's tensors for each weight, besides the number of its steps.
 _MEANS = ("exp_avg", "exp_avg_sq")
-_STATE = "state.json"
-_MANIFEST = "manifest.json"
 
 
 @dataclass
@@ -70,35 +76,41 @@ class TrainState:
         return cls(**{**values, **evaluations})
 
 
-def checkpoint_folder(checkpoints: Path, step: int) -> Path:
-    """Return the folder of the checkpoint of a step."""
-    return checkpoints / f"step-{step:06d}"
-
-
-def step_of(checkpoint: Path | None) -> int:
-    """Return the step of a checkpoint, 0 if there is none."""
-    return 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-"))
-
-
 def save_checkpoint(
     checkpoints: Path,
     model: PreTrainedModel,
     adapter: FlatAdapter,
     optimizer: Optimizer,
     state: TrainState,
+    run_files: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
     """Write the checkpoint of `state.step` atomically, and return its folder.
 
+    Args:
+        checkpoints: the folder of the run's checkpoints.
+        model: the adapted model.
+        adapter: its adapter.
+        optimizer: AdamW of the adapter's vector.
+        state: the state of the training.
+        run_files: texts of the run's files by name, of which the checkpoint gets copies.
+
     Raises:
-        LoraqaError: the adapter holds a NaN or an infinity.
+        LoraqaError: the adapter or the optimizer's state holds a NaN or an infinity.
+        OSError: the checkpoint cannot be written; nothing of it is left.
     """
-    _check_finite(adapter, state.step)
+    _check_finite("adapter", adapter, adapter.vector, state.step)
+    for key in _MEANS:
+        _check_finite(
+            f"optimizer's {key}", adapter, optimizer.state[adapter.vector][key], state.step
+        )
     path = checkpoint_folder(checkpoints, state.step)
     with replacing_folder(path) as folder:
         save_adapter(model, folder / ADAPTER, base_name=model.name_or_path or None)
-        write_tensors(folder / _OPTIMIZER, _optimizer_tensors(adapter, optimizer))
-        write_json(folder / _STATE, asdict(state))
-        write_json(folder / _MANIFEST, _manifest(folder))
+        write_tensors(folder / OPTIMIZER, _optimizer_tensors(adapter, optimizer))
+        write_json(folder / STATE, asdict(state))
+        for name, text in run_files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        write_manifest(folder)
     return path
 
 
@@ -107,7 +119,7 @@ def restore(checkpoint: Path, adapter: FlatAdapter, optimizer: Optimizer) -> Tra
 
     The adapter must be the checkpoint's (`load_adapter(model, checkpoint / ADAPTER)`).
     """
-    saved = load_file(checkpoint / _OPTIMIZER)
+    saved = load_file(checkpoint / OPTIMIZER)
     first = next(iter(adapter.weights))
     keys = [key.rpartition(".")[2] for key in saved if key.rpartition(".")[0] == first]
     parts = {key: {name: saved[f"{name}.{key}"] for name in adapter.weights} for key in keys}
@@ -116,65 +128,30 @@ def restore(checkpoint: Path, adapter: FlatAdapter, optimizer: Optimizer) -> Tra
     }
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": {0: values}, "param_groups": groups})
-    return TrainState.from_json(read_json(checkpoint / _STATE))
-
-
-def newest_whole(checkpoints: Path) -> Path | None:
-    """Return the newest complete checkpoint. A warning names the damaged ones."""
-    for step in reversed(_saved_steps(checkpoints)):
-        checkpoint = checkpoint_folder(checkpoints, step)
-        try:
-            check_whole(checkpoint)
-        except InputError as error:
-            logger.warning(f"{error} An older one is used.")
-        else:
-            return checkpoint
-    return None
-
-
-def check_whole(checkpoint: Path) -> None:
-    """Raise `InputError` if a file of the checkpoint differs from its manifest."""
-    try:
-        manifest = read_json(checkpoint / _MANIFEST)
-        expected = {name: (file["bytes"], file["sha256"]) for name, file in manifest.items()}
-    except (AttributeError, KeyError, TypeError):
-        raise InputError(
-            f"The checkpoint {checkpoint} is broken: its manifest cannot be read."
-        ) from None
-    for name, fingerprint in expected.items():
-        path = checkpoint / name
-        if not path.is_file():
-            raise InputError(f"The checkpoint {checkpoint} is broken: {name} is missing.")
-        if _fingerprint(path) != fingerprint:
-            raise InputError(f"The checkpoint {checkpoint} is broken: {name} was changed or cut.")
+    return TrainState.from_json(read_json(checkpoint / STATE))
 
 
 def remove_superseded(checkpoints: Path, state: TrainState, keep: int) -> None:
     """Remove the checkpoints up to `state` that are neither the `keep` newest nor the best.
 
-    Incomplete checkpoints of a killed process are removed, too.
+    A warning names one that cannot be removed.
     """
-    for half in checkpoints.glob(".step-*"):
-        shutil.rmtree(half)
-    steps = [step for step in _saved_steps(checkpoints) if step <= state.step]
+    steps = [step for step in saved_steps(checkpoints) if step <= state.step]
     for step in steps[:-keep]:
         if state.best is None or step != state.best.step:
-            shutil.rmtree(checkpoint_folder(checkpoints, step))
+            try:
+                shutil.rmtree(checkpoint_folder(checkpoints, step))
+            except OSError as error:
+                logger.warning(f"An old checkpoint cannot be removed: {explain(error)[0]}")
 
 
-def _saved_steps(checkpoints: Path) -> list[int]:
-    """Return the steps that have a checkpoint, complete or not, in order."""
-    named = (path for path in checkpoints.glob("step-*") if re.fullmatch(r"step-\d+", path.name))
-    return sorted(map(step_of, named))
-
-
-def _check_finite(adapter: FlatAdapter, step: int) -> None:
-    if adapter.vector.isfinite().all():
+def _check_finite(what: str, adapter: FlatAdapter, vector: Tensor, step: int) -> None:
+    if vector.isfinite().all():
         return
-    name = next(name for name, weight in adapter.weights.items() if not weight.isfinite().all())
+    name = next(name for name, part in adapter.split(vector).items() if not part.isfinite().all())
     raise LoraqaError(
-        f"After step {step} the adapter holds a NaN or an infinity ({name}) and is not "
-        "saved; start again with a lower optimisation.learning_rate."
+        f"After step {step} the {what} holds a NaN or an infinity ({name}) and is not saved; start "
+        "again with a lower optimisation.learning_rate."
     )
 
 
@@ -187,13 +164,3 @@ def _optimizer_tensors(adapter: FlatAdapter, optimizer: Optimizer) -> dict[str, 
         for name, part in adapter.split(state[key].cpu()).items()
     }
     return means | {f"{name}.step": state["step"].clone() for name in adapter.weights}
-
-
-def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    fingerprints = {path.relative_to(folder).as_posix(): _fingerprint(path) for path in files}
-    return {name: {"bytes": size, "sha256": sha} for name, (size, sha) in fingerprints.items()}
-
-
-def _fingerprint(path: Path) -> tuple[int, str]:
-    return path.stat().st_size, sha256(path)

@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
-from shlex import quote
 from signal import Signals
 
 import numpy as np
@@ -22,7 +21,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 
 from loraqa.adapter.evaluation import Evaluation
-from loraqa.errors import InputError, LoraqaError, some_of
+from loraqa.errors import InputError, LoraqaError, explain, some_of
 from loraqa.lora.flat import FlatAdapter
 from loraqa.lora.layer import lora_layers
 from loraqa.model.loss import Launch
@@ -30,14 +29,8 @@ from loraqa.model.memory import explaining_lack_of_memory
 from loraqa.model.runner import Runner
 from loraqa.prompt.plan import BatchPlan, Step
 from loraqa.squad import Scores
-from loraqa.train.checkpoint import (
-    TrainState,
-    check_whole,
-    checkpoint_folder,
-    remove_superseded,
-    restore,
-    save_checkpoint,
-)
+from loraqa.train.checkpoint import TrainState, remove_superseded, restore, save_checkpoint
+from loraqa.train.manifest import check_whole, checkpoint_folder
 from loraqa.train.run import Record, RunDirectory
 from loraqa.train.schedule import learning_rate, total_steps
 from loraqa.train.settings import OptimisationSettings, RunSettings
@@ -75,6 +68,7 @@ def train(
     training = _Training(runner, plan, settings, run, evaluate, report)
     if checkpoint is not None:
         training.take_over(checkpoint)
+        training.tell_if_done()
     run.cut_back(training.state)
     with StopRequest() as stop:
         training.fit(stop)
@@ -145,9 +139,17 @@ class _Training:
         if best:
             try:
                 check_whole(checkpoint_folder(self.run.checkpoints, best.step))
-            except InputError as error:
-                logger.warning("%s The best of the later steps replaces it.", error)
+            except (InputError, OSError) as error:
+                logger.warning("%s The best of the later steps replaces it.", explain(error)[0])
                 self.state.best = None
+
+    def tell_if_done(self) -> None:
+        """Log that nothing is left to train, if so."""
+        if self._is_done():
+            logger.info(
+                f"The training in {self.run.path} was finished after step {self.state.step}; "
+                "nothing is left to train."
+            )
 
     def fit(self, stop: StopRequest) -> None:
         """Train to the end, or until the user asks to stop."""
@@ -288,7 +290,14 @@ class _Training:
 
     def _save(self) -> None:
         self.run.flush()
-        save_checkpoint(self.run.checkpoints, self.model, self.adapter, self.optimizer, self.state)
+        save_checkpoint(
+            self.run.checkpoints,
+            self.model,
+            self.adapter,
+            self.optimizer,
+            self.state,
+            self.run.texts,
+        )
         self.saved_step = self.state.step
         remove_superseded(self.run.checkpoints, self.state, self.settings.checkpoint.keep)
 
@@ -311,7 +320,7 @@ class _Training:
     def _how_to_resume(self, received: Signals) -> str:
         return (
             f"Stopped by {received.name} after step {self.state.step} of {self.total}; go on with "
-            f"`loraqa train --out {quote(str(self.run.path))} --resume`."
+            f"`{self.run.command_to_resume}`."
         )
 
     def _explain_divergence(self, planned: _PlannedStep, loss: float, norm: float) -> str:

@@ -7,19 +7,35 @@ RUN/
     metrics.jsonl      one line per optimizer step ("train") and per scoring ("evaluation")
     checkpoints/       see `checkpoint`
     adapter/           the result; see `loraqa.adapter`
+    .lock              locked while a process trains here
 
-Importing this loads no PyTorch, so an unusable folder is reported at once.
+Every checkpoint holds copies of the first three files. Where a file is damaged, the copy replaces
+it. Importing this loads no PyTorch, so an unusable folder is reported at once.
 """
 
+import contextlib
 import json
 import logging
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from loraqa.errors import InputError, shortened
-from loraqa.files import check_folder_writable, read_json, write_json, write_text
+from loraqa.errors import InputError, explain, shortened, some_of
+from loraqa.files import (
+    append_line,
+    check_folder_writable,
+    contents,
+    flush,
+    naming,
+    one_writer,
+    read_json,
+    sweep,
+    to_json,
+    write_text,
+)
+from loraqa.train.manifest import newest_copy, saved_steps
 from loraqa.train.settings import RunSettings, differences, load_settings
 
 if TYPE_CHECKING:
@@ -42,10 +58,18 @@ _FREE_ON_RESUME = (
     "model.source",
     "model.revision",
 )
+# Those of them that change the order in which numbers are summed. `speed.` does so, too, but only
+# through the accelerations that `environment.json` records.
+_ROUNDING = ("optimisation.tokens_per_batch",)
 
 
 class RunDirectory:
-    """Paths and files of a run."""
+    """Paths and files of a run.
+
+    Attributes:
+        texts: the texts of the files that every checkpoint copies, by name, once the run has begun
+            or is resumed.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -55,6 +79,12 @@ class RunDirectory:
         self.metrics_file = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter"
+        self.texts: dict[str, str] = {}
+
+    @property
+    def command_to_resume(self) -> str:
+        """The command that goes on with the run."""
+        return f"loraqa train --out {quote(str(self.path))} --resume"
 
     def choose_settings(
         self,
@@ -85,6 +115,8 @@ class RunDirectory:
     def check_usable(self, settings: RunSettings, resume: bool) -> None:
         """Check that a run can start or be resumed here.
 
+        A damaged settings file is mended first.
+
         Raises:
             InputError: the folder is not empty or not writable; on resuming, there is no run, or
                 the settings differ.
@@ -92,7 +124,7 @@ class RunDirectory:
         if not resume:
             if self.path.is_file():
                 raise InputError(f"{self.path} is a file; name a new folder for the run.")
-            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            if self.path.exists() and contents(self.path):
                 raise InputError(
                     f"{self.path} exists already: go on with it (--resume) or name another folder."
                 )
@@ -100,11 +132,48 @@ class RunDirectory:
         else:
             _check_same_settings(self.settings(), settings)
 
+    @contextmanager
+    def writing(self, settings: RunSettings, resume: bool) -> Iterator[None]:
+        """Let no other process write to the run, and remove what killed processes left in it.
+
+        Raises:
+            InputError: another process trains here, or `check_usable` raises it.
+        """
+        self.check_usable(settings, resume)
+        with one_writer(self.path):
+            # Another process may have trained here until now.
+            self.check_usable(settings, resume)
+            for folder in (self.path, self.checkpoints):
+                sweep(folder)
+            yield
+
+    @contextmanager
+    def telling_what_is_kept(self) -> Iterator[None]:
+        """If the work is ended at once, or the disk fails, log what is kept of the run."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit, OSError):
+            logger.info(self.what_is_kept())
+            raise
+
+    def what_is_kept(self) -> str:
+        """Return a sentence that says what is kept, and how to go on."""
+        if not self.settings_file.exists():
+            return f"The training has not begun; nothing is kept in {self.path}."
+        steps = saved_steps(self.checkpoints)
+        if not steps:
+            return f"No checkpoint was written yet; start again with `{self.command_to_resume}`."
+        return f"The checkpoint of step {steps[-1]} is kept; go on with `{self.command_to_resume}`."
+
     def start(self, settings: RunSettings, data: Record, environment: Record) -> None:
         """Write the files of a new run."""
-        write_text(self.settings_file, settings.to_yaml())
-        write_json(self.environment_file, environment)
-        write_json(self.data_file, data)
+        self.texts = {
+            self.settings_file.name: settings.to_yaml(),
+            self.environment_file.name: to_json(environment),
+            self.data_file.name: to_json(data),
+        }
+        for name, text in self.texts.items():
+            write_text(self.path / name, text)
 
     def resume(self, settings: RunSettings, data: Record, environment: Record) -> None:
         """Check that a run goes on with the same base and data; warn of other changes.
@@ -112,83 +181,167 @@ class RunDirectory:
         Raises:
             InputError: base or data have changed.
         """
-        if not self.data_file.exists():
-            # The run was stopped before its files were written.
-            self.start(settings, data, environment)
-        before, now = (_fingerprints(d) for d in (read_json(self.data_file), data))
+        began = self._recorded(self.data_file, data, _fingerprints)
+        before, now = _fingerprints(began), _fingerprints(data)
         if before != now:
             changed = sorted(name for name in before | now if before.get(name) != now.get(name))
             raise InputError(
                 f"{' and '.join(_NAMES[name] for name in changed).capitalize()} changed since "
                 f"{self.path} began: resume with what it began with, or start a new run."
             )
-        write_text(self.settings_file, settings.to_yaml())
-        for key, value in read_json(self.environment_file).items():
-            # A run of an older version may have recorded more.
-            current = environment.get(key, value)
-            if key != "command" and current != value:
-                logger.warning(
-                    f"The run began with {key} {value} and goes on with {current}: its result may "
-                    "differ by rounding."
-                )
+        surroundings = self._recorded(self.environment_file, environment, dict.items)
+        _warn_of_rounding(_changes(self.settings(), settings, surroundings, environment))
+        self.start(settings, began, surroundings)
 
     def begun_settings(self) -> Path:
-        """Return the file of the settings that the run began with.
+        """Return the file of the settings that the run began with, mended if it was damaged.
 
         Raises:
-            InputError: no run has begun here.
+            InputError: no run has begun here, or the settings are lost.
         """
+        copy = newest_copy(self.checkpoints, self.settings_file.name)
+        if copy is not None:
+            self._mend_settings(copy)
         if not self.settings_file.exists():
             raise InputError(f"There is no run to resume in {self.path}: leave --resume out.")
+        try:
+            load_settings([self.settings_file])
+        except InputError as error:
+            raise InputError(
+                f"The settings of the run are lost, and no checkpoint holds a copy: {error} Write "
+                f"{self.settings_file} again, or start a new run in another folder."
+            ) from None
         return self.settings_file
 
     def settings(self) -> RunSettings:
-        """Return the settings that the run began with. Raises `InputError` if there is no run."""
+        """Return the settings that the run began with. Raises as `begun_settings` does."""
         return load_settings([self.begun_settings()])
 
     def append(self, record: Record) -> None:
         """Add a line to the metrics."""
-        with self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+        append_line(self.metrics_file, json.dumps(record, allow_nan=False))
 
     def flush(self) -> None:
         """Flush the metrics to disk, before a checkpoint that relies on them."""
-        with self.metrics_file.open("ab") as file:
-            os.fsync(file.fileno())
+        if self.metrics_file.exists():
+            flush(self.metrics_file)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Read the metrics, up to a line that a crash left incomplete."""
+        """Read the metrics. A warning names damaged lines, which are left out.
+
+        A file that cannot be read is renamed, so that it is not written over.
+        The last line may be one that a crash left incomplete.
+        """
         if not self.metrics_file.exists():
             return []
-        records = []
-        for line in self.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return records
+        try:
+            with naming(self.metrics_file, "read"):
+                text = self.metrics_file.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            self._set_aside(self.metrics_file)
+            logger.warning(f"The metrics are lost: {explain(error)[0]}")
+            return []
+        *lines, _ = records = [_parse_record(line) for line in text.split("\n")]
+        if damaged := [str(number) for number, record in enumerate(lines, 1) if record is None]:
+            logger.warning(
+                f"Damaged lines of {self.metrics_file} are left out: {some_of(damaged)}."
+            )
+        return [record for record in records if record is not None]
 
     def cut_back(self, state: "TrainState") -> None:
         """Remove the metrics after a checkpoint, because those steps will be repeated."""
         evaluated = -1 if state.latest is None else state.latest.step
         last = {"train": state.step, "evaluation": evaluated}
         kept = [r for r in self.metrics() if r["step"] <= last[r["kind"]]]
+        lost = state.step - len({r["step"] for r in kept if r["kind"] == "train"})
+        if lost:
+            logger.warning(
+                f"{self.metrics_file} lacks {lost:,} of the {state.step:,} steps before this "
+                "checkpoint, which were damaged; the training itself lacks nothing."
+            )
         write_text(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def _mend_settings(self, copy: Path) -> None:
+        """Replace the settings file if it is damaged, or differs from what was trained with."""
+        used = load_settings([copy])
+        try:
+            problem = _difference(used, load_settings([self.settings_file]))
+        except InputError as error:
+            problem = str(error).rstrip(".")
+        if problem:
+            self._set_aside(self.settings_file)
+            write_text(self.settings_file, used.to_yaml())
+            logger.warning(
+                f"The settings file of the run was damaged or changed ({problem}); {copy} replaces "
+                "it."
+            )
+
+    def _recorded(self, file: Path, now: Record, read: Callable[[Any], object]) -> Record:
+        """Return what a file recorded when the run began; `now` if that is lost or new.
+
+        `read` fails for a value that is no such record.
+        """
+        copy = newest_copy(self.checkpoints, file.name)
+        used: Record | None = None if copy is None else read_json(copy)
+        try:
+            found = read_json(file)
+            read(found)
+        except (InputError, OSError, AttributeError, KeyError, TypeError):
+            found = None
+        if copy is not None and found != used:
+            logger.warning(f"{file} was damaged or changed; {copy} replaces it.")
+        elif found is None and file.exists():
+            logger.warning(
+                f"{file} is damaged, and no checkpoint holds a copy; what it said is lost."
+            )
+        return used or found or now
+
+    def _set_aside(self, file: Path) -> None:
+        """Keep a damaged file under another name."""
+        with contextlib.suppress(OSError):
+            file.replace(file.with_name(f"{file.name}.damaged"))
 
 
 def _check_same_settings(before: RunSettings, after: RunSettings) -> None:
+    if listed := _difference(before, after):
+        raise InputError(
+            f"A resumed run keeps its settings, but {listed}: restore them, or start a new run."
+        )
+
+
+def _difference(before: RunSettings, after: RunSettings) -> str:
+    """Return the settings that differ and must not, for a message; empty if there are none."""
     changed = {
         key: values
         for key, values in differences(before, after).items()
         if not key.startswith(_FREE_ON_RESUME)
     }
-    if changed:
-        listed = ", ".join(
-            f"{key} was {shortened(repr(old), 60)}, now {shortened(repr(new), 60)}"
-            for key, (old, new) in changed.items()
-        )
-        raise InputError(
-            f"A resumed run keeps its settings, but {listed}: restore them, or start a new run."
+    return ", ".join(
+        f"{key} was {shortened(repr(old), 60)}, now {shortened(repr(new), 60)}"
+        for key, (old, new) in changed.items()
+    )
+
+
+def _changes(
+    settings: RunSettings, new_settings: RunSettings, environment: Record, new_environment: Record
+) -> dict[str, tuple[Any, Any]]:
+    """Return what affects the result by rounding and has changed, with both values."""
+    chosen = differences(settings, new_settings)
+    # A run of an older version may have recorded more.
+    found = {
+        key: (value, new_environment.get(key, value))
+        for key, value in environment.items()
+        if key != "command"
+    }
+    changed = {key: (old, new) for key, (old, new) in found.items() if old != new}
+    return {key: chosen[key] for key in _ROUNDING if key in chosen} | changed
+
+
+def _warn_of_rounding(changes: Mapping[str, tuple[Any, Any]]) -> None:
+    for key, (old, new) in changes.items():
+        logger.warning(
+            f"The run began with {key} {old} and goes on with {new}: its result may differ by "
+            "rounding."
         )
 
 
@@ -197,3 +350,13 @@ def _fingerprints(data: Record) -> dict[str, str]:
         name: part["sha256"] or part.get("revision") or part["source"]
         for name, part in data.items()
     }
+
+
+def _parse_record(line: str) -> dict[str, Any] | None:
+    """Return the record of a line of the metrics, or None if the line is damaged."""
+    try:
+        record = json.loads(line)
+        whole = record["kind"] in ("train", "evaluation") and type(record["step"]) is int
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return record if whole else None

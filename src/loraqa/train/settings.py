@@ -86,7 +86,7 @@ class OptimisationSettings(_Group):
     questions_per_step: int = Field(default=32, ge=1)
     """Each optimizer step takes whole passages until they hold this many questions."""
     tokens_per_batch: int = Field(default=4096, ge=1)
-    """Maximum tokens computed at once; scoring takes four times as many. Bounds memory only."""
+    """Maximum tokens computed at once; in scoring, four times as many. Changes the rounding."""
     learning_rate: float = Field(default=5e-4, gt=0)
     """Peak learning rate. LoRA needs about ten times that of full fine-tuning (5e-5 for GPT-2)."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
