@@ -568,6 +568,18 @@ def test_on_bad_skip_leaves_out_bad_questions(
     assert "on_bad: skip" in (out / "settings.yaml").read_text()
 
 
+@pytest.mark.parametrize("on_bad", ["stop", "skip"])
+def test_messages_about_long_ids_are_bounded(call: Call, tmp_path: Path, on_bad: str) -> None:
+    long = Passage(TEXT, (Question("x" * 400_000, "Who?", (Answer("Nobody", 0),)),))
+    write_official(tmp_path / "long.json", [*PASSAGES, long], "1.1")
+    (tmp_path / "predictions.json").write_text(json.dumps({"y" * 400_000: "Ruth Olen"}))
+    words = ("score", tmp_path / "predictions.json", "--data", tmp_path / "long.json")
+    status, _, error = call(*words, "--on-bad", on_bad)
+    assert status == (2 if on_bad == "stop" else 0)
+    assert "problem" in error
+    assert len(error) < 10_000
+
+
 def test_questions_and_answers_that_are_too_long_are_refused(
     call: Call, run: Path, tmp_path: Path
 ) -> None:

@@ -18,8 +18,8 @@ _ADVICE = {
     errno.EIO: "see whether its disk is failing",
 }
 
-# The most characters of a message. What it quotes may have any length.
-_LONGEST = 4000
+LONGEST = 4000
+"""The most characters of a message, because what it quotes may have any length."""
 
 
 class LoraqaError(Exception):
@@ -54,11 +54,11 @@ class FileError(OSError):
 def explain(error: LoraqaError | OSError) -> tuple[str, int]:
     """Return the message, of limited length, and the exit status for an error."""
     if isinstance(error, LoraqaError):
-        return shortened(str(error), _LONGEST), error.exit_code
+        return shortened(str(error), LONGEST), error.exit_code
     advice = f"; {_ADVICE[error.errno]}" if error.errno in _ADVICE else ""
     # An argument that is no path was taken for one.
     status = 2 if error.errno == errno.ENAMETOOLONG else 1
-    return f"{shortened(_what(error), _LONGEST // 8)}{advice}.", status
+    return f"{shortened(_what(error), LONGEST // 8)}{advice}.", status
 
 
 def _what(error: OSError) -> str:

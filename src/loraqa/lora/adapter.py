@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from loraqa.errors import InputError
+from loraqa.errors import InputError, counted
 from loraqa.files import write_json, write_tensors
 from loraqa.lora.adapt import install
 from loraqa.lora.layer import LoraLinear, Part, features, lora_layers
@@ -157,13 +157,13 @@ def _check_keys(
     missing, unexpected = expected - tensors.keys(), tensors.keys() - expected
     if missing:
         raise InputError(
-            f"{path} lacks {len(missing)} tensors that its {ADAPTER_CONFIG} requires for this "
-            f"model, such as {min(missing)}; {_remedy(config)}."
+            f"{path} lacks {counted(len(missing), 'tensor')} that its {ADAPTER_CONFIG} requires "
+            f"for this model, such as {min(missing)}; {_remedy(config)}."
         )
     if unexpected:
         raise InputError(
-            f"{path} holds {len(unexpected)} tensors that do not belong to this model or its "
-            f"{ADAPTER_CONFIG}, such as {min(unexpected)}; {_remedy(config)}."
+            f"{path} holds {counted(len(unexpected), 'tensor')} beyond those of this model and "
+            f"its {ADAPTER_CONFIG}, such as {min(unexpected)}; {_remedy(config)}."
         )
 
 
