@@ -5,19 +5,21 @@ from dataclasses import replace
 from functools import cache
 from itertools import combinations
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.answer.conftest import prompts_of, stopping_model
+from tests.answer.conftest import PASSAGES, prompts_of, stopping_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from loraqa.answer.decode import Prompts, Rules
 from loraqa.answer.span import SpanSearch, Trie, _Forest, _Search, _spans
 from loraqa.model.runner import PaddedRunner, TreeRunner
+from loraqa.model.stop import StoppedError, stopping
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
 from loraqa.prompt.tree import Tree
@@ -118,6 +120,14 @@ def test_spans_lie_in_their_window(trees: list[Tree], rules: Rules) -> None:
     for (written,) in SpanSearch().write(prompts):
         assert written.place is not None
         assert 30 <= written.place[0] < written.place[1] <= 60
+
+
+def test_finding_spans_stops_although_no_model_is_run(trees: list[Tree], rules: Rules) -> None:
+    stop = Event()
+    stop.set()
+    context = PASSAGES[trees[0].passage].context
+    with stopping(torch.nn.Identity(), stop), pytest.raises(StoppedError):
+        _spans(context, trees[0].window, rules)
 
 
 def test_the_answer_is_empty_if_all_spans_are_too_long(trees: list[Tree], rules: Rules) -> None:

@@ -1,12 +1,13 @@
 """Stopping a model's computation: at the next module, and only in its context."""
 
+from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
 import pytest
 import torch
 from tests.conftest import tiny_model
 
-from loraqa.model.stop import StoppedError, stopping
+from loraqa.model.stop import StoppedError, check_stop, stopping
 
 IDS = torch.tensor([[1, 2, 3]])
 
@@ -31,3 +32,21 @@ def test_nothing_stops_where_nobody_asks() -> None:
     with stopping(model, Event()):
         within = model(IDS).logits
     assert torch.equal(within, model(IDS).logits)
+
+
+def test_a_loop_without_a_model_stops() -> None:
+    stop = Event()
+    with stopping(tiny_model("gpt2"), stop):
+        check_stop()
+        stop.set()
+        with pytest.raises(StoppedError):
+            check_stop()
+    check_stop()
+
+
+def test_a_stop_reaches_only_its_own_thread() -> None:
+    model, other, stop = tiny_model("gpt2"), tiny_model("gpt2"), Event()
+    stop.set()
+    with stopping(model, stop), ThreadPoolExecutor(1) as thread:
+        thread.submit(check_stop).result()
+        thread.submit(other, IDS).result()

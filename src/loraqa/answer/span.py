@@ -17,6 +17,7 @@ from torch import Tensor
 
 from loraqa.answer.decode import Prompts, Rules, Written
 from loraqa.model.session import DecodingSession
+from loraqa.model.stop import check_stop
 from loraqa.prompt.segments import SegmentTokenizer, all_offsets
 
 Ints = NDArray[np.int64]
@@ -103,6 +104,7 @@ def _places(
     reach = token_ends[np.minimum(first + tokens, len(token_ends)) - 1]
     beyond = np.searchsorted(ends, reach, side="right")
     for index, start in enumerate(starts):
+        check_stop()
         yield from ((int(start), int(end)) for end in ends[index : beyond[index]])
 
 

@@ -1,12 +1,15 @@
-"""Stopping a model's computation from another thread."""
+"""Stopping a computation from another thread."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from threading import Event
 
 from torch import nn
 
 from loraqa.errors import LoraqaError
+
+_stop: ContextVar[Event | None] = ContextVar("stop", default=None)
 
 
 class StoppedError(LoraqaError):
@@ -15,22 +18,30 @@ class StoppedError(LoraqaError):
 
 @contextmanager
 def stopping(model: nn.Module, stop: Event) -> Iterator[None]:
-    """Stop the model in this context as soon as `stop` is set.
+    """Stop the computation in this context soon after `stop` is set.
 
-    Every module looks at `stop` before it computes, so a long prompt is stopped within one product
-    of matrices.
+    Every module of the model looks at `stop` before it computes, so a long prompt is stopped within
+    one product of matrices. Long loops without the model call `check_stop`.
 
     Raises:
         StoppedError: `stop` was set.
     """
-
-    def check(*_: object) -> None:
-        if stop.is_set():
-            raise StoppedError("The computation was stopped; start it again for its result.")
-
-    hooks = [module.register_forward_pre_hook(check) for module in model.modules()]
+    before = _stop.set(stop)
+    hooks = [module.register_forward_pre_hook(_check) for module in model.modules()]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+        _stop.reset(before)
+
+
+def check_stop() -> None:
+    """Raise `StoppedError` if the computation is to stop (see `stopping`)."""
+    stop = _stop.get()
+    if stop and stop.is_set():
+        raise StoppedError("The computation was stopped; start it again for its result.")
+
+
+def _check(*_: object) -> None:
+    check_stop()
