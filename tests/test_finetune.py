@@ -135,7 +135,10 @@ def test_a_run_writes_all_its_files(
     assert result.after is not None
     assert result.before.total == result.after.total == 5
     assert json.loads(json.dumps(result.to_json()))["after"]["f1"] == result.after.f1
-    assert "loraqa train --out finished" in (run / "adapter" / "README.md").read_text()
+    card = (run / "adapter" / "README.md").read_text()
+    assert "loraqa train --out finished" in card
+    # The dev data are two passages of the training data.
+    assert "dev contexts are in the training data, too" in card
     told = read(run / "data.json")
     assert (told["train"]["questions"], told["train"]["contexts"]) == (10, 4)
     assert told["train"]["encoding"]["examples"] == 10
@@ -245,10 +248,12 @@ def test_other_accelerations_on_resuming_are_reported(
     assert ("compiled-gelu" in before) == (COMPILES and not torch.cuda.is_available())
     with caplog.at_level(logging.WARNING, logger="loraqa"):
         finetune(without(chosen, "all"), run, resume=True)
-    assert caplog.messages == [
+    assert caplog.messages[1:] == [
         f"The run began with accelerations {before} and goes on with []: its result may differ by "
         "rounding."
     ]
+    # The dev data are two passages of the training data.
+    assert caplog.messages[0].startswith("5 of 5 dev questions and 2 of 2 dev contexts are in the")
 
 
 def without(settings: RunSettings, *names: str) -> RunSettings:

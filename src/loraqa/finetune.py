@@ -36,7 +36,7 @@ from loraqa.prompt.template import Template
 from loraqa.report.progress import training_progress
 from loraqa.speed.start import accelerated_preparation
 from loraqa.speed.trial import fastest
-from loraqa.squad import QADataset, Scores, read_passages
+from loraqa.squad import Overlap, QADataset, Scores, overlap, read_passages
 from loraqa.train.checkpoint import TrainState
 from loraqa.train.data import TrainingData, describe
 from loraqa.train.environment import environment
@@ -129,6 +129,7 @@ def _finetune(
     facts = {"base": base.model_dump(), "train": training.facts}
     if dev is not None:
         facts["dev"] = describe(dev)
+    shared = _find_overlap(training, dev)
     begin = run.resume if resume else run.start
     begin(settings, facts, environment(model.device, model.dtype, command, accelerations))
 
@@ -143,7 +144,7 @@ def _finetune(
             report=report,
         )
     info = _adapter_info(reader, base)
-    _write_adapter(run, state, info, _card(info, settings, state, training.facts, command))
+    _write_adapter(run, state, info, _card(info, settings, state, training.facts, shared, command))
     return FinetuneResult(
         run=run.path,
         steps=state.step,
@@ -197,6 +198,14 @@ def _report_training(training: TrainingData, max_length: int) -> None:
         )
     if not training.encoded.trees:
         raise InputError(f"{source} holds no question to train on.")
+
+
+def _find_overlap(training: TrainingData, dev: QADataset | None) -> Overlap | None:
+    """Return what dev data share with the training data, and warn of it; None without dev data."""
+    shared = None if dev is None else overlap(training.seen, dev)
+    if shared:
+        logger.warning(f"{shared}: the scores are higher than on new texts.")
+    return shared
 
 
 def _reader(
@@ -265,6 +274,7 @@ def _card(
     settings: RunSettings,
     state: TrainState,
     data: Mapping[str, Any],
+    shared: Overlap | None,
     command: str,
 ) -> str:
     return model_card(
@@ -274,6 +284,7 @@ def _card(
         steps=state.step,
         training_seconds=state.training_seconds,
         data=data,
+        shared=shared,
         command=command,
         settings_yaml=settings.to_yaml(),
     )

@@ -7,11 +7,13 @@ from tests.adapter.conftest import INFO
 
 from loraqa.adapter.card import model_card
 from loraqa.adapter.evaluation import Evaluation
+from loraqa.squad import Overlap
 
 MADE: dict[str, Any] = {
     "steps": 8,
     "training_seconds": 90,
     "data": {"source": "train.json", "sha256": "cd34", "questions": 11877},
+    "shared": Overlap(0, 500, 0, 100),
     "command": "loraqa train --model gpt2",
     "settings_yaml": "lora:\n  rank: 7\n",
 }
@@ -33,6 +35,17 @@ def test_the_card_holds_scores_settings_base_and_command() -> None:
         "```yaml\nlora:\n  rank: 7\n```",
     ]:
         assert expected in text
+    assert "in the training data, too" not in text
+
+
+def test_the_card_says_what_dev_and_training_data_share() -> None:
+    scores = Evaluation(6, 100.0, 100.0, 500)
+    shared = Overlap(1200, 1500, 3, 100)
+    text = model_card(INFO, before=None, after=scores, **MADE | {"shared": shared})
+    assert (
+        "**1,200 of 1,500 dev questions and 3 of 100 dev contexts are in the training data, too: "
+        "the scores are higher than on new texts.**"
+    ) in text
 
 
 def test_a_card_without_scores_says_why() -> None:

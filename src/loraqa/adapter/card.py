@@ -6,6 +6,7 @@ from typing import Any
 from loraqa.adapter.evaluation import Evaluation
 from loraqa.adapter.info import AdapterInfo
 from loraqa.errors import counted
+from loraqa.squad import Overlap
 
 CARD = "README.md"
 
@@ -18,6 +19,7 @@ def model_card(
     steps: int,
     training_seconds: float,
     data: Mapping[str, Any],
+    shared: Overlap | None,
     command: str,
     settings_yaml: str,
 ) -> str:
@@ -29,13 +31,14 @@ def model_card(
         steps: optimizer steps done.
         training_seconds: time spent on them.
         data: source, sha256 and number of questions of the training data.
+        shared: what the dev data share with the training data; None without dev data.
         command: the command that made the adapter.
         settings_yaml: the settings of the run.
     """
     return _CARD.format(
         base=info.base,
         base_name=info.base.source,
-        scores=_scores(before, after),
+        scores=_scores(before, after, shared),
         steps=counted(steps, "optimizer step"),
         minutes=training_seconds / 60,
         train=data["source"],
@@ -112,7 +115,7 @@ are written:
 """
 
 
-def _scores(before: Evaluation | None, after: Evaluation | None) -> str:
+def _scores(before: Evaluation | None, after: Evaluation | None, shared: Overlap | None) -> str:
     if after is None:
         return "Not scored, for want of dev data: these are the weights of the last step."
     rows = {"before training": before, f"these weights, of step {after.step}": after}
@@ -123,5 +126,6 @@ def _scores(before: Evaluation | None, after: Evaluation | None) -> str:
             "| | exact match | F1 |",
             "|---|---|---|",
             *(f"| {name} | {e.exact_match:.2f} | {e.f1:.2f} |" for name, e in rows.items() if e),
+            *(["", f"**{shared}: the scores are higher than on new texts.**"] if shared else []),
         ]
     )

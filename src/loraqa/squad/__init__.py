@@ -2,6 +2,7 @@
 
 from loraqa.squad.dataset import QADataset
 from loraqa.squad.official import write_official
+from loraqa.squad.overlap import Overlap, Seen, overlap
 from loraqa.squad.passage import Answer, Passage, Question, Version
 from loraqa.squad.predictions import read_no_answer_probabilities, read_predictions
 from loraqa.squad.read import check_there, read_passages
@@ -9,14 +10,17 @@ from loraqa.squad.score import QuestionScore, Scores, normalize_answer, score, s
 
 __all__ = [
     "Answer",
+    "Overlap",
     "Passage",
     "QADataset",
     "Question",
     "QuestionScore",
     "Scores",
+    "Seen",
     "Version",
     "check_there",
     "normalize_answer",
+    "overlap",
     "read_no_answer_probabilities",
     "read_passages",
     "read_predictions",

@@ -10,7 +10,7 @@ from loraqa.model.source import ModelSource, choose_max_length, load_tokenizer
 from loraqa.prompt.encode import Encoded, EncodingCounts, PromptEncoder
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
-from loraqa.squad import QADataset, check_there, read_passages
+from loraqa.squad import QADataset, Seen, check_there, read_passages
 
 if TYPE_CHECKING:
     from loraqa.train.settings import RunSettings
@@ -23,6 +23,7 @@ class TrainingData(Protocol):
         facts: source, fingerprint and counts of the questions, as plain JSON values.
         encoded: the trees, and what encoding did.
         tokenizer: the tokenizer that they were encoded with.
+        seen: hashes of the texts, to find them in dev data.
         base_sha256: the hash of the base model's weights, if it is known already. Computing it
             takes as long as loading the weights, so it is prepared with the data.
     """
@@ -37,6 +38,9 @@ class TrainingData(Protocol):
     def tokenizer(self) -> SegmentTokenizer: ...
 
     @property
+    def seen(self) -> Seen: ...
+
+    @property
     def base_sha256(self) -> str | None: ...
 
 
@@ -47,6 +51,7 @@ class EncodedTrainingData:
     facts: dict[str, Any]
     encoded: Encoded
     tokenizer: SegmentTokenizer
+    seen: Seen
     base_sha256: str | None
 
 
@@ -85,7 +90,9 @@ class Preparation:
         encoder = self.encoder(settings)
         encoded = self.encode(encoder, questions)
         facts = describe_encoded(questions, encoded.counts)
-        return EncodedTrainingData(facts, encoded, encoder.tokenizer, base_hash(settings))
+        return EncodedTrainingData(
+            facts, encoded, encoder.tokenizer, Seen.in_data(questions), base_hash(settings)
+        )
 
     def encoder(self, settings: "RunSettings") -> PromptEncoder:
         """Make the encoder of a run, with the tokenizer of its model."""

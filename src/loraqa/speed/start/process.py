@@ -28,6 +28,7 @@ from loraqa.files import read_json, temporary_folder, write_json
 from loraqa.notices import show_notices
 from loraqa.speed import OF_COMMANDS, chosen
 from loraqa.speed.start import accelerated_preparation
+from loraqa.squad import Seen
 from loraqa.train.data import TrainingData, check_sources, describe_encoded
 from loraqa.train.settings import RunSettings, load_settings
 
@@ -135,6 +136,11 @@ class _DataFromProcess:
         return self._data.tokenizer
 
     @property
+    def seen(self) -> Seen:
+        """See `TrainingData`."""
+        return self._data.seen
+
+    @property
     def base_sha256(self) -> str | None:
         """See `TrainingData`."""
         return self._data.base_sha256
@@ -153,6 +159,7 @@ class _DataFromProcess:
                     outcome["facts"],
                     load_encoded(self._folder / _ENCODED),
                     encoder.tokenizer,
+                    Seen.from_json(outcome["seen"]),
                     outcome["base_sha256"],
                 )
         finally:
@@ -229,6 +236,7 @@ def _prepare(folder: Path) -> dict[str, Any]:
     return {
         "encoder": encoder.fingerprint,
         "facts": facts,
+        "seen": Seen.in_data(questions).to_json(),
         "base_sha256": base_hash(settings),
     }
 
