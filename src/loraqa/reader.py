@@ -115,7 +115,6 @@ def _identify(source: Path, loaded: Loaded, plain: Runner, accelerations: Collec
     facts = {
         "base": base.model_dump(),
         "adapter": files,
-        "dtype": str(loaded.model.dtype),
         "device": str(loaded.model.device),
         "runner": type(plain).__name__,
         "accelerations": list(accelerations),

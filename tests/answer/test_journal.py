@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from loraqa.model.runner import TreeRunner
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
 from loraqa.reader import Reader as LoadedReader
+from loraqa.squad import QADataset
 
 
 class _Interrupted(BaseException):
@@ -190,33 +192,51 @@ def test_other_prompts_and_rules_get_other_answers(
     assert result.answers == evaluate(other, DATA).answers
 
 
-@pytest.mark.parametrize("change", ["identity", "strategy", "seed", "beams"])
+@pytest.mark.parametrize("change", ["identity", "strategy", "seed", "samples", "beams"])
 def test_another_model_strategy_or_seed_gets_other_answers(
     reader: Reader, batches: Callable[[int], None], tmp_path: Path, change: str
 ) -> None:
-    path = tmp_path / "journal"
     first = BeamSearch(3) if change == "beams" else parse_strategy("top-k:5")
     others = {"strategy": parse_strategy("top-k:6"), "beams": BeamSearch(3, length_penalty=0.0)}
-    with interrupted(path) as journal:
-        evaluate(reader, DATA, first, journal=journal)
-    seed, identity = int(change == "seed"), "other" if change == "identity" else "model"
+    with interrupted(tmp_path / "journal") as journal:
+        reader.read(DATA.passages, first, journal=journal)
+    read = partial(
+        reader.read,
+        DATA.passages,
+        others.get(change, first),
+        seed=int(change == "seed"),
+        samples=1 + (change == "samples"),
+    )
     batches(0)
-    with Journal(path, identity) as journal:
-        evaluate(reader, DATA, others.get(change, first), seed=seed, journal=journal)
-    assert COUNT[0] == count_batches(reader, batches, first.name)
+    with Journal(tmp_path / "journal", "other" if change == "identity" else "model") as journal:
+        answers = read(journal=journal)
+    computed = COUNT[0]
+    batches(0)
+    assert answers == read()
+    assert computed == COUNT[0]
 
 
+@pytest.mark.parametrize("part", ["context", "question", "id"])
 def test_changed_data_keep_the_answers_to_batches_that_did_not_change(
-    reader: Reader, batches: Callable[[int], None], tmp_path: Path
+    reader: Reader, batches: Callable[[int], None], tmp_path: Path, part: str
 ) -> None:
     lines = kept(reader, tmp_path / "journal")
     first, *others = DATA.passages
-    changed = DATA.with_passages([replace(first, context=f"{first.context} Yes."), *others])
+    question, *more = first.questions
+    # Of the same length, so that windows and batches stay as they were.
+    changed = {
+        "context": replace(first, context=first.context.replace("old", "new")),
+        "question": replace(
+            first, questions=(replace(question, text="How built the mill?"), *more)
+        ),
+        "id": replace(first, questions=(replace(question, id="other"), *more)),
+    }
+    data = QADataset.from_passages([changed[part], *others], "1.1")
     batches(0)
     with Journal(tmp_path / "journal", "model") as journal:
-        result = evaluate(reader, changed, journal=journal)
+        result = evaluate(reader, data, journal=journal)
     assert 0 < COUNT[0] < len(lines)
-    assert result.answers == evaluate(reader, changed).answers
+    assert result.answers == evaluate(reader, data).answers
 
 
 def test_an_interruption_says_what_is_kept(
