@@ -261,12 +261,8 @@ def evaluate(
 
     decoding = parse_strategy(strategy)
     reader = _reader(run, base, max_answer_tokens, without)
-    journal = (
-        Journal.beside(out, reader.identify())
-        if out
-        else Journal.in_cache(reader.identify(), dataset.fingerprint, strategy, seed)
-    )
-    with journal:
+    identity, work = reader.identify(), (dataset.fingerprint, strategy, seed)
+    with Journal.beside(out, identity) if out else Journal.in_cache(identity, *work) as journal:
         with answering_progress() as progress:
             result = evaluate_reader(
                 reader, dataset, decoding, seed=seed, progress=progress, journal=journal

@@ -306,6 +306,18 @@ def test_the_cache_keeps_the_newest_journals(
     assert (len(paths), len(others), paths & others) == (1, 2, set())
 
 
+def test_without_a_home_folder_the_journal_is_in_the_working_directory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("no home")
+
+    monkeypatch.delenv("LORAQA_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert Journal.in_cache("model", "data", 1).path.parent == Path()
+
+
 class TestIdentity:
     """`Reader.identify` tells apart everything that changes an answer besides the prompts."""
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from loraqa.errors import InputError
 from loraqa.files import cache_folder, keep_newest, write_text
 
 logger = logging.getLogger("loraqa")
@@ -55,11 +56,16 @@ class Journal:
 
     @classmethod
     def in_cache(cls, identity: str, *work: str | int) -> "Journal":
-        """Return a journal in the cache folder, for a work that writes no file of its own."""
+        """Return a journal in the cache folder, for a work that writes no file of its own.
+
+        If the user has no home folder, it is in the working directory.
+        """
         digest = hashlib.sha256(json.dumps([identity, *work]).encode()).hexdigest()
-        path = cache_folder("answers") / f"{digest}.journal"
-        keep_newest(path.parent, "*.journal", _KEPT_IN_CACHE)
-        return cls(path, identity)
+        folder = Path()
+        with contextlib.suppress(InputError):
+            folder = cache_folder("answers")
+            keep_newest(folder, "*.journal", _KEPT_IN_CACHE)
+        return cls(folder / f"{digest}.journal", identity)
 
     def __enter__(self) -> "Journal":
         with contextlib.suppress(OSError):
