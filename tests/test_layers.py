@@ -194,9 +194,11 @@ def test_reader_and_finetune_are_imported_from_the_package(before: str) -> None:
     """`loraqa.finetune` is a module too, which Python puts in the place of the function."""
     code = (
         f"{before}\n"
-        "import loraqa, loraqa.reader\n"
+        "import sys, loraqa\n"
+        "first = loraqa.finetune\n"
         "from loraqa import Reader, finetune\n"
-        "assert Reader is loraqa.reader.Reader\n"
+        "assert first is finetune is sys.modules['loraqa.finetune']\n"
+        "assert Reader is sys.modules['loraqa.reader'].Reader\n"
         "try:\n"
         "    finetune(settings=None)\n"
         "except TypeError as error:\n"

@@ -15,15 +15,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Reader", "__version__", "finetune"]
 
-_MODULES = {"Reader": "loraqa.reader", "finetune": "loraqa.finetune"}
-
 
 def __getattr__(name: str) -> Any:
     """Import PyTorch and transformers only for those who need them."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
+    if name == "Reader":
+        return import_module("loraqa.reader").Reader
+    if name == "finetune":
+        # The module, which can be called like its function.
+        return import_module("loraqa.finetune")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_MODULES]
+    return [*globals(), "Reader", "finetune"]
