@@ -282,6 +282,17 @@ def test_a_file_that_is_lost_before_the_first_checkpoint_is_written_again(
     assert caplog.messages == ([] if damage == "missing" else [lost])
 
 
+@pytest.mark.parametrize(("name", "flipped"), [("base", "basg"), ("sha256", "sha255")])
+def test_a_changed_name_in_the_facts_is_damage(
+    begun: RunDirectory, name: str, flipped: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = begun.data_file.read_text()
+    begun.data_file.write_text(whole.replace(name, flipped, 1))
+    begun.resume(settings(), DATA, surroundings())
+    assert begun.data_file.read_text() == whole
+    assert "is damaged, and no checkpoint holds a copy" in caplog.text
+
+
 @pytest.mark.parametrize("damage", sorted(damages("").keys() - {"missing", "half"}))
 def test_it_is_said_how_to_go_on_without_settings(begun: RunDirectory, damage: str) -> None:
     put(begun.settings_file, damages(begun.settings_file.read_text())[damage])

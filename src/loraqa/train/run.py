@@ -186,7 +186,7 @@ class RunDirectory:
         if before != now:
             changed = sorted(name for name in before | now if before.get(name) != now.get(name))
             raise InputError(
-                f"{' and '.join(_NAMES[name] for name in changed).capitalize()} changed since "
+                f"{' and '.join(changed).capitalize()} changed since "
                 f"{self.path} began: resume with what it began with, or start a new run."
             )
         surroundings = self._recorded(self.environment_file, environment, dict.items)
@@ -346,8 +346,9 @@ def _warn_of_rounding(changes: Mapping[str, tuple[Any, Any]]) -> None:
 
 
 def _fingerprints(data: Record) -> dict[str, str]:
+    """Return what identifies each part of data.json, by the name that messages use."""
     return {
-        name: part["sha256"] or part.get("revision") or part["source"]
+        _NAMES[name]: part["sha256"] or part.get("revision") or part["source"]
         for name, part in data.items()
     }
 

@@ -100,6 +100,27 @@ def test_compiled_kernels_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert compiles()
 
 
+@needs_compiler
+@pytest.mark.usefixtures("recompiled")
+def test_kernels_are_compiled_where_the_cache_may_not_run_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORAQA_CACHE", str(tmp_path))
+    load = native.CDLL
+
+    def refusing(path: str) -> Any:
+        if path.startswith(str(tmp_path)):
+            raise OSError(f"{path}: failed to map segment from shared object")
+        return load(path)
+
+    monkeypatch.setattr(native, "CDLL", refusing)
+    for _ in range(2):
+        native._library.cache_clear()
+        y = torch.empty(1)
+        native.call("gelu", torch.float32, torch.ones(1), y, 1)
+        assert y.item() == pytest.approx(0.841192)
+
+
 def test_processors_are_told_apart_by_what_they_can_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -207,8 +207,12 @@ def main() -> None:
     except (LoraqaError, OSError) as error:
         message, status = explain(error)
         outcome = {"error": message, "status": status}
-    with _WRITING:
-        write_json(folder / _OUTCOME, outcome)
+    try:
+        with _WRITING:
+            write_json(folder / _OUTCOME, outcome)
+    except OSError as error:
+        logger.error(explain(error)[0])
+        raise SystemExit(1) from None
     os.close(sys.stdout.fileno())
     # The training process reads the outcome, and then ends this process.
     watch.join()

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from ctypes import CDLL, c_float, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -69,14 +70,20 @@ def _library(dtype: torch.dtype) -> CDLL:
     compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
     options = [*_FLAGS, f"-D{_DTYPES[dtype]}"]
     key = _key([*compiler, *options])
-    kept = find_kept("kernels", key, ".so")
-    if kept is not None:
-        return CDLL(str(kept))
+    if (kept := find_kept("kernels", key, ".so")) and (library := _load(kept)):
+        return library
     with temporary_folder() as folder:
-        library = _compile(compiler, options, folder)
-        kept = keep("kernels", key, ".so", lambda path: shutil.copyfile(library, path))
+        compiled = _compile(compiler, options, folder)
+        kept = keep("kernels", key, ".so", lambda path: shutil.copyfile(compiled, path))
         # If the cache is not writable, kernels are compiled at every start.
-        return CDLL(str(kept or library))
+        return (_load(kept) if kept else None) or CDLL(str(compiled))
+
+
+def _load(library: Path) -> CDLL | None:
+    """Load a library, or return None where the system does not run programs in its folder."""
+    with suppress(OSError):
+        return CDLL(str(library))
+    return None
 
 
 def _compile(compiler: Sequence[str], options: Sequence[str], folder: Path) -> Path:
