@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from loraqa import files
 from loraqa.errors import FileError, InputError, explain
@@ -23,6 +24,7 @@ from loraqa.files import (
     sha256,
     temporary_folder,
     write_json,
+    write_tensors,
     write_text,
 )
 from tests.conftest import full_disk
@@ -182,6 +184,15 @@ def test_errors_name_the_file_and_what_was_done(
     assert explain(caught.value) == (f"{tmp_path} cannot be read (Is a directory).", 1)
     with pytest.raises(InputError, match="nothing.json does not exist"):
         read_json(tmp_path / "nothing.json")
+
+
+def test_errors_of_safetensors_are_those_of_the_system(tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    with full_disk(room=100), pytest.raises(FileError) as caught:
+        write_tensors(path, {"zeros": torch.zeros(1000)})
+    assert caught.value.errno == errno.EFBIG
+    assert explain(caught.value) == (f"{path} cannot be written (File too large).", 1)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_error_about_another_file_names_that_file(tmp_path: Path) -> None:

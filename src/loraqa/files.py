@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -258,7 +259,9 @@ def writing_tensors(path: Path) -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:
-        raise FileError(OSError(in_a_line(error)), path, "written") from error
+        number = re.search(r"os error (\d+)", str(error))
+        cause = OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(error)
+        raise FileError(cause, path, "written") from error
 
 
 @contextmanager
