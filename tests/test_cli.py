@@ -367,7 +367,7 @@ def test_an_error_is_one_sentence(
 def test_a_wrong_argument_is_named_before_anything_heavy_is_imported(
     tiny_folder: Path, data: Path, run: Path, tmp_path: Path, arguments: list[str], says: str
 ) -> None:
-    bad = Passage(TEXT, (Question("bad", "Who?", (Answer("Nobody", 0),)),))
+    bad = Passage(TEXT, (Question("bad", "", (Answer(TEXT, 0),)),))
     write_official(tmp_path / "bad.json", [bad], "1.1")
     places = {"TINY": tiny_folder, "DATA": data, "RUN": run, "BAD": tmp_path / "bad.json"}
     words = ["loraqa", *(str(places.get(word, word)) for word in arguments)]
@@ -570,7 +570,7 @@ def test_on_bad_skip_leaves_out_bad_questions(
 
 @pytest.mark.parametrize("on_bad", ["stop", "skip"])
 def test_messages_about_long_ids_are_bounded(call: Call, tmp_path: Path, on_bad: str) -> None:
-    long = Passage(TEXT, (Question("x" * 400_000, "Who?", (Answer("Nobody", 0),)),))
+    long = Passage(TEXT, (Question("x" * 400_000, "", (Answer("Nobody", 0),)),))
     write_official(tmp_path / "long.json", [*PASSAGES, long], "1.1")
     (tmp_path / "predictions.json").write_text(json.dumps({"y" * 400_000: "Ruth Olen"}))
     words = ("score", tmp_path / "predictions.json", "--data", tmp_path / "long.json")
@@ -772,3 +772,18 @@ def test_ctrl_c_before_a_command_runs_shows_no_traceback(
 
 def test_wrong_flags_exit_with_2(call: Call) -> None:
     assert call("evaluate", "--nonsense")[0] == 2
+
+
+def test_golds_outside_the_context_count_and_made_ids_are_refused_by_score(
+    call: Call, tmp_path: Path
+) -> None:
+    row = {"context": TEXT, "question": "Who?", "answers": ["Nobody at all"]}
+    (tmp_path / "data.jsonl").write_text(json.dumps(row | {"id": 1}))
+    (tmp_path / "own.jsonl").write_text(json.dumps(row))
+    (tmp_path / "predictions.json").write_text(json.dumps({"1": "nobody at all"}))
+    words = ("score", tmp_path / "predictions.json", "--json", "--data")
+    status, out, _ = call(*words, tmp_path / "data.jsonl")
+    assert (status, json.loads(out)["exact_match"]) == (0, 100.0)
+    status, _, error = call(*words, tmp_path / "own.jsonl")
+    assert status == 2
+    assert "1 question without an id" in error

@@ -155,7 +155,7 @@ def inspect(
 
     prompt = Template(template or DEFAULT_TEMPLATE)
     ModelSource(model)
-    dataset = read_passages(data, on_bad=on_bad)
+    dataset = read_passages(data, on_bad=on_bad).to_learn_from(on_bad)
 
     with importing():
         from loraqa.report.inspection import inspection
@@ -168,6 +168,8 @@ def inspect(
     console = _console()
     for piece in inspection(encoder.encode_training(dataset.passages), tokenizer, examples):
         console.print(piece)
+    if dataset.control_characters:
+        console.print(f"Control characters in the contexts: {dataset.control_characters:,}.")
 
 
 @app.command()
@@ -286,7 +288,12 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Compute official exact match and F1 of a predictions file."""
-    from loraqa.squad import read_no_answer_probabilities, read_passages, read_predictions
+    from loraqa.squad import (
+        check_ids,
+        read_no_answer_probabilities,
+        read_passages,
+        read_predictions,
+    )
     from loraqa.squad import score as official_score
 
     answers = read_predictions(predictions)
@@ -294,6 +301,7 @@ def score(
         read_no_answer_probabilities(no_answer_probabilities) if no_answer_probabilities else None
     )
     dataset = read_passages(data, on_bad=on_bad)
+    check_ids(dataset)
     scores = official_score(answers, dataset, probabilities).to_json()
     if as_json:
         _print_json(scores)

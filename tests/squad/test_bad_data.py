@@ -46,24 +46,6 @@ ANSWER = (*QUESTION, "answers", 0)
 
 # Change to the data, reported problem, counts of what `skip` leaves out, ids that it keeps.
 PROBLEMS = {
-    "version missing": (
-        change("version", to=delete),
-        "'version' is missing",
-        {},
-        "n1 n2 o1 o2",
-    ),
-    "version unknown": (
-        change("version", to="3.0"),
-        "version: is '3.0', must be '1.1' or 'v2.0'",
-        {},
-        "n1 n2 o1 o2",
-    ),
-    "version number": (
-        change("version", to=2.0),
-        "version: is a number, must be text",
-        {},
-        "n1 n2 o1 o2",
-    ),
     "article": (
         change("data", 0, to=None),
         "data[0]: is null, must be an object",
@@ -124,21 +106,9 @@ PROBLEMS = {
         {"questions": 1},
         "n2 o1 o2",
     ),
-    "question with a late control character": (
-        change(*QUESTION, "question", to="Why\x85?"),
-        f"{N1}, id 'n1': the question has a control character (U+0085) at character 3",
-        {"questions": 1},
-        "n2 o1 o2",
-    ),
-    "id missing": (
-        change(*QUESTION, "id", to=delete),
-        f"{N1}: 'id' is missing",
-        {"questions": 1},
-        "n2 o1 o2",
-    ),
-    "id a number": (
-        change(*QUESTION, "id", to=5),
-        f"{N1}.id: is a whole number, must be text",
+    "id true": (
+        change(*QUESTION, "id", to=True),
+        f"{N1}.id: is true or false, must be text",
         {"questions": 1},
         "n2 o1 o2",
     ),
@@ -190,35 +160,11 @@ PROBLEMS = {
         {"answers": 1},
         "n1 n2 o1 o2",
     ),
-    "offset missing": (
-        change(*ANSWER, "answer_start", to=delete),
-        f"{N1}.answers[0], id 'n1': 'answer_start' is missing",
-        {"answers": 1},
-        "n1 n2 o1 o2",
-    ),
     "offset true": (
         change(*ANSWER, "answer_start", to=True),
         f"{N1}.answers[0].answer_start, id 'n1': is true or false, must be a whole number",
         {"answers": 1},
         "n1 n2 o1 o2",
-    ),
-    "answer not in the context": (
-        change(*ANSWER, "text", to="south"),
-        f"{N1}.answers[0], id 'n1': the answer 'south' is not in the context",
-        {"answers": 1},
-        "n1 n2 o1 o2",
-    ),
-    "answer elsewhere, twice": (
-        change(*ANSWER, "text", to="Nile"),
-        f"{N1}.answers[0], id 'n1': the answer 'Nile' is not at character 15, and",
-        {"answers": 1},
-        "n1 n2 o1 o2",
-    ),
-    "only answer bad": (
-        change("data", 1, "paragraphs", 0, "qas", 0, "answers", 0, "text", to="Tromsø"),
-        "data[1].paragraphs[0].qas[0].answers[0], id 'o1': the answer 'Tromsø' is not in",
-        {"questions": 1},
-        "n1 n2 o2",
     ),
 }
 
@@ -253,8 +199,8 @@ def test_skip_leaves_out_only_the_bad_part(
 
 def test_all_problems_of_one_question_are_reported(tmp_path: Path, document: Node) -> None:
     change(*QUESTION, "question", to="")(document)
-    change(*ANSWER, "text", to="south")(document)
-    with pytest.raises(InputError, match=r"(?s)2 problems.*question is empty.*'south' is not in"):
+    change(*ANSWER, "text", to=" ")(document)
+    with pytest.raises(InputError, match=r"(?s)2 problems.*question is empty.*answer is empty"):
         read_passages(store(tmp_path, document))
 
 
@@ -283,7 +229,7 @@ def test_a_wrong_offset_is_corrected_if_the_answer_occurs_once(
         data = read_passages(store(tmp_path, document))
     assert data.passages[0].questions[0].answers[0].start == 15
     assert data.counts()["repaired"] == 1
-    assert "answers with a corrected offset: 1" in caplog.text
+    assert "answers with a corrected offset or look-alike characters: 1" in caplog.text
 
 
 def test_a_negative_offset_is_corrected(tmp_path: Path, document: Node) -> None:
@@ -295,8 +241,9 @@ def test_a_negative_offset_is_corrected(tmp_path: Path, document: Node) -> None:
 def test_overlapping_occurrences_count_separately(tmp_path: Path, document: Node) -> None:
     document["data"][1]["paragraphs"][0]["context"] = "Oslo Bergen aaa"
     document["data"][1]["paragraphs"][0]["qas"][0]["answers"] = [{"text": "aa", "answer_start": 0}]
+    data = read_passages(store(tmp_path, document))
     with pytest.raises(InputError, match="contains it more than once"):
-        read_passages(store(tmp_path, document))
+        data.to_learn_from("stop")
 
 
 BROKEN = {
@@ -312,7 +259,8 @@ BROKEN = {
     "too many digits": (b'{"data": ' + b"9" * 5000 + b"}", "too many digits"),
     "Latin-1": (b'{"version":\n"\xe9"}', r"not UTF-8: line 2 has the byte 0xE9"),
     "UTF-16": ("{}".encode("utf-16"), "not UTF-8: line 1 has the byte 0xF"),
-    "a list": (b"[]", "is not a JSON object at the top level"),
+    "an empty list": (b"[]", "has no usable questions"),
+    "a number": (b"7", "is neither a JSON object nor a list"),
     "no questions": (b'{"version": "1.1", "data": []}', "has no usable questions"),
 }
 
@@ -333,14 +281,6 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         read_passages(tmp_path / "none.json")
     with pytest.raises(InputError, match="is a folder"):
         read_passages(tmp_path)
-
-
-def test_skip_ignores_a_byte_order_mark(tmp_path: Path, document: Node) -> None:
-    path = tmp_path / "data.json"
-    path.write_text(json.dumps(document), encoding="utf-8-sig")
-    with pytest.raises(InputError, match=f"{path}: starts with a byte order mark"):
-        read_passages(path)
-    assert len(read_passages(path, on_bad="skip").order) == 4
 
 
 def test_skip_that_leaves_nothing_is_refused(tmp_path: Path, document: Node) -> None:

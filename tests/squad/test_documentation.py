@@ -15,6 +15,9 @@ def test_the_examples_are_read(tmp_path: Path) -> None:
         paths.append(tmp_path / f"{number}.{suffix}")
         paths[-1].write_text(content, encoding="utf-8")
     *data, predictions = paths
+    own, table, *data = data
+    assert [question.golds for question in read_passages(own).questions] == [("north",), ()]
+    assert [question.golds for question in read_passages(table).questions] == [("north",)]
     questions = [[question.id for question in read_passages(path).questions] for path in data]
     assert questions == [["q1"], ["q1", "q2"], ["q1", "q2"], ["q1"], ["q1"], ["q1", "q2"]]
     assert [read_passages(path).version for path in data[:3]] == ["1.1", "2.0", "2.0"]

@@ -41,6 +41,9 @@ def test_passages_questions_and_answers_are_read(tmp_path: Path, document: Docum
         "unanswerable": 1,
         "same_text": 0,
         "repaired": 0,
+        "unplaced": 0,
+        "made_ids": 0,
+        "control_characters": 0,
         "skipped": {},
     }
 

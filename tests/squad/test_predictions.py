@@ -35,7 +35,6 @@ BAD_PREDICTIONS = {
     ),
     "cut off": ('{\n"7": "a', "line 2, column 6: bad JSON"),
     "empty": ("", "is empty"),
-    "byte order mark": ('\ufeff{"7": "a"}', "byte order mark"),
 }
 
 
@@ -85,3 +84,8 @@ def test_questions_given_as_predictions_are_recognized(tmp_path: Path) -> None:
     for read in (read_predictions, read_no_answer_probabilities):
         with pytest.raises(InputError, match=r"dev.json holds questions; .*--data"):
             read(tmp_path / "dev.json")
+
+
+def test_a_byte_order_mark_is_no_problem(tmp_path: Path) -> None:
+    (tmp_path / "predictions.json").write_text('{"7": "a"}', "utf-8-sig")
+    assert read_predictions(tmp_path / "predictions.json") == {"7": "a"}

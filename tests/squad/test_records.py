@@ -153,16 +153,19 @@ def test_places_are_lines_or_rows_of_the_file(tmp_path: Path, records: list[Reco
 
 
 ANSWERS = {
-    "null": (None, "line 1, answers, id 'n1': is null, must be an object"),
+    "number": (5, "line 1, answers, id 'n1': is a whole number, must be a list"),
     "no text": ({"answer_start": [1]}, "line 1, answers, id 'n1': 'text' is missing"),
-    "text": ({"text": "a", "answer_start": [1]}, "line 1, answers.text, id 'n1': is text, must"),
+    "text": (
+        {"text": "a", "answer_start": [1]},
+        "line 1, answers[0].answer_start, id 'n1': is a list, must be a whole number",
+    ),
     "uneven": (
         {"text": ["north"], "answer_start": []},
         "line 1, answers, id 'n1': 'text' has 1 entries, 'answer_start' 0",
     ),
     "float": (
-        {"text": ["north"], "answer_start": [15.0]},
-        "line 1, answers[0].answer_start, id 'n1': is a number, must be a whole number",
+        {"text": ["north"], "answer_start": [15.5]},
+        "line 1, answers[0].answer_start, id 'n1': is '15.5', must be a whole number",
     ),
 }
 
@@ -198,8 +201,7 @@ BAD_CSV = {
     "open quote": ('n2,t,"c', "bad CSV"),
     "too few": ("n2,t,c", "has 3 fields, the first row has 5"),
     "no literal": ("n2,t,c,q,{'text': open('x')}", "neither JSON nor Python literals"),
-    "nothing": ("n2,t,c,q,", "neither JSON nor Python literals"),
-    "a set": ("n2,t,c,q,{1}", "must be an object"),
+    "a set": ("n2,t,c,q,{1}", "must be a list"),
     "no offset": ("""n2,t,c,q,"{'text': ['c'], 'answer_start': [...]}\"""", "must be a whole"),
 }
 

@@ -285,3 +285,7 @@ def _check_text(name: str, text: str) -> None:
         raise InputError(
             f"The {name} holds half a character (a lone surrogate) at {error.start}; remove it."
         ) from None
+    if "\0" in text:
+        raise InputError(
+            f"The {name} holds a NUL character (U+0000) at {text.index(chr(0))}; remove it."
+        )

@@ -262,7 +262,7 @@ def _examples(evaluated: Evaluated, test: QADataset) -> list[Example]:
                 question=question.text,
                 answer=answer.text,
                 start=answer.start if exact else None,
-                right=[gold.text for gold in question.answers],
+                right=list(question.golds),
             )
         )
     return examples

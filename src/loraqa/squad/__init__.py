@@ -6,7 +6,14 @@ from loraqa.squad.overlap import Overlap, Seen, overlap
 from loraqa.squad.passage import Answer, Passage, Question, Version
 from loraqa.squad.predictions import read_no_answer_probabilities, read_predictions
 from loraqa.squad.read import check_there, read_passages
-from loraqa.squad.score import QuestionScore, Scores, normalize_answer, score, score_question
+from loraqa.squad.score import (
+    QuestionScore,
+    Scores,
+    check_ids,
+    normalize_answer,
+    score,
+    score_question,
+)
 
 __all__ = [
     "Answer",
@@ -18,6 +25,7 @@ __all__ = [
     "Scores",
     "Seen",
     "Version",
+    "check_ids",
     "check_there",
     "normalize_answer",
     "overlap",

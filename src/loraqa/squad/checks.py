@@ -1,7 +1,10 @@
 """Check parsed JSON and collect every problem instead of stopping at the first."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from loraqa.errors import quote, shortened
 
 _LISTED = 20
 _TYPE_NAMES = {
@@ -33,7 +36,7 @@ class Place(NamedTuple):
         return Place(f"{self.path}.{part}" if self.path else part, self.record, self.id)
 
     def __str__(self) -> str:
-        named = "" if self.id is None else f"id {self.id!r}"
+        named = "" if self.id is None else f"id {quote(self.id)}"
         return ", ".join(filter(None, (self.record, self.path, named)))
 
 
@@ -79,14 +82,15 @@ class Checks:
             return value
         return None
 
-    def listing(self, source: str) -> str:
-        """Return the first problems, one per line, and the number of the others."""
-        count = len(self.problems)
-        lines = [f"{source} has {count} problem{'s' if count > 1 else ''}:"]
-        lines += [f"  {source}: {problem}" for problem in self.problems[:_LISTED]]
-        if count > _LISTED:
-            lines.append(f"  and {count - _LISTED} more")
-        return "\n".join(lines)
+
+def listing(source: str, problems: Sequence[Problem]) -> str:
+    """Return the first problems, one per line, and the number of the others."""
+    count = len(problems)
+    lines = [f"{source} has {count} problem{'s' if count > 1 else ''}:"]
+    lines += [f"  {source}: {shortened(str(problem), 300)}" for problem in problems[:_LISTED]]
+    if count > _LISTED:
+        lines.append(f"  and {count - _LISTED} more")
+    return "\n".join(lines)
 
 
 def _type_name(kind: type) -> str:

@@ -2,13 +2,23 @@
 
 import hashlib
 import json
+import logging
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
+from loraqa.errors import InputError, counted
 from loraqa.garbage import no_garbage
+from loraqa.squad.checks import Problem, listing
 from loraqa.squad.passage import Passage, Question, Version
+
+logger = logging.getLogger("loraqa")
+
+# Tab, newline and carriage return are ordinary white space in SQuAD's contexts.
+_CONTROL = re.compile("[\x01-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -21,8 +31,10 @@ class QADataset:
         passages: one per context, with all its questions, in order of first appearance.
         order: question ids in the order of the source; it differs from the order of the passages
             if the source returns to an earlier context.
-        repaired: number of answers whose offset was corrected.
+        repaired: number of answers whose offset or look-alike characters were corrected.
         skipped: kind of skipped part ("questions", "answers", ...) to its number.
+        unplaced: why answers have no place in the context; they count as golds all the same.
+        made_ids: number of questions without an id, whose id was made from their content.
     """
 
     source: str
@@ -31,6 +43,8 @@ class QADataset:
     order: tuple[str, ...]
     repaired: int = 0
     skipped: Mapping[str, int] = field(default_factory=dict)
+    unplaced: tuple[Problem, ...] = ()
+    made_ids: int = 0
 
     @classmethod
     def from_passages(
@@ -46,7 +60,43 @@ class QADataset:
         passages = tuple(passages)
         kept = {question.id for passage in passages for question in passage.questions}
         order = tuple(id for id in self.order if id in kept)
-        return replace(self, passages=passages, order=order)
+        unplaced = tuple(problem for problem in self.unplaced if problem.place.id in kept)
+        return replace(self, passages=passages, order=order, unplaced=unplaced)
+
+    def to_learn_from(self, on_bad: Literal["stop", "skip"]) -> "QADataset":
+        """Return the data set without the questions none of whose answers has a place.
+
+        Raises:
+            InputError: there are such questions and `on_bad` is "stop", or there are no others.
+        """
+        without = {q.id for q in self.questions if q.answerable and not q.answers}
+        if self.unplaced:
+            logger.warning(
+                f"{self.source}: answers without a place in the context, which are left out of "
+                f"training: {len(self.unplaced):,}; {counted(len(without), 'question')} without "
+                "any other answer."
+            )
+        if not without:
+            return self
+        problems = [problem for problem in self.unplaced if problem.place.id in without]
+        told = listing(self.source, problems)
+        if on_bad == "stop":
+            raise InputError(f"{told}\nCorrect them, or leave them out with --on-bad skip.")
+        logger.warning("%s", told)
+        kept = [
+            replace(passage, questions=tuple(q for q in passage.questions if q.id not in without))
+            for passage in self.passages
+        ]
+        skipped = Counter(self.skipped) + Counter(questions=len(without))
+        data = self.with_passages(passage for passage in kept if passage.questions)
+        if not data.order:
+            raise InputError(f"{self.source} has no question to learn from; correct its answers.")
+        return replace(data, skipped=dict(skipped))
+
+    @property
+    def control_characters(self) -> int:
+        """Number of control characters in the contexts, except tabs and ends of lines."""
+        return sum(len(_CONTROL.findall(passage.context)) for passage in self.passages)
 
     @property
     def questions(self) -> list[Question]:
@@ -83,14 +133,21 @@ class QADataset:
             "unanswerable": sum(not question.answerable for question in questions),
             "same_text": self.same_text,
             "repaired": self.repaired,
+            "unplaced": len(self.unplaced),
+            "made_ids": self.made_ids,
+            "control_characters": self.control_characters,
             "skipped": dict(self.skipped),
         }
 
 
 def _plain(passage: Passage) -> list[Any]:
     """Return the passage as nested lists, which are faster to serialize than dicts."""
-    questions = [
-        (q.id, q.text, [(answer.text, answer.start) for answer in q.answers])
-        for q in passage.questions
-    ]
-    return [passage.title, passage.context, questions]
+    return [passage.title, passage.context, [_plain_question(q) for q in passage.questions]]
+
+
+def _plain_question(question: Question) -> tuple[Any, ...]:
+    answers = [(answer.text, answer.start) for answer in question.answers]
+    plain = (question.id, question.text, answers)
+    if question.golds == tuple(answer.text for answer in question.answers):
+        return plain
+    return (*plain, question.golds)

@@ -1,15 +1,19 @@
 """Check the questions of every format and group them by context."""
 
+import hashlib
+import json
 import re
 from collections import Counter
+from functools import cached_property
 from typing import Any
 
 from loraqa.errors import quote
-from loraqa.squad.checks import Checks, Place
+from loraqa.squad.checks import Checks, Place, Problem
+from loraqa.squad.golds import answer_nodes, is_absent, whole_number
+from loraqa.squad.lookalikes import LookAlikes, Occurrences
 from loraqa.squad.passage import Answer, Passage, Question, Version
 
-# Tab, newline and carriage return are ordinary white space in SQuAD's contexts.
-_FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+_FORBIDDEN = re.compile("[\x00\ud800-\udfff]")
 
 
 class Intake(Checks):
@@ -24,21 +28,24 @@ class Intake(Checks):
         self.version: Version | None = None
         self.skipped: Counter[str] = Counter()
         self.repaired = 0
+        self.unplaced: list[Problem] = []
+        self.made_ids: set[str] = set()
         self.order: list[str] = []
-        self._questions: dict[str, list[Question]] = {}
+        self._questions: dict[str, dict[str, Question]] = {}
         self._titles: dict[str, str] = {}
         self._first_use: dict[str, Place] = {}
+        self._finder = _Finder("")
 
     def passages(self) -> tuple[Passage, ...]:
         """Return one passage per context with questions, in order of first appearance."""
         return tuple(
-            Passage(context, tuple(questions), self._titles[context])
+            Passage(context, tuple(questions.values()), self._titles[context])
             for context, questions in self._questions.items()
         )
 
     def title(self, node: dict[str, Any], place: Place) -> str:
         """Return the title; empty if it is missing, which is allowed, or has a problem."""
-        if node.get("title") is None:
+        if is_absent(node.get("title")):
             return ""
         title = self.field(node, "title", str, place)
         return title if title and self._is_clean(title, "title", place) else ""
@@ -56,27 +63,52 @@ class Intake(Checks):
         if not self.has_type(node, dict, place):
             self.skipped["questions"] += 1
             return
-        id = self._id(node, place)
+        text = self._text(node, "question", place._replace(id=_given_id(node)))
+        id = self._id(node, place, context, text)
         place = Place(place.path, place.record, id)
-        text = self._text(node, "question", place)
-        answers = None if context is None else self._answers(node, place, context)
-        if context is None or id is None or text is None or answers is None:
+        found = None if context is None else self._answers(node, place, context)
+        if context is None or id is None or text is None or found is None:
             self.skipped["questions"] += 1
             return
-        self._titles.setdefault(context, title)
-        self._questions.setdefault(context, []).append(Question(id, text, answers))
-        self.order.append(id)
+        answers, golds = found
+        if self._add(Question(id, text, answers, golds), context, place):
+            self._titles.setdefault(context, title)
+        else:
+            self.skipped["questions"] += 1
 
-    def _id(self, node: dict[str, Any], place: Place) -> str | None:
-        id = self._text(node, "id", place)
-        if id is None:
-            return None
-        first_use = self._first_use.setdefault(id, place)
-        if first_use is not place:
+    def _add(self, question: Question, context: str, place: Place) -> bool:
+        """Add a question, or its answers to the same question; report another one with its id."""
+        first_use = self._first_use.setdefault(question.id, place)
+        if first_use is place:
+            self._questions.setdefault(context, {})[question.id] = question
+            self.order.append(question.id)
+            return True
+        same = self._questions.get(context, {}).get(question.id)
+        if same is None or same.text != question.text or not (same.golds and question.golds):
             first = first_use._replace(id=None)
-            self.report(place._replace(id=id), f"the id is already used by {first}")
+            self.report(place, f"the id is already used by {first}")
+            return False
+        self._questions[context][question.id] = Question(
+            same.id, same.text, same.answers + question.answers, same.golds + question.golds
+        )
+        return True
+
+    def _id(
+        self, node: dict[str, Any], place: Place, context: str | None, text: str | None
+    ) -> str | None:
+        """Return the id as text; made from context and question if there is none."""
+        given = _given_id(node)
+        if given is not None:
+            return self._text({"id": given}, "id", place)
+        if not is_absent(node.get("id")):
+            self.has_type(node["id"], str, place.inside("id"))
             return None
-        return id
+        if context is None or text is None:
+            return None
+        content = json.dumps([context, text]).encode()
+        made = f"made-{hashlib.sha256(content).hexdigest()[:24]}"
+        self.made_ids.add(made)
+        return made
 
     def _text(self, node: dict[str, Any], key: str, place: Place) -> str | None:
         text = self.field(node, key, str, place)
@@ -98,24 +130,28 @@ class Intake(Checks):
 
     def _answers(
         self, node: dict[str, Any], place: Place, context: str
-    ) -> tuple[Answer, ...] | None:
-        """Return the valid answers.
+    ) -> tuple[tuple[Answer, ...], tuple[str, ...]] | None:
+        """Return the answers that have a place, and the texts of all valid ones.
 
-        Return None if they are not a list, contradict `is_impossible` or the version, or are all
-        invalid.
+        Return None if they contradict `is_impossible` or the version, or are all invalid.
         """
-        nodes = self.field(node, "answers", list, place)
+        if "answers" not in node:
+            self.report(place, "'answers' is missing")
+            return None
+        nodes = answer_nodes(node["answers"], place.inside("answers"), self)
         if nodes is None or not self._answerability_agrees(node, bool(nodes), place):
             return None
-        found = [
-            self._answer(answer, place.inside(f"answers[{number}]"), context)
-            for number, answer in enumerate(nodes)
-        ]
-        answers = tuple(answer for answer in found if answer is not None)
-        if nodes and not answers:
+        golds, answers = [], []
+        for number, each in enumerate(nodes):
+            inside = place.inside(f"answers[{number}]")
+            given = self._answer(each, inside)
+            if given is not None:
+                golds.append(given[0])
+                answers.append(self._place(*given, inside, context))
+        if nodes and not golds:
             return None
-        self.skipped["answers"] += len(nodes) - len(answers)
-        return answers
+        self.skipped["answers"] += len(nodes) - len(golds)
+        return tuple(answer for answer in answers if answer is not None), tuple(golds)
 
     def _answerability_agrees(self, node: dict[str, Any], answered: bool, place: Place) -> bool:
         """Return whether answers, version and `is_impossible` (which may be missing) agree."""
@@ -134,32 +170,74 @@ class Intake(Checks):
             return False
         return True
 
-    def _answer(self, node: Any, place: Place, context: str) -> Answer | None:
+    def _answer(self, node: Any, place: Place) -> tuple[str, int | None] | None:
+        """Return text and offset of an answer; the offset is None if it is not given."""
         if not self.has_type(node, dict, place):
             return None
         text = self.field(node, "text", str, place)
-        start = self.field(node, "answer_start", int, place)
-        if text is None or start is None:
+        if text is None:
             return None
         if not text.strip():
             self.report(place, "the answer is empty")
             return None
-        if start >= 0 and context.startswith(text, start):
+        if not self._is_clean(text, "answer", place):
+            return None
+        given = node.get("answer_start")
+        if is_absent(given) or (type(given) is str and given.strip().lower() in ("", "nan")):
+            return text, None
+        start = whole_number(given)
+        if start is not None:
+            return text, start
+        if type(given) in (float, str):
+            self.report(
+                place.inside("answer_start"), f"is {quote(str(given))}, must be a whole number"
+            )
+        else:
+            self.has_type(given, int, place.inside("answer_start"))
+        return None
+
+    def _place(self, text: str, start: int | None, place: Place, context: str) -> Answer | None:
+        """Return the answer at its place in the context, or None if it has none."""
+        if start is not None and start >= 0 and context.startswith(text, start):
             return Answer(text, start)
-        return self._repair(text, start, place, context)
+        if self._finder.context != context:
+            self._finder = _Finder(context)
+        spans = self._finder.spans(text, start)
+        if len(spans) == 1:
+            (begin, end), *_ = spans
+            answer = Answer(context[begin:end], begin)
+            self.repaired += start is not None or answer.text != text
+            return answer
+        where = "has no offset" if start is None else f"is not at character {start}"
+        twice = f"{where}, and the context contains it more than once"
+        reason = twice if spans else "is not in the context"
+        self.unplaced.append(Problem(place, f"the answer {quote(text)} {reason}"))
+        return None
 
-    def _repair(self, text: str, start: int, place: Place, context: str) -> Answer | None:
-        """Return the answer with its offset corrected, if the context contains it exactly once.
 
-        Otherwise report a problem and return None.
-        """
-        first = context.find(text)
-        if first < 0:
-            self.report(place, f"the answer {quote(text)} is not in the context")
-            return None
-        if context.find(text, first + 1) >= 0:
-            problem = f"is not at character {start}, and the context contains it more than once"
-            self.report(place, f"the answer {quote(text)} {problem}")
-            return None
-        self.repaired += 1
-        return Answer(text, first)
+class _Finder:
+    """Finds the places that an answer may have in a context."""
+
+    def __init__(self, context: str) -> None:
+        self.context = context
+        self._exact = Occurrences(context)
+
+    @cached_property
+    def _look_alikes(self) -> LookAlikes:
+        return LookAlikes(self.context)
+
+    def spans(self, text: str, start: int | None) -> list[tuple[int, int]]:
+        """Return up to two places; a look-alike at `start` is the only one."""
+        exact = self._exact.spans(text)
+        if exact:
+            return exact
+        there = None if start is None else self._look_alikes.at(text, start)
+        return [there] if there else self._look_alikes.spans(text)
+
+
+def _given_id(node: dict[str, Any]) -> str | None:
+    """Return the id as text if it is text or a whole number."""
+    id = node.get("id")
+    if type(id) is float and id.is_integer():
+        id = int(id)
+    return str(id) if type(id) in (str, int) else None

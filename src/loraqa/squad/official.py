@@ -10,6 +10,7 @@ from loraqa.errors import InputError
 from loraqa.files import write_text
 from loraqa.squad.checks import Place
 from loraqa.squad.intake import Intake
+from loraqa.squad.lookalikes import fold
 from loraqa.squad.passage import Passage, Question, Version
 
 _VERSIONS: dict[str, Version] = {"1.1": "1.1", "v1.1": "1.1", "2.0": "2.0", "v2.0": "2.0"}
@@ -17,9 +18,15 @@ _VERSIONS: dict[str, Version] = {"1.1": "1.1", "v1.1": "1.1", "2.0": "2.0", "v2.
 
 def read_official(document: dict[str, Any], intake: Intake) -> None:
     """Pass every question of a parsed official file to `intake`."""
-    intake.version = _version(document, intake)
+    intake.version = _version(document)
     for number, article in enumerate(intake.field(document, "data", list, Place()) or ()):
         _read_article(article, Place(f"data[{number}]"), intake)
+
+
+def read_paragraphs(paragraphs: list[Any], intake: Intake) -> None:
+    """Pass every question of a list of official paragraphs to `intake`."""
+    for number, paragraph in enumerate(paragraphs):
+        _read_paragraph(paragraph, Place(f"[{number}]"), "", intake)
 
 
 def write_official(path: Path, passages: Iterable[Passage], version: Version) -> None:
@@ -40,11 +47,10 @@ def _document(passages: Iterable[Passage], version: Version) -> dict[str, Any]:
     return {"version": "1.1" if version == "1.1" else "v2.0", "data": articles}
 
 
-def _version(document: dict[str, Any], intake: Intake) -> Version | None:
-    declared = intake.field(document, "version", str, Place())
-    if declared is not None and declared not in _VERSIONS:
-        intake.report(Place("version"), f"is {declared!r}, must be '1.1' or 'v2.0'")
-    return _VERSIONS.get(declared)
+def _version(document: dict[str, Any]) -> Version | None:
+    """Return the version that the document declares; other exports write anything there."""
+    declared = document.get("version")
+    return _VERSIONS.get(declared) if isinstance(declared, str) else None
 
 
 def _read_article(article: Any, place: Place, intake: Intake) -> None:
@@ -76,8 +82,8 @@ def _paragraph(passage: Passage, version: Version) -> dict[str, Any]:
 
 
 def _question(question: Question, version: Version) -> dict[str, Any]:
-    answers = [{"text": answer.text, "answer_start": answer.start} for answer in question.answers]
-    node: dict[str, Any] = {"id": question.id, "question": question.text, "answers": answers}
+    node: dict[str, Any] = {"id": question.id, "question": question.text}
+    node["answers"] = _answers(question)
     if version == "2.0":
         node["is_impossible"] = not question.answerable
     elif not question.answerable:
@@ -86,3 +92,13 @@ def _question(question: Question, version: Version) -> dict[str, Any]:
             "write the data as version 2.0."
         )
     return node
+
+
+def _answers(question: Question) -> list[dict[str, Any]]:
+    """Return the golds with the offsets of their answers; -1 for one without a place."""
+    placed = list(question.answers)
+    nodes = []
+    for gold in question.golds:
+        found = placed and (gold == placed[0].text or fold(gold).strip() == fold(placed[0].text))
+        nodes.append({"text": gold, "answer_start": placed.pop(0).start if found else -1})
+    return nodes

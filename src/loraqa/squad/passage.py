@@ -22,16 +22,29 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question and every annotator's answer; no answers if the context does not answer it."""
+    """A question with the answers of all annotators; none if the context does not answer it.
+
+    Attributes:
+        id: the question's id.
+        text: the question.
+        answers: the answers that have a place in the context, to learn from.
+        golds: the texts of all answers as the data give them, to score with; by default those of
+            `answers`.
+    """
 
     id: str
     text: str
     answers: tuple[Answer, ...] = ()
+    golds: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.golds:
+            object.__setattr__(self, "golds", tuple(answer.text for answer in self.answers))
 
     @property
     def answerable(self) -> bool:
-        """Whether the context contains an answer (SQuAD v2.0: `not is_impossible`)."""
-        return bool(self.answers)
+        """Whether there is an answer (SQuAD v2.0: `not is_impossible`)."""
+        return bool(self.golds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from loraqa.errors import InputError
-from loraqa.squad.checks import Checks, Place
+from loraqa.squad.checks import Checks, Place, listing
 from loraqa.squad.text import BYTE_ORDER_MARK, decode, explain_json_error, read_bytes
 
 _EXPECTED = 'it must be one JSON object whose keys are question ids, such as {"id1": "Oslo"}'
@@ -46,9 +46,7 @@ def _read_object(path: Path, checks: Checks) -> dict[str, Any]:
                 checks.report(Place(id=key), f"appears {count} times")
         return dict(pairs)
 
-    text = decode(read_bytes(path), str(path))
-    if text.startswith(BYTE_ORDER_MARK):
-        raise InputError(f"{path} starts with a byte order mark (BOM); save it without one.")
+    text = decode(read_bytes(path), str(path)).removeprefix(BYTE_ORDER_MARK)
     try:
         document = json.loads(text, object_pairs_hook=unique, parse_int=float)
     except (ValueError, RecursionError) as error:
@@ -65,4 +63,4 @@ def _read_object(path: Path, checks: Checks) -> dict[str, Any]:
 
 def _stop_at_problems(checks: Checks, path: str | Path) -> None:
     if checks.problems:
-        raise InputError(f"{checks.listing(str(path))}\nCorrect the file.")
+        raise InputError(f"{listing(str(path), checks.problems)}\nCorrect the file.")

@@ -1,24 +1,28 @@
-"""Read data with one question per record: JSON Lines, CSV, Parquet, and datasets on the hub.
+"""Read data with one question per record: JSON, CSV, Parquet, Arrow, and datasets on the hub.
 
-A record has the hub's columns: id, title, context, question, answers.
+A record has the hub's columns: id, title, context, question, answers. For the answers there may be
+the columns `answer_text` (or `answer`) and `answer_start` instead.
 """
 
 import ast
 import csv
 import io
 import json
-import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
-from loraqa.errors import InputError
+from loraqa.errors import InputError, in_a_line, some_of
 from loraqa.squad.checks import Place
+from loraqa.squad.golds import is_absent
 from loraqa.squad.intake import Intake
 from loraqa.squad.text import explain_json_error
 
-_COLUMNS = ("id", "context", "question", "answers")
-_ANSWER_COLUMNS = {"answer_text", "answer_start"}
+# Columns that may hold the answers, the first that there is.
+_ANSWER_COLUMNS = ("answers", "answer_text", "answer")
+_KNOWN = {"id", "title", "context", "question", "answer_start", "is_impossible", *_ANSWER_COLUMNS}
+_DELIMITERS = ",;\t"
+_TRUTH = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 
 
 def read_jsonl(text: str, intake: Intake) -> None:
@@ -36,13 +40,20 @@ def read_jsonl(text: str, intake: Intake) -> None:
             _read_record(record, Place(record=f"line {number}"), intake)
 
 
+def read_rows(rows: list[Any], name: str, intake: Intake) -> None:
+    """Pass every record of a list to `intake`; its place is its number in the list `name`."""
+    for number, row in enumerate(rows):
+        _read_record(row, Place(record=f"{name}[{number}]"), intake)
+
+
 def read_csv(text: str, source: str, intake: Intake) -> None:
     """Pass every record to `intake`; its place is the line on which it starts.
 
-    The answers are in one column, as JSON or as pandas prints the hub's data, or each record has
-    one answer in the columns `answer_text` and `answer_start`.
+    Commas, semicolons or tabs are between the cells. The answers are JSON, or as pandas prints the
+    hub's data, or plain text.
     """
-    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+    delimiter = _delimiter(text)
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     with _fields_of_any_length():
         header = _csv_header(lines, source)
         for place, cells in _csv_records(lines, intake):
@@ -53,6 +64,17 @@ def read_csv(text: str, source: str, intake: Intake) -> None:
                 intake.skipped["rows"] += 1
             else:
                 _read_record(record, place, intake)
+
+
+def _delimiter(text: str) -> str:
+    """Return the delimiter with which the first line has the most known columns."""
+    first = text.partition("\n")[0]
+
+    def known(delimiter: str) -> int:
+        cells = (cell.strip().strip('"') for cell in first.split(delimiter))
+        return sum(cell in _KNOWN for cell in cells)
+
+    return max(_DELIMITERS, key=known)
 
 
 def read_parquet(data: bytes, source: str, intake: Intake) -> None:
@@ -66,6 +88,47 @@ def read_parquet(data: bytes, source: str, intake: Intake) -> None:
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{source} is not a readable Parquet file ({error}).") from None
     _read_table(table.column_names, records, source, intake)
+
+
+def read_arrow(data: bytes, source: str, intake: Intake) -> None:
+    """Pass every record of an Arrow file or stream to `intake`; places as in `read_parquet`."""
+    import pyarrow
+
+    try:
+        if data.startswith(b"ARROW1"):
+            table = pyarrow.ipc.open_file(pyarrow.BufferReader(data)).read_all()
+        else:
+            table = pyarrow.ipc.open_stream(pyarrow.BufferReader(data)).read_all()
+        records = table.to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise InputError(f"{source} is not a readable Arrow file ({in_a_line(error)}).") from None
+    _read_table(table.column_names, records, source, intake)
+
+
+class Frame(Protocol):
+    """A pandas DataFrame."""
+
+    columns: Any
+
+    def to_dict(self, orient: Any) -> Any: ...
+
+
+def read_frame(table: list[dict[str, Any]] | Frame, source: str, intake: Intake) -> None:
+    """Pass every record of a list of dicts or of a pandas DataFrame to `intake`."""
+    records = table if isinstance(table, list) else table.to_dict("records")
+    if not isinstance(table, list):
+        _require_columns(list(table.columns), source)
+    for number, record in enumerate(records):
+        _read_record(_plain(record), Place(record=f"row {number}"), intake)
+
+
+def _plain(value: Any) -> Any:
+    """Return NumPy's arrays and scalars, at any depth, as plain Python values."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return _plain(value.tolist()) if hasattr(value, "tolist") else value
 
 
 def read_hub(name: str, split: str, intake: Intake) -> None:
@@ -107,13 +170,15 @@ def _read_table(
 
 
 def _require_columns(columns: Collection[str], source: str) -> None:
-    given = {*columns, "answers"} if _ANSWER_COLUMNS.issubset(columns) else columns
-    missing = [column for column in _COLUMNS if column not in given]
+    missing = [repr(column) for column in ("context", "question") if column not in columns]
+    if not any(column in columns for column in _ANSWER_COLUMNS):
+        missing.append("'answers'")
     if missing:
+        given = some_of([repr(column) for column in columns], 12) or "none"
         raise InputError(
-            f"{source} has no column {' or '.join(map(repr, missing))}; a table of questions needs "
-            f"the columns id, title, context, question and answers, but this one has "
-            f"{', '.join(map(repr, columns)) or 'none'}."
+            f"{source} has no column {' or '.join(missing)}; a table of questions needs the "
+            f"columns context, question, and answers (or answer_text, or answer), with commas, "
+            f"semicolons or tabs between them in a CSV file, but this one has {given}."
         )
 
 
@@ -121,37 +186,25 @@ def _read_record(record: Any, place: Place, intake: Intake) -> None:
     if not intake.has_type(record, dict, place):
         intake.skipped["rows"] += 1
         return
-    if type(record.get("id")) is str:
-        place = place._replace(id=record["id"])
+    if type(record.get("id")) in (str, int):
+        place = place._replace(id=str(record["id"]))
     context, title = intake.context(record, place), intake.title(record, place)
-    answers = _answers(record, place, intake)
     question = {key: record[key] for key in ("id", "question") if key in record}
-    question["answers"] = answers
-    intake.question(question, place, None if answers is None else context, title)
+    column = next((column for column in _ANSWER_COLUMNS if column in record), None)
+    if column is not None:
+        question["answers"] = _answers(record, column)
+    impossible = record.get("is_impossible")
+    if not is_absent(impossible) and impossible != "":
+        question["is_impossible"] = _TRUTH.get(str(impossible).strip().lower(), impossible)
+    intake.question(question, place, context, title)
 
 
-def _answers(record: dict[str, Any], place: Place, intake: Intake) -> list[Any] | None:
-    """Return a list of answers as in official JSON, from the hub's two lists or from such a list.
-
-    Report a problem and return None if the answers have another form.
-    """
-    if type(record.get("answers")) is list:
-        answers: list[Any] = record["answers"]
-        return answers
-    lists = intake.field(record, "answers", dict, place)
-    if lists is None:
-        return None
-    inner = place.inside("answers")
-    texts = intake.field(lists, "text", list, inner)
-    starts = intake.field(lists, "answer_start", list, inner)
-    if texts is None or starts is None:
-        return None
-    if len(texts) != len(starts):
-        intake.report(inner, f"'text' has {len(texts)} entries, 'answer_start' {len(starts)}")
-        return None
-    return [
-        {"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)
-    ]
+def _answers(record: dict[str, Any], column: str) -> Any:
+    """Return the answers of a record; a text with the offset of the column `answer_start`."""
+    answers = record[column]
+    if type(answers) is str or (is_absent(answers) and "answer_start" in record):
+        return {"text": answers, "answer_start": record.get("answer_start")}
+    return answers
 
 
 @contextmanager
@@ -169,6 +222,7 @@ def _csv_header(lines: Any, source: str) -> list[str]:
         header: list[str] = next(lines, [])
     except csv.Error as error:
         raise InputError(f"{source}, line 1: bad CSV: {error}.") from None
+    header = [name.strip() for name in header]
     _require_columns(header, source)
     return header
 
@@ -194,38 +248,38 @@ def _csv_record(header: list[str], cells: list[str]) -> dict[str, Any]:
     if len(cells) != len(header):
         raise ValueError(f"has {len(cells)} fields, the first row has {len(header)}")
     record: dict[str, Any] = dict(zip(header, cells, strict=True))
-    record["answers"] = (
-        _parse_answers(record["answers"]) if "answers" in record else _single_answer(record)
-    )
-    return record
-
-
-def _single_answer(record: dict[str, Any]) -> dict[str, Any]:
-    """Return the answer in `answer_text` and `answer_start`; no answer if both are empty."""
-    text, start = record["answer_text"], record["answer_start"]
-    if not text and not start:
-        return {"text": [], "answer_start": []}
-    # pandas writes whole numbers as 3.0 if the column has gaps.
-    whole = re.fullmatch(r"(-?[0-9]{1,18})(\.0)?", start)
-    return {"text": [text], "answer_start": [int(whole[1]) if whole else start]}
+    for column in _ANSWER_COLUMNS:
+        if column in record:
+            record[column] = _parse_answers(record[column])
+    return {
+        name: cell for name, cell in record.items() if cell != "" or name not in ("id", "title")
+    }
 
 
 def _parse_answers(cell: str) -> Any:
-    """Parse JSON, or Python literals as pandas prints them, with or without arrays."""
+    """Parse JSON, or Python literals as pandas prints them, with or without arrays.
+
+    Other text is an answer itself; pandas may write "nan" where there is none.
+    """
+    if not cell.lstrip().startswith(("{", "[", "array(")):
+        return "" if cell.strip().lower() == "nan" else cell
     try:
         return json.loads(cell)
     except (ValueError, RecursionError):
         pass
     try:
-        return ast.literal_eval(_Arrays().visit(ast.parse(cell, mode="eval")))
+        return ast.literal_eval(_Arrays().visit(ast.parse(cell.strip(), mode="eval")))
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         raise ValueError("the answers are neither JSON nor Python literals") from None
 
 
 class _Arrays(ast.NodeTransformer):
-    """Replaces `array([1, 2], dtype=int32)` by its list."""
+    """Replaces `array([1, 2], dtype=int32)` by its list, and `np.int64(1)` by its number."""
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        if isinstance(node.func, ast.Name) and node.func.id == "array" and len(node.args) == 1:
-            return node.args[0]
+        called = node.func
+        name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+        if name in ("array", "int64", "int32", "str_") and len(node.args) == 1:
+            argument: ast.AST = self.visit(node.args[0])
+            return argument
         return node

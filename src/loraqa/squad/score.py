@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from loraqa.errors import InputError, some_of
+from loraqa.errors import InputError, counted, some_of
 from loraqa.squad.dataset import QADataset
 from loraqa.squad.passage import Question, Version
 
@@ -158,6 +158,18 @@ def score(
     )
 
 
+def check_ids(dataset: QADataset) -> None:
+    """Raise `InputError` if the data have questions without ids of their own.
+
+    The ids of predictions made elsewhere cannot fit the ids that loraqa makes.
+    """
+    if dataset.made_ids:
+        raise InputError(
+            f"{dataset.source} has {counted(dataset.made_ids, 'question')} without an id, and "
+            "predictions are found by id; add the column `id`."
+        )
+
+
 def score_question(prediction: str | None, question: Question, version: Version) -> QuestionScore:
     """Return the best exact match and the best F1 over the question's golds.
 
@@ -167,7 +179,7 @@ def score_question(prediction: str | None, question: Question, version: Version)
     Raises:
         InputError: a v1.1 question has no answer.
     """
-    golds = [normalize_answer(text) for text in {answer.text for answer in question.answers}]
+    golds = [normalize_answer(text) for text in set(question.golds)]
     if version == "2.0":
         golds = [gold for gold in golds if gold] or [""]
     elif not golds:

@@ -116,8 +116,13 @@ def base_hash(settings: "RunSettings") -> str | None:
 
 
 def read_questions(settings: "RunSettings") -> QADataset:
-    """Read the questions that a run learns from. Raises `InputError` as `read_passages` does."""
-    return read_passages(settings.data.train, on_bad=settings.data.on_bad, split="train")
+    """Read the questions that a run learns from.
+
+    Raises `InputError` as `read_passages` and `QADataset.to_learn_from` do.
+    """
+    options = settings.data
+    data = read_passages(options.train, on_bad=options.on_bad, split="train")
+    return data.to_learn_from(options.on_bad)
 
 
 def check_sources(settings: "RunSettings") -> None:

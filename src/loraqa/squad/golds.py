@@ -1,0 +1,76 @@
+"""Bring the answers of every export into one form: a list of text and offset."""
+
+import math
+from typing import Any
+
+from loraqa.squad.checks import Checks, Place
+
+_NOWHERE = ("", "nan", 0, -1, "0", "-1", "0.0", "-1.0")
+
+
+def answer_nodes(value: Any, place: Place, checks: Checks) -> list[Any] | None:
+    """Return answers as in official JSON, a list of objects with `text` and `answer_start`.
+
+    `value` is such a list or one of its objects; an object with two lists, as on the hub, or with
+    a text and a number; a list of texts; or a text. Empty texts without a place mean "no answer".
+    Report a problem and return None if the answers have another form.
+    """
+    if is_absent(value):
+        return []
+    if type(value) is str:
+        value = [value]
+    if type(value) is dict:
+        value = _from_columns(value, place, checks)
+    elif not checks.has_type(value, list, place):
+        value = None
+    if value is None:
+        return None
+    nodes = [{"text": each} if type(each) is str else each for each in value]
+    return [] if all(map(_means_no_answer, nodes)) else nodes
+
+
+def whole_number(value: Any) -> int | None:
+    """Return an offset that is a whole number, a float without a fraction, or text of these."""
+    if type(value) is str and len(value) < 40:
+        try:
+            value = float(value) if "." in value else int(value)
+        except ValueError:
+            return None
+    if type(value) is float and value.is_integer():
+        return int(value)
+    return value if type(value) is int else None
+
+
+def is_absent(value: Any) -> bool:
+    """Return whether a cell of a table is empty: null, or not a number."""
+    return value is None or (type(value) is float and math.isnan(value))
+
+
+def _from_columns(columns: dict[str, Any], place: Place, checks: Checks) -> list[Any] | None:
+    if "text" not in columns:
+        checks.report(place, "'text' is missing")
+        return None
+    texts: Any = columns["text"]
+    starts: Any = columns.get("answer_start")
+    if type(texts) is not list:
+        return [{"text": "" if is_absent(texts) else texts, "answer_start": starts}]
+    if is_absent(starts):
+        starts = [None] * len(texts)
+    if not checks.has_type(starts, list, place.inside("answer_start")):
+        return None
+    if len(texts) != len(starts):
+        checks.report(place, f"'text' has {len(texts)} entries, 'answer_start' {len(starts)}")
+        return None
+    return [
+        {"text": "" if is_absent(text) else text, "answer_start": start}
+        for text, start in zip(texts, starts, strict=True)
+    ]
+
+
+def _means_no_answer(node: Any) -> bool:
+    if type(node) is not dict or type(node.get("text")) is not str:
+        return False
+    start = node.get("answer_start")
+    start = start.strip().lower() if type(start) is str else start
+    known = type(start) in (str, int, float) and not is_absent(start)
+    return (is_absent(start) or (known and start in _NOWHERE)) and not node["text"].strip()

@@ -1,0 +1,327 @@
+"""What exports and own data look like: each kind is read as the same question, in every format."""
+
+import csv
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from loraqa.errors import InputError
+from loraqa.squad import Answer, QADataset, check_ids, read_passages
+
+Row = dict[str, Any]
+CONTEXT = "Ada Byron kept bees near Turin; she sold honey, and she sold wax."
+ROW: Row = {
+    "id": "r",
+    "context": CONTEXT,
+    "question": "Who kept bees?",
+    "answers": {"text": ["Ada Byron"], "answer_start": [0]},
+}
+BARE = {"context": CONTEXT, "question": "Who kept bees?"}
+
+
+def as_lines(rows: list[Row], folder: Path) -> Path:
+    path = folder / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    return path
+
+
+def as_list(rows: list[Row], folder: Path) -> Path:
+    path = folder / "rows.json"
+    path.write_text(json.dumps(rows, indent=1), "utf-8-sig")
+    return path
+
+
+def as_data(rows: list[Row], folder: Path) -> Path:
+    path = folder / "rows.json"
+    path.write_text(json.dumps({"version": "0.1.0", "data": rows}), "utf-8")
+    return path
+
+
+def as_gzip(rows: list[Row], folder: Path) -> Path:
+    path = folder / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress(as_lines(rows, folder).read_bytes()))
+    return path
+
+
+def as_csv(rows: list[Row], folder: Path, delimiter: str = ",") -> Path:
+    path = folder / "rows.csv"
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(
+            {k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in row.items()}
+            for row in rows
+        )
+    return path
+
+
+def as_semicolons(rows: list[Row], folder: Path) -> Path:
+    return as_csv(rows, folder, ";")
+
+
+def as_tabs(rows: list[Row], folder: Path) -> Path:
+    return as_csv(rows, folder, "\t")
+
+
+def as_parquet(rows: list[Row], folder: Path) -> Path:
+    pq.write_table(pa.Table.from_pylist(rows), folder / "rows.parquet")
+    return folder / "rows.parquet"
+
+
+def as_arrow_file(rows: list[Row], folder: Path) -> Path:
+    table = pa.Table.from_pylist(rows)
+    with pa.ipc.new_file(folder / "rows.arrow", table.schema) as writer:
+        writer.write_table(table)
+    return folder / "rows.arrow"
+
+
+def as_saved(rows: list[Row], folder: Path) -> Path:
+    datasets.Dataset.from_list(rows).save_to_disk(folder / "saved")
+    return folder / "saved"
+
+
+def as_frame(rows: list[Row], _: Path) -> pd.DataFrame:
+    return pd.DataFrame(rows)
+
+
+def as_arrays(rows: list[Row], _: Path) -> pd.DataFrame:
+    """As pandas reads a Parquet file: lists are NumPy arrays."""
+    return pa.Table.from_pylist(rows).to_pandas()
+
+
+def as_rows(rows: list[Row], _: Path) -> list[Row]:
+    return rows
+
+
+FORMS: list[Callable[[list[Row], Path], Any]] = [
+    as_lines,
+    as_list,
+    as_data,
+    as_gzip,
+    as_csv,
+    as_semicolons,
+    as_tabs,
+    as_parquet,
+    as_arrow_file,
+    as_saved,
+    as_frame,
+    as_arrays,
+    as_rows,
+]
+each_form = pytest.mark.parametrize("form", FORMS)
+
+# Rows that mean the question of ROW.
+SAME: dict[str, Row] = {
+    "hub": ROW,
+    "integer id": ROW | {"id": 7},
+    "scalars": ROW | {"answers": {"text": "Ada Byron", "answer_start": 0}},
+    "list of objects": ROW | {"answers": [{"text": "Ada Byron", "answer_start": 0}]},
+    "list of texts": ROW | {"answers": ["Ada Byron"]},
+    "text": ROW | {"answers": "Ada Byron"},
+    "two columns": BARE | {"id": "r", "answer_text": "Ada Byron", "answer_start": 0},
+    "offset as text": BARE | {"id": "r", "answer_text": "Ada Byron", "answer_start": "0"},
+    "offset as float": BARE | {"id": "r", "answer_text": "Ada Byron", "answer_start": 0.0},
+    "possible": ROW | {"is_impossible": False},
+    "own": BARE | {"answer": "Ada Byron"},
+}
+
+
+@each_form
+@pytest.mark.parametrize("name", SAME)
+def test_a_question_is_the_same_in_every_form(
+    tmp_path: Path, form: Callable[[list[Row], Path], Any], name: str
+) -> None:
+    data = read_passages(form([SAME[name]], tmp_path))
+    (question,) = data.questions
+    assert data.passages[0].context == CONTEXT
+    assert (question.text, question.golds) == ("Who kept bees?", ("Ada Byron",))
+    assert question.answers == (Answer("Ada Byron", 0),)
+    assert data.version == "1.1"
+    expected = {"integer id": "7", "own": question.id}.get(name, "r")
+    assert question.id == expected
+
+
+UNANSWERED: dict[str, Row] = {
+    "empty lists": BARE | {"id": "n", "answers": {"text": [], "answer_start": []}},
+    "empty text": ROW | {"id": "n", "answers": {"text": [""], "answer_start": [-1]}},
+    "two columns, -1": BARE | {"id": "n", "answer_text": "", "answer_start": -1},
+    "two columns, 0": BARE | {"id": "n", "answer_text": "", "answer_start": 0},
+    "two columns, null": BARE | {"id": "n", "answer_text": None, "answer_start": None},
+    "own": BARE | {"id": "n", "answer": ""},
+    "impossible": BARE | {"id": "n", "answer_text": "", "answer_start": 0, "is_impossible": True},
+}
+
+
+@each_form
+@pytest.mark.parametrize("name", UNANSWERED)
+def test_no_answer_has_many_forms(
+    tmp_path: Path, form: Callable[[list[Row], Path], Any], name: str
+) -> None:
+    data = read_passages(form([UNANSWERED[name]], tmp_path))
+    assert [(q.id, q.golds, q.answerable) for q in data.questions] == [("n", (), False)]
+    assert data.version == "2.0"
+
+
+@each_form
+def test_an_answer_to_an_impossible_question_is_refused_or_left_out(
+    tmp_path: Path, form: Callable[[list[Row], Path], Any]
+) -> None:
+    rows = [ROW | {"is_impossible": False}, ROW | {"id": "bad", "is_impossible": True}]
+    source = form(rows, tmp_path)
+    with pytest.raises(InputError, match="id 'bad': is_impossible is true, but"):
+        read_passages(source)
+    data = read_passages(source, on_bad="skip")
+    assert (data.order, data.skipped) == (("r",), {"questions": 1})
+
+
+@each_form
+def test_rows_of_one_question_become_its_answers(
+    tmp_path: Path, form: Callable[[list[Row], Path], Any]
+) -> None:
+    texts = ("Ada Byron", "Byron")
+    rows = [ROW | {"answers": {"text": [t], "answer_start": [CONTEXT.find(t)]}} for t in texts]
+    (question,) = read_passages(form(rows, tmp_path)).questions
+    assert question.golds == texts
+    assert question.answers == (Answer("Ada Byron", 0), Answer("Byron", 4))
+
+
+@each_form
+def test_made_ids_depend_on_the_content_alone(
+    tmp_path: Path, form: Callable[[list[Row], Path], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [BARE | {"question": f"Question {n}?", "answer": "Turin"} for n in (1, 2)]
+    data = read_passages(form(rows, tmp_path))
+    assert caplog.text.count("ids are made from the content") == 1
+    turned = read_passages(list(reversed(rows)))
+    assert set(data.order) == set(turned.order)
+    assert len(set(data.order)) == data.made_ids == 2
+    with pytest.raises(InputError, match="2 questions without an id"):
+        check_ids(data)
+
+
+def test_an_answer_without_offset_that_occurs_twice_is_named() -> None:
+    data = read_passages([BARE | {"answer": "she sold"}, BARE | {"id": "b", "answer": "bees"}])
+    assert data.questions[0].golds == ("she sold",)
+    with pytest.raises(InputError, match="row 0.*'she sold' has no offset, and the context"):
+        data.to_learn_from("stop")
+    assert data.to_learn_from("skip").order == ("b",)
+
+
+def test_an_offset_with_a_fraction_is_refused() -> None:
+    for start in (0.5, "0.5", "first"):
+        with pytest.raises(InputError, match=f"is '{start}', must be a whole number"):
+            read_passages([BARE | {"id": "r", "answer_text": "Ada Byron", "answer_start": start}])
+
+
+def official(**keys: Any) -> dict[str, Any]:
+    qas = [{"id": 3, "question": "Who?", "answers": [{"text": "Turin", "answer_start": 25}]}]
+    return {"data": [{"paragraphs": [{"context": CONTEXT, "qas": qas}]}]} | keys
+
+
+def write(folder: Path, document: Any) -> Path:
+    path = folder / "data.json"
+    path.write_text(json.dumps(document), "utf-8")
+    return path
+
+
+@pytest.mark.parametrize("version", [{}, {"version": 2.0}, {"version": "Our_v3"}])
+def test_the_questions_decide_a_version_that_is_not_squads(
+    tmp_path: Path, version: dict[str, Any]
+) -> None:
+    document = official(**version)
+    assert read_passages(write(tmp_path, document)).version == "1.1"
+    qas = document["data"][0]["paragraphs"][0]["qas"]
+    qas.append({"id": 4, "question": "Why?", "answers": [], "is_impossible": True})
+    data = read_passages(write(tmp_path, document))
+    assert (data.version, data.order) == ("2.0", ("3", "4"))
+
+
+def test_paragraphs_and_one_row_are_data(tmp_path: Path) -> None:
+    paragraphs = official()["data"][0]["paragraphs"]
+    assert read_passages(write(tmp_path, paragraphs)).order == ("3",)
+    assert read_passages(write(tmp_path, ROW)).order == ("r",)
+
+
+def test_splits_are_named_and_chosen(tmp_path: Path) -> None:
+    path = write(tmp_path, {"train": [ROW], "test": [ROW | {"id": "t"}]})
+    with pytest.raises(InputError, match=r"has the splits train, test; choose .*data.json:train"):
+        read_passages(path)
+    assert read_passages(f"{path}:test").order == ("t",)
+    with pytest.raises(InputError, match="has the splits train, test"):
+        read_passages(f"{path}:dev")
+    splits = {"train": datasets.Dataset.from_list([ROW])}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    with pytest.raises(InputError, match="has the splits train"):
+        read_passages(tmp_path / "saved")
+    assert read_passages(f"{tmp_path / 'saved'}:train").order == ("r",)
+
+
+def test_blanks_in_a_header_and_numpys_scalars_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text(
+        "id, context, question, answers\nr,\"By Ada.\",Who?,\"{'text': [np.str_('Ada')], "
+        "'answer_start': array([np.int64(3)])}\"\n"
+    )
+    assert read_passages(path).questions[0].answers == (Answer("Ada", 3),)
+
+
+def test_nan_means_no_answer_in_csv(tmp_path: Path) -> None:
+    rows = [("nan", "nan"), ("NaN", "-1"), ("", "-1"), ("", "")]
+    lines = [f"{n},We eat naan.,Why?,{text},{start}" for n, (text, start) in enumerate(rows)]
+    path = tmp_path / "data.csv"
+    path.write_text("\n".join(["id,context,question,answer_text,answer_start", *lines]))
+    assert [q.golds for q in read_passages(path).questions] == [()] * 4
+
+
+def test_another_delimiter_is_explained(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text("id|context|question|answers\n1|a|b|c\n")
+    with pytest.raises(InputError, match="commas, semicolons or tabs between them"):
+        read_passages(path)
+
+
+def one(context: str, answer: str, start: int) -> QADataset:
+    row = {"id": "x", "context": context, "question": "Who?"}
+    return read_passages([row | {"answer_text": answer, "answer_start": start}])
+
+
+@pytest.mark.parametrize("character", ["\x0c", "\x0b", "\x85", "\x1f", "\x7f"])
+def test_control_characters_are_kept_and_counted(character: str) -> None:
+    data = one(f"One.{character}Two\tthree.", "Two", 5)
+    assert data.questions[0].answers == (Answer("Two", 5),)
+    assert data.control_characters == data.counts()["control_characters"] == 1
+
+
+@pytest.mark.parametrize(
+    ("context", "answer", "found"),
+    [
+        ("By Zoe\u0308 Lo\u0301pez.", "Zo\u00eb L\u00f3pez", "Zoe\u0308 Lo\u0301pez"),
+        ("By Zo\u00eb L\u00f3pez.", "Zoe\u0308 Lo\u0301pez", "Zo\u00eb L\u00f3pez"),
+        ("By Zo\u00eb\u202fL\u00f3pez.", "Zo\u00eb L\u00f3pez", "Zo\u00eb\u202fL\u00f3pez"),
+        ("By Zo\u00eb\nLopez.", "Zo\u00eb Lopez", "Zo\u00eb\nLopez"),
+        ("By Zo\u200b\u00eb Lopez.", "Zo\u00eb Lopez", "Zo\u200b\u00eb Lopez"),
+        ("By Zoe Lopez.", "Zoe\ufeff Lopez", "Zoe Lopez"),
+        ("By a\u0323\u0307x.", "a\u0307\u0323x", "a\u0323\u0307x"),
+        ("By \ud55c\uae00.", "\u1112\u1161\u11ab\u1100\u1173\u11af", "\ud55c\uae00"),
+    ],
+)
+@pytest.mark.parametrize("start", [0, 3])
+def test_look_alikes_are_placed(context: str, answer: str, found: str, start: int) -> None:
+    data = one(context, answer, start)
+    assert data.questions[0].answers == (Answer(found, 3),)
+    assert data.questions[0].golds == (answer,)
+    assert data.repaired == 1
+
+
+def test_a_look_alike_never_parts_a_character() -> None:
+    data = one("A \ufb01sh and Rene\u0301.", "i\u00adsh", 3)
+    assert not data.questions[0].answers
+    assert not one("By Ren\u00e9.", "Re\u00adne", 3).questions[0].answers
