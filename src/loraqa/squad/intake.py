@@ -52,6 +52,9 @@ class Intake(Checks):
 
     def context(self, node: dict[str, Any], place: Place) -> str | None:
         """Return the context, or report a problem and return None."""
+        known = node.get("context")
+        if type(known) is str and known in self._questions:
+            return known  # It was checked before, and may be long.
         return self._text(node, "context", place)
 
     def question(self, node: Any, place: Place, context: str | None, title: str) -> None:

@@ -15,6 +15,8 @@ _GRAMS = (3, 10)
 
 def fold(text: str) -> str:
     """Return a text that is the same for all look-alikes."""
+    if text.isascii():
+        return re.sub(r"\s", " ", text)
     return "".join(folded for folded, _ in _folded_segments(text))
 
 
