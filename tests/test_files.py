@@ -68,6 +68,14 @@ def test_temporary_folders_of_killed_processes_are_removed(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+def test_nothing_unfinished_is_renamed_along(tmp_path: Path) -> None:
+    """A failing disk may keep a temporary folder inside from being removed."""
+    with files.replacing_folder(tmp_path / "folder") as folder:
+        write_text(folder / "file", "text")
+        (folder / ".loraqa-unfinished-x").mkdir()
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["file"]
+
+
 def test_a_folder_that_is_swept_before_it_is_locked_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

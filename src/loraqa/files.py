@@ -55,6 +55,9 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         temporary = folder / path.name
         temporary.mkdir()
         yield temporary
+        # What could not be removed from it.
+        for left in temporary.rglob(f"{_UNFINISHED}*"):
+            shutil.rmtree(left)
         # Some libraries create files that only the user can read.
         for inside in (*temporary.rglob("*"), temporary):
             inside.chmod((0o777 if inside.is_dir() else 0o666) & ~_umask())
@@ -79,13 +82,13 @@ def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
         os.close(lock)
 
 
-def sweep(place: Path) -> None:
-    """Remove the temporary folders of killed processes from a folder.
+def sweep(place: Path | None = None) -> None:
+    """Remove the temporary folders of killed processes from a folder, by default the system's.
 
     A process locks its temporary folders, and the system drops the locks when the process dies.
     Where folders cannot be locked, as on NFS, they stay.
     """
-    for folder in place.glob(f"{_UNFINISHED}*"):
+    for folder in (place or Path(tempfile.gettempdir())).glob(f"{_UNFINISHED}*"):
         with suppress(OSError):
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
@@ -262,6 +265,17 @@ def writing_tensors(path: Path) -> Iterator[None]:
         number = re.search(r"os error (\d+)", str(error))
         cause = OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(error)
         raise FileError(cause, path, "written") from error
+
+
+@contextmanager
+def writing_a_tokenizer(path: Path) -> Iterator[None]:
+    """Turn tokenizers' own error, which has no class of its own, into an `OSError`."""
+    try:
+        yield
+    except Exception as error:
+        if type(error) is Exception:
+            raise FileError(OSError(in_a_line(error)), path, "written") from error
+        raise
 
 
 @contextmanager

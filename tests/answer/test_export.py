@@ -7,7 +7,7 @@ import pytest
 import torch
 from tests.answer.conftest import PASSAGES
 from tests.conftest import assert_near
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from loraqa.adapter.info import AdapterInfo, read_adapter_info, write_adapter_info
 from loraqa.answer.export import export_adapter, export_merged
@@ -98,6 +98,28 @@ def test_an_exported_adapter_has_the_present_path_of_its_base(
     ids = torch.arange(1, 30)[None]
     with torch.no_grad():
         assert_near(ours(input_ids=ids).logits, theirs.eval()(input_ids=ids).logits, 1e-5)
+
+
+def test_an_export_that_cannot_be_written_names_its_folder(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokenizers raise a bare `Exception` when the disk fails."""
+
+    def fail(*_: object) -> None:
+        raise Exception("Input/output error (os error 5)")
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", fail)
+    with pytest.raises(OSError, match=r"merged cannot be written \(Input/output error"):
+        export_merged(run, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_finished_export_of_a_killed_process_is_cleaned_up(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "peft").mkdir()
+    (tmp_path / ".loraqa-unfinished-x").mkdir()
+    with pytest.raises(InputError, match="exists already"):
+        export_adapter(run, tmp_path / "peft")
+    assert not (tmp_path / ".loraqa-unfinished-x").exists()
 
 
 def test_an_existing_folder_is_not_overwritten(run: Path) -> None:

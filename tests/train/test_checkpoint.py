@@ -4,6 +4,7 @@ import errno
 import os
 import random
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,12 @@ from tests.train.conftest import adapted, settings
 
 from loraqa.adapter.evaluation import Evaluation
 from loraqa.errors import FileError, InputError, LoraqaError
-from loraqa.files import read_json
+from loraqa.files import read_json, write_json
 from loraqa.lora.flat import FlatAdapter
 from loraqa.train import checkpoint as checkpoints
 from loraqa.train import manifest
 from loraqa.train.checkpoint import TrainState, remove_superseded, restore, save_checkpoint
-from loraqa.train.manifest import check_whole, newest_whole
+from loraqa.train.manifest import check_whole, newest_whole, saved_steps
 
 STATE = TrainState(
     step=7,
@@ -148,7 +149,7 @@ def test_a_checkpoint_that_cannot_be_removed_stops_nothing(
     copy: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (copy.parent / "step-000001").write_text("a file, not a folder")
-    remove_superseded(copy.parent, STATE, keep=1)
+    remove_superseded(copy.parent, STATE.step, keep=1)
     assert caplog.messages == [
         f"An old checkpoint cannot be removed: {copy.parent / 'step-000001'}: Not a directory."
     ]
@@ -228,6 +229,23 @@ def test_a_checkpoint_holds_copies_of_the_files_of_the_run(tmp_path: Path) -> No
 
 def test_checkpoints_of_later_steps_are_not_removed(tmp_path: Path) -> None:
     for step in (1, 2, 3, 5, 6, 7, 9):
-        (tmp_path / f"step-{step:06d}").mkdir()
-    remove_superseded(tmp_path, STATE, keep=2)
-    assert sorted(int(path.name[5:]) for path in tmp_path.iterdir()) == [3, 6, 7, 9]
+        write_state(tmp_path / f"step-{step:06d}", best=3)
+    remove_superseded(tmp_path, 7, keep=2)
+    assert saved_steps(tmp_path) == [3, 6, 7, 9]
+
+
+def test_each_kept_checkpoint_keeps_the_best_that_it_knows(tmp_path: Path) -> None:
+    """A training may have to go on from any of them."""
+    for step, best in ((2, 2), (4, 2), (6, 6), (8, 6)):
+        write_state(tmp_path / f"step-{step:06d}", best)
+    remove_superseded(tmp_path, 6, keep=2)
+    assert saved_steps(tmp_path) == [2, 4, 6, 8]
+    (tmp_path / "step-000006" / "state.json").write_text("damaged")
+    remove_superseded(tmp_path, 6, keep=1)
+    assert saved_steps(tmp_path) == [6, 8]
+
+
+def write_state(checkpoint: Path, best: int) -> None:
+    """Write the state of a checkpoint, with the step of its best evaluation."""
+    checkpoint.mkdir()
+    write_json(checkpoint / "state.json", asdict(TrainState(best=Evaluation(best, 1.0, 2.0, 10))))

@@ -200,6 +200,7 @@ def test_a_group_of_only_comments_has_the_defaults(tmp_path: Path) -> None:
     learning_rate=st.floats(1e-12, 1.0),
     alpha=st.floats(1e-6, 1e6),
     source=st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1),
+    cue=st.text(" \n\x85\u2028\u2029é:", max_size=5),
     patience=st.none() | st.integers(1, 10**9),
 )
 def test_settings_round_trip_through_yaml(
@@ -207,6 +208,7 @@ def test_settings_round_trip_through_yaml(
     learning_rate: float,
     alpha: float,
     source: str,
+    cue: str,
     patience: int | None,
 ) -> None:
     chosen = parse_settings(
@@ -215,6 +217,7 @@ def test_settings_round_trip_through_yaml(
             "data": {"train": source},
             "optimisation": {"learning_rate": learning_rate},
             "lora": {"alpha": alpha},
+            "prompt": {"template": f"{{context}}{cue}{{question}}{cue}A: {{answer}}"},
             "evaluation": {"patience": patience},
         }
     )

@@ -10,7 +10,14 @@ from loraqa.adapter.find import adapter_of
 from loraqa.adapter.info import write_adapter_info
 from loraqa.answer.load import load_adapted
 from loraqa.errors import InputError
-from loraqa.files import check_folder_writable, replacing_folder, write_text, writing_tensors
+from loraqa.files import (
+    check_folder_writable,
+    replacing_folder,
+    sweep,
+    write_text,
+    writing_a_tokenizer,
+    writing_tensors,
+)
 from loraqa.lora.adapter import save_adapter
 from loraqa.lora.merge import merge_and_unload
 from loraqa.model.source import no_bars
@@ -56,7 +63,8 @@ def export_merged(run: Path, out: Path, *, base: str | None = None) -> float:
     with replacing_folder(out) as folder:
         with no_bars(), writing_tensors(out):
             model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        with writing_a_tokenizer(out):
+            tokenizer.save_pretrained(folder)
         write_adapter_info(folder, info)
         write_text(folder / CARD, merged_card(info))
         _copy_card(run, folder / _ADAPTER_CARD)
@@ -64,6 +72,8 @@ def export_merged(run: Path, out: Path, *, base: str | None = None) -> float:
 
 
 def _check_new(out: Path) -> None:
+    # A killed export may have finished the folder, and left its temporary one.
+    sweep(out.parent)
     if out.exists():
         raise InputError(f"{out} exists already; give a new folder to export to.")
     check_folder_writable(out)

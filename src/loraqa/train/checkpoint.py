@@ -14,6 +14,7 @@ depend only on the seed and on the step and epoch, which are in `state.json`.
 import logging
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -25,7 +26,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from loraqa.adapter.evaluation import Evaluation
-from loraqa.errors import LoraqaError, explain
+from loraqa.errors import InputError, LoraqaError, explain
 from loraqa.files import read_json, replacing_folder, write_json, write_tensors
 from loraqa.lora.adapter import save_adapter
 from loraqa.lora.flat import FlatAdapter
@@ -131,18 +132,28 @@ def restore(checkpoint: Path, adapter: FlatAdapter, optimizer: Optimizer) -> Tra
     return TrainState.from_json(read_json(checkpoint / STATE))
 
 
-def remove_superseded(checkpoints: Path, state: TrainState, keep: int) -> None:
-    """Remove the checkpoints up to `state` that are neither the `keep` newest nor the best.
+def remove_superseded(checkpoints: Path, step: int, keep: int) -> None:
+    """Remove the checkpoints up to a step, except the `keep` newest and the best that they name.
 
-    A warning names one that cannot be removed.
+    So a training that has to go on from an older checkpoint finds its best, too. A warning names
+    a checkpoint that cannot be removed.
     """
-    steps = [step for step in saved_steps(checkpoints) if step <= state.step]
+    steps = [saved for saved in saved_steps(checkpoints) if saved <= step]
+    best = {_best_step(checkpoint_folder(checkpoints, kept)) for kept in steps[-keep:]}
     for step in steps[:-keep]:
-        if state.best is None or step != state.best.step:
+        if step not in best:
             try:
                 shutil.rmtree(checkpoint_folder(checkpoints, step))
             except OSError as error:
                 logger.warning(f"An old checkpoint cannot be removed: {explain(error)[0]}")
+
+
+def _best_step(checkpoint: Path) -> int | None:
+    """Return the step of the best evaluation that a checkpoint knows; None if it is damaged."""
+    with suppress(InputError, OSError, TypeError, KeyError, AttributeError):
+        best = TrainState.from_json(read_json(checkpoint / STATE)).best
+        return None if best is None else best.step
+    return None
 
 
 def _check_finite(what: str, adapter: FlatAdapter, vector: Tensor, step: int) -> None:

@@ -135,6 +135,8 @@ class _Training:
         """Restore the state of a checkpoint."""
         self.state = restore(checkpoint, self.adapter, self.optimizer)
         self.saved_step = self.state.step
+        # A process may have died while it removed one.
+        self._remove_superseded()
         best = self.state.best
         if best:
             try:
@@ -299,7 +301,11 @@ class _Training:
             self.run.texts,
         )
         self.saved_step = self.state.step
-        remove_superseded(self.run.checkpoints, self.state, self.settings.checkpoint.keep)
+        self._remove_superseded()
+
+    def _remove_superseded(self) -> None:
+        keep = self.settings.checkpoint.keep
+        remove_superseded(self.run.checkpoints, self.state.step, keep)
 
     def _record(self, kind: str, **values: float) -> None:
         record = {"kind": kind, "step": self.state.step, **values}

@@ -122,7 +122,7 @@ class CheckpointSettings(_Group):
     every: int = Field(default=200, ge=1)
     """Optimizer steps between two checkpoints."""
     keep: int = Field(default=2, ge=1)
-    """Number of newest checkpoints to keep; the best one is kept too."""
+    """Number of newest checkpoints to keep; the best ones that they know are kept too."""
 
 
 class SpeedSettings(_Group):
@@ -169,7 +169,8 @@ class RunSettings(_Group):
 
     def to_yaml(self) -> str:
         """Return all settings, including defaults, as YAML."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        values = self.model_dump(mode="json")
+        return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def load_settings(files: Iterable[Path] = (), overrides: Iterable[str] = ()) -> RunSettings:
@@ -233,6 +234,18 @@ _LARGEST = 2**20
 _QUESTIONS = re.compile(
     r'"(question|paragraphs)"\s*:|\A([\w ."-]+[,;\t])*\s*"?question"?\s*[,;\t\n]'
 )
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes texts so that they are read as they were."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """Escape YAML's other line breaks, which are not read as they were written."""
+        style = '"' if re.search(r"[\x85\u2028\u2029]", text) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 
 class _Loader(yaml.SafeLoader):

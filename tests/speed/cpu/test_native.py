@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,21 @@ def test_kernels_are_used_whatever_the_callers_mode(
     with mode, caplog.at_level(logging.INFO, "loraqa"):
         assert compiled() == (True, True)
     assert not caplog.messages
+
+
+@needs_compiler
+@pytest.mark.usefixtures("recompiled")
+def test_what_a_killed_compilation_left_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have kept its library, so that nothing is compiled again."""
+    assert compiled() == (True, True)
+    native._library.cache_clear()
+    (tmp_path / ".loraqa-unfinished-x").mkdir()
+    (tmp_path / ".loraqa-unfinished-x" / "gelu.o").touch()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert compiled() == (True, True)
+    assert list(tmp_path.iterdir()) == []
 
 
 @needs_compiler

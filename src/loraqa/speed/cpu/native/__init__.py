@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from loraqa.cache import find_kept, keep
-from loraqa.files import temporary_folder
+from loraqa.files import sweep, temporary_folder
 from loraqa.speed.trial import UnusableError
 
 _SOURCES = Path(__file__).parent
@@ -71,6 +71,8 @@ def _library(dtype: torch.dtype) -> CDLL:
     options = [*_FLAGS, f"-D{_DTYPES[dtype]}"]
     key = _key([*compiler, *options])
     if (kept := find_kept("kernels", key, ".so")) and (library := _load(kept)):
+        # The process that kept it may have been killed before it removed its folder.
+        sweep()
         return library
     with temporary_folder() as folder:
         compiled = _compile(compiler, options, folder)
