@@ -9,7 +9,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-kernels lint bench clean
+.PHONY: help setup demo test test-kernels lint bench crash fuzz clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name text; \
@@ -38,6 +38,12 @@ lint: setup ## check style, format and types
 bench: setup ## measure us and our peers (QUICK=1 for less, in 5 minutes; ONLY="training ..." for some)
 	@$(BIN)/python -c 'import trl' 2>/dev/null || $(BIN)/pip install -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
+
+crash: setup ## kill, fill disks and damage files; all must hold (QUICK=1 for a few of each)
+	$(BIN)/python -m reliability crash $(if $(QUICK),--quick)
+
+fuzz: setup ## read 10,000 generated documents and a minute of noise (SECONDS=3600 for an hour)
+	$(BIN)/python -m reliability fuzz $(if $(SECONDS),--seconds $(SECONDS))
 
 clean: ## remove caches and build output; .venv and runs stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
