@@ -1,14 +1,18 @@
 """The place of an answer in its context."""
 
 import re
+from itertools import accumulate
 
 import pytest
+import regex
 from hypothesis import given
 from hypothesis import strategies as st
 
 from loraqa.answer.locate import locate
 
 TEXT = st.text(alphabet="ab A.,-\n_1é", max_size=12)
+
+MARKED = st.text(alphabet="कलािे ae\u0301\u0308ช\u0e32เ한.", max_size=8)
 
 
 def words(text: str) -> list[str]:
@@ -28,6 +32,16 @@ def words(text: str) -> list[str]:
         ("北京", "他住在北京市。", "北京"),
         ("Ol", "Built by Ruth Olen.", "Ol"),
         ("ol", "Built by Ruth Olen.", None),
+        ("कल", "कला और कल", "कल"),
+        ("कल", "कला", None),
+        ("Rene", "Built by Rene\u0301.", None),
+        ("Rene", "Built by Rene\u0301 or Rene.", "Rene"),
+        ("René", "Built by Rene\u0301.", "Rene\u0301"),
+        ("STRASSE", "Die Straße am Fluss", "Straße"),
+        ("ชา", "ภาษาชาวโลก", "ชา"),
+        ("ช", "ภาษาชาวโลก", None),
+        ("า", "ภาษาชาวโลก", None),
+        ("東京", "ここは東京タワーだ", "東京"),
         ("the moon", "Built by Ruth Olen.", None),
         ("!", "Built by Ruth Olen.", None),
         ("", "Built by Ruth Olen.", None),
@@ -43,6 +57,19 @@ def test_the_first_place_in_the_window_is_preferred() -> None:
     assert locate("king", context, (0, 23)) == (2, 6)
     assert locate("king", context, (8, 23)) == (10, 14)
     assert locate("king", context, (22, 23)) == (2, 6)
+
+
+def test_a_mark_does_not_end_a_word() -> None:
+    context = "कला और कल"
+    place = locate("कल", context, (0, len(context)))
+    assert place == (7, 9)
+
+
+@given(context=MARKED, text=MARKED)
+def test_no_grapheme_is_cut(context: str, text: str) -> None:
+    edges = {0, *accumulate(map(len, regex.findall(r"\X", context)))}
+    place = locate(text, context, (0, len(context)))
+    assert place is None or set(place) <= edges
 
 
 def test_whole_words_are_preferred_to_parts_of_words() -> None:

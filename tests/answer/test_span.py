@@ -3,12 +3,13 @@
 import re
 from dataclasses import replace
 from functools import cache
-from itertools import combinations
+from itertools import accumulate, combinations
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import pytest
+import regex
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -188,6 +189,30 @@ def test_spans_start_and_end_at_any_character_in_unspaced_scripts(
         spans = _spans(f"A. {CAPITAL} B.", (3, 3 + len(CAPITAL)), rules)
         assert {f"A. {CAPITAL} B."[slice(*span.place)] for span in spans if span.place} == expected
     assert CAPITAL in expected or most < 12
+
+
+# A sentence, and answers that people would mark in it.
+SENTENCES = [
+    ("กรุงเทพมหานครเป็นเมืองหลวงของประเทศไทย", ["กรุงเทพมหานคร", "เมืองหลวง", "ประเทศไทย", "ไทย"]),
+    ("ວຽງຈັນເປັນນະຄອນຫຼວງຂອງປະເທດລາວ", ["ວຽງຈັນ", "ນະຄອນຫຼວງ", "ລາວ"]),
+    ("ភ្នំពេញជារាជធានីរបស់ប្រទេសកម្ពុជា", ["ភ្នំពេញ", "រាជធានី", "កម្ពុជា"]),
+    ("နေပြည်တော်သည်မြန်မာနိုင်ငံ၏မြို့တော်ဖြစ်သည်။", ["နေပြည်တော်", "မြန်မာ", "မြို့တော်"]),
+    ("東京タワーは東京都港区にある電波塔である。", ["東京", "タワー", "港区", "電波塔"]),
+    ("北京是中国的首都。", ["北京", "中国", "首都"]),
+    ("서울은 대한민국의 수도이다.", ["서울", "대한민국", "수도"]),
+    ("भारत की राजधानी नई दिल्ली है।", ["भारत", "नई दिल्ली", "राजधानी"]),
+]
+
+
+@pytest.mark.parametrize(("context", "answers"), SENTENCES)
+def test_answers_in_every_script_are_spans_and_no_span_cuts_a_grapheme(
+    context: str, answers: list[str], segments: SegmentTokenizer
+) -> None:
+    rules = Rules(segments, Template(), max_answer_tokens=200)
+    spans = {span.place for span in _spans(context, (0, len(context)), rules) if span.place}
+    assert set(answers) <= {context[slice(*place)] for place in spans}
+    edges = {0, *accumulate(map(len, regex.findall(r"\X", context)))}
+    assert {offset for place in spans for offset in place} <= edges
 
 
 @given(st.lists(st.lists(st.integers(0, 3), max_size=4), min_size=1, max_size=12))

@@ -1,11 +1,12 @@
 """Encoding passages as trees: nothing is lost or truncated, and windows cover the context."""
 
-from itertools import pairwise
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+import regex
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -104,6 +105,77 @@ def test_gpt2_windows_follow_the_lead_like_a_first_word(shared: Path) -> None:
     for tree in trees:
         start, end = tree.window
         assert gpt2.decode(tree.trunk) == f"Context: {(TOWN * 20)[start:end].strip()}"
+
+
+# Scripts with marks, without blanks, with many bytes to a character or a grapheme.
+SCRIPTS = [
+    "ab c",
+    "คำสั่งซื้อเเละน้ำ",
+    "कला क्षेत्र हिन्दी ",
+    "東京タワーは、高い。",
+    "မြန်မာစာ",
+    "ក្រុងភ្នំពេញ",
+    "ສະບາຍດີ",
+    "서울에서 ",
+    "e\u0301o\u0308\u0323 ",
+    "می\u200cخواهم ",
+    "👨\u200d👩\u200d👧🇩🇪👍🏽",
+]
+GRAPHEMES = st.sampled_from([g for script in SCRIPTS for g in regex.findall(r"\X", script)])
+RUNS = st.sampled_from(SCRIPTS).flatmap(
+    lambda script: st.lists(st.sampled_from(regex.findall(r"\X", script)), min_size=40)
+)
+UNSPACED_TEXTS = st.lists(RUNS | st.lists(GRAPHEMES), min_size=2, max_size=6).map(
+    lambda runs: "x" + "".join(chain.from_iterable(runs))
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(context=UNSPACED_TEXTS, max_length=st.integers(280, 400), stride=st.integers(1, 40))
+def test_windows_are_nearly_full_and_cut_no_grapheme(
+    tokenizer: SegmentTokenizer, context: str, max_length: int, stride: int
+) -> None:
+    starts = {0, *accumulate(map(len, regex.findall(r"\X", context)))}
+    asked = Passage(context, (Question("q", "Who?"),))
+    trees = encoder(tokenizer, max_length, stride).encode_prompts([asked], 10).trees
+    for tree in trees:
+        start, end = tree.window
+        # The trunk's last blanks are cut off.
+        assert {start, end if end < len(context.rstrip()) else len(context)} <= starts
+        text = tokenizer.decode(tree.trunk)
+        assert text.removeprefix("Context:").strip() == context[start:end].strip()
+    assert all(tree.longest_path + 10 >= 0.9 * max_length for tree in trees[:-1])
+    assert all(tree.longest_path + 10 <= max_length for tree in trees)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(context=UNSPACED_TEXTS, data=st.data())
+def test_an_example_is_kept_only_where_its_trunk_holds_the_answer(
+    tokenizer: SegmentTokenizer, context: str, data: st.DataObject
+) -> None:
+    context = context.strip()
+    start = data.draw(st.integers(0, len(context) - 1))
+    end = data.draw(st.integers(start + 1, min(start + 9, len(context))))
+    text = context[start:end].strip()
+    assume(text)
+    start = context.index(text, start)
+    asked = Passage(context, (Question("q", "Who?", (Answer(text, start),)),))
+    encoded = encoder(tokenizer, 110).encode_training([asked])
+    for tree in encoded.trees:
+        assert tree.window[0] <= start
+        assert start + len(text) <= tree.window[1]
+        assert text in tokenizer.decode(tree.trunk)
+    assert encoded.counts.skipped == ([] if encoded.trees else ["q"])
+
+
+def test_a_grapheme_longer_than_a_window_is_cut_between_characters(
+    tokenizer: SegmentTokenizer,
+) -> None:
+    context = "a" + "\u0301" * 200 + " é" * 60
+    encoded = encoder(tokenizer, 120).encode_training([passage(context, "é")])
+    assert encoded.trees
+    for tree in encoder(tokenizer, 120).encode_prompts([passage(context, "é")], 10).trees:
+        assert context[slice(*tree.window)].strip() in tokenizer.decode(tree.trunk)
 
 
 def test_windows_split_a_word_that_is_too_long(tokenizer: SegmentTokenizer) -> None:

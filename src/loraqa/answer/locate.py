@@ -1,17 +1,18 @@
 """Find the place of a freely written answer in its context."""
 
-import re
+import unicodedata
 from functools import lru_cache
 
-Place = tuple[int, int]
+from loraqa.squad.segmentation import Place, inside_graphemes, inside_pieces, words
 
 
 def locate(text: str, context: str, window: Place) -> Place | None:
     """Return the character offsets (start, end) of `text` in `context`, or None.
 
     Tries three matches in turn: exactly, as whole words; as words, ignoring case and the white
-    space and punctuation between words; exactly, as part of a word. Each prefers the first place in
-    `window`, which the answer was read from, to the first in the rest of the context.
+    space and punctuation between words; exactly, as part of a word, but not of a grapheme. Each
+    prefers the first place in `window`, which the answer was read from, to the first in the rest of
+    the context.
     """
     if not text:
         return None
@@ -24,45 +25,49 @@ def locate(text: str, context: str, window: Place) -> Place | None:
 
 
 def _find_whole_words(text: str, context: str, within: Place) -> Place | None:
-    """Find `text` where it neither starts nor ends inside a word."""
-    start, end = within
-    place = context.find(text, start, end)
+    return _find(text, context, within, inside_pieces(context))
+
+
+def _find_part(text: str, context: str, within: Place) -> Place | None:
+    return _find(text, context, within, inside_graphemes(context))
+
+
+def _find(text: str, context: str, within: Place, forbidden: frozenset[int]) -> Place | None:
+    """Find `text` where it neither starts nor ends at a forbidden offset."""
+    place = context.find(text, *within)
     while place >= 0:
         after = place + len(text)
-        goes_on = _is_word(text[0]) and place > 0 and _is_word(context[place - 1])
-        if not goes_on and not (_is_word(text[-1]) and after < end and _is_word(context[after])):
+        if place not in forbidden and after not in forbidden:
             return place, after
-        place = context.find(text, place + 1, end)
+        place = context.find(text, place + 1, within[1])
     return None
 
 
-def _is_word(character: str) -> bool:
-    return character.isalnum() or character == "_"
-
-
 def _find_words_in_any_case(text: str, context: str, within: Place) -> Place | None:
-    words = _words(text)
-    # Checking that a pattern cannot match is faster than compiling it. The check needs the end of
-    # the context, because a window may cut its last word, and ASCII, because only `re` knows which
-    # other letters are equal but for case.
-    whole = within[1] == len(context) and text.isascii() and context.isascii()
-    if not words or (whole and f" {' '.join(words)} ".lower() not in _words_only(context)):
-        return None
-    pattern = r"[\W_]+".join(map(re.escape, words))
-    found = re.compile(rf"\b{pattern}\b", re.IGNORECASE).search(context, *within)
-    return found.span() if found else None
+    wanted = _words_only(text, words(text))
+    places, folded = _folded_words(context)
+    # Words are between blanks, so the blanks before a match count the words before it.
+    found = folded.find(wanted) if wanted.strip() else -1
+    while found >= 0:
+        first = folded.count(" ", 0, found)
+        start, end = places[first][0], places[first + wanted.count(" ") - 2][1]
+        if within[0] <= start and end <= within[1]:
+            return start, end
+        found = folded.find(wanted, found + 1)
+    return None
 
 
 # The questions about a context come one after another.
 @lru_cache(maxsize=1)
-def _words_only(context: str) -> str:
-    return f" {' '.join(_words(context))} ".lower()
+def _folded_words(context: str) -> tuple[list[Place], str]:
+    places = words(context)
+    return places, _words_only(context, places)
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"[^\W_]+", text)
+def _words_only(text: str, places: list[Place]) -> str:
+    """Return the words at these places, each between two blanks, without differences of case.
 
-
-def _find_part(text: str, context: str, within: Place) -> Place | None:
-    place = context.find(text, *within)
-    return (place, place + len(text)) if place >= 0 else None
+    Accents are one code point, whether they were written as a mark of their own or not.
+    """
+    plain = (unicodedata.normalize("NFC", text[start:end].casefold()) for start, end in places)
+    return f" {' '.join(plain)} "

@@ -6,7 +6,6 @@ no more probable than the best complete span so far is dropped with everything b
 is that of trying every span, but only a small part of the trie is computed.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,18 +18,11 @@ from loraqa.answer.decode import Prompts, Rules, Written
 from loraqa.model.session import DecodingSession
 from loraqa.model.stop import check_stop
 from loraqa.prompt.segments import SegmentTokenizer, all_offsets
+from loraqa.squad.segmentation import pieces
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-# Scripts whose words do not end at blanks: Han, kana, and Hangul, which appends particles to words.
-_UNSPACED = (
-    "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
-    "\U00020000-\U0003ffff"
-)
-# A character of these scripts, a word, or a punctuation mark. A span starts and ends with a piece,
-# as do all but 3 in 1,000 of the annotators' answers in SQuAD.
-_PIECE = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
 # A span encoded alone has at most this many tokens fewer than the context's tokens that cover it,
 # because these may extend beyond its ends.
 _SHORTER_ALONE = 8
@@ -96,9 +88,8 @@ def _places(
     context: str, window: tuple[int, int], tokenizer: SegmentTokenizer, tokens: int
 ) -> Iterator[tuple[int, int]]:
     """Yield (start, end) of all runs of pieces that at most `tokens` tokens of the window cover."""
-    pieces = [match.span() for match in _PIECE.finditer(context, *window)]
-    starts, ends = np.reshape(pieces, (-1, 2)).T
     text = context[slice(*window)]
+    starts, ends = np.reshape(pieces(text), (-1, 2)).T + window[0]
     token_ends = all_offsets(tokenizer.encode([text])[0])[:, 1] + window[0]
     first = np.searchsorted(token_ends, starts, side="right")
     reach = token_ends[np.minimum(first + tokens, len(token_ends)) - 1]

@@ -9,6 +9,7 @@ from itertools import repeat
 from operator import itemgetter
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loraqa.errors import InputError, quote
 from loraqa.garbage import no_garbage
@@ -16,6 +17,7 @@ from loraqa.prompt.segments import EncodedText, SegmentTokenizer
 from loraqa.prompt.template import Template
 from loraqa.prompt.tree import Branch, TokenIds, Tree
 from loraqa.squad.passage import Passage, Question
+from loraqa.squad.segmentation import inside_graphemes, inside_pieces
 
 # Windows with fewer context tokens are refused: they contain too little to answer from.
 _SMALLEST_WINDOW = 16
@@ -83,9 +85,14 @@ class _Context:
     text: str
 
     def characters(self, window: tuple[int, int]) -> tuple[int, int]:
-        """Return the character offsets of a range of tokens."""
+        """Return the offsets of the characters that a range of tokens holds whole."""
         start, end = window
-        return self.offset(start)[0], self.offset(end - 1)[1]
+        first, last = self.offset(start)[0], self.offset(end - 1)[1]
+        if start > 0:
+            first = max(first, self.offset(start - 1)[1])
+        if end < len(self.ids):
+            last = min(last, self.offset(end)[0])
+        return first, max(first, last)
 
 
 class PromptEncoder:
@@ -224,7 +231,8 @@ class PromptEncoder:
             return [(0, len(context.ids))]
         if size < max(_SMALLEST_WINDOW, self.stride + 1):
             raise InputError(self._explain_no_room(longest, length, room))
-        return list(_stride_windows(_word_starts(context), len(context.ids), size, self.stride))
+        cuts = _Cuts(context, slack=self.max_length // 10)
+        return list(_stride_windows(cuts, len(context.ids), size, self.stride))
 
     def _explain_no_room(self, question: Question, length: int, room: int) -> str:
         """Explain that the room for answers or a question, whichever is longer, is too long.
@@ -264,40 +272,61 @@ def _prompt_texts(template: Template, passages: Sequence[Passage]) -> list[str]:
     return [*contexts, *prompts]
 
 
-def _word_starts(context: _Context) -> TokenIds:
-    """Return the indices of tokens that start a word; windows must not split words or characters.
+class _Cuts:
+    """The places between tokens where a window may start or end, the better kinds first.
+
+    Windows start and end at words that follow a blank, else between pieces of the text, else
+    between graphemes. A better place is not worth more than `slack` tokens of a window. Only a
+    grapheme with more tokens than a window is cut apart.
+    """
+
+    def __init__(self, context: _Context, slack: int) -> None:
+        offsets = np.array([context.offset(token) for token in range(len(context.ids))])
+        starts, ends = offsets[1:, 0], offsets[:-1, 1]
+        # Tokens of bytes may share a character.
+        apart = starts >= ends
+        between_pieces, between_graphemes = (
+            apart & ~np.isin(starts, list(inside(context.text)))
+            for inside in (inside_pieces, inside_graphemes)
+        )
+        words = np.array([_starts_word(context, int(start)) for start in starts], dtype=bool)
+        kinds = (words & between_graphemes, between_pieces, between_graphemes)
+        self._kinds = [np.flatnonzero(kind) + 1 for kind in kinds]
+        self._slack = slack
+
+    def last(self, bound: int, above: int) -> int:
+        """Return the best index of a token up to `bound` and greater than `above`."""
+        found = [_last_at_most(kind, bound) for kind in self._kinds]
+        near = (index for index in found if index > max(above, bound - self._slack))
+        return next(near, found[-1] if found[-1] > above else bound)
+
+
+def _starts_word(context: _Context, start: int) -> bool:
+    """Return whether a token that starts at an offset starts a word that follows a blank.
 
     The first word of a window must follow the lead like the first word of the context: with its
     blank, unless the lead's tokens already contain the blank.
     """
     text = context.text
-    starts = [
-        index
-        for index, (start, _) in enumerate(map(context.offset, range(len(context.ids))))
-        if (
-            text[start - 1 : start].isspace() and not text[start].isspace()
-            if context.blank_in_lead
-            else text[start].isspace()
-        )
-    ]
-    return np.array(starts, dtype=np.int32)
+    if context.blank_in_lead:
+        return text[start - 1 : start].isspace() and not text[start : start + 1].isspace()
+    return text[start : start + 1].isspace()
 
 
-def _stride_windows(
-    word_starts: TokenIds, length: int, size: int, stride: int
-) -> Iterator[tuple[int, int]]:
+def _stride_windows(cuts: _Cuts, length: int, size: int, stride: int) -> Iterator[tuple[int, int]]:
     """Cover `length` tokens with windows of at most `size` that overlap by at least `stride`."""
     start = 0
     while length - start > size:
-        end = _last_at_most(word_starts, start + size, default=start + size, above=start + stride)
+        end = cuts.last(start + size, above=start + stride)
         yield start, end
-        start = _last_at_most(word_starts, end - stride, default=end - stride, above=start)
+        start = cuts.last(end - stride, above=start)
     yield start, length
 
 
-def _last_at_most(values: TokenIds, bound: int, default: int, above: int) -> int:
+def _last_at_most(values: NDArray[np.int64], bound: int) -> int:
+    """Return the last of some sorted values up to `bound`, or -1."""
     position = int(np.searchsorted(values, bound, side="right")) - 1
-    return int(values[position]) if position >= 0 and values[position] > above else default
+    return int(values[position]) if position >= 0 else -1
 
 
 def _holds_answer(characters: tuple[int, int], question: Question) -> bool:

@@ -1,0 +1,68 @@
+"""Graphemes and words of a text in any script, after Unicode's UAX #29.
+
+A grapheme is what people see as one character: a letter with its marks, an emoji sequence. Vowel
+signs belong to their consonant here, also where UAX #29 sets them apart, as in Thai and Burmese. A
+piece is a word, a punctuation mark, or, in scripts that put no blanks between words, a grapheme.
+Answers start and end with pieces.
+
+UAX #29's own words are too long for that. They hold apostrophes, decimal points and underscores,
+but people annotate "Luther" in "Luther's". And in scripts without blanks, words cannot be told
+without a dictionary.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+import regex
+from numpy.typing import NDArray
+
+Place = tuple[int, int]
+"""Start and end, as offsets of characters."""
+
+# Scripts without blanks between words: Chinese and Japanese, and those of South East Asia, which
+# UAX #14 calls "complex context". Korean has blanks, but appends particles to words.
+_UNSPACED = (
+    r"\p{scx=Han}\p{scx=Hiragana}\p{scx=Katakana}\p{scx=Bopomofo}\p{scx=Yi}\p{scx=Hangul}"
+    r"\p{scx=Tibetan}\p{Line_Break=Complex_Context}"
+)
+# Vowels that are written before their consonant, in Thai, Lao and some others.
+_BEFORE = r"\p{Logical_Order_Exception}"
+_GRAPHEME = (
+    rf"(?:{_BEFORE}(?=\p{{L}}))*\X"
+    rf"(?:(?=[[\p{{M}}\p{{InSC=Vowel_Dependent}}]--{_BEFORE}])\X)*"
+)
+# The groups are a word, and a grapheme that people see: no blank, no mark without a letter.
+_PIECES = regex.compile(
+    rf"(?V1)((?:(?=[[\p{{L}}\p{{N}}]--[{_UNSPACED}]]){_GRAPHEME})+)|(?=[^\s\p{{M}}\p{{Cc}}\p{{Cf}}])({_GRAPHEME})"
+    rf"|{_GRAPHEME}"
+)
+_GRAPHEMES = regex.compile(rf"(?V1){_GRAPHEME}")
+
+
+def pieces(text: str) -> list[Place]:
+    """Return the places of all words, punctuation marks and graphemes of unspaced scripts."""
+    return [match.span() for match in _PIECES.finditer(text) if match.lastindex]
+
+
+def words(text: str) -> list[Place]:
+    """Return the pieces that start with a letter or a digit."""
+    return [place for place in pieces(text) if text[place[0]].isalnum()]
+
+
+def grapheme_starts(text: str) -> NDArray[np.int64]:
+    """Return the offsets at which graphemes start, and the text's length."""
+    return np.array([*(match.start() for match in _GRAPHEMES.finditer(text)), len(text)])
+
+
+# The questions about a context come one after another.
+@lru_cache(maxsize=1)
+def inside_pieces(text: str) -> frozenset[int]:
+    """Return the offsets inside a word or a grapheme."""
+    spans = (match.span() for match in _PIECES.finditer(text))
+    return frozenset(offset for start, end in spans for offset in range(start + 1, end))
+
+
+@lru_cache(maxsize=1)
+def inside_graphemes(text: str) -> frozenset[int]:
+    """Return the offsets inside a grapheme."""
+    return frozenset(range(len(text))) - frozenset(grapheme_starts(text).tolist())
