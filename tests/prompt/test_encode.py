@@ -64,6 +64,15 @@ def test_an_unanswerable_question_is_answered_by_eos_alone(tokenizer: SegmentTok
     assert list(encoded.trees[0].branches[1].answer) == [tokenizer.eos]
 
 
+def test_a_question_whose_answers_have_no_place_is_not_taken_for_unanswerable(
+    tokenizer: SegmentTokenizer,
+) -> None:
+    asked = Passage(TOWN, (Question("q", "Who?", golds=("Ruth Aune",)),))
+    with pytest.raises(InputError, match="id q"):
+        encoder(tokenizer).encode_training([asked])
+    assert len(encoder(tokenizer).encode_prompts([asked], 6).trees) == 1
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     words=st.lists(st.text("abcé中 \n", min_size=1, max_size=30), min_size=1, max_size=40),

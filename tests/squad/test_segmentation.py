@@ -12,7 +12,8 @@ from loraqa.squad.segmentation import grapheme_starts, inside_graphemes, inside_
 # Letters, marks and signs of many scripts, joiners, emoji, blanks and control characters.
 TEXTS = st.text(
     st.sampled_from(
-        "ab1_ '.,\n\r\té\u0301\u200c\u200d\u200b👩🏽🇩🇪कलाि्षสวัเาແລາမြန်ាក្ស東京ター한한\u1112\u1161\u11ab"
+        "ab1_ '.,\n\r\té\u0301\u200c\u200d\u200b"
+        "👩🏽🇩🇪कलाि्षสวัเาແລາမြန်ាក្ស東京ター한한\u1112\u1161\u11ab"
     )
     | st.characters(codec="utf-8"),
     max_size=30,

@@ -129,8 +129,10 @@ class PromptEncoder:
         out and counted.
 
         Raises:
-            InputError: a question and its answer leave no room for the context.
+            InputError: a question and its answer leave no room for the context, or none of a
+                question's answers has a place in it (see `QADataset.to_learn_from`).
         """
+        _check_places(passages)
         some_unanswerable = any(not q.answerable for p in passages for q in p.questions)
         contexts, prompts, answers = self._encode(
             passages, _training_texts(self.template, passages)
@@ -254,6 +256,15 @@ class PromptEncoder:
 
     def _unanswerable(self, branch: Branch) -> Branch:
         return Branch(branch.question_id, branch.prompt, self._eos)
+
+
+def _check_places(passages: Sequence[Passage]) -> None:
+    for question in (question for passage in passages for question in passage.questions):
+        if question.answerable and not question.answers:
+            raise InputError(
+                f"No answer to the question {quote(question.text)} (id {question.id}) is in its "
+                "context, so nothing can be learned from it; leave it out."
+            )
 
 
 def _training_texts(template: Template, passages: Sequence[Passage]) -> list[str]:

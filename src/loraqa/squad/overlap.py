@@ -83,7 +83,7 @@ def overlap(seen: Seen, dev: QADataset) -> Overlap:
 
 def _marks(passage: Passage, question: Question) -> Iterator[str]:
     """Yield a hash of the question with each of its answers; without any, with its context."""
-    for text in {answer.text for answer in question.answers} or {passage.context}:
+    for text in set(question.golds) or {passage.context}:
         yield _hash(question.text, text)
 
 
