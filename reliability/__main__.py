@@ -84,6 +84,8 @@ def _trainer(options: argparse.Namespace) -> None:
 
 
 def _fuzz(options: argparse.Namespace) -> None:
+    # A process with OpenMP's threads cannot be forked. PyTorch reads this when it is imported.
+    os.environ["OMP_NUM_THREADS"] = "1"
     from reliability import fuzz
 
     table = Table()

@@ -11,10 +11,12 @@ import random
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from multiprocessing import Pipe, get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,7 @@ class Kind:
         make: makes a right document.
         write: turns it into the content of the file.
         read: reads the file and checks what was read; raises `InputError` or `WrongError`.
+        noisy: whether bytes of each file are changed.
     """
 
     name: str
@@ -68,10 +71,13 @@ class Kind:
     make: Callable[[random.Random], Any]
     write: Callable[[Any, random.Random], bytes]
     read: Callable[[Path], None]
+    noisy: bool = False
 
     def document(self, chance: random.Random) -> bytes:
-        """Return a document, in half of the cases with wrong parts."""
+        """Return a right document, one with wrong parts, or noise."""
         value = self.make(chance)
+        if self.noisy:
+            return documents.noise(self.write(value, chance), chance)
         for _ in range(chance.choice((0, 0, 1, 1, 2, 5))):
             value = documents.changed(value, chance)
         content = self.write(value, chance)
@@ -92,6 +98,9 @@ class Document:
 
     def __str__(self) -> str:
         return f"{self.kind.name}, document {self.number}"
+
+
+Report = Callable[[Document, str | None, bool], None]
 
 
 def kinds(folder: Path) -> list[Kind]:
@@ -129,31 +138,67 @@ def study(
     count: int,
     seconds: float,
     seed: int,
-    report: Callable[[Document, str | None, bool], None],
+    report: Report,
     first: int = 0,
 ) -> None:
     """Read `count` documents, then noise for so many seconds, and report each.
 
     Args:
-        report: gets the document, what went wrong if anything did, and whether it was refused.
+        report: gets a document, what went wrong if anything did, and whether it was refused.
         first: the number of the first document.
     """
     logging.getLogger("loraqa").setLevel(logging.CRITICAL)
     write_inputs(folder)
+    # Loaded once for all processes.
+    _reader(folder), _model(folder)
     all_kinds = kinds(folder)
-    for number in range(first, first + count):
-        kind = all_kinds[number % len(all_kinds)]
-        chance = random.Random(f"{seed} {number}")
-        report(Document(kind, number), *_try(kind, folder, kind.document(chance)))
+    noisy = [replace(kind, name=f"noise as {kind.name}", noisy=True) for kind in all_kinds]
+    last = first + count
+    _read_all(all_kinds, first, lambda number: number < last, seed, folder, report)
     end = time.monotonic() + seconds
-    number = first + count
-    while time.monotonic() < end:
-        kind = all_kinds[number % len(all_kinds)]
-        chance = random.Random(f"{seed} noise {number}")
-        content = documents.noise(kind.write(kind.make(chance), chance), chance)
-        noisy = replace(kind, name=f"noise as {kind.name}")
-        report(Document(noisy, number), *_try(kind, folder, content))
+    _read_all(noisy, last, lambda _: time.monotonic() < end, seed, folder, report)
+
+
+def _read_all(
+    of: Sequence[Kind],
+    number: int,
+    more: Callable[[int], bool],
+    seed: int,
+    folder: Path,
+    report: Report,
+) -> None:
+    """Read documents from a number on, in another process, because a reader may end its process."""
+    while more(number):
+        ours, theirs = Pipe(duplex=False)
+        reading = (of, number, more, seed, folder, theirs)
+        process = get_context("fork").Process(target=_read_each, args=reading)
+        process.start()
+        theirs.close()
+        with suppress(EOFError):
+            while verdict := ours.recv():
+                report(Document(of[number % len(of)], number), *verdict)
+                number += 1
+        process.join()
+        if process.exitcode != 0:
+            document = Document(of[number % len(of)], number)
+            report(document, f"the process ended with status {process.exitcode}", False)
+            number += 1
+
+
+def _read_each(
+    of: Sequence[Kind],
+    number: int,
+    more: Callable[[int], bool],
+    seed: int,
+    folder: Path,
+    verdicts: Connection,
+) -> None:
+    while more(number):
+        kind = of[number % len(of)]
+        content = kind.document(random.Random(f"{seed} {number}"))
+        verdicts.send(_try(kind, folder, content))
         number += 1
+    verdicts.send(None)
 
 
 def _try(kind: Kind, folder: Path, content: bytes) -> tuple[str | None, bool]:
@@ -233,8 +278,7 @@ def _check_data(path: Path, data: QADataset) -> None:
 
 def _gold(question: Question) -> str:
     """Return an answer that counts; the official script ignores golds without a word."""
-    texts = [answer.text for answer in question.answers]
-    return next(filter(normalize_answer, texts), next(iter(texts), ""))
+    return next(filter(normalize_answer, question.golds), next(iter(question.golds), ""))
 
 
 def _stands(answer: Answer, context: str) -> bool:

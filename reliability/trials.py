@@ -227,8 +227,14 @@ def dying(when: Callable[[Call], bool]) -> Answer:
 
 
 def unreadable(path: Path, error: int) -> Answer:
-    """Return the answer to calls that lets no process open a file."""
-    return lambda call: error if call.path == str(path) and call.name in ("read", "open") else GO_ON
+    """Return the answer to calls that lets no process open a file; another in its place is open."""
+    number = path.stat().st_ino
+
+    def answer(call: Call) -> int:
+        opens = call.name in ("read", "open") and call.path == str(path) and path.exists()
+        return error if opens and path.stat().st_ino == number else GO_ON
+
+    return answer
 
 
 def _finish(work: Work, place: Path, undisturbed: Mapping[str, Any]) -> str | None:

@@ -241,3 +241,9 @@ def test_a_folder_that_cannot_be_locked_is_named(tmp_path: Path) -> None:
         one_writer(tmp_path / "file"),
     ):
         pass
+
+
+def test_json_that_cannot_be_written_again_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text('{"text": "\\ud800"}')
+    with pytest.raises(InputError, match="file is not valid JSON"):
+        read_json(tmp_path / "file")

@@ -235,7 +235,10 @@ def read_json(path: Path) -> Any:
     """
     try:
         with naming(path, "read"):
-            return json.loads(path.read_text(encoding="utf-8"))
+            value = json.loads(path.read_text(encoding="utf-8"))
+        # A lone surrogate, which JSON can escape, could be neither written nor printed.
+        json.dumps(value, ensure_ascii=False).encode()
+        return value
     except FileError as error:
         if error.errno == errno.ENOENT:
             raise InputError(f"{path} does not exist.") from None

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -281,4 +282,18 @@ def test_arbitrary_bytes_are_read_or_refused(
     end = draw.draw(st.integers(start, min(start + 16, len(content))))
     path.write_bytes(content[:start] + junk + content[end:])
     with contextlib.suppress(InputError):
+        read_passages(path)
+
+
+def test_a_damaged_arrow_file_is_refused(tmp_path: Path) -> None:
+    """Following an offset that points out of the file would end the process."""
+    path = tmp_path / "data.arrow"
+    table = pa.table({name: ["Oslo lies by the sea."] for name in ("context", "question")})
+    with pa.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table)
+    offsets = np.array([0, 21], np.int32).tobytes()
+    damaged = path.read_bytes().replace(offsets, np.array([0, 2**31 - 1], np.int32).tobytes())
+    assert damaged != path.read_bytes()
+    path.write_bytes(damaged)
+    with pytest.raises(InputError, match="is not a readable Arrow file"):
         read_passages(path)

@@ -84,9 +84,10 @@ def read_parquet(data: bytes, source: str, intake: Intake) -> None:
 
     try:
         table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
-        records = table.to_pylist()
+        records = _records(table)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise InputError(f"{source} is not a readable Parquet file ({error}).") from None
+        reason = in_a_line(error)
+        raise InputError(f"{source} is not a readable Parquet file ({reason}).") from None
     _read_table(table.column_names, records, source, intake)
 
 
@@ -99,10 +100,23 @@ def read_arrow(data: bytes, source: str, intake: Intake) -> None:
             table = pyarrow.ipc.open_file(pyarrow.BufferReader(data)).read_all()
         else:
             table = pyarrow.ipc.open_stream(pyarrow.BufferReader(data)).read_all()
-        records = table.to_pylist()
+        records = _records(table)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{source} is not a readable Arrow file ({in_a_line(error)}).") from None
     _read_table(table.column_names, records, source, intake)
+
+
+def _records(table: Any) -> list[dict[str, Any]]:
+    """Return the rows of an Arrow table.
+
+    Offsets in a damaged file may point anywhere, and following them would end the process.
+
+    Raises:
+        ArrowInvalid: the table is damaged.
+    """
+    table.validate(full=True)
+    records: list[dict[str, Any]] = table.to_pylist()
+    return records
 
 
 class Frame(Protocol):
