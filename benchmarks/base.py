@@ -121,14 +121,14 @@ def gpt2(layers: int, width: int, heads: int) -> GPT2LMHeadModel:
 
 
 def _write_adapter(folder: Path, source: Path, settings: LoraSettings) -> None:
-    model, _ = load_base(source, dtype="float32", device="cpu")
+    model, tokenizer = load_base(source, dtype="float32", device="cpu")
     adapt(model, settings)
     generator = torch.Generator().manual_seed(0)
     for layer in lora_layers(model).values():
         torch.nn.init.normal_(layer.lora_B, std=_B_SCALE, generator=generator)
     save_adapter(model, folder)
     info = AdapterInfo(
-        base=describe_base(source, model),
+        base=describe_base(source, model, SegmentTokenizer.from_transformers(tokenizer)),
         template=DEFAULT_TEMPLATE,
         max_length=MAX_LENGTH,
         stride=STRIDE,

@@ -27,7 +27,7 @@ from loraqa.files import replacing_folder, write_text
 from loraqa.lora.adapt import adapt, parameter_counts
 from loraqa.lora.adapter import load_adapter
 from loraqa.model.choose import choose_runner
-from loraqa.model.load import load_model
+from loraqa.model.load import check_vocabulary, load_model
 from loraqa.model.runner import Runner, Use
 from loraqa.model.source import choose_max_length
 from loraqa.prompt.encode import Encoded
@@ -123,10 +123,15 @@ def _finetune(
     runner, accelerations = _runner(model, max_length, settings, answering=dev is not None)
 
     _report_training(training, max_length)
+    check_vocabulary(training.tokenizer, model)
     reader = _reader(settings, runner, max_length, training)
     plan = _plan(settings, training.encoded, runner)
-    base = _describe_base(settings.model, model, training.base_sha256)
-    facts = {"base": base.model_dump(), "train": training.facts}
+    base = _describe_base(settings.model, model, training)
+    facts = {
+        "base": base.model_dump(),
+        "train": training.facts,
+        "template": {"sha256": reader.template.fingerprint},
+    }
     if dev is not None:
         facts["dev"] = describe(dev)
     shared = _find_overlap(training, dev)
@@ -236,14 +241,15 @@ def _plan(settings: RunSettings, encoded: Encoded, runner: Runner) -> BatchPlan:
 
 
 def _describe_base(
-    settings: ModelSettings, model: PreTrainedModel, weights: str | None
+    settings: ModelSettings, model: PreTrainedModel, training: TrainingData
 ) -> BaseInfo:
     return describe_base(
         settings.source,
         model,
+        training.tokenizer,
         revision=settings.revision,
         random_weights=settings.random_weights,
-        weights=weights,
+        weights=training.base_sha256,
     )
 
 

@@ -22,8 +22,7 @@ from loraqa.answer.load import Loaded, load_model
 from loraqa.answer.reader import Reader as PlainReader
 from loraqa.errors import InputError
 from loraqa.files import sha256
-from loraqa.lora.adapter import TENSORS
-from loraqa.lora.settings import ADAPTER_CONFIG
+from loraqa.lora.settings import ADAPTER_CONFIG, TENSORS
 from loraqa.model.choose import choose_runner
 from loraqa.model.memory import tokens_at_once
 from loraqa.model.runner import Runner
@@ -111,7 +110,8 @@ def _identify(source: Path, loaded: Loaded, plain: Runner, accelerations: Collec
         base = loaded.info.base
         files = [sha256(adapter / name) for name in (ADAPTER_CONFIG, TENSORS)]
     else:
-        base, files = describe_base(source, loaded.model), []
+        tokenizer = SegmentTokenizer.from_transformers(loaded.tokenizer)
+        base, files = describe_base(source, loaded.model, tokenizer), []
     facts = {
         "base": base.model_dump(),
         "adapter": files,

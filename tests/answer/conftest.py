@@ -85,9 +85,9 @@ def adapted(tiny_folder: Path) -> Any:
 
 
 @pytest.fixture
-def info(tiny_folder: Path, adapted: Any) -> AdapterInfo:
+def info(tiny_folder: Path, adapted: Any, segments: SegmentTokenizer) -> AdapterInfo:
     return AdapterInfo(
-        base=describe_base(tiny_folder, adapted),
+        base=describe_base(tiny_folder, adapted, segments),
         template="{context} Q: {question} A: {answer}",
         max_length=200,
         stride=30,

@@ -1,5 +1,6 @@
 """Exports work without loraqa: an adapter for PEFT, a model for transformers."""
 
+import logging
 from pathlib import Path
 
 import peft
@@ -67,6 +68,34 @@ def test_a_merged_model_is_in_float32_and_answers_with_transformers_alone(
             tmp_path / "merged", template, question, info.max_answer_tokens
         )
         assert by_transformers == text
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_changed_file_of_a_merged_model_is_noticed(run: Path, tmp_path: Path, name: str) -> None:
+    merged = tmp_path / "merged"
+    export_merged(run, merged)
+    path = merged / name
+    data = path.read_bytes()
+    if name == "config.json":
+        changed = data.replace(b'"n_layer": ', b'"n_layer": 1')
+    else:
+        changed = data[:-3] + bytes([data[-3] ^ 1]) + data[-2:]
+    assert changed != data
+    path.write_bytes(changed)
+    with pytest.raises(InputError, match=f"{name} differ from the hash in loraqa.json"):
+        load_model(merged)
+    path.write_bytes(data)
+    load_model(merged)
+
+
+def test_a_model_without_prompt_settings_is_named(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    export_merged(run, tmp_path / "merged")
+    (tmp_path / "merged" / "loraqa.json").unlink()
+    with caplog.at_level(logging.INFO, "loraqa"):
+        load_model(tmp_path / "merged")
+    assert any("has no loraqa.json, so it is a model that" in line for line in caplog.messages)
 
 
 def test_a_merged_model_has_its_own_card_beside_the_adapters(

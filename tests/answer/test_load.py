@@ -1,7 +1,9 @@
 """Loading a reader from a run, an adapter, a merged model or a plain model."""
 
 import json
+import re
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,18 @@ from tests.answer.conftest import PASSAGES
 from tests.conftest import assert_near, tiny_model
 from transformers import AutoModelForCausalLM
 
+from loraqa.adapter.find import adapter_of, check_source
 from loraqa.adapter.info import AdapterInfo, write_adapter_info
+from loraqa.answer.export import export_adapter, export_merged
 from loraqa.answer.load import load_adapted, load_model
 from loraqa.errors import InputError
 from loraqa.lora.adapter import load_adapter
 from loraqa.lora.layer import lora_layers
 from loraqa.lora.merge import merge_and_unload
+from loraqa.lora.settings import TENSORS
 from loraqa.model.load import load_base
 from loraqa.model.runner import TreeRunner
+from loraqa.model.source import load_tokenizer
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import DEFAULT_TEMPLATE, Template
 from loraqa.reader import Reader
@@ -98,9 +104,120 @@ def test_another_base_causes_a_warning(
     assert "is not the one that the adapter was trained on" in caplog.text
 
 
+def test_a_base_that_changed_in_its_place_is_refused_with_what_changed(
+    run: Path, info: AdapterInfo, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = shutil.copytree(info.base.source, tmp_path / "base")
+    there = info.base.model_copy(update={"source": str(base)})
+    write_adapter_info(run / "adapter", info.model_copy(update={"base": there}))
+    load_model(run, device="cpu")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"n_head": 2}))
+    tokenizer = json.loads((base / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"].pop()
+    (base / "tokenizer.json").write_text(json.dumps(tokenizer))
+    changed = r"configuration \(n_head was 4, now 2\) and tokenizer changed"
+    for load in (load_model, load_adapted):
+        with pytest.raises(InputError, match=f"{base} is not what .*: {changed}; .* --base"):
+            load(run, device="cpu")
+    assert not caplog.records
+    load_model(run, base=base, device="cpu")
+    assert re.search(changed, caplog.text)
+
+
+def test_every_reader_of_adapters_finds_a_flipped_bit(run: Path, tmp_path: Path) -> None:
+    path = run / "adapter" / TENSORS
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 64
+    path.write_bytes(data)
+    for read in (
+        lambda: Reader.load(run, device="cpu"),
+        lambda: Reader.load(run / "adapter", device="cpu"),
+        lambda: load_adapted(run, device="cpu"),
+        lambda: export_adapter(run, tmp_path / "exported"),
+        lambda: export_merged(run, tmp_path / "merged"),
+    ):
+        with pytest.raises(InputError, match=f"is damaged .*: {TENSORS} differ"):
+            read()
+
+
+@pytest.mark.parametrize("installed", [True, False], ids=["with PEFT", "without PEFT"])
+def test_a_folder_with_a_base_and_its_adapter_is_an_adapter_applied_once(
+    installed: bool, run: Path, info: AdapterInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run / "adapter"
+    alone = load_model(folder, dtype="float32", device="cpu").model
+    shutil.copytree(info.base.source, folder, dirs_exist_ok=True)
+    for where in ("models.auto.auto_factory", "integrations.peft", "utils.peft_utils"):
+        monkeypatch.setattr(f"transformers.{where}.is_peft_available", lambda: installed)
+    ids = torch.arange(1, 30)[None]
+    with torch.no_grad():
+        expected = alone(input_ids=ids).logits
+        for base in (None, folder):
+            model = load_model(folder, base=base, dtype="float32", device="cpu").model
+            assert torch.equal(model(input_ids=ids).logits, expected)
+
+
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no model.*; give another folder"):
+        Reader.load(tmp_path)
+    (tmp_path / "settings.yaml").touch()
     with pytest.raises(InputError, match="holds no model.*--resume"):
         Reader.load(tmp_path)
+
+
+def test_the_named_subfolder_of_a_peft_adapter_is_named(
+    from_peft: tuple[Path, Any], tmp_path: Path
+) -> None:
+    _, theirs = from_peft
+    theirs.add_adapter("physics", peft.LoraConfig(r=2, target_modules=["c_attn"]))
+    theirs.save_pretrained(tmp_path / "saved", selected_adapters=["physics"])
+    for read in (Reader.load, adapter_of):
+        with pytest.raises(InputError, match=f"holds no .*; give {tmp_path}/saved/physics"):
+            read(tmp_path / "saved")
+    load_model(tmp_path / "saved" / "physics", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "message"),
+    [
+        ("model.gguf", True, "is a GGUF file, and loraqa does not read GGUF yet: it needs the"),
+        ("model.gguf", False, "There is no folder .*model.gguf"),
+        ("train.json", True, "is a file, not a model's folder"),
+        ("model.safetensors", True, "is a file, not a model's folder"),
+        ("train.json", False, "There is no folder .*train.json"),
+    ],
+)
+@pytest.mark.parametrize("full", [True, False])
+def test_a_file_given_as_a_model_is_never_asked_of_the_hub(
+    name: str,
+    there: bool,
+    message: str,
+    full: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("the hub was asked"))
+    if there:
+        (tmp_path / name).touch()
+    given = str(tmp_path / name) if full else name
+    for read in (Reader.load, check_source, adapter_of, load_base, load_tokenizer):
+        with pytest.raises(InputError, match=message):
+            read(given)
+
+
+def test_a_folder_of_gguf_files_is_told(tmp_path: Path) -> None:
+    (tmp_path / "model-Q4.gguf").touch()
+    for read in (Reader.load, load_base):
+        with pytest.raises(InputError, match="holds a GGUF file.*loraqa does not read"):
+            read(tmp_path)
+
+
+def test_a_run_is_no_base(run: Path) -> None:
+    for folder in (run, run / "adapter"):
+        with pytest.raises(InputError, match="it holds an adapter, which needs a base model"):
+            load_base(folder)
 
 
 def test_the_parent_folder_of_a_run_is_refused_with_the_runs_path(run: Path) -> None:

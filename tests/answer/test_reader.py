@@ -150,7 +150,9 @@ def test_the_no_answer_probability_is_the_lowest_of_all_windows(
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    context=st.text(min_size=1, max_size=400).filter(str.strip),
+    context=st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=400).filter(
+        str.strip
+    ),
     strategy=st.sampled_from(["span", "greedy", "top-k:3"]),
 )
 def test_places_match_the_answers(context: str, strategy: str, segments: SegmentTokenizer) -> None:

@@ -13,9 +13,9 @@ from tests.conftest import full_disk
 from loraqa.errors import InputError
 from loraqa.files import write_tensors
 from loraqa.lora.adapt import adapt
-from loraqa.lora.adapter import TENSORS, load_adapter, save_adapter
+from loraqa.lora.adapter import load_adapter, save_adapter
 from loraqa.lora.layer import lora_layers
-from loraqa.lora.settings import ADAPTER_CONFIG, LoraSettings
+from loraqa.lora.settings import ADAPTER_CONFIG, TENSORS, LoraSettings
 
 # Warnings that PEFT's own calls to transformers and torch cause.
 pytestmark = pytest.mark.filterwarnings(

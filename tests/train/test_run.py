@@ -19,10 +19,20 @@ from loraqa.train.manifest import checkpoint_folder, write_manifest
 from loraqa.train.run import RunDirectory
 from loraqa.train.settings import differences
 
+BASE = {
+    "source": "gpt2",
+    "revision": "12",
+    "dtype": "float32",
+    "random_weights": False,
+    "sha256": None,
+    "config": {"n_head": 4},
+    "tokenizer_sha256": "ef",
+}
 DATA = {
-    "base": {"source": "gpt2", "sha256": None, "revision": "12"},
+    "base": BASE,
     "train": {"source": "train.json", "sha256": "ab"},
     "dev": {"source": "d", "sha256": "cd"},
+    "template": {"sha256": "12"},
 }
 
 
@@ -125,8 +135,14 @@ def test_a_resumed_run_may_find_its_base_elsewhere(begun: RunDirectory) -> None:
     ("data", "named"),
     [
         ({**DATA, "train": {"source": "train.json", "sha256": "xx"}}, "The training data"),
-        ({**DATA, "base": {"source": "gpt2", "sha256": None, "revision": "34"}}, "The base model"),
-        ({name: DATA[name] for name in ("base", "train")}, "The dev data"),
+        ({**DATA, "base": BASE | {"revision": "34"}}, "The base model's weights"),
+        (
+            {**DATA, "base": BASE | {"config": {"n_head": 2}}},
+            "The base model's configuration (n_head was 4, now 2)",
+        ),
+        ({**DATA, "base": BASE | {"tokenizer_sha256": "0"}}, "The base model's tokenizer"),
+        ({**DATA, "template": {"sha256": "gh"}}, "The template"),
+        ({name: DATA[name] for name in ("base", "train", "template")}, "The dev data"),
     ],
 )
 def test_a_resumed_run_keeps_its_data(begun: RunDirectory, data: Any, named: str) -> None:

@@ -1,42 +1,60 @@
-"""Which base model an adapter belongs to: its place, its commit, the hash of its weights.
+"""Which base model an adapter belongs to: its place, its commit, and what it consists of.
 
 Importing this loads no PyTorch.
 """
 
 import hashlib
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loraqa.adapter.info import BaseInfo
-from loraqa.files import read_json, sha256
+from loraqa.errors import InputError
+from loraqa.files import sha256
+from loraqa.model.folder import weights as weights_files
+from loraqa.model.source import model_folder
+from loraqa.prompt.segments import SegmentTokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# The names of transformers' files.
-_CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+# Keys of config.json that do not change what a model computes in a given dtype.
+_COSMETIC = frozenset(
+    {
+        "architectures",
+        "dtype",
+        "id2label",
+        "label2id",
+        "task_specific_params",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    }
+)
 
 
 def describe_base(
     source: str | Path,
     model: "PreTrainedModel",
+    tokenizer: SegmentTokenizer,
     *,
     revision: str | None = None,
     random_weights: bool = False,
     weights: str | None = None,
 ) -> BaseInfo:
-    """Describe a base model: its commit if it is from the hub, and the hash of its weights.
+    """Describe a base model: its commit if it is from the hub, and everything that it consists of.
 
     Args:
         source: the folder or the name on the hub that the model was loaded from.
         model: the loaded model.
+        tokenizer: its tokenizer.
         revision: the branch, tag or commit that was asked for.
         random_weights: whether the model has random weights, which have no hash.
         weights: the result of `weights_hash`, if it is known; otherwise it is computed.
     """
     given = Path(source).expanduser()
     local = given.is_dir()
-    folder = _folder(source, revision)
+    folder = model_folder(source, revision)
     # The folder of a download is named after its commit.
     commit = folder.name if folder else revision
     return BaseInfo(
@@ -45,6 +63,8 @@ def describe_base(
         dtype=str(model.dtype).removeprefix("torch."),
         random_weights=random_weights,
         sha256=None if random_weights else weights or weights_hash(source, revision),
+        config=_essentials(json.loads(model.config.to_json_string(False), parse_constant=str)),
+        tokenizer_sha256=tokenizer.fingerprint,
     )
 
 
@@ -55,27 +75,24 @@ def weights_hash(source: str | Path, revision: str | None = None) -> str | None:
         The hash in hex; None if files of the weights are missing, or do not have transformers'
         names.
     """
-    folder = _folder(source, revision)
+    folder = model_folder(source, revision)
     if folder is None:
         return None
-    if (folder / _WEIGHTS).exists():
-        return sha256(folder / _WEIGHTS)
-    if not (folder / _INDEX).exists():
+    try:
+        hashes = list(map(sha256, weights_files(folder)))
+    except InputError:
         return None
-    names = sorted(set(read_json(folder / _INDEX)["weight_map"].values()))
-    shards = [folder / name for name in names]
-    if not all(shard.exists() for shard in shards):
-        return None
-    hashes = "".join(map(sha256, shards))
-    return hashlib.sha256(hashes.encode()).hexdigest()
+    if len(hashes) == 1:
+        return hashes[0]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-def _folder(source: str | Path, revision: str | None) -> Path | None:
-    """Return the folder of a model: its own, or its download in the hub's cache, if any."""
-    given = Path(source).expanduser()
-    if given.is_dir():
-        return given
-    from huggingface_hub import try_to_load_from_cache
-
-    config = try_to_load_from_cache(str(source), _CONFIG, revision=revision)
-    return Path(config).parent if isinstance(config, str) else None
+def _essentials(config: Any) -> Any:
+    """Return a configuration without the keys that change nothing, in parts of it too."""
+    if not isinstance(config, dict):
+        return config
+    return {
+        key: _essentials(value)
+        for key, value in config.items()
+        if key not in _COSMETIC and not key.startswith("_")
+    }

@@ -1,13 +1,23 @@
-"""Find the adapter of a run or an adapter folder.
+"""What a folder is: a run, an adapter or a model. The same for every command.
 
-Imports nothing large, so that a wrong path is reported at once.
+1. A folder with `adapter/adapter_config.json` is a finished run, and stands for that adapter.
+2. A folder with `adapter_config.json` is an adapter, even if it also holds a model. Its base is
+   what `--base` says, or else `loraqa.json`, or else `adapter_config.json`.
+3. A folder with `config.json` is a model.
+
+Where only a base model can be given (`--model`, `--base`), the adapter files in its folder do not
+count. What else is installed, such as PEFT, makes no difference.
+
+Importing this loads nothing large, so that a wrong path is reported at once.
 """
 
 from pathlib import Path
 
 from loraqa.errors import InputError
-from loraqa.files import looks_like_a_path
 from loraqa.lora.settings import ADAPTER_CONFIG
+from loraqa.model.folder import CONFIG, check_no_file
+
+_CHOICE = "a finished run, the folder of an adapter or of a model, or a model's name on the hub"
 
 
 def check_source(source: str | Path) -> None:
@@ -26,13 +36,14 @@ def adapter_of(source: str | Path) -> Path:
         InputError: there is no adapter.
     """
     folder = Path(source).expanduser()
+    check_no_file(folder, "a finished run or an adapter folder")
     if not folder.is_dir():
         raise InputError(f"There is no folder {source}; give a finished run or an adapter folder.")
     adapter = find_adapter(folder)
     if adapter is None:
         raise InputError(
             f"{source} holds no adapter: neither adapter/{ADAPTER_CONFIG} nor {ADAPTER_CONFIG}; "
-            "give a finished run or an adapter folder."
+            f"{_instead_of(folder)}."
         )
     return adapter
 
@@ -49,23 +60,27 @@ def find_adapter_or_model(folder: Path) -> Path | None:
     Raises:
         InputError: `folder` holds neither an adapter nor a model.
     """
-    if not folder.is_dir() and looks_like_a_path(str(folder)):
-        raise InputError(
-            f"There is no folder {folder}; give a finished run, the folder of an adapter or of a "
-            "model, or a model's name on the hub."
-        )
+    check_no_file(folder, _CHOICE)
     adapter = find_adapter(folder)
-    if adapter is None and folder.is_dir() and not (folder / "config.json").exists():
+    if adapter is None and folder.is_dir() and not (folder / CONFIG).exists():
         raise InputError(
             f"{folder} holds no model: neither adapter/{ADAPTER_CONFIG} (a finished run) nor "
-            f"{ADAPTER_CONFIG} (an adapter) nor config.json (a model); {_instead_of(folder)}."
+            f"{ADAPTER_CONFIG} (an adapter) nor {CONFIG} (a model); {_instead_of(folder)}."
         )
     return adapter
 
 
 def _instead_of(folder: Path) -> str:
-    """Say what to give instead: a run inside the folder, if there is one."""
-    adapters = sorted(folder.glob(f"*/adapter/{ADAPTER_CONFIG}"))
-    if adapters:
-        return f"give {adapters[0].parents[1]}"
-    return f"finish the run with `loraqa train --out {folder} --resume`, or give another folder"
+    """Say what to give instead: a run or an adapter inside the folder, if there is one.
+
+    PEFT saves each adapter that is not called "default" in a subfolder of its name.
+    """
+    for path in sorted(folder.glob(f"*/{ADAPTER_CONFIG}")):
+        return f"give {path.parent}"
+    for path in sorted(folder.glob(f"*/adapter/{ADAPTER_CONFIG}")):
+        return f"give {path.parents[1]}"
+    if (folder / "settings.yaml").exists():
+        return f"finish the run with `loraqa train --out {folder} --resume`, or give another folder"
+    if next(folder.glob("*.gguf"), None):
+        return "it holds a GGUF file, which loraqa does not read yet: give the original model"
+    return "give another folder"

@@ -1,14 +1,28 @@
 """The file `loraqa.json` of an adapter folder."""
 
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from loraqa.errors import InputError
-from loraqa.files import read_json, write_json
+from loraqa.errors import InputError, quote, some_of
+from loraqa.files import read_json, sha256, write_json
+from loraqa.lora.settings import ADAPTER_CONFIG, TENSORS
+from loraqa.model.folder import CONFIG, read_object, weights
+from loraqa.prompt.template import Template
 from loraqa.squad import Version
 
+logger = logging.getLogger("loraqa")
+
 INFO = "loraqa.json"
+# The key of `loraqa.json` that holds the hashes.
+_HASHES = "sha256"
+# What the hashes are of, as messages call it, if it is no file.
+_NAMES = {"template": "the template"}
 
 
 class BaseInfo(BaseModel):
@@ -20,15 +34,21 @@ class BaseInfo(BaseModel):
         dtype: dtype of the weights, such as "float32".
         random_weights: whether the weights are random and not loaded, as for `load_base`.
         sha256: hash of the weights' file, or of the hashes of its shards if it has several.
+        config: the model's configuration, without keys that change nothing.
+        tokenizer_sha256: hash of everything that decides which ids a text gets.
+
+    Files of older versions lack the last two.
     """
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
     source: str
     revision: str | None
     dtype: str
     random_weights: bool
     sha256: str | None
+    config: dict[str, Any] | None = None
+    tokenizer_sha256: str | None = None
 
     def __str__(self) -> str:
         if self.random_weights:
@@ -36,11 +56,37 @@ class BaseInfo(BaseModel):
         marks = {"commit": self.revision, "sha256": self.sha256}
         return f"{self.source} ({', '.join(f'{k} {v}' for k, v in marks.items() if v)})"
 
-    def differs_from(self, other: "BaseInfo") -> bool:
-        """Whether the weights' hashes differ, or the commits if a hash is unknown."""
-        if self.sha256 and other.sha256:
-            return self.sha256 != other.sha256
-        return bool(self.revision and other.revision) and self.revision != other.revision
+    def changes(self, now: "BaseInfo") -> list[str]:
+        """Name the parts that differ, of those that are known of both."""
+        parts = (
+            ("weights", self._weights_differ(now)),
+            (f"configuration ({self._changed_keys(now)})", bool(self._changed_keys(now))),
+            ("tokenizer", _both(self.tokenizer_sha256, now.tokenizer_sha256)),
+        )
+        return [name for name, differs in parts if differs]
+
+    def _weights_differ(self, now: "BaseInfo") -> bool:
+        if self.sha256 and now.sha256:
+            return self.sha256 != now.sha256
+        return _both(self.revision, now.revision)
+
+    def _changed_keys(self, now: "BaseInfo") -> str:
+        """Name keys of the configuration with both values. Other versions may know other keys."""
+        before, after = self.config or {}, now.config or {}
+        changed = [key for key in before if key in after and before[key] != after[key]]
+        return some_of(
+            [f"{key} was {_short(before[key])}, now {_short(after[key])}" for key in changed], 3
+        )
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"
+
+
+def _both(one: str | None, other: str | None) -> bool:
+    """Whether two values are known, and differ."""
+    return bool(one and other) and one != other
 
 
 class AdapterInfo(BaseModel):
@@ -53,7 +99,7 @@ class AdapterInfo(BaseModel):
         version: "2.0" if some of the training questions had no answer.
     """
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
     base: BaseInfo
     template: str
@@ -64,16 +110,80 @@ class AdapterInfo(BaseModel):
 
 
 def write_adapter_info(folder: Path, info: AdapterInfo) -> None:
-    """Write `loraqa.json`."""
-    write_json(folder / INFO, info.model_dump(mode="json"))
+    """Write `loraqa.json`, with hashes of the template and of the files that are in the folder."""
+    hashes = _hashes(folder, info)
+    write_json(folder / INFO, info.model_dump(mode="json") | {_HASHES: hashes})
 
 
 def read_adapter_info(folder: Path) -> AdapterInfo:
-    """Read `loraqa.json`. Raises `InputError` if it is missing or broken."""
+    """Read `loraqa.json`, and compare the hashes in it.
+
+    Keys of newer versions cause a warning. Hashes that an older version did not write are not
+    compared.
+
+    Raises:
+        InputError: it is missing or broken, or tensors, configuration or template were changed
+            after it was written.
+    """
     path = folder / INFO
+    values = read_json(path)
     try:
-        return AdapterInfo.model_validate(read_json(path))
+        info = AdapterInfo.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise InputError(f"{path}: {key or 'the file'}: {first['msg']}.") from None
+    _warn_of_unknown_keys(path, values)
+    _check_hashes(folder, info, values.get(_HASHES))
+    return info
+
+
+def _warn_of_unknown_keys(path: Path, values: Mapping[str, Any]) -> None:
+    unknown = values.keys() - AdapterInfo.model_fields.keys() - {_HASHES}
+    unknown |= {f"base.{key}" for key in values["base"].keys() - BaseInfo.model_fields.keys()}
+    if unknown:
+        logger.warning(
+            f"{path} has keys that this version of loraqa does not know: "
+            f"{quote(some_of(sorted(unknown), 3))}; they are ignored, and a newer version may "
+            "answer differently."
+        )
+
+
+def _check_hashes(folder: Path, info: AdapterInfo, recorded: object) -> None:
+    if not isinstance(recorded, dict):
+        return
+    now = _hashes(folder, info)
+    changed = [_NAMES.get(key, key) for key in now if recorded.get(key, now[key]) != now[key]]
+    if changed:
+        raise InputError(
+            f"{folder} is damaged, or was changed since loraqa wrote it: "
+            f"{' and '.join(changed)} differ from the hash in {INFO}; copy the folder again from "
+            f'where it came from, or, if the change is yours, take "{_HASHES}" out of {INFO}.'
+        )
+
+
+def _hashes(folder: Path, info: AdapterInfo) -> dict[str, str]:
+    """Return the SHA-256 of the template, and of the files of an adapter or of a merged model."""
+    hashes = {"template": Template(info.template).fingerprint}
+    if (folder / TENSORS).exists():
+        hashes[TENSORS] = sha256(folder / TENSORS)
+    if (folder / ADAPTER_CONFIG).exists():
+        essentials = json.dumps(_essentials(read_json(folder / ADAPTER_CONFIG)), sort_keys=True)
+        hashes[ADAPTER_CONFIG] = hashlib.sha256(essentials.encode()).hexdigest()
+    elif (folder / CONFIG).exists():
+        config = {**read_object(folder / CONFIG), "transformers_version": None}
+        hashes[CONFIG] = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+        files = [*weights(folder), *folder.glob("tokenizer.json")]
+        hashes |= {path.name: sha256(path) for path in files}
+    return hashes
+
+
+def _essentials(config: Any) -> Any:
+    """Return the keys of an adapter's configuration that decide what it computes.
+
+    The name of the base may be corrected by hand, and PEFT adds keys with empty values.
+    """
+    if not isinstance(config, dict):
+        return config
+    names = ("base_model_name_or_path", "revision", "peft_version", "inference_mode")
+    return {key: value for key, value in config.items() if value and key not in names}

@@ -16,6 +16,7 @@ from loraqa.lora.peft_config import PeftConfig
 from loraqa.model.load import load_base
 from loraqa.model.source import position_limit
 from loraqa.prompt.defaults import DEFAULT_MAX_ANSWER_TOKENS, DEFAULT_STRIDE
+from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import DEFAULT_TEMPLATE
 
 logger = logging.getLogger("loraqa")
@@ -54,6 +55,13 @@ def load_model(
     if adapter:
         return Loaded(*_load_adapted(adapter, base, dtype, device))
     info = read_adapter_info(folder) if (folder / INFO).exists() else None
+    if info is None:
+        logger.info(
+            "%s has no %s, so it is a model that was not fine-tuned; its prompts are %r.",
+            source,
+            INFO,
+            DEFAULT_TEMPLATE,
+        )
     chosen = dtype or _dtype_of(info)
     model, tokenizer = load_base(source, dtype=chosen, device=device)
     return Loaded(model, tokenizer, info)
@@ -92,18 +100,37 @@ def _load_adapted(
         revision=revision,
         random_weights=random_weights,
     )
-    found = describe_base(source, model, revision=revision, random_weights=random_weights)
+    found = describe_base(
+        source,
+        model,
+        SegmentTokenizer.from_transformers(tokenizer),
+        revision=revision,
+        random_weights=random_weights,
+    )
     if info is None:
         info = _assumed_info(folder, found, model)
-    elif found.differs_from(info.base):
-        logger.warning(
-            "The base model %s is not the one that the adapter was trained on, %s: its answers "
-            "may be worse.",
-            found,
-            info.base,
-        )
+    elif changes := info.base.changes(found):
+        _tell_of_changes(folder, found, info.base, changes, chosen=base is not None)
     load_adapter(model, folder)
     return model, tokenizer, info.model_copy(update={"base": found})
+
+
+def _tell_of_changes(
+    folder: Path, found: BaseInfo, trained_on: BaseInfo, changes: list[str], *, chosen: bool
+) -> None:
+    """Warn of another base that the user chose. Raises `InputError` if the user did not choose."""
+    if not chosen:
+        raise InputError(
+            f"The base model {found.source} is not what it was when the adapter in {folder} was "
+            f"trained: {' and '.join(changes)} changed; restore it, or name a base with --base."
+        )
+    logger.warning(
+        "The base model %s is not the one that the adapter was trained on, %s: %s changed; its "
+        "answers may be worse.",
+        found,
+        trained_on,
+        " and ".join(changes),
+    )
 
 
 def _named_base(folder: Path, info: AdapterInfo | None) -> tuple[str, str | None]:

@@ -21,10 +21,9 @@ from loraqa.files import write_json, write_tensors
 from loraqa.lora.adapt import install
 from loraqa.lora.layer import LoraLinear, Part, features, lora_layers
 from loraqa.lora.peft_config import PeftConfig, describe, plain_rank
-from loraqa.lora.settings import ADAPTER_CONFIG
+from loraqa.lora.settings import ADAPTER_CONFIG, TENSORS
 from loraqa.lora.targets import check_unadapted, check_weights
 
-TENSORS = "adapter_model.safetensors"
 _PICKLED = "adapter_model.bin"
 _HEADER_KEY = "loraqa_rows"
 

@@ -5,8 +5,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-# PEFT's file for these settings, beside the adapter's weights.
+# PEFT's files: these settings, and the adapter's weights.
 ADAPTER_CONFIG = "adapter_config.json"
+TENSORS = "adapter_model.safetensors"
 
 
 def scaling(rank: int, alpha: float, rank_stabilised: bool) -> float:

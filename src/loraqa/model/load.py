@@ -1,15 +1,18 @@
 """Loading a base model: its device, its dtype, its weights (or random ones)."""
 
 import logging
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from loraqa.errors import InputError
+from loraqa.errors import InputError, some_of
 from loraqa.model.memory import ADVICE_TO_LOADERS, explaining_lack_of_memory
 from loraqa.model.source import ModelSource
+from loraqa.prompt.segments import SegmentTokenizer
 
 logger = logging.getLogger("loraqa")
 
@@ -24,10 +27,18 @@ def load_base(
     revision: str | None = None,
     random_weights: bool = False,
 ) -> tuple[PreTrainedModel, Any]:
-    """Load a model as `load_model` does, with transformers' tokenizer of the model."""
+    """Load a model as `load_model` does, with transformers' tokenizer of the model.
+
+    Raises:
+        InputError: as for `load_model`, or the tokenizer is missing, broken or another model's.
+    """
     where = ModelSource(source, revision)
-    tokenizer = where.load(AutoTokenizer)
-    return _load(where, dtype, device, random_weights), tokenizer
+    config = where.config()
+    tokenizer = where.tokenizer()
+    segments = SegmentTokenizer.from_transformers(tokenizer)
+    model = _load(where, config, dtype, device, random_weights)
+    check_vocabulary(segments, model)
+    return model, tokenizer
 
 
 def load_model(
@@ -50,24 +61,93 @@ def load_model(
         random_weights: build the model from its configuration alone, for tests and benchmarks.
 
     Raises:
-        InputError: no such folder or model, the hub is out of reach, or the weights are pickled.
+        InputError: no such folder or model, the hub is out of reach, the model is not causal, or
+            its weights are missing, broken, pickled or not those of its configuration.
         LackOfMemoryError: the model does not fit into memory.
     """
-    return _load(ModelSource(source, revision), dtype, device, random_weights)
+    where = ModelSource(source, revision)
+    return _load(where, where.config(), dtype, device, random_weights)
+
+
+def check_vocabulary(tokenizer: SegmentTokenizer, model: PreTrainedModel) -> None:
+    """Check that the model has an embedding for every id of its tokenizer.
+
+    Ids that no prompt and no answer holds, such as a padding token's, only cause a warning.
+
+    Raises:
+        InputError: prompts or answers may hold ids beyond the embedding.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    used, known = tokenizer.prompt_ids, tokenizer.all_ids
+    if used > rows:
+        raise InputError(
+            f"The tokenizer {tokenizer.name} has {used:,} ids, but the model's embedding has only "
+            f"{rows:,} rows; use the tokenizer that belongs to the model, or resize the embedding "
+            "(`model.resize_token_embeddings`) and save the model again."
+        )
+    if known > rows:
+        logger.warning(
+            f"The tokenizer {tokenizer.name} has {known:,} ids, but the model's embedding only "
+            f"{rows:,} rows; this does no harm, because prompts and answers never hold the others."
+        )
 
 
 @explaining_lack_of_memory("while the model was loaded", ADVICE_TO_LOADERS)
-def _load(where: ModelSource, dtype: str, device: str, random_weights: bool) -> PreTrainedModel:
+def _load(
+    where: ModelSource, config: Any, dtype: str, device: str, random_weights: bool
+) -> PreTrainedModel:
     torch_device = choose_device(device)
     if torch_device.type == "cuda":
         # Triton kernels and CUDA graphs run on the current GPU.
         torch.cuda.set_device(torch_device)
     torch_dtype = choose_dtype(dtype, torch_device)
     if random_weights:
-        model = _random_model(where.load(AutoConfig), torch_dtype)
+        model = _random_model(config, torch_dtype)
     else:
-        model = where.load(AutoModelForCausalLM, dtype=torch_dtype, use_safetensors=True)
+        model, report = where.model(dtype=torch_dtype)
+        _check_report(where.name, model, report)
     return model.to(torch_device).eval()
+
+
+def _check_report(name: str, model: PreTrainedModel, report: Mapping[str, Any]) -> None:
+    """Check transformers' report on the tensors in the files against those of the model.
+
+    transformers would make up what is missing, and only log it.
+
+    Raises:
+        InputError: tensors are missing, have other sizes, or belong to more layers.
+    """
+    for key, found, expected in sorted(report["mismatched_keys"]):
+        raise InputError(
+            f"The weights of {name} are not those that its config.json describes: {key} is "
+            f"{_shape(found)}, but config.json makes it {_shape(expected)}; correct config.json "
+            "(vocab_size, if the vocabulary was resized), or save the model again."
+        )
+    if missing := sorted(report["missing_keys"]):
+        raise InputError(
+            f"The weights of {name} lack {len(missing):,} tensors that its config.json requires: "
+            f"{some_of(missing, 3)}; correct config.json, or save the model again."
+        )
+    unexpected = sorted(report["unexpected_keys"])
+    kinds = {_without_numbers(key) for key in model.state_dict()}
+    if more := [key for key in unexpected if _without_numbers(key) in kinds]:
+        raise InputError(
+            f"The weights of {name} have more layers than its config.json says: {some_of(more, 3)} "
+            "would be left out; correct config.json, or save the model again."
+        )
+    if unexpected:
+        logger.warning(
+            f"{len(unexpected):,} tensors in the weights of {name} belong to no part of the model "
+            f"and are left out: {some_of(unexpected, 3)}."
+        )
+
+
+def _without_numbers(key: str) -> str:
+    return re.sub(r"\.\d+(?=\.)", ".*", key)
+
+
+def _shape(size: Sequence[int]) -> str:
+    return " × ".join(map(str, size))
 
 
 def choose_device(device: str) -> torch.device:

@@ -10,16 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from loraqa.errors import InputError, LoraqaError, in_a_line
-from loraqa.files import looks_like_a_path
+from loraqa.model.folder import CONFIG, check_folder, check_no_file, check_tokenizer, check_weights
 from loraqa.prompt.segments import SegmentTokenizer
 
 # Models that state no limit, such as those with ALiBi, get GPT-2's.
 _DEFAULT_LIMIT = 1024
 # Seconds to wait for an answer of the hub.
 _HUB_TIMEOUT = 10.0
-_CHOICE = (
-    "a folder with config.json, model.safetensors and the tokenizer, or a model's name on the hub"
-)
 
 
 def load_tokenizer(source: str | Path, revision: str | None = None) -> tuple[SegmentTokenizer, Any]:
@@ -28,10 +25,20 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> tuple[Seg
     Raises:
         InputError: as for `load_base`, or the tokenizer cannot encode prompts.
     """
-    from transformers import AutoConfig, AutoTokenizer
-
     where = ModelSource(source, revision)
-    return SegmentTokenizer.from_transformers(where.load(AutoTokenizer)), where.load(AutoConfig)
+    config = where.config()
+    return SegmentTokenizer.from_transformers(where.tokenizer()), config
+
+
+def model_folder(source: str | Path, revision: str | None = None) -> Path | None:
+    """Return the folder of a model: its own, or its download in the hub's cache, if any."""
+    given = Path(source).expanduser()
+    if given.is_dir():
+        return given
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(str(source), CONFIG, revision=revision)
+    return Path(config).parent if isinstance(config, str) else None
 
 
 def position_limit(config: Any) -> int:
@@ -59,29 +66,73 @@ class ModelSource:
     """A folder, or a name on the hub.
 
     Raises:
-        InputError: the source is a path, but no model's folder.
+        InputError: the source is a path, but no model's folder, or config.json is broken.
     """
 
     def __init__(self, source: str | Path, revision: str | None = None) -> None:
         self.name = str(source)
         self.revision = revision
+        if not self.name:
+            raise InputError("The model's name is empty; give a folder, or a name on the hub.")
+        check_no_file(source)
         folder = Path(source).expanduser()
         self.is_folder = folder.is_dir()
-        if not self.name:
-            raise InputError(f"The model's name is empty; give {_CHOICE}.")
-        if self.is_folder and not (folder / "config.json").exists():
-            raise InputError(f"The folder {self.name} has no config.json; give {_CHOICE}.")
-        if not self.is_folder and looks_like_a_path(self.name):
-            raise InputError(f"There is no folder {self.name}; give {_CHOICE}.")
+        if self.is_folder:
+            check_folder(folder)
 
-    def load(self, kind: Any, **options: Any) -> Any:
+    def config(self) -> Any:
+        """Return the model's configuration. Raises `InputError` if it is not a causal model's."""
+        from transformers import AutoConfig
+
+        config = self._load("configuration", AutoConfig)
+        _check_causal(config)
+        return config
+
+    def tokenizer(self) -> Any:
+        """Return transformers' tokenizer of the model. Raises `InputError` if there is none."""
+        from transformers import AutoTokenizer
+
+        if self._folder:
+            check_tokenizer(self._folder)
+        return self._load("tokenizer", AutoTokenizer)
+
+    def model(self, **options: Any) -> tuple[Any, Any]:
+        """Return the causal language model, and what its files lack or hold beside it.
+
+        transformers, where PEFT is installed, would put in an adapter that lies in the same
+        folder. It is looked for in a subfolder that no model has, and so is never found.
+
+        Raises:
+            InputError: files of the weights are missing, broken or pickled.
+        """
+        from transformers import AutoModelForCausalLM
+
+        if self._folder:
+            check_weights(self._folder)
+        with _no_report():
+            model, report = self._load(
+                "weights",
+                AutoModelForCausalLM,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                adapter_kwargs={"subfolder": ".no-adapter"},
+                **options,
+            )
+        # A download's folder is no name for others to find the model by.
+        if not self.is_folder:
+            model.name_or_path = model.config.name_or_path = self.name
+        return model, report
+
+    def _load(self, part: str, kind: Any, **options: Any) -> Any:
         """Call `kind.from_pretrained`. Raises `InputError` with one sentence if that fails."""
+        folder = self._folder
         try:
-            with no_bars() if self.is_folder else nullcontext():
+            with no_bars() if folder else nullcontext():
                 return kind.from_pretrained(
-                    str(Path(self.name).expanduser()) if self.is_folder else self.name,
+                    str(folder) if folder else self.name,
                     revision=self.revision or "main",
-                    local_files_only=not self._hub_answers,
+                    local_files_only=folder is not None,
                     trust_remote_code=False,
                     **options,
                 )
@@ -89,34 +140,88 @@ class ModelSource:
             raise
         # A damaged file may raise any kind of error.
         except Exception as error:
-            raise InputError(self._explain(error)) from error
+            if folder is None:
+                raise InputError(self._explain(in_a_line(error))) from error
+            raise InputError(
+                f"The {part} of the model in {folder} cannot be loaded ({in_a_line(error)}); copy "
+                "the model again from where it came from, or give another one."
+            ) from error
 
     @cached_property
-    def _hub_answers(self) -> bool:
-        """Whether the hub is reachable. If it is not, transformers would retry for minutes."""
-        from huggingface_hub import HfApi, constants
-        from huggingface_hub.errors import HfHubHTTPError
+    def _folder(self) -> Path | None:
+        """The model's folder: its own, or its download if the hub is out of reach.
 
-        if self.is_folder or constants.HF_HUB_OFFLINE:
+        Given a name, transformers would ask the hub for each file, and retry for minutes.
+        """
+        if self.is_folder:
+            return Path(self.name).expanduser()
+        if self._hub_answers():
+            return None
+        folder = model_folder(self.name, self.revision)
+        if folder is None:
+            raise InputError(self._explain("it cannot be reached"))
+        check_folder(folder)
+        return folder
+
+    def _hub_answers(self) -> bool:
+        from huggingface_hub import HfApi, constants
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+        if constants.HF_HUB_OFFLINE:
             return False
         try:
             HfApi().model_info(self.name, revision=self.revision, timeout=_HUB_TIMEOUT)
-        except HfHubHTTPError as error:
-            raise InputError(self._explain(error)) from error
+        except (HfHubHTTPError, HFValidationError) as error:
+            raise InputError(self._explain(in_a_line(error))) from error
         # The network may raise anything. There may be a copy from an earlier download.
         except Exception:
             return False
         return True
 
-    def _explain(self, error: Exception) -> str:
-        reason = in_a_line(error)
-        if self.is_folder:
-            return f"The model folder {self.name} cannot be loaded ({reason}); give {_CHOICE}."
+    def _explain(self, reason: str) -> str:
         return (
             f"There is no folder {self.name}, and the hub gave no model of this name ({reason}); "
             "check the name and the connection, or download the model on another machine "
             f"(`hf download {self.name} --local-dir FOLDER`) and give the folder."
         )
+
+
+def _check_causal(config: Any) -> None:
+    """Raise `InputError` if a model is no causal language model, by what its configuration is.
+
+    An encoder of random weights may pass any trial of its outputs.
+    """
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    kind = config.model_type
+    if config.is_encoder_decoder:
+        reason = "is an encoder-decoder"
+    elif kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        reason = "has no head that predicts the next token"
+    elif kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
+        reason = "is an encoder, which sees the tokens after the one to predict"
+    else:
+        return
+    raise InputError(
+        f"The model is not a causal language model: a {kind} model {reason}; choose one that "
+        "writes text from left to right, such as GPT-2, Llama or Qwen."
+    )
+
+
+@contextmanager
+def _no_report() -> Iterator[None]:
+    """Hide transformers' table of tensors that are missing or left out: `load` tells of them."""
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
 
 
 @contextmanager

@@ -158,6 +158,16 @@ class SegmentTokenizer:
         """The tokenizer without added tokens."""
         return self._plain
 
+    @property
+    def prompt_ids(self) -> int:
+        """The number of ids from 0 to the largest that a prompt or an answer may hold."""
+        return 1 + max(*self._plain.get_vocab().values(), *self.start, self.eos)
+
+    @property
+    def all_ids(self) -> int:
+        """The number of ids from 0 to the largest of the tokenizer, with all added tokens."""
+        return max(self.prompt_ids, *(1 + i for i in self._names))
+
     def encoding_by(self, encode: EncodeTexts) -> "SegmentTokenizer":
         """Return a tokenizer that encodes texts by another function, with the same tokens."""
         other = copy(self)

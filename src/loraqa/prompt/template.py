@@ -1,5 +1,6 @@
 """The template of the prompt: the text before and between context, question and answer."""
 
+import hashlib
 import re
 from dataclasses import dataclass, field
 
@@ -40,6 +41,11 @@ class Template:
             )
         cue, blank = _split_before_blank(pieces[4])
         object.__setattr__(self, "_literals", (pieces[0], pieces[2], cue, blank))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the text."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
 
     @property
     def context_lead(self) -> str:

@@ -18,10 +18,12 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+from loraqa.adapter.info import BaseInfo
 from loraqa.errors import InputError, explain, shortened, some_of
 from loraqa.files import (
     append_line,
@@ -46,7 +48,7 @@ logger = logging.getLogger("loraqa")
 Record = Mapping[str, Any]
 
 # The parts of data.json, as messages call them.
-_NAMES = {"base": "the base model", "train": "the training data", "dev": "the dev data"}
+_NAMES = {"train": "the training data", "dev": "the dev data", "template": "the template"}
 
 # Settings that may change when a run is resumed: they bound memory, disk and time, or say where the
 # same base and the same data lie.
@@ -181,12 +183,11 @@ class RunDirectory:
         Raises:
             InputError: base or data have changed.
         """
-        began = self._recorded(self.data_file, data, _fingerprints)
-        before, now = _fingerprints(began), _fingerprints(data)
-        if before != now:
-            changed = sorted(name for name in before | now if before.get(name) != now.get(name))
+        began = self._recorded(self.data_file, data, partial(_changed_parts, now=data))
+        if changed := _changed_parts(began, data):
+            named = " and ".join(changed)
             raise InputError(
-                f"{' and '.join(changed).capitalize()} changed since "
+                f"{named[0].upper()}{named[1:]} changed since "
                 f"{self.path} began: resume with what it began with, or start a new run."
             )
         surroundings = self._recorded(self.environment_file, environment, dict.items)
@@ -286,7 +287,7 @@ class RunDirectory:
         try:
             found = read_json(file)
             read(found)
-        except (InputError, OSError, AttributeError, KeyError, TypeError):
+        except (InputError, OSError, AttributeError, KeyError, TypeError, ValueError):
             found = None
         if copy is not None and found != used:
             logger.warning(f"{file} was damaged or changed; {copy} replaces it.")
@@ -345,12 +346,19 @@ def _warn_of_rounding(changes: Mapping[str, tuple[Any, Any]]) -> None:
         )
 
 
-def _fingerprints(data: Record) -> dict[str, str]:
-    """Return what identifies each part of data.json, by the name that messages use."""
-    return {
-        _NAMES[name]: part["sha256"] or part.get("revision") or part["source"]
-        for name, part in data.items()
-    }
+def _changed_parts(before: Record, now: Record) -> list[str]:
+    """Name the parts of data.json that differ. A run of an older version recorded less."""
+    base = BaseInfo(**before["base"]).changes(BaseInfo(**now["base"]))
+    return [f"the base model's {part}" for part in base] + [
+        name
+        for key, name in _NAMES.items()
+        if _fingerprint(before.get(key)) != _fingerprint(now.get(key))
+        and (key in before or key != "template")
+    ]
+
+
+def _fingerprint(part: Record | None) -> str | None:
+    return None if part is None else str(part["sha256"])
 
 
 def _parse_record(line: str) -> dict[str, Any] | None:
