@@ -91,7 +91,7 @@ def test_a_changed_scale_or_template_is_found(
     adapter: Path, file: str, change: Any, named: str
 ) -> None:
     edit(adapter / file, change)
-    with pytest.raises(InputError, match=f"damaged or was changed.*: (the )?{named} differ"):
+    with pytest.raises(InputError, match=f"damaged, or was changed.*: (the )?{named} differ"):
         read_adapter_info(adapter)
 
 
