@@ -6,9 +6,11 @@ from pydantic import ValidationError
 from tests.conftest import assert_near
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
+from loraqa.errors import InputError
 from loraqa.lora.adapt import adapt, parameter_counts
 from loraqa.lora.layer import lora_layers
 from loraqa.lora.settings import LoraSettings
+from loraqa.lora.targets import linear_layers
 
 TARGETS = ["all-linear", "attention", "mlp"]
 
@@ -126,3 +128,19 @@ def test_settings_out_of_range_are_refused(wrong):
 def test_settings_round_trip_through_json():
     settings = LoraSettings(rank=4, target_modules="c_attn[q,v]")
     assert LoraSettings.model_validate_json(settings.model_dump_json()) == settings
+
+
+def test_a_rank_above_every_matrix_is_refused(tiny_model):
+    model = tiny_model("llama")
+    with pytest.raises(InputError, match=r"^lora\.rank is 5,000, but no adapted matrix .*; lower"):
+        adapt(model, LoraSettings(rank=5000, target_modules="attention"))
+    assert not lora_layers(model)
+
+
+def test_a_rank_above_some_matrices_is_said(tiny_model, caplog):
+    sizes = {min(layer.weight.shape) for layer in linear_layers(tiny_model("llama")).values()}
+    adapt(tiny_model("llama"), LoraSettings(rank=min(sizes) + 1))
+    assert [line for line in caplog.messages if "adds weights but nothing to learn" in line]
+    caplog.clear()
+    adapt(tiny_model("llama"), LoraSettings(rank=min(sizes)))
+    assert not caplog.messages

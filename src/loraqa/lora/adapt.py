@@ -1,14 +1,19 @@
 """Add low-rank updates to a model, and count its trained parameters."""
 
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from loraqa.lora.layer import LoraLinear
+from loraqa.errors import InputError, counted
+from loraqa.lora.layer import LoraLinear, Part, features
 from loraqa.lora.settings import LoraSettings
 from loraqa.lora.targets import select
+
+logger = logging.getLogger("loraqa")
 
 
 @dataclass(frozen=True)
@@ -28,11 +33,14 @@ def adapt(model: PreTrainedModel, settings: LoraSettings, seed: int = 0) -> None
 
     Every B is 0, so the model's outputs stay the same, except for rounding. The same seed draws the
     same A.
-    Raises `InputError` as `targets.select` does, before anything is changed.
+    Raises `InputError` as `targets.select` does, or if the rank is above that of every adapted
+    matrix, before anything is changed.
     """
     generator = torch.Generator().manual_seed(seed)
     layers = {}
-    for name, parts in select(model, settings.target_modules).items():
+    selected = select(model, settings.target_modules)
+    _check_rank(model, settings.rank, selected)
+    for name, parts in selected.items():
         layers[name] = LoraLinear(
             model.get_submodule(name),
             settings.rank,
@@ -43,6 +51,25 @@ def adapt(model: PreTrainedModel, settings: LoraSettings, seed: int = 0) -> None
         )
         layers[name].reset(generator)
     install(model, layers)
+
+
+def _check_rank(model: nn.Module, rank: int, selected: Mapping[str, Sequence[Part]]) -> None:
+    """Refuse a rank above that of every matrix, and warn of matrices with a lower one."""
+    most = {
+        name: min(features(model.get_submodule(name))[0], part.stop - part.start)
+        for name, parts in selected.items()
+        for part in parts
+    }
+    if rank > max(most.values()):
+        raise InputError(
+            f"lora.rank is {rank:,}, but no adapted matrix of this model has a rank above "
+            f"{max(most.values()):,}; lower it."
+        )
+    if low := [name for name in most if rank > most[name]]:
+        logger.warning(
+            f"lora.rank {rank:,} is above the rank of {counted(len(low), 'adapted matrix')}, such "
+            f"as {low[0]} with {most[low[0]]:,}; more than that adds weights but nothing to learn."
+        )
 
 
 def install(model: nn.Module, layers: dict[str, LoraLinear]) -> None:

@@ -43,7 +43,8 @@ class PeftConfig(BaseModel):
     """The keys of `adapter_config.json` that define what a LoRA adapter computes.
 
     `rank_pattern` and `alpha_pattern` override `r` and `lora_alpha` for some layers. Their keys are
-    regular expressions for the end of a layer's name.
+    regular expressions for the end of a layer's name. `layers_to_transform` and `layers_pattern`
+    choose some of the model's layers by number, and `exclude_modules` leaves out modules.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,13 +56,18 @@ class PeftConfig(BaseModel):
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     use_rslora: bool = False
     target_modules: str | list[str]
+    exclude_modules: str | list[str] = []
+    layers_to_transform: int | list[int] = []
+    layers_pattern: str | list[str] = []
     rank_pattern: dict[str, int] = {}
     alpha_pattern: dict[str, float] = {}
 
-    @field_validator("target_modules", "rank_pattern", "alpha_pattern")
+    @field_validator(
+        "target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern"
+    )
     @classmethod
     def _patterns_compile(cls, value: Any) -> Any:
-        for pattern in [value] if isinstance(value, str) else value:
+        for pattern in _as_list(value):
             try:
                 re.compile(pattern)
             except re.error as error:
@@ -88,12 +94,30 @@ class PeftConfig(BaseModel):
 
     def targets(self, model: PreTrainedModel) -> list[str]:
         """Return the names of the model's linear layers that the adapter changes."""
-        if not isinstance(self.target_modules, str):
-            endings = tuple(f".{name}" for name in self.target_modules)
-            return [name for name in linear_layers(model) if f".{name}".endswith(endings)]
-        if self.target_modules.lower() == "all-linear":
+        chosen = self._chosen(model)
+        return [name for name in chosen if not _is_called(name, self.exclude_modules)]
+
+    def _chosen(self, model: PreTrainedModel) -> list[str]:
+        """Return the names that `target_modules` and the layers' numbers choose, as PEFT does.
+
+        PEFT looks at the numbers only where a target is the ending of a longer name.
+        """
+        targets = self.target_modules
+        if isinstance(targets, str) and targets.lower() == "all-linear":
             return all_linear(model)
-        return [name for name in linear_layers(model) if re.fullmatch(self.target_modules, name)]
+        names = [name for name in linear_layers(model) if _is_called(name, targets)]
+        if isinstance(targets, str):
+            return names
+        return [name for name in names if name in targets or self._is_numbered(name)]
+
+    def _is_numbered(self, name: str) -> bool:
+        """Return whether a name is in one of the layers to transform; if none are named, in any."""
+        if self.layers_to_transform == []:
+            return True
+        numbered = [rf"(?:^|.*?\.){pattern}\.(\d+)\." for pattern in _as_list(self.layers_pattern)]
+        found = (re.match(pattern, name) for pattern in numbered or [r".*?\.[^.]*\.(\d+)\."])
+        first = next((match for match in found if match), None)
+        return first is not None and int(first[1]) in _as_list(self.layers_to_transform)
 
     def rank_of(self, name: str) -> int:
         """Return the rank of the layer called `name`."""
@@ -171,6 +195,17 @@ def _pattern(model: nn.Module, values: Mapping[str, float], usual: float) -> dic
         for value in unusual
         for ending in shortest_endings(model, [name for name in values if values[name] == value])
     }
+
+
+def _is_called(name: str, names: str | list[str]) -> bool:
+    """Return whether a regular expression matches a name, or one of a list is its ending."""
+    if isinstance(names, str):
+        return re.fullmatch(names, name) is not None
+    return any(f".{name}".endswith(f".{ending}") for ending in names)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | dict) else [value]
 
 
 def _first_match(pattern: Mapping[str, _N], name: str, default: _N) -> _N:
