@@ -279,6 +279,13 @@ def pickle_only(folder):
             lambda f: edit_tensors(f, lambda t: t.update(x=torch.ones(1))),
             "holds 1 tensor beyond those of this model .* such as x",
         ),
+        (
+            lambda f: edit_tensors(
+                f,
+                lambda t: t.update({"base_model.model.transformer.wte.weight": torch.ones(9, 16)}),
+            ),
+            "whole weights .*transformer.wte.weight: its vocabulary was resized",
+        ),
         (lambda f: edit_tensors(f, lambda t: t.update({A: t[A][:, 1:].clone()})), r"\(3, 15\)"),
         (lambda f: edit_tensors(f, lambda t: t[B].fill_(float("nan"))), "lora_B.* holds a NaN"),
     ],
