@@ -162,9 +162,9 @@ def _check_keys(
     of_model = [key for key in unexpected if key.startswith("base_model.model.")]
     if whole := sorted(key for key in of_model if ".lora_" not in key):
         raise InputError(
-            f"{path} holds whole weights beside its updates, such as {whole[0]}: its vocabulary was "
-            "resized, or modules_to_save trained them; loraqa reads only plain LoRA, so merge the "
-            "adapter into its base with PEFT and give the merged model."
+            f"{path} holds whole weights beside its updates, such as {whole[0]}: its vocabulary "
+            "was resized, or modules_to_save trained them; loraqa reads only plain LoRA, so merge "
+            "the adapter into its base with PEFT and give the merged model."
         )
     if unexpected:
         raise InputError(
