@@ -69,6 +69,7 @@ def test_an_override_is_read_as_its_setting_needs(text: str, key: str, value: ob
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("optimization.epochs=3", "no setting optimization (did you mean optimisation?)"),
         ("lora.rnak=3", "no setting lora.rnak (did you mean lora.rank?)"),
         ("learningrate=3", "no setting learningrate (did you mean optimisation.learning_rate?)"),
         ("xyzzy=3", "no setting xyzzy; the groups are model, data"),

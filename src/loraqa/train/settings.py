@@ -367,9 +367,10 @@ def _explain(error: ErrorDetails) -> str:
 
 
 def _hint(key: str) -> str:
-    """Suggest the most similar key, else one with a similar last component in any group."""
+    """Suggest the most similar key or group, else a key whose last component is similar."""
     last_parts = {known.rpartition(".")[2]: known for known in _TYPES}
-    nearest = difflib.get_close_matches(key, _TYPES, n=1) or [
+    known = _TYPES if "." in key else [*_GROUPS, "seed"]
+    nearest = difflib.get_close_matches(key, known, n=1) or [
         last_parts[part]
         for part in difflib.get_close_matches(key.rpartition(".")[2], last_parts, n=1)
     ]
