@@ -629,7 +629,7 @@ def test_offsets_count_the_characters_of_the_file(
     assert answer["start"] > 0
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def default_signals() -> Iterator[None]:
     """Use the signal handlers that Python starts with."""
     before = {number: signal.getsignal(number) for number in (SIGINT, SIGTERM)}
@@ -639,7 +639,6 @@ def default_signals() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize("number", [SIGINT, SIGTERM])
 @pytest.mark.parametrize("when", ["choose_runner", "environment"])
 def test_a_training_stopped_before_its_first_step_leaves_nothing(
@@ -697,7 +696,7 @@ def without_seconds(value: Any) -> Any:
     return value
 
 
-@pytest.mark.usefixtures("default_signals", "few_at_once")
+@pytest.mark.usefixtures("few_at_once")
 @pytest.mark.parametrize("number", [SIGINT, SIGTERM])
 @pytest.mark.parametrize("command", ["evaluate", "evaluate --out", "compare"])
 def test_a_stopped_command_goes_on_to_the_same_result(
@@ -762,12 +761,28 @@ def test_a_killed_evaluation_goes_on_to_the_same_predictions(
     assert not journal.exists()
 
 
-@pytest.mark.usefixtures("default_signals")
 def test_ctrl_c_before_a_command_runs_shows_no_traceback(
     call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("loraqa.cli.app", lambda: signal.raise_signal(SIGINT))
     assert call() == (130, "", "")
+
+
+def test_a_second_ctrl_c_does_not_interrupt_the_cleaning_up(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cleaned = []
+
+    def interrupted_twice() -> None:
+        try:
+            signal.raise_signal(SIGINT)
+        finally:
+            signal.raise_signal(SIGINT)
+            cleaned.append(True)
+
+    monkeypatch.setattr("loraqa.cli.app", interrupted_twice)
+    assert call() == (130, "", "")
+    assert cleaned
 
 
 def test_wrong_flags_exit_with_2(call: Call) -> None:

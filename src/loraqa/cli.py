@@ -548,6 +548,9 @@ def main() -> NoReturn:
     show_notices()
     # By default Python would end at once and leave temporary files.
     signal.signal(signal.SIGTERM, _end)
+    # A process in the background ignores Ctrl-C.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         app()
     except (LoraqaError, OSError) as error:
@@ -560,6 +563,12 @@ def main() -> NoReturn:
 def _end(number: int, *_: object) -> NoReturn:
     """End with the exit status that shells use for a process stopped by a signal."""
     raise SystemExit(128 + number)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    """Raise `KeyboardInterrupt` once; a further Ctrl-C would interrupt the cleaning up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _fail(message: str, status: int) -> NoReturn:
