@@ -42,6 +42,9 @@ def words(text: str) -> list[str]:
         ("ช", "ภาษาชาวโลก", None),
         ("า", "ภาษาชาวโลก", None),
         ("東京", "ここは東京タワーだ", "東京"),
+        ("co", "They co\u00adoperate.", "co"),
+        ("cooperate", "They co\u00adoperate.", "co\u00adoperate"),
+        ("co\u00adoperate", "They cooperate.", "cooperate"),
         ("the moon", "Built by Ruth Olen.", None),
         ("!", "Built by Ruth Olen.", None),
         ("", "Built by Ruth Olen.", None),
@@ -74,6 +77,10 @@ def test_no_grapheme_is_cut(context: str, text: str) -> None:
 
 def test_whole_words_are_preferred_to_parts_of_words() -> None:
     assert locate("art", "A party of art.", (0, 15)) == (11, 14)
+
+
+def test_a_format_character_does_not_end_a_word() -> None:
+    assert locate("co", "They co\u00adoperate, co.", (0, 20)) == (17, 19)
 
 
 @given(context=TEXT, text=TEXT)

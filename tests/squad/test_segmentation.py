@@ -34,6 +34,14 @@ TEXTS = st.text(
         ("ក្រុង", ["ក្រុ", "ង"]),
         ("می\u200cخواهم است", ["می\u200cخواهم", "است"]),
         ("👨\u200d👩\u200d👧 🇩🇪", ["👨\u200d👩\u200d👧", "🇩🇪"]),
+        ("ວຽງ", ["ວຽ", "ງ"]),
+        ("ꦗꦮ ᬩᬮᬶ", ["ꦗ", "ꦮ", "ᬩ", "ᬮᬶ"]),
+        (
+            "co\u00adoperate של\u200fום a\u2060b\u00ad",
+            ["co\u00adoperate", "של\u200fום", "a\u2060b"],
+        ),
+        # A zero-width space is where words end.
+        ("a\u200bb", ["a", "b"]),
         # A blank, a mark or a joiner alone is no piece.
         (" \u093e \u200b", []),
     ],

@@ -3,7 +3,13 @@
 import unicodedata
 from functools import lru_cache
 
-from loraqa.squad.segmentation import Place, inside_graphemes, inside_pieces, words
+from loraqa.squad.segmentation import (
+    Place,
+    inside_graphemes,
+    inside_pieces,
+    without_format,
+    words,
+)
 
 
 def locate(text: str, context: str, window: Place) -> Place | None:
@@ -67,7 +73,8 @@ def _folded_words(context: str) -> tuple[list[Place], str]:
 def _words_only(text: str, places: list[Place]) -> str:
     """Return the words at these places, each between two blanks, without differences of case.
 
-    Accents are one code point, whether they were written as a mark of their own or not.
+    Accents are one code point, whether they were written as a mark of their own or not, and
+    invisible format characters, such as soft hyphens, are left out.
     """
     plain = (unicodedata.normalize("NFC", text[start:end].casefold()) for start, end in places)
-    return f" {' '.join(plain)} "
+    return without_format(f" {' '.join(plain)} ")

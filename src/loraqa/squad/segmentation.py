@@ -7,7 +7,8 @@ Answers start and end with pieces.
 
 UAX #29's own words are too long for that. They hold apostrophes, decimal points and underscores,
 but people annotate "Luther" in "Luther's". And in scripts without blanks, words cannot be told
-without a dictionary.
+without a dictionary. As in UAX #29, soft hyphens and other invisible format characters do not end a
+word.
 """
 
 from functools import lru_cache
@@ -20,23 +21,29 @@ Place = tuple[int, int]
 """Start and end, as offsets of characters."""
 
 # Scripts without blanks between words: Chinese and Japanese, and those of South East Asia, which
-# UAX #14 calls "complex context". Korean has blanks, but appends particles to words.
+# UAX #14 calls "complex context" or, as Javanese and Balinese, "aksara". Korean has blanks, but
+# appends particles to words.
 _UNSPACED = (
     r"\p{scx=Han}\p{scx=Hiragana}\p{scx=Katakana}\p{scx=Bopomofo}\p{scx=Yi}\p{scx=Hangul}"
-    r"\p{scx=Tibetan}\p{Line_Break=Complex_Context}"
+    r"\p{scx=Tibetan}\p{Line_Break=Complex_Context}\p{Line_Break=Aksara}\p{Line_Break=Aksara_Start}"
 )
+# Vowels, and Lao's medial y, that Unicode counts as letters and that follow their consonant.
+_AFTER = r"\p{InSC=Vowel_Dependent}\p{InSC=Consonant_Medial}"
 # Vowels that are written before their consonant, in Thai, Lao and some others.
 _BEFORE = r"\p{Logical_Order_Exception}"
 _GRAPHEME = (
     rf"(?:{_BEFORE}(?=\p{{L}}))*\X"
-    rf"(?:(?=[[\p{{M}}\p{{InSC=Vowel_Dependent}}]--{_BEFORE}])\X)*"
+    rf"(?:(?=[[\p{{M}}{_AFTER}]--{_BEFORE}])\X)*"
 )
+_IN_WORD = rf"(?=[[\p{{L}}\p{{N}}]--[{_UNSPACED}]]){_GRAPHEME}"
+_FORMAT = r"\p{Word_Break=Format}"
 # The groups are a word, and a grapheme that people see: no blank, no mark without a letter.
 _PIECES = regex.compile(
-    rf"(?V1)((?:(?=[[\p{{L}}\p{{N}}]--[{_UNSPACED}]]){_GRAPHEME})+)|(?=[^\s\p{{M}}\p{{Cc}}\p{{Cf}}])({_GRAPHEME})"
+    rf"(?V1)({_IN_WORD}(?:{_FORMAT}*{_IN_WORD})*)|(?=[^\s\p{{M}}\p{{Cc}}\p{{Cf}}])({_GRAPHEME})"
     rf"|{_GRAPHEME}"
 )
 _GRAPHEMES = regex.compile(rf"(?V1){_GRAPHEME}")
+_FORMATS = regex.compile(rf"{_FORMAT}+")
 
 
 def pieces(text: str) -> list[Place]:
@@ -47,6 +54,11 @@ def pieces(text: str) -> list[Place]:
 def words(text: str) -> list[Place]:
     """Return the pieces that start with a letter or a digit."""
     return [place for place in pieces(text) if text[place[0]].isalnum()]
+
+
+def without_format(text: str) -> str:
+    """Return a text without soft hyphens and other invisible format characters."""
+    return _FORMATS.sub("", text)
 
 
 def grapheme_starts(text: str) -> NDArray[np.int64]:

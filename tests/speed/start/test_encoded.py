@@ -15,8 +15,9 @@ from loraqa.prompt.encode import Encoded, PromptEncoder
 from loraqa.prompt.encoded_file import load_encoded, save_encoded
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
+from loraqa.speed.start import encoded
 from loraqa.speed.start.encoded import _KEPT, encode_once, wrap
-from loraqa.squad import Answer, Passage, QADataset, Question
+from loraqa.squad import Answer, Passage, QADataset, Question, segmentation
 from loraqa.train.data import Preparation, encode_training
 
 CONTEXT = " ".join(f"word{n}" for n in range(60))
@@ -96,6 +97,23 @@ def test_another_tokenizer_encodes_again(encoder: PromptEncoder, tiny_tokenizer:
     tokenizer = SegmentTokenizer.from_transformers(other)
     with pytest.raises(AssertionError, match="encoded again"):
         encode_once(changed(encoder, tokenizer=tokenizer), DATA, refuse)
+
+
+@pytest.mark.parametrize("changed_part", ["code", "Unicode's tables"])
+def test_another_segmentation_encodes_again(
+    encoder: PromptEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed_part: str
+) -> None:
+    monkeypatch.setattr(encoded, "_code_fingerprint", encoded._code_fingerprint.__wrapped__)
+    encode_once(encoder, DATA, encode_training)
+    encode_once(encoder, DATA, refuse)
+    if changed_part == "code":
+        other = tmp_path / "segmentation.py"
+        other.write_bytes(Path(segmentation.__file__).read_bytes() + b"#\n")
+        monkeypatch.setattr(segmentation, "__file__", str(other))
+    else:
+        monkeypatch.setattr("regex.__version__", "1")
+    with pytest.raises(AssertionError, match="encoded again"):
+        encode_once(encoder, DATA, refuse)
 
 
 def test_other_data_are_encoded_again(encoder: PromptEncoder) -> None:

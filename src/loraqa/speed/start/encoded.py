@@ -12,12 +12,14 @@ from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
+import regex
+
 from loraqa import prompt
 from loraqa.cache import find_kept, keep
 from loraqa.files import keep_newest
 from loraqa.prompt.encode import Encoded, PromptEncoder
 from loraqa.prompt.encoded_file import load_encoded, save_encoded
-from loraqa.squad import QADataset
+from loraqa.squad import QADataset, segmentation
 from loraqa.train.data import Preparation
 
 # How many files stay: the ones used last.
@@ -61,9 +63,10 @@ def _key(encoder: PromptEncoder, data: QADataset) -> str:
 
 @cache
 def _code_fingerprint() -> str:
-    """Return the SHA-256 (hex) of the modules that encode."""
-    digest = hashlib.sha256()
+    """Return the SHA-256 (hex) of the modules that encode and of the version of `regex`."""
+    digest = hashlib.sha256(regex.__version__.encode())
     folders = Path(prompt.__file__).parent, Path(__file__).parent
-    for path in sorted(path for folder in folders for path in folder.glob("*.py")):
+    modules = [path for folder in folders for path in folder.glob("*.py")]
+    for path in sorted([*modules, Path(segmentation.__file__)]):
         digest.update(path.read_bytes())
     return digest.hexdigest()
