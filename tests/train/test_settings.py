@@ -253,3 +253,9 @@ def test_differences_are_by_dotted_key() -> None:
         "seed": (0, 1),
         "lora.rank": (16, 3),
     }
+
+
+def test_a_binary_file_is_no_settings_file(tmp_path: Path) -> None:
+    (tmp_path / "data.parquet").write_bytes(b"PAR1\0\xac")
+    with pytest.raises(InputError, match=r"is no text, so it holds no settings; questions are giv"):
+        load_settings([tmp_path / "data.parquet"])

@@ -1,5 +1,6 @@
 """Read text files; errors say in one sentence what is wrong."""
 
+import codecs
 import json
 import sys
 from pathlib import Path
@@ -42,6 +43,8 @@ def decode(data: bytes, source: str) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
+        if b"\0" in data and not data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise InputError(f"{source} is no text but a binary file; name another file.") from None
         line = data.count(b"\n", 0, error.start) + 1
         raise InputError(
             f"{source} is not UTF-8: line {line} has the byte 0x{data[error.start]:02X} "

@@ -301,7 +301,12 @@ def _read_text(file: Path) -> str:
         raise InputError(
             f"{file} is a folder, not a settings file; a base model is given with --model."
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        raise InputError(
+            f"{file} is no text, so it holds no settings; questions are given with --train and "
+            "--dev, a base model with --model."
+        ) from None
+    except OSError as error:
         raise InputError(f"The settings file {file} cannot be read ({error}).") from None
     if size > _LARGEST or _QUESTIONS.search(text):
         raise InputError(
