@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +286,42 @@ def test_all_leaves_out_accelerations_of_models_and_of_the_preparation(
     assert weights(tmp_path / "plain") == weights(tmp_path / "plain-model")
     assert accelerations(tmp_path / "plain") == []
     assert losses(tmp_path / "plain") == pytest.approx(losses(finished[0]), rel=1e-4)
+
+
+def _other_heads(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"n_head": 2 * config["n_head"]}))
+
+
+def _other_merges(folder: Path) -> None:
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"].reverse()
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"), [(_other_heads, "configuration"), (_other_merges, "tokenizer")]
+)
+def test_a_base_that_changed_is_named_on_resuming_and_on_answering(
+    finished: tuple[Path, FinetuneResult],
+    chosen: RunSettings,
+    tiny_folder: Path,
+    tmp_path: Path,
+    change: Callable[[Path], None],
+    named: str,
+) -> None:
+    run = shutil.copytree(finished[0], tmp_path / "run")
+    base = shutil.copytree(tiny_folder, tmp_path / "base")
+    moved = chosen.model_copy(
+        update={"model": chosen.model.model_copy(update={"source": str(base)})}
+    )
+    finetune(moved, run, resume=True)
+    Reader.load(run)
+    change(base)
+    with pytest.raises(InputError, match=f"^The base model's {named}.* changed since"):
+        finetune(moved, run, resume=True)
+    with pytest.raises(InputError, match=f"is not what it was .*{named}.* changed"):
+        Reader.load(run)
 
 
 def test_an_unknown_acceleration_leaves_no_run(chosen: RunSettings, tmp_path: Path) -> None:
