@@ -131,6 +131,7 @@ SAME: dict[str, Row] = {
     "offset as float": BARE | {"id": "r", "answer_text": "Ada Byron", "answer_start": 0.0},
     "possible": ROW | {"is_impossible": False},
     "own": BARE | {"answer": "Ada Byron"},
+    "empty column first": BARE | {"id": "r", "answers": None, "answer": "Ada Byron"},
 }
 
 
@@ -157,6 +158,7 @@ UNANSWERED: dict[str, Row] = {
     "two columns, null": BARE | {"id": "n", "answer_text": None, "answer_start": None},
     "own": BARE | {"id": "n", "answer": ""},
     "impossible": BARE | {"id": "n", "answer_text": "", "answer_start": 0, "is_impossible": True},
+    "list and -1": BARE | {"id": "n", "answer_text": [], "answer_start": -1},
 }
 
 
@@ -191,6 +193,47 @@ def test_rows_of_one_question_become_its_answers(
     (question,) = read_passages(form(rows, tmp_path)).questions
     assert question.golds == texts
     assert question.answers == (Answer("Ada Byron", 0), Answer("Byron", 4))
+
+
+@each_form
+@pytest.mark.parametrize("columns", [("answers",), ("answer_text",), ("answer",)])
+def test_lists_in_two_columns_keep_their_offsets(
+    tmp_path: Path, form: Callable[[list[Row], Path], Any], columns: tuple[str]
+) -> None:
+    second = CONTEXT.rindex("she sold")
+    rows = [BARE | {"id": "r", columns[0]: ["she sold", "wax"], "answer_start": [second, 61]}]
+    (question,) = read_passages(form(rows, tmp_path)).questions
+    assert question.answers == (Answer("she sold", second), Answer("wax", 61))
+
+
+@each_form
+def test_repeated_rows_without_an_answer_are_one_question(
+    tmp_path: Path, form: Callable[[list[Row], Path], Any]
+) -> None:
+    data = read_passages(form([UNANSWERED["own"]] * 2, tmp_path))
+    assert (data.order, data.version) == (("n",), "2.0")
+
+
+def test_a_question_with_and_without_answers_is_refused() -> None:
+    with pytest.raises(InputError, match="row 1, id 'n': the id is already used by row 0"):
+        read_passages([UNANSWERED["own"], UNANSWERED["own"] | {"answer": "wax"}])
+
+
+@pytest.mark.parametrize("value", [1, 1.0, "1", "True", "true"])
+@pytest.mark.parametrize("official", [False, True])
+def test_truth_is_written_in_many_ways(tmp_path: Path, value: object, official: bool) -> None:
+    def source(row: Row) -> Any:
+        if not official:
+            return [row]
+        path = tmp_path / "data.json"
+        paragraph = {"context": row["context"], "qas": [row]}
+        path.write_text(json.dumps({"data": [{"paragraphs": [paragraph]}]}), "utf-8")
+        return path
+
+    with pytest.raises(InputError, match="is_impossible is true, but"):
+        read_passages(source(ROW | {"is_impossible": value}))
+    for empty in (None, "", "nan", float("nan")):
+        assert read_passages(source(ROW | {"is_impossible": empty})).order == ("r",)
 
 
 @each_form

@@ -6,6 +6,7 @@ from typing import Any
 from loraqa.squad.checks import Checks, Place
 
 _NOWHERE = ("", "nan", 0, -1, "0", "-1", "0.0", "-1.0")
+_TRUTH = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 
 
 def answer_nodes(value: Any, place: Place, checks: Checks) -> list[Any] | None:
@@ -41,6 +42,14 @@ def whole_number(value: Any) -> int | None:
     return value if type(value) is int else None
 
 
+def truth(value: Any) -> Any:
+    """Return True or False for the ways to write them, None for an empty cell, else `value`."""
+    text = str(value).strip().lower()
+    if is_absent(value) or text in ("", "nan"):
+        return None
+    return _TRUTH.get(text, value)
+
+
 def is_absent(value: Any) -> bool:
     """Return whether a cell of a table is empty: null, or not a number."""
     return value is None or (type(value) is float and math.isnan(value))
@@ -56,6 +65,8 @@ def _from_columns(columns: dict[str, Any], place: Place, checks: Checks) -> list
         return [{"text": "" if is_absent(texts) else texts, "answer_start": starts}]
     if is_absent(starts):
         starts = [None] * len(texts)
+    elif type(starts) is not list and len(texts) <= 1:
+        starts = [starts] * len(texts)
     if not checks.has_type(starts, list, place.inside("answer_start")):
         return None
     if len(texts) != len(starts):

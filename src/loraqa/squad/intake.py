@@ -9,7 +9,7 @@ from typing import Any
 
 from loraqa.errors import quote
 from loraqa.squad.checks import Checks, Place, Problem
-from loraqa.squad.golds import answer_nodes, is_absent, whole_number
+from loraqa.squad.golds import answer_nodes, is_absent, truth, whole_number
 from loraqa.squad.lookalikes import LookAlikes, Occurrences
 from loraqa.squad.passage import Answer, Passage, Question, Version
 
@@ -87,7 +87,7 @@ class Intake(Checks):
             self.order.append(question.id)
             return True
         same = self._questions.get(context, {}).get(question.id)
-        if same is None or same.text != question.text or not (same.golds and question.golds):
+        if same is None or same.text != question.text or same.answerable != question.answerable:
             first = first_use._replace(id=None)
             self.report(place, f"the id is already used by {first}")
             return False
@@ -158,9 +158,10 @@ class Intake(Checks):
 
     def _answerability_agrees(self, node: dict[str, Any], answered: bool, place: Place) -> bool:
         """Return whether answers, version and `is_impossible` (which may be missing) agree."""
-        given = "is_impossible" in node
-        impossible = self.field(node, "is_impossible", bool, place) if given else not answered
+        impossible = truth(node.get("is_impossible"))
         if impossible is None:
+            impossible = not answered
+        elif not self.has_type(impossible, bool, place.inside("is_impossible")):
             return False
         if self.version == "1.1" and (impossible or not answered):
             self.report(place, "the question has no answer, which SQuAD v1.1 does not allow")

@@ -22,7 +22,6 @@ from loraqa.squad.text import explain_json_error
 _ANSWER_COLUMNS = ("answers", "answer_text", "answer")
 _KNOWN = {"id", "title", "context", "question", "answer_start", "is_impossible", *_ANSWER_COLUMNS}
 _DELIMITERS = ",;\t"
-_TRUTH = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 
 
 def read_jsonl(text: str, intake: Intake) -> None:
@@ -204,21 +203,22 @@ def _read_record(record: Any, place: Place, intake: Intake) -> None:
         place = place._replace(id=str(record["id"]))
     context, title = intake.context(record, place), intake.title(record, place)
     question = {key: record[key] for key in ("id", "question") if key in record}
-    column = next((column for column in _ANSWER_COLUMNS if column in record), None)
-    if column is not None:
-        question["answers"] = _answers(record, column)
-    impossible = record.get("is_impossible")
-    if not is_absent(impossible) and impossible != "":
-        question["is_impossible"] = _TRUTH.get(str(impossible).strip().lower(), impossible)
+    if any(column in record for column in _ANSWER_COLUMNS):
+        question["answers"] = _answers(record)
+    if "is_impossible" in record:
+        question["is_impossible"] = record["is_impossible"]
     intake.question(question, place, context, title)
 
 
-def _answers(record: dict[str, Any], column: str) -> Any:
-    """Return the answers of a record; a text with the offset of the column `answer_start`."""
-    answers = record[column]
-    if type(answers) is str or (is_absent(answers) and "answer_start" in record):
-        return {"text": answers, "answer_start": record.get("answer_start")}
-    return answers
+def _answers(record: dict[str, Any]) -> Any:
+    """Return the answers of a record; texts with the offsets of the column `answer_start`."""
+    # Tables that were joined have the columns of both, and only one of them is filled in a row.
+    cells = (record.get(column) for column in _ANSWER_COLUMNS)
+    answers = next((cell for cell in cells if cell != "" and not is_absent(cell)), None)
+    held = answers if type(answers) is list else [answers]
+    if "answer_start" not in record or any(type(answer) is dict for answer in held):
+        return answers
+    return {"text": answers, "answer_start": record["answer_start"]}
 
 
 @contextmanager
@@ -262,7 +262,7 @@ def _csv_record(header: list[str], cells: list[str]) -> dict[str, Any]:
     if len(cells) != len(header):
         raise ValueError(f"has {len(cells)} fields, the first row has {len(header)}")
     record: dict[str, Any] = dict(zip(header, cells, strict=True))
-    for column in _ANSWER_COLUMNS:
+    for column in (*_ANSWER_COLUMNS, "answer_start"):
         if column in record:
             record[column] = _parse_answers(record[column])
     return {
