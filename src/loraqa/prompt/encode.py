@@ -305,11 +305,11 @@ class _Cuts:
         self._kinds = [np.flatnonzero(kind) + 1 for kind in kinds]
         self._slack = slack
 
-    def last(self, bound: int, above: int) -> int:
-        """Return the best index of a token up to `bound` and greater than `above`."""
+    def last(self, bound: int, above: int) -> int | None:
+        """Return the best index of a token up to `bound` and greater than `above`, if any."""
         found = [_last_at_most(kind, bound) for kind in self._kinds]
         near = (index for index in found if index > max(above, bound - self._slack))
-        return next(near, found[-1] if found[-1] > above else bound)
+        return next(near, found[-1] if found[-1] > above else None)
 
 
 def _starts_word(context: _Context, start: int) -> bool:
@@ -325,12 +325,16 @@ def _starts_word(context: _Context, start: int) -> bool:
 
 
 def _stride_windows(cuts: _Cuts, length: int, size: int, stride: int) -> Iterator[tuple[int, int]]:
-    """Cover `length` tokens with windows of at most `size` that overlap by at least `stride`."""
+    """Cover `length` tokens with windows of at most `size` that overlap by at least `stride`.
+
+    Where long graphemes leave no place for that, windows overlap less.
+    """
     start = 0
     while length - start > size:
-        end = cuts.last(start + size, above=start + stride)
+        most = start + size
+        end = cuts.last(most, above=start + stride) or cuts.last(most, above=start) or most
         yield start, end
-        start = cuts.last(end - stride, above=start)
+        start = cuts.last(end - stride, above=start) or end
     yield start, length
 
 
