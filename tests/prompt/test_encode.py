@@ -1,5 +1,7 @@
 """Encoding passages as trees: nothing is lost or truncated, and windows cover the context."""
 
+import unicodedata
+from copy import deepcopy
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ import pytest
 import regex
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from tokenizers import normalizers
 from transformers import AutoTokenizer
 
 from loraqa.errors import InputError
@@ -197,6 +200,25 @@ def test_a_grapheme_longer_than_a_window_is_cut_between_characters(
     assert encoded.trees
     for tree in encoder(tokenizer, 120).encode_prompts([passage(context, "é")], 10).trees:
         assert context[slice(*tree.window)].strip() in tokenizer.decode(tree.trunk)
+
+
+@pytest.mark.parametrize("syllable", ["\u1112\u1161\u11ab", "e\u0301", "o\u0323\u0302"])
+def test_windows_hold_characters_that_the_tokenizer_composes(
+    tiny_tokenizer: Any, syllable: str
+) -> None:
+    composing = deepcopy(tiny_tokenizer)
+    composing.backend_tokenizer.normalizer = normalizers.NFC()
+    tokenizer = SegmentTokenizer.from_transformers(composing)
+    context = syllable * 150
+    trees = encoder(tokenizer, 150, 20).encode_prompts([passage(context, syllable)], 10).trees
+    assert len(trees) > 1
+    assert trees[-1].window[1] == len(context)
+    for tree in trees:
+        held = unicodedata.normalize("NFC", context[slice(*tree.window)])
+        assert tokenizer.decode(tree.trunk) == f"Context: {held}"
+    start = len(context) - len(syllable)
+    asked = Passage(context, (Question("q", "Who?", (Answer(syllable, start),)),))
+    assert encoder(tokenizer, 150, 20).encode_training([asked]).counts.skipped == []
 
 
 def test_windows_split_a_word_that_is_too_long(tokenizer: SegmentTokenizer) -> None:

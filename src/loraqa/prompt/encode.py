@@ -87,12 +87,23 @@ class _Context:
     def characters(self, window: tuple[int, int]) -> tuple[int, int]:
         """Return the offsets of the characters that a range of tokens holds whole."""
         start, end = window
-        first, last = self.offset(start)[0], self.offset(end - 1)[1]
+        first, last = self.offset(start)[0], self._end_of_grapheme(self.offset(end - 1)[1])
         if start > 0:
             first = max(first, self.offset(start - 1)[1])
         if end < len(self.ids):
             last = min(last, self.offset(end)[0])
         return first, max(first, last)
+
+    def _end_of_grapheme(self, end: int) -> int:
+        """Return where the grapheme before the end of a token ends.
+
+        The offsets of a character that the tokenizer composes (NFC), as Hangul from its letters,
+        are those of its first part.
+        """
+        # Graphemes are not looked for in most texts, whose last token ends where they do.
+        while not self.text[end : end + 1].isascii() and end in inside_graphemes(self.text):
+            end += 1
+        return end
 
 
 class PromptEncoder:
