@@ -22,6 +22,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from torch import Tensor
 
+from loraqa.squad import Answer, Passage, Question
+
 # Triton asks, when it is first imported, whether to interpret kernels; where there is a GPU they
 # run on it (`test_cuda.py`).
 INTERPRETS = importlib.util.find_spec("triton") is not None and not torch.cuda.is_available()
@@ -42,6 +44,22 @@ needs_compiler = pytest.mark.skipif(not COMPILES, reason="no C compiler here, or
 Call = Callable[..., tuple[int, str, str]]
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+TOWN = "The old town lies on the river Aune. Its mill was built by Ruth Olen in 1203."
+
+
+def town_passages(count: int) -> list[Passage]:
+    """Return passages about a town with two questions each."""
+    return [
+        Passage(
+            f"{TOWN} It has {number} gates.",
+            (
+                Question(f"a{number}", "Who built the mill?", (Answer("Ruth Olen", 59),)),
+                Question(f"b{number}", "When?", (Answer("1203", 72),)),
+            ),
+        )
+        for number in range(count)
+    ]
 
 
 def assert_near(actual: Tensor, expected: Tensor, tolerance: float) -> None:

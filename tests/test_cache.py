@@ -69,6 +69,6 @@ def test_a_cache_that_cannot_be_written_is_named_once(
         for _ in range(3):
             assert keep("kind", "key", ".bin", lambda path: path.write_bytes(b"content")) is None
     assert caplog.messages == [
-        f"Nothing can be kept in {tmp_path / 'kind'} (File exists), so it is made again at every "
-        "start; LORAQA_CACHE names another folder."
+        f"Nothing can be kept in {tmp_path / 'kind'} (File exists), so the work is repeated at "
+        "every start; name another folder in LORAQA_CACHE."
     ]

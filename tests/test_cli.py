@@ -22,19 +22,9 @@ from loraqa.answer.reader import Reader
 from loraqa.speed import OF_COMMANDS, OF_MODELS, OF_PREPARATION
 from loraqa.speed.trial import fastest
 from loraqa.squad import Answer, Passage, Question, write_official
-from tests.conftest import Call, assert_near
+from tests.conftest import TOWN, Call, assert_near, town_passages
 
-TEXT = "The old town lies on the river Aune. Its mill was built by Ruth Olen in 1203."
-PASSAGES = [
-    Passage(
-        f"{TEXT} It has {number} gates.",
-        (
-            Question(f"a{number}", "Who built the mill?", (Answer("Ruth Olen", 59),)),
-            Question(f"b{number}", "When?", (Answer("1203", 72),)),
-        ),
-    )
-    for number in range(8)
-]
+PASSAGES = town_passages(8)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +116,7 @@ def test_training_without_an_unknown_acceleration_is_refused(
 def test_answering_without_an_unknown_acceleration_is_refused(
     call: Call, run: Path, data: Path, tmp_path: Path, command: str
 ) -> None:
-    (tmp_path / "town.txt").write_text(TEXT)
+    (tmp_path / "town.txt").write_text(TOWN)
     ask = ["--context-file", tmp_path / "town.txt", "Who?"]
     arguments = ask if command == "ask" else ["--data", data]
     assert call(command, run, *arguments, "--without", "word-cash") == (2, "", UNKNOWN)
@@ -234,13 +224,13 @@ def test_only_a_run_is_written_into(
 
 def test_ask_finds_a_span(call: Call, run: Path, tmp_path: Path) -> None:
     context = tmp_path / "town.txt"
-    context.write_text(TEXT)
+    context.write_text(TOWN)
     status, out, _ = call(
         "ask", run, "--context-file", context, "Who built the mill?", "--strategy", "span", "--json"
     )
     (answer,) = json.loads(out)["answers"]
     assert status == 0
-    assert TEXT[answer["start"] : answer["end"]] == answer["text"] != ""
+    assert TOWN[answer["start"] : answer["end"]] == answer["text"] != ""
     _, printed, _ = call("ask", run, "--context-file", context, "Who?", "--strategy", "span")
     assert "characters" in printed
 
@@ -367,7 +357,7 @@ def test_an_error_is_one_sentence(
 def test_a_wrong_argument_is_named_before_anything_heavy_is_imported(
     tiny_folder: Path, data: Path, run: Path, tmp_path: Path, arguments: list[str], says: str
 ) -> None:
-    bad = Passage(TEXT, (Question("bad", "", (Answer(TEXT, 0),)),))
+    bad = Passage(TOWN, (Question("bad", "", (Answer(TOWN, 0),)),))
     write_official(tmp_path / "bad.json", [bad], "1.1")
     places = {"TINY": tiny_folder, "DATA": data, "RUN": run, "BAD": tmp_path / "bad.json"}
     words = ["loraqa", *(str(places.get(word, word)) for word in arguments)]
@@ -379,7 +369,7 @@ def test_a_wrong_argument_is_named_before_anything_heavy_is_imported(
     assert len(error) < 1000
 
 
-def in_new_process(words: list[str]) -> tuple[int, str, str, list[str]]:
+def in_new_process(words: list[str], **environment: str) -> tuple[int, str, str, list[str]]:
     """Return exit status, output, errors, and which of the heavy libraries were imported."""
     code = (
         "import sys\n"
@@ -391,7 +381,13 @@ def in_new_process(words: list[str]) -> tuple[int, str, str, list[str]]:
         "    heavy = [n for n in ('torch', 'transformers', 'matplotlib') if n in sys.modules]\n"
         "    sys.stderr.write('\\n' + ' '.join(heavy))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | environment,
+    )
     error, _, heavy = done.stderr.rpartition("\n")
     return done.returncode, done.stdout, error, heavy.split()
 
@@ -478,7 +474,7 @@ def test_a_missing_run_is_reported_before_data_are_read(
 
 
 @pytest.mark.usefixtures("no_work")
-@pytest.mark.parametrize(("context", "question"), [("\ufeff", "Who?"), (TEXT, " ")])
+@pytest.mark.parametrize(("context", "question"), [("\ufeff", "Who?"), (TOWN, " ")])
 def test_blank_texts_are_refused_before_the_model_is_loaded(
     call: Call, run: Path, tmp_path: Path, context: str, question: str
 ) -> None:
@@ -535,28 +531,16 @@ def test_wrong_arguments_are_reported_before_pytorch_is_imported(
     (tmp_path / "not-empty").touch()
     places = {"model": tiny_folder, "data": data, "tmp": tmp_path}
     words = ["loraqa", *(word.format_map(places) for word in command)]
-    code = (
-        "import sys\n"
-        "from loraqa.cli import main\n"
-        f"sys.argv = {words!r}\n"
-        "try:\n"
-        "    main()\n"
-        "except SystemExit as stopped:\n"
-        "    print(stopped.code, 'torch' in sys.modules, 'transformers' in sys.modules)\n"
-    )
-    environment = os.environ | {"HOME": str(data.parent)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
-    )
-    assert done.stdout == "2 False False\n"
-    assert done.stderr.count("\n") == 1
-    assert "gone" in done.stderr or f"{tmp_path} exists already" in done.stderr
+    status, out, error, heavy = in_new_process(words, HOME=str(data.parent))
+    assert (status, out, heavy) == (2, "", [])
+    assert error.count("\n") == 1
+    assert "gone" in error or f"{tmp_path} exists already" in error
 
 
 def test_on_bad_skip_leaves_out_bad_questions(
     call: Call, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    bad = Passage(f"{TEXT} Bad.", (Question("bad", "Who?", (Answer("Nobody", 0),)),))
+    bad = Passage(f"{TOWN} Bad.", (Question("bad", "Who?", (Answer("Nobody", 0),)),))
     write_official(tmp_path / "bad.json", [*PASSAGES, bad], "1.1")
     out = tmp_path / "run"
     arguments = ["--model", tiny_folder, "--train", tmp_path / "bad.json", "--out", out]
@@ -570,7 +554,7 @@ def test_on_bad_skip_leaves_out_bad_questions(
 
 @pytest.mark.parametrize("on_bad", ["stop", "skip"])
 def test_messages_about_long_ids_are_bounded(call: Call, tmp_path: Path, on_bad: str) -> None:
-    long = Passage(TEXT, (Question("x" * 400_000, "", (Answer("Nobody", 0),)),))
+    long = Passage(TOWN, (Question("x" * 400_000, "", (Answer("Nobody", 0),)),))
     write_official(tmp_path / "long.json", [*PASSAGES, long], "1.1")
     (tmp_path / "predictions.json").write_text(json.dumps({"y" * 400_000: "Ruth Olen"}))
     words = ("score", tmp_path / "predictions.json", "--data", tmp_path / "long.json")
@@ -583,7 +567,7 @@ def test_messages_about_long_ids_are_bounded(call: Call, tmp_path: Path, on_bad:
 def test_questions_and_answers_that_are_too_long_are_refused(
     call: Call, run: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "town.txt").write_text(TEXT)
+    (tmp_path / "town.txt").write_text(TOWN)
     ask = ("ask", run, "--context-file", tmp_path / "town.txt")
     status, _, error = call(*ask, "Who?", "--max-answer-tokens", 600)
     assert status == 2
@@ -618,7 +602,7 @@ def test_offsets_count_the_characters_of_the_file(
 ) -> None:
     """The file has Windows line ends and a byte order mark, which is not a character."""
     context = tmp_path / "town.txt"
-    text = "\r\n\r\n\r\n" + TEXT.replace(" ", "\r\n")
+    text = "\r\n\r\n\r\n" + TOWN.replace(" ", "\r\n")
     context.write_bytes(text.encode("utf-8-sig"))
     standard_input(monkeypatch, context.read_bytes())
     place = "-" if piped else context
@@ -792,7 +776,7 @@ def test_wrong_flags_exit_with_2(call: Call) -> None:
 def test_golds_outside_the_context_count_and_made_ids_are_refused_by_score(
     call: Call, tmp_path: Path
 ) -> None:
-    row = {"context": TEXT, "question": "Who?", "answers": ["Nobody at all"]}
+    row = {"context": TOWN, "question": "Who?", "answers": ["Nobody at all"]}
     (tmp_path / "data.jsonl").write_text(json.dumps(row | {"id": 1}))
     (tmp_path / "own.jsonl").write_text(json.dumps(row))
     (tmp_path / "predictions.json").write_text(json.dumps({"1": "nobody at all"}))

@@ -18,21 +18,11 @@ from loraqa import Reader, finetune
 from loraqa.answer.evaluate import evaluate
 from loraqa.answer.load import load_model
 from loraqa.serve.app import Served, create_app
-from loraqa.squad import Answer, Passage, Question, read_passages, score, write_official
+from loraqa.squad import read_passages, score, write_official
 from loraqa.train.settings import load_settings
-from tests.conftest import Call, assert_near, tiny_model
+from tests.conftest import TOWN, Call, assert_near, tiny_model, town_passages
 
-TEXT = "The old town lies on the river Aune. Its mill was built by Ruth Olen in 1203."
-PASSAGES = [
-    Passage(
-        f"{TEXT} It has {number} gates.",
-        (
-            Question(f"a{number}", "Who built the mill?", (Answer("Ruth Olen", 59),)),
-            Question(f"b{number}", "When?", (Answer("1203", 72),)),
-        ),
-    )
-    for number in range(4)
-]
+PASSAGES = town_passages(4)
 # An odd number of kinds of layers in Llama's blocks (seven), an even one in GPT-2's (four).
 KINDS = {"gpt2": 4, "llama": 7}
 SETTINGS = [
@@ -127,17 +117,17 @@ def test_comparing_answers_by_every_kind_of_strategy(
 def test_asking_and_serving_give_the_answers_of_the_reader(
     call: Call, run: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "town.txt").write_text(TEXT)
+    (tmp_path / "town.txt").write_text(TOWN)
     questions = ["Who built the mill?", "When?"]
     reader = Reader.load(run)
-    expected = [asdict(answer) for answer in reader.answer(TEXT, questions, "span")]
-    assert [TEXT[a["start"] : a["end"]] for a in expected] == [a["text"] for a in expected]
+    expected = [asdict(answer) for answer in reader.answer(TOWN, questions, "span")]
+    assert [TOWN[a["start"] : a["end"]] for a in expected] == [a["text"] for a in expected]
     words = ("--context-file", tmp_path / "town.txt", "--strategy", "span")
     status, printed, error = call("ask", run, *questions, *words, "--json")
     assert (status, json.loads(printed)["answers"]) == (0, expected), error
     assert expected[0]["text"] in " ".join(call("ask", run, *questions, *words)[1].split())
     with TestClient(create_app(reader, Served.describe(run, reader)), "http://localhost") as client:
-        body = {"context": TEXT, "questions": questions, "strategy": "span"}
+        body = {"context": TOWN, "questions": questions, "strategy": "span"}
         assert client.post("/api/answer", json=body).json()["answers"] == expected
         assert client.get("/api/model").json()["adapter"] == str(run / "adapter")
         assert client.get("/").status_code == 200

@@ -54,8 +54,8 @@ def keep(kind: str, key: str, ending: str, write: Callable[[Path], object]) -> P
 @functools.cache
 def _tell_unwritable(folder: Path, reason: str) -> None:
     logger.info(
-        f"Nothing can be kept in {folder} ({reason}), so it is made again at every start; "
-        "LORAQA_CACHE names another folder."
+        f"Nothing can be kept in {folder} ({reason}), so the work is repeated at every "
+        "start; name another folder in LORAQA_CACHE."
     )
 
 

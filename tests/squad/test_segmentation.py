@@ -7,7 +7,7 @@ import regex
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraqa.squad.segmentation import grapheme_starts, inside_graphemes, inside_pieces, pieces
+from loraqa.squad.segmentation import graphemes, inside_graphemes, inside_pieces, pieces
 
 # Letters, marks and signs of many scripts, joiners, emoji, blanks and control characters.
 TEXTS = st.text(
@@ -53,7 +53,8 @@ def test_pieces(text: str, expected: list[str]) -> None:
 @given(TEXTS)
 def test_no_grapheme_of_unicode_is_cut(text: str) -> None:
     edges = {0, *accumulate(map(len, regex.findall(r"\X", text)))}
-    assert set(grapheme_starts(text).tolist()) <= edges
+    assert {offset for grapheme in graphemes(text) for offset in grapheme} <= edges
+    assert "".join(text[start:end] for start, end in graphemes(text)) == text
     assert {offset for piece in pieces(text) for offset in piece} <= edges
 
 
@@ -76,4 +77,4 @@ def test_pieces_are_in_order_and_hold_every_letter_and_digit(text: str) -> None:
 @given(TEXTS)
 def test_what_is_inside_a_grapheme_is_inside_a_piece_or_between_pieces(text: str) -> None:
     assert inside_graphemes(text) <= inside_pieces(text)
-    assert not inside_graphemes(text) & set(grapheme_starts(text).tolist())
+    assert not inside_graphemes(text) & {start for start, _ in graphemes(text)}

@@ -257,5 +257,5 @@ def test_differences_are_by_dotted_key() -> None:
 
 def test_a_binary_file_is_no_settings_file(tmp_path: Path) -> None:
     (tmp_path / "data.parquet").write_bytes(b"PAR1\0\xac")
-    with pytest.raises(InputError, match=r"is no text, so it holds no settings; questions are giv"):
+    with pytest.raises(InputError, match=r"is a binary file, not settings; questions are giv"):
         load_settings([tmp_path / "data.parquet"])

@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,14 @@ from types import TracebackType
 from typing import Any
 
 from loraqa.errors import InputError
-from loraqa.files import cache_folder, keep_newest, write_text
+from loraqa.files import (
+    append_line,
+    cache_folder,
+    flush,
+    keep_newest,
+    make_folder,
+    write_text,
+)
 
 logger = logging.getLogger("loraqa")
 
@@ -114,24 +120,19 @@ class Journal:
         text = self.path.read_text(encoding="utf-8", errors="replace")
         entries = filter(None, map(self._parse, text.splitlines()))
         self._entries = {entry["batch"]: entry for entry in entries}
-        whole = "".join(map(self._line, self._entries.values()))
+        whole = "".join(f"{self._line(entry)}\n" for entry in self._entries.values())
         if whole != text:
             with self._warning():
                 write_text(self.path, whole)
 
     def _append(self, line: str) -> None:
-        if not self._writable:
-            return
-        if not self.path.exists():
-            write_text(self.path, line)
-            return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        if self._writable:
+            make_folder(self.path.parent)
+            append_line(self.path, line)
+            flush(self.path)
 
     def _line(self, entry: dict[str, Any]) -> str:
-        return json.dumps({"sha256": self._digest(entry), **entry}) + "\n"
+        return json.dumps({"sha256": self._digest(entry), **entry})
 
     def _parse(self, line: str) -> dict[str, Any] | None:
         """Return the entry of a line, or None if it is damaged or belongs to another work."""

@@ -4,7 +4,7 @@ import unicodedata
 from functools import lru_cache
 
 from loraqa.squad.segmentation import (
-    Place,
+    Span,
     inside_graphemes,
     inside_pieces,
     without_format,
@@ -12,7 +12,7 @@ from loraqa.squad.segmentation import (
 )
 
 
-def locate(text: str, context: str, window: Place) -> Place | None:
+def locate(text: str, context: str, window: Span) -> Span | None:
     """Return the character offsets (start, end) of `text` in `context`, or None.
 
     Tries three matches in turn: exactly, as whole words; as words, ignoring case and the white
@@ -30,15 +30,15 @@ def locate(text: str, context: str, window: Place) -> Place | None:
     return None
 
 
-def _find_whole_words(text: str, context: str, within: Place) -> Place | None:
+def _find_whole_words(text: str, context: str, within: Span) -> Span | None:
     return _find(text, context, within, inside_pieces(context))
 
 
-def _find_part(text: str, context: str, within: Place) -> Place | None:
+def _find_part(text: str, context: str, within: Span) -> Span | None:
     return _find(text, context, within, inside_graphemes(context))
 
 
-def _find(text: str, context: str, within: Place, forbidden: frozenset[int]) -> Place | None:
+def _find(text: str, context: str, within: Span, forbidden: frozenset[int]) -> Span | None:
     """Find `text` where it neither starts nor ends at a forbidden offset."""
     place = context.find(text, *within)
     while place >= 0:
@@ -49,7 +49,7 @@ def _find(text: str, context: str, within: Place, forbidden: frozenset[int]) -> 
     return None
 
 
-def _find_words_in_any_case(text: str, context: str, within: Place) -> Place | None:
+def _find_words_in_any_case(text: str, context: str, within: Span) -> Span | None:
     wanted = _words_only(text, words(text))
     places, folded = _folded_words(context)
     # Words are between blanks, so the blanks before a match count the words before it.
@@ -65,12 +65,12 @@ def _find_words_in_any_case(text: str, context: str, within: Place) -> Place | N
 
 # The questions about a context come one after another.
 @lru_cache(maxsize=1)
-def _folded_words(context: str) -> tuple[list[Place], str]:
+def _folded_words(context: str) -> tuple[list[Span], str]:
     places = words(context)
     return places, _words_only(context, places)
 
 
-def _words_only(text: str, places: list[Place]) -> str:
+def _words_only(text: str, places: list[Span]) -> str:
     """Return the words at these places, each between two blanks, without differences of case.
 
     Accents are one code point, whether they were written as a mark of their own or not, and

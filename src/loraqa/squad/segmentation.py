@@ -11,13 +11,12 @@ without a dictionary. As in UAX #29, soft hyphens and other invisible format cha
 word.
 """
 
+from collections.abc import Iterable
 from functools import lru_cache
 
-import numpy as np
 import regex
-from numpy.typing import NDArray
 
-Place = tuple[int, int]
+Span = tuple[int, int]
 """Start and end, as offsets of characters."""
 
 # Scripts without blanks between words: Chinese and Japanese, and those of South East Asia, which
@@ -46,14 +45,14 @@ _GRAPHEMES = regex.compile(rf"(?V1){_GRAPHEME}")
 _FORMATS = regex.compile(rf"{_FORMAT}+")
 
 
-def pieces(text: str) -> list[Place]:
-    """Return the places of all words, punctuation marks and graphemes of unspaced scripts."""
+def pieces(text: str) -> list[Span]:
+    """Return all words, punctuation marks and graphemes of unspaced scripts."""
     return [match.span() for match in _PIECES.finditer(text) if match.lastindex]
 
 
-def words(text: str) -> list[Place]:
+def words(text: str) -> list[Span]:
     """Return the pieces that start with a letter or a digit."""
-    return [place for place in pieces(text) if text[place[0]].isalnum()]
+    return [piece for piece in pieces(text) if text[piece[0]].isalnum()]
 
 
 def without_format(text: str) -> str:
@@ -61,20 +60,23 @@ def without_format(text: str) -> str:
     return _FORMATS.sub("", text)
 
 
-def grapheme_starts(text: str) -> NDArray[np.int64]:
-    """Return the offsets at which graphemes start, and the text's length."""
-    return np.array([*(match.start() for match in _GRAPHEMES.finditer(text)), len(text)])
+def graphemes(text: str) -> list[Span]:
+    """Return all graphemes, blanks and control characters included."""
+    return [match.span() for match in _GRAPHEMES.finditer(text)]
 
 
 # The questions about a context come one after another.
 @lru_cache(maxsize=1)
 def inside_pieces(text: str) -> frozenset[int]:
     """Return the offsets inside a word or a grapheme."""
-    spans = (match.span() for match in _PIECES.finditer(text))
-    return frozenset(offset for start, end in spans for offset in range(start + 1, end))
+    return _inside(match.span() for match in _PIECES.finditer(text))
 
 
 @lru_cache(maxsize=1)
 def inside_graphemes(text: str) -> frozenset[int]:
     """Return the offsets inside a grapheme."""
-    return frozenset(range(len(text))) - frozenset(grapheme_starts(text).tolist())
+    return _inside(graphemes(text))
+
+
+def _inside(spans: Iterable[Span]) -> frozenset[int]:
+    return frozenset(offset for start, end in spans for offset in range(start + 1, end))

@@ -44,7 +44,7 @@ def decode(data: bytes, source: str) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         if b"\0" in data and not data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise InputError(f"{source} is no text but a binary file; name another file.") from None
+            raise InputError(f"{source} is a binary file, not text; name another file.") from None
         line = data.count(b"\n", 0, error.start) + 1
         raise InputError(
             f"{source} is not UTF-8: line {line} has the byte 0x{data[error.start]:02X} "

@@ -60,8 +60,8 @@ _FREE_ON_RESUME = (
     "model.source",
     "model.revision",
 )
-# Those of them that change the order in which numbers are summed. `speed.` does so, too, but only
-# through the accelerations that `environment.json` records.
+# Free settings that change the order in which numbers are summed. `speed.` changes it too, but only
+# by the accelerations, which `environment.json` records.
 _ROUNDING = ("optimisation.tokens_per_batch",)
 
 

@@ -303,7 +303,7 @@ def _read_text(file: Path) -> str:
         ) from None
     except UnicodeDecodeError:
         raise InputError(
-            f"{file} is no text, so it holds no settings; questions are given with --train and "
+            f"{file} is a binary file, not settings; questions are given with --train and "
             "--dev, a base model with --model."
         ) from None
     except OSError as error:

@@ -6,11 +6,12 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from loraqa.files import read_json
+from loraqa.model.source import model_folder
 from loraqa.prompt.encode import PromptEncoder
 from loraqa.prompt.segments import ANY_TEXT, SegmentTokenizer, added_before
 from loraqa.prompt.template import Template
 from loraqa.train.data import Preparation
-from loraqa.train.settings import ModelSettings, RunSettings
+from loraqa.train.settings import RunSettings
 
 _TOKENIZER, _TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 _CONFIG = "config.json"
@@ -23,8 +24,10 @@ def guess_encoder(preparation: Preparation, settings: RunSettings) -> PromptEnco
 
     `PromptEncoder.fingerprint` decides whether the guess was right.
     """
+    folder = model_folder(settings.model.source, settings.model.revision)
+    if folder is None:
+        return None
     try:
-        folder = _model_folder(settings.model)
         tokenizer = read_tokenizer(folder)
         max_length = settings.prompt.max_length or _read_limit(folder)
     # The files may hold anything. What is wrong with them is reported when they are loaded.
@@ -59,19 +62,6 @@ def read_tokenizer(folder: Path) -> SegmentTokenizer:
         control=special - ({unknown} - {eos}),
         names={i: token.content for i, token in added.items()},
     )
-
-
-def _model_folder(model: ModelSettings) -> Path:
-    """Return the folder of a model: its own, or its download in the hub's cache."""
-    folder = Path(model.source)
-    if folder.is_dir():
-        return folder
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(model.source, _TOKENIZER, revision=model.revision)
-    if not isinstance(found, str):
-        raise FileNotFoundError(_TOKENIZER)
-    return Path(found).parent
 
 
 def _id_of(backend: Tokenizer, token: str | dict[str, Any] | None) -> int | None:
