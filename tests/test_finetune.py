@@ -10,20 +10,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import peft
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from loraqa.answer.evaluate import evaluate
+from loraqa.answer.span import _spans
 from loraqa.errors import InputError
-from loraqa.finetune import FinetuneResult, finetune
+from loraqa.finetune import FinetuneResult, _longest_answer, finetune
 from loraqa.lora.adapter import load_adapter
 from loraqa.model.load import load_base
+from loraqa.prompt.encode import Encoded, EncodingCounts
+from loraqa.prompt.tree import Branch, Tree
 from loraqa.reader import Reader
 from loraqa.speed import OF_COMMANDS, OF_MODELS, OF_PREPARATION
 from loraqa.speed.start.process import preparing
-from loraqa.squad import Passage, Question, write_official
+from loraqa.squad import Answer, Passage, Question, write_official
 from loraqa.train.run import RunDirectory
 from loraqa.train.settings import RunSettings, SpeedSettings, load_settings
 from tests.conftest import COMPILES, assert_near
@@ -322,6 +326,34 @@ def test_a_base_that_changed_is_named_on_resuming_and_on_answering(
         finetune(moved, run, resume=True)
     with pytest.raises(InputError, match=f"is not what it was .*{named}.* changed"):
         Reader.load(run)
+
+
+def test_long_answers_of_the_training_data_can_be_given(
+    tiny_folder: Path, tmp_path: Path, finished: tuple[Path, FinetuneResult]
+) -> None:
+    """A Chinese character is three tokens of the tiny tokenizer, as of many English ones."""
+    context = "北京是中华人民共和国的首都，位于华北平原的北部，是全国的政治中心和文化中心。"
+    gold = "中华人民共和国的首都，位于华北"
+    question = Question("a", "北京?", (Answer(gold, context.index(gold)),))
+    write_official(tmp_path / "train.json", [Passage(context, (question,))], "1.1")
+    free = "evaluation.max_answer_tokens=null"
+    finetune(choose(tiny_folder, tmp_path / "train.json", free), tmp_path / "run")
+    reader = Reader.load(tmp_path / "run")
+    assert len(reader.tokenizer.encode([f" {gold}"])[0].ids) + 1 == reader.max_answer_tokens > 32
+    spans = _spans(context, (0, len(context)), reader._rules)
+    assert gold in {context[slice(*span.place)] for span in spans if span.place}
+    # A given number is kept.
+    assert Reader.load(finished[0]).max_answer_tokens == 12
+
+
+def test_the_longest_answer_leaves_room_for_the_context() -> None:
+    eos = np.zeros(1, np.int32)
+    lengths = [*range(2, 400), *[1] * 400]
+    branches = tuple(Branch(str(n), eos, np.zeros(n, np.int32)) for n in lengths)
+    encoded = Encoded([Tree(eos, branches, 0, (0, 1))], EncodingCounts())
+    assert _longest_answer(encoded, 8192) == 398
+    assert _longest_answer(encoded, 1024) == 256
+    assert _longest_answer(encoded, 64) == 32
 
 
 def test_an_unknown_acceleration_leaves_no_run(chosen: RunSettings, tmp_path: Path) -> None:

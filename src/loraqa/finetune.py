@@ -6,6 +6,7 @@ Reader.load("runs/squad").answer(context, questions)
 """
 
 import logging
+import math
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -30,6 +31,7 @@ from loraqa.model.choose import choose_runner
 from loraqa.model.load import check_vocabulary, load_model
 from loraqa.model.runner import Runner, Use
 from loraqa.model.source import choose_max_length
+from loraqa.prompt.defaults import ANSWERS_THAT_FIT, DEFAULT_MAX_ANSWER_TOKENS
 from loraqa.prompt.encode import Encoded
 from loraqa.prompt.plan import BatchPlan
 from loraqa.prompt.template import Template
@@ -223,10 +225,23 @@ def _reader(
         Template(settings.prompt.template),
         max_length,
         settings.prompt.stride,
-        settings.evaluation.max_answer_tokens,
+        settings.evaluation.max_answer_tokens or _longest_answer(training.encoded, max_length),
         no_answer=bool(training.facts["unanswerable"]),
         tokens_per_batch=_SCORING_BATCH_FACTOR * settings.optimisation.tokens_per_batch,
     )
+
+
+def _longest_answer(encoded: Encoded, max_length: int) -> int:
+    """Return how many tokens an answer may have by default, its end included.
+
+    With an English tokenizer a Chinese or Thai character takes two or three tokens. Answers never
+    take more than a quarter of the longest path, so that contexts have room.
+    """
+    answers = (branch.answer for tree in encoded.trees for branch in tree.branches)
+    # "No answer" is one token.
+    lengths = sorted(len(answer) for answer in answers if len(answer) > 1) or [1]
+    needed = lengths[math.ceil(ANSWERS_THAT_FIT * len(lengths)) - 1]
+    return max(DEFAULT_MAX_ANSWER_TOKENS, min(needed, max_length // 4))
 
 
 def _plan(settings: RunSettings, encoded: Encoded, runner: Runner) -> BatchPlan:

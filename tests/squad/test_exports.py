@@ -368,3 +368,23 @@ def test_a_look_alike_never_parts_a_character() -> None:
     data = one("A \ufb01sh and Rene\u0301.", "i\u00adsh", 3)
     assert not data.questions[0].answers
     assert not one("By Ren\u00e9.", "Re\u00adne", 3).questions[0].answers
+
+
+@pytest.mark.parametrize("empty", [None, "", [], float("nan")])
+def test_a_filled_answer_beside_any_empty_answers_is_read(empty: Any) -> None:
+    row = {"context": "Built by Ruth Olen.", "question": "Who?", "answers": empty}
+    (question,) = read_passages([row | {"answer": "Ruth Olen"}]).questions
+    assert question.answers == (Answer("Ruth Olen", 9),)
+
+
+@pytest.mark.parametrize("year", [1203, 1203.0])
+@pytest.mark.parametrize("column", ["answer", "answer_text"])
+def test_a_number_is_the_text_of_an_answer(tmp_path: Path, year: float, column: str) -> None:
+    """pandas turns a column of years into numbers, and into floats if it has gaps."""
+    row = {"context": "Built in 1203.", "question": "When?", column: year}
+    for source in ([row], pd.DataFrame([row, {**row, "question": "Why?", column: None}])):
+        first, *others = read_passages(source).questions
+        assert first.answers == (Answer("1203", 9),)
+        assert not any(other.answers for other in others)
+    (tmp_path / "data.jsonl").write_text(json.dumps(row))
+    assert read_passages(tmp_path / "data.jsonl").questions[0].answers == (Answer("1203", 9),)

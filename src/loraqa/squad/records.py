@@ -213,12 +213,25 @@ def _read_record(record: Any, place: Place, intake: Intake) -> None:
 def _answers(record: dict[str, Any]) -> Any:
     """Return the answers of a record; texts with the offsets of the column `answer_start`."""
     # Tables that were joined have the columns of both, and only one of them is filled in a row.
-    cells = (record.get(column) for column in _ANSWER_COLUMNS)
-    answers = next((cell for cell in cells if cell != "" and not is_absent(cell)), None)
+    columns = [column for column in _ANSWER_COLUMNS if not _is_empty(record.get(column))]
+    answers = record[columns[0]] if columns else None
+    if columns and columns[0] != "answers":
+        answers = _as_text(answers)
     held = answers if type(answers) is list else [answers]
     if "answer_start" not in record or any(type(answer) is dict for answer in held):
         return answers
     return {"text": answers, "answer_start": record["answer_start"]}
+
+
+def _is_empty(cell: Any) -> bool:
+    return is_absent(cell) or cell in ("", [])
+
+
+def _as_text(cell: Any) -> Any:
+    """Return a number as text, because tables hold years and amounts as numbers."""
+    if type(cell) is float and cell.is_integer():
+        cell = int(cell)
+    return str(cell) if type(cell) in (int, float) else cell
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from pydantic_core import ErrorDetails
 
 from loraqa.errors import InputError, in_a_line, quote, shortened
 from loraqa.lora.settings import LoraSettings
-from loraqa.prompt.defaults import DEFAULT_MAX_ANSWER_TOKENS, DEFAULT_STRIDE
+from loraqa.prompt.defaults import DEFAULT_STRIDE
 from loraqa.prompt.template import DEFAULT_TEMPLATE, Template
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -108,8 +108,8 @@ class EvaluationSettings(_Group):
     """Optimizer steps between two evaluations."""
     questions: int | None = Field(default=500, ge=1)
     """Whole passages are sampled until they hold this many questions; null takes all."""
-    max_answer_tokens: int = Field(default=DEFAULT_MAX_ANSWER_TOKENS, ge=1)
-    """Maximum tokens of an answer, including the end token; all but 3 in 1,000 of SQuAD's fit."""
+    max_answer_tokens: int | None = Field(default=None, ge=1)
+    """Maximum tokens of an answer, its end included; null is 32, or more if answers are longer."""
     metric: Literal["f1", "exact_match"] = "f1"
     """The score that selects the best weights."""
     patience: int | None = Field(default=None, ge=1)
