@@ -388,3 +388,23 @@ def test_a_number_is_the_text_of_an_answer(tmp_path: Path, year: float, column: 
         assert not any(other.answers for other in others)
     (tmp_path / "data.jsonl").write_text(json.dumps(row))
     assert read_passages(tmp_path / "data.jsonl").questions[0].answers == (Answer("1203", 9),)
+
+
+def test_articles_and_paragraphs_are_read_alone_and_in_lists(tmp_path: Path) -> None:
+    paragraph = {
+        "context": "Built by Ruth Olen.",
+        "qas": [{"id": "a", "question": "Who?", "answers": [{"text": "Ruth", "answer_start": 9}]}],
+    }
+    article = {"title": "Mill", "paragraphs": [paragraph]}
+    shapes = [
+        paragraph,
+        [paragraph],
+        {"data": [paragraph]},
+        article,
+        [article],
+        {"data": [article]},
+    ]
+    for shape in shapes:
+        (tmp_path / "data.json").write_text(json.dumps(shape))
+        (question,) = read_passages(tmp_path / "data.json").questions
+        assert question.answers == (Answer("Ruth", 9),)

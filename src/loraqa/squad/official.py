@@ -19,14 +19,19 @@ _VERSIONS: dict[str, Version] = {"1.1": "1.1", "v1.1": "1.1", "2.0": "2.0", "v2.
 def read_official(document: dict[str, Any], intake: Intake) -> None:
     """Pass every question of a parsed official file to `intake`."""
     intake.version = _version(document)
-    for number, article in enumerate(intake.field(document, "data", list, Place()) or ()):
-        _read_article(article, Place(f"data[{number}]"), intake)
+    read_articles(intake.field(document, "data", list, Place()) or [], "data", intake)
 
 
-def read_paragraphs(paragraphs: list[Any], intake: Intake) -> None:
-    """Pass every question of a list of official paragraphs to `intake`."""
+def read_articles(articles: list[Any], name: str, intake: Intake) -> None:
+    """Pass every question of a list `name` of official articles to `intake`."""
+    for number, article in enumerate(articles):
+        _read_article(article, Place(f"{name}[{number}]"), intake)
+
+
+def read_paragraphs(paragraphs: list[Any], name: str, intake: Intake) -> None:
+    """Pass every question of a list `name` of official paragraphs to `intake`."""
     for number, paragraph in enumerate(paragraphs):
-        _read_paragraph(paragraph, Place(f"[{number}]"), "", intake)
+        _read_paragraph(paragraph, Place(f"{name}[{number}]"), "", intake)
 
 
 def write_official(path: Path, passages: Iterable[Passage], version: Version) -> None:

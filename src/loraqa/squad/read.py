@@ -13,7 +13,7 @@ from loraqa.garbage import no_garbage
 from loraqa.squad.checks import listing
 from loraqa.squad.dataset import QADataset
 from loraqa.squad.intake import Intake
-from loraqa.squad.official import read_official, read_paragraphs
+from loraqa.squad.official import read_articles, read_official, read_paragraphs
 from loraqa.squad.records import (
     Frame,
     read_arrow,
@@ -29,6 +29,8 @@ from loraqa.squad.text import BYTE_ORDER_MARK, decode, explain_json_error, read_
 logger = logging.getLogger("loraqa")
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:.+)?")
+# The keys that tell an article, a paragraph or a row.
+_ONE = {"paragraphs", "qas", "question"}
 _SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".gz")
 
 
@@ -166,12 +168,12 @@ def _read_document(document: Any, source: str, split: str, intake: Intake) -> No
             f"{source} is neither a JSON object nor a list; SQuAD's JSON is an object with "
             "'version' and 'data', JSON Lines have one object per line."
         )
-    elif _is_record(document):
-        read_rows([document], "", intake)
+    elif "data" not in document and _ONE & document.keys():
+        _read_list([document], "", intake)
     elif "data" in document or not _splits(document):
         data = document.get("data")
-        if isinstance(data, list) and _are_rows(data):
-            read_rows(data, "data", intake)
+        if isinstance(data, list) and _are(data, "question", "qas"):
+            _read_list(data, "data", intake)
         else:
             read_official(document, intake)
     elif split in document:
@@ -180,15 +182,18 @@ def _read_document(document: Any, source: str, split: str, intake: Intake) -> No
         raise InputError(_explain_splits(Path(source), _splits(document)))
 
 
-def _read_list(rows: list[Any], name: str, intake: Intake) -> None:
-    if rows and all(isinstance(row, dict) and "qas" in row for row in rows):
-        read_paragraphs(rows, intake)
+def _read_list(items: list[Any], name: str, intake: Intake) -> None:
+    """Read a list of articles, of paragraphs or of rows."""
+    if _are(items, "paragraphs"):
+        read_articles(items, name, intake)
+    elif _are(items, "qas"):
+        read_paragraphs(items, name, intake)
     else:
-        read_rows(rows, name, intake)
+        read_rows(items, name, intake)
 
 
-def _are_rows(data: list[Any]) -> bool:
-    return any(isinstance(row, dict) and "question" in row for row in data)
+def _are(items: list[Any], *keys: str) -> bool:
+    return any(isinstance(item, dict) and item.keys() & set(keys) for item in items)
 
 
 def _splits(document: dict[str, Any]) -> list[str]:
