@@ -75,23 +75,44 @@ def test_one_flipped_bit_of_the_tensors_is_found(adapter: Path, place: int) -> N
     data = bytearray((adapter / TENSORS).read_bytes())
     data[place] ^= 1
     (adapter / TENSORS).write_bytes(data)
-    with pytest.raises(InputError, match=f"{adapter} is damaged.*: {TENSORS} differ"):
+    with pytest.raises(InputError, match=f"{adapter} is damaged.*do not fit {TENSORS};"):
         read_adapter_info(adapter)
 
 
 @pytest.mark.parametrize(
-    ("file", "change", "named"),
+    ("file", "change"),
     [
-        (ADAPTER_CONFIG, lambda c: c.update(lora_alpha=16), ADAPTER_CONFIG),
-        (ADAPTER_CONFIG, lambda c: c.update(use_rslora=True), ADAPTER_CONFIG),
-        (INFO_FILE, lambda c: c.update(template="{context} A: {question} B: {answer}"), "template"),
+        (ADAPTER_CONFIG, lambda c: c.update(lora_alpha=16)),
+        (ADAPTER_CONFIG, lambda c: c.update(use_rslora=True)),
+        (INFO_FILE, lambda c: c.update(template="{context} A: {question} B: {answer}")),
+        (INFO_FILE, lambda c: c.update(max_length=251)),
+        (INFO_FILE, lambda c: c.update(stride=21)),
+        (INFO_FILE, lambda c: c.update(max_answer_tokens=33)),
+        (INFO_FILE, lambda c: c.update(version="2.0")),
+        (INFO_FILE, lambda c: c["base"].update(dtype="float64")),
+        (INFO_FILE, lambda c: c["base"].update(sha256="ab13")),
     ],
 )
-def test_a_changed_scale_or_template_is_found(
-    adapter: Path, file: str, change: Any, named: str
-) -> None:
+def test_a_changed_value_is_found(adapter: Path, file: str, change: Any) -> None:
     edit(adapter / file, change)
-    with pytest.raises(InputError, match=f"damaged, or was changed.*: (the )?{named} differ"):
+    with pytest.raises(InputError, match=f"damaged, or was changed.*do not fit {file};"):
+        read_adapter_info(adapter)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"template": "Answer this!"},
+        {"max_length": 0},
+        {"stride": -1},
+        {"max_answer_tokens": 0},
+        {"base": None},
+    ],
+)
+def test_a_value_that_cannot_be_is_named(adapter: Path, values: dict[str, Any]) -> None:
+    edit(adapter / INFO_FILE, lambda c: c.update(values))
+    named = f"{adapter / INFO_FILE}: .*{next(iter(values))}.*; copy the folder again"
+    with pytest.raises(InputError, match=named):
         read_adapter_info(adapter)
 
 
@@ -107,7 +128,9 @@ def test_what_changes_nothing_is_not_compared(
     }
     edit(adapter / ADAPTER_CONFIG, lambda c: c.update(more))
     edit(adapter / INFO_FILE, lambda c: c["sha256"].update(invented_next_year="ab"))
-    assert read_adapter_info(adapter) == INFO
+    edit(adapter / INFO_FILE, lambda c: c["base"].update(source="moved"))
+    moved = INFO.base.model_copy(update={"source": "moved"})
+    assert read_adapter_info(adapter) == INFO.model_copy(update={"base": moved})
     assert not caplog.records
 
 
@@ -123,6 +146,7 @@ def test_adapters_of_older_versions_load(adapter: Path) -> None:
 def test_keys_of_newer_versions_are_told(adapter: Path, caplog: pytest.LogCaptureFixture) -> None:
     edit(adapter / INFO_FILE, lambda c: c.update(prompt_style="chat"))
     edit(adapter / INFO_FILE, lambda c: c["base"].update(quantised=True))
+    edit(adapter / INFO_FILE, lambda c: c.pop("sha256"))
     with caplog.at_level(logging.WARNING, "loraqa"):
         assert read_adapter_info(adapter) == INFO
     assert "does not know: 'base.quantised, prompt_style'; they are ignored" in caplog.text

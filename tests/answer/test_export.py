@@ -82,7 +82,7 @@ def test_a_changed_file_of_a_merged_model_is_noticed(run: Path, tmp_path: Path, 
         changed = data[:-3] + bytes([data[-3] ^ 1]) + data[-2:]
     assert changed != data
     path.write_bytes(changed)
-    with pytest.raises(InputError, match=f"{name} differ from the hash in loraqa.json"):
+    with pytest.raises(InputError, match=f"hashes in loraqa.json do not fit {name};"):
         load_model(merged)
     path.write_bytes(data)
     load_model(merged)

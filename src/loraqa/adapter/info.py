@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from loraqa.errors import InputError, quote, some_of
 from loraqa.files import read_json, sha256, write_json
@@ -21,8 +21,9 @@ logger = logging.getLogger("loraqa")
 INFO = "loraqa.json"
 # The key of `loraqa.json` that holds the hashes.
 _HASHES = "sha256"
-# What the hashes are of, as messages call it, if it is no file.
-_NAMES = {"template": "the template"}
+# Where the base is, which may be corrected by hand.
+_PLACE = ("source", "revision")
+_AGAIN = "copy the folder again from where it came from"
 
 
 class BaseInfo(BaseModel):
@@ -103,16 +104,16 @@ class AdapterInfo(BaseModel):
 
     base: BaseInfo
     template: str
-    max_length: int
-    stride: int
-    max_answer_tokens: int
+    max_length: int = Field(ge=1)
+    stride: int = Field(ge=0)
+    max_answer_tokens: int = Field(ge=1)
     version: Version
 
 
 def write_adapter_info(folder: Path, info: AdapterInfo) -> None:
-    """Write `loraqa.json`, with hashes of the template and of the files that are in the folder."""
-    hashes = _hashes(folder, info)
-    write_json(folder / INFO, info.model_dump(mode="json") | {_HASHES: hashes})
+    """Write `loraqa.json`, with hashes of what it says and of the files that are in the folder."""
+    values = info.model_dump(mode="json")
+    write_json(folder / INFO, values | {_HASHES: _hashes(folder, values)})
 
 
 def read_adapter_info(folder: Path) -> AdapterInfo:
@@ -122,19 +123,22 @@ def read_adapter_info(folder: Path) -> AdapterInfo:
     compared.
 
     Raises:
-        InputError: it is missing or broken, or tensors, configuration or template were changed
+        InputError: it is missing or broken, or it, the tensors or the configuration were changed
             after it was written.
     """
     path = folder / INFO
-    values = read_json(path)
+    values = read_object(path)
     try:
         info = AdapterInfo.model_validate(values)
+        Template(info.template)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        raise InputError(f"{path}: {key or 'the file'}: {first['msg']}.") from None
+        raise InputError(f"{path}: {key}: {first['msg']}; {_AGAIN}.") from None
+    except InputError as error:
+        raise InputError(f"{path}: {str(error).removesuffix('.')}; {_AGAIN}.") from None
     _warn_of_unknown_keys(path, values)
-    _check_hashes(folder, info, values.get(_HASHES))
+    _check_hashes(folder, values)
     return info
 
 
@@ -149,33 +153,40 @@ def _warn_of_unknown_keys(path: Path, values: Mapping[str, Any]) -> None:
         )
 
 
-def _check_hashes(folder: Path, info: AdapterInfo, recorded: object) -> None:
+def _check_hashes(folder: Path, values: Mapping[str, Any]) -> None:
+    recorded = values.get(_HASHES)
     if not isinstance(recorded, dict):
         return
-    now = _hashes(folder, info)
-    changed = [_NAMES.get(key, key) for key in now if recorded.get(key, now[key]) != now[key]]
-    if changed:
+    now = _hashes(folder, values)
+    if changed := [name for name in now if recorded.get(name, now[name]) != now[name]]:
         raise InputError(
-            f"{folder} is damaged, or was changed since loraqa wrote it: "
-            f"{' and '.join(changed)} differ from the hash in {INFO}; copy the folder again from "
-            f'where it came from, or, if the change is yours, take "{_HASHES}" out of {INFO}.'
+            f"{folder} is damaged, or was changed since loraqa wrote it: the hashes in {INFO} do "
+            f"not fit {' and '.join(changed)}; {_AGAIN}, or, if the change is yours, take "
+            f'"{_HASHES}" out of {INFO}.'
         )
 
 
-def _hashes(folder: Path, info: AdapterInfo) -> dict[str, str]:
-    """Return the SHA-256 of the template, and of the files of an adapter or of a merged model."""
-    hashes = {"template": Template(info.template).fingerprint}
+def _hashes(folder: Path, values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the SHA-256 of what `loraqa.json` says, and of the files beside it.
+
+    These are the files of an adapter or of a merged model.
+    """
+    said = {key: value for key, value in values.items() if key != _HASHES}
+    hashes = {INFO: _hash_of({**said, "base": {**said["base"], **dict.fromkeys(_PLACE)}})}
     if (folder / TENSORS).exists():
         hashes[TENSORS] = sha256(folder / TENSORS)
     if (folder / ADAPTER_CONFIG).exists():
-        essentials = json.dumps(_essentials(read_json(folder / ADAPTER_CONFIG)), sort_keys=True)
-        hashes[ADAPTER_CONFIG] = hashlib.sha256(essentials.encode()).hexdigest()
+        hashes[ADAPTER_CONFIG] = _hash_of(_essentials(read_json(folder / ADAPTER_CONFIG)))
     elif (folder / CONFIG).exists():
-        config = {**read_object(folder / CONFIG), "transformers_version": None}
-        hashes[CONFIG] = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+        hashes[CONFIG] = _hash_of({**read_object(folder / CONFIG), "transformers_version": None})
         files = [*weights(folder), *folder.glob("tokenizer.json")]
         hashes |= {path.name: sha256(path) for path in files}
     return hashes
+
+
+def _hash_of(value: Any) -> str:
+    """Return the SHA-256 of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _essentials(config: Any) -> Any:

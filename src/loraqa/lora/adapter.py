@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from loraqa.errors import InputError, counted
+from loraqa.errors import InputError, counted, in_a_line
 from loraqa.files import write_json, write_tensors
 from loraqa.lora.adapt import install
 from loraqa.lora.layer import LoraLinear, Part, features, lora_layers
@@ -26,6 +26,7 @@ from loraqa.lora.targets import check_unadapted, check_weights
 
 _PICKLED = "adapter_model.bin"
 _HEADER_KEY = "loraqa_rows"
+_AGAIN = "copy the adapter again from where it came from"
 
 
 class _Split(BaseModel):
@@ -138,11 +139,13 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, _Split]]:
             header = file.metadata() or {}
         return tensors, _SplitByName.validate_json(header.get(_HEADER_KEY, "{}"))
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist.") from None
+        raise InputError(f"{path} does not exist; {_AGAIN}.") from None
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error}).") from None
+        raise InputError(f"{path} cannot be read ({in_a_line(error)}); {_AGAIN}.") from None
     except SafetensorError as error:
-        raise InputError(f"{path} is not a complete safetensors file ({error}).") from None
+        raise InputError(
+            f"{path} is not a complete safetensors file ({in_a_line(error)}); {_AGAIN}."
+        ) from None
     except ValidationError:
         raise InputError(
             f"{path}: {_HEADER_KEY} in the header is broken; write the adapter again."

@@ -35,6 +35,7 @@ _WITHOUT_EFFECT = frozenset(
         "task_type",
     }
 )
+_MERGED = "merge the adapter into its base with PEFT, and give the merged model"
 # PEFT's other initialisations change the base's weights too (PiSSA, OLoRA, CorDA, LoftQ).
 _INITIAL_DRAWS = (True, False, "gaussian", "eva", "orthogonal")
 
@@ -90,7 +91,9 @@ class PeftConfig(BaseModel):
             return cls(**_plain_lora(path, values))
         except ValidationError as error:
             first = error.errors()[0]
-            raise InputError(f"{path}: {first['loc'][0]}: {first['msg']}.") from None
+            raise InputError(
+                f"{path}: {first['loc'][0]}: {first['msg']}; write the adapter again."
+            ) from None
 
     def targets(self, model: PreTrainedModel) -> list[str]:
         """Return the names of the model's linear layers that the adapter changes."""
@@ -216,7 +219,8 @@ def _plain_lora(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values for a `PeftConfig`; raise `InputError` if they are not plain LoRA."""
     if values.get("peft_type") != "LORA":
         raise InputError(
-            f"{path}: peft_type is {values.get('peft_type')!r}, but loraqa reads only 'LORA'."
+            f"{path}: peft_type is {values.get('peft_type')!r}, but loraqa reads only 'LORA'; "
+            f"{_MERGED}."
         )
     if values.get("init_lora_weights", True) not in _INITIAL_DRAWS:
         raise InputError(
@@ -227,7 +231,8 @@ def _plain_lora(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     for key in values.keys() - known:
         if values[key] and values[key] != "none":
             raise InputError(
-                f"{path}: {key} is {values[key]!r}, but loraqa reads only plain LoRA, without it."
+                f"{path}: {key} is {values[key]!r}, but loraqa reads only plain LoRA, without it; "
+                f"{_MERGED}."
             )
     return {
         key: value
