@@ -66,14 +66,34 @@ def test_it_is_attention_with_one_mask(lengths: list[int], seed: int) -> None:
 
 
 @any_way
-def test_key_heads_are_shared_by_query_heads() -> None:
+@pytest.mark.parametrize(("heads", "key_heads"), [(6, 2), (3, 1), (2, 2)])
+def test_key_heads_are_shared_by_query_heads(heads: int, key_heads: int) -> None:
     generator = torch.Generator().manual_seed(0)
     blocks, seen = blocks_and_mask([4, 3], generator)
-    query, key, value = (states(7, heads, generator) for heads in (6, 2, 2))
+    inputs = [states(7, count, generator) for count in (heads, key_heads, key_heads)]
+    query, key, value = inputs
     expected = scaled_dot_product_attention(
         query, key, value, attn_mask=seen, scale=SCALING, enable_gqa=True
     )
-    torch.testing.assert_close(attend_blocks(query, key, value, blocks, SCALING), expected)
+    attended = attend_blocks(query, key, value, blocks, SCALING)
+    torch.testing.assert_close(attended, expected)
+    weights = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
+    gradients, expected_gradients = (
+        torch.autograd.grad((output * weights).sum(), inputs) for output in (attended, expected)
+    )
+    torch.testing.assert_close(gradients, expected_gradients)
+
+
+def test_products_repeat_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("loraqa.speed.cpu.products.repeat_heads")
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (states(5, count, generator) for count in (6, 2, 2))
+    attended = attend_blocks(query, key, value, [Block(slice(0, 5), slice(0, 5))], SCALING)
+    # A model joins the heads of each token; in this layout it copies nothing.
+    joined = attended.transpose(1, 2)
+    assert joined.is_contiguous()
+    gradients = torch.autograd.grad(joined.sum(), (query, key, value))
+    assert all(gradient.transpose(1, 2).is_contiguous() for gradient in gradients)
 
 
 @any_way
@@ -104,6 +124,7 @@ def test_a_causal_block_in_pieces_leaves_out_most_of_what_is_masked() -> None:
 def test_a_bias_is_made_once_in_each_dtype() -> None:
     block, single, double = Block(slice(0, 3), slice(0, 3)), torch.ones(1), torch.ones(1).double()
     assert block.bias(single) is block.bias(single)
+    assert torch.equal(block.bias(single, groups=2), torch.cat([block.bias(single)] * 2))
     assert (block.bias(single).dtype, block.bias(double).dtype) == (single.dtype, double.dtype)
 
 

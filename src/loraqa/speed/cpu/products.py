@@ -5,7 +5,7 @@ PyTorch's fused attention takes at least twice as long: in bf16 at every length 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice, pairwise
@@ -53,7 +53,7 @@ class Block:
     queries: slice
     keys: slice
     seen: Tensor | None = None
-    _biases: dict[tuple[torch.dtype, torch.device], Tensor] = field(
+    _biases: dict[tuple[torch.dtype, torch.device, int], Tensor] = field(
         default_factory=dict, init=False
     )
 
@@ -78,16 +78,23 @@ class Block:
             for first, last in pairwise(edges)
         )
 
-    def bias(self, states: Tensor) -> Tensor:
-        """Return what is added to scores: (queries, keys), 0 where a query sees a key, else -inf.
+    def bias(self, states: Tensor, groups: int = 1) -> Tensor:
+        """Return what is added to scores: 0 where a query sees a key, else -inf.
 
-        The bias has the dtype and device of `states`. It is as large as the scores of one head, so
-        it is made once and kept for all layers.
+        The bias is made once and kept for all layers, because it is as large as the scores of a
+        key head.
+
+        Args:
+            states: the bias has their dtype and device.
+            groups: how many query heads share a key head.
+
+        Returns:
+            (groups · queries, keys), the same for each group.
         """
-        kind = (states.dtype, states.device)
+        kind = (states.dtype, states.device, groups)
         if kind not in self._biases:
             seen = self._causal_mask() if self.seen is None else self.seen
-            self._biases[kind] = torch.where(seen, 0.0, -torch.inf).to(states)
+            self._biases[kind] = torch.where(seen, 0.0, -torch.inf).to(states).repeat(groups, 1)
         return self._biases[kind]
 
     def _causal_mask(self) -> Tensor:
@@ -130,14 +137,16 @@ def attend_blocks(
     Returns:
         (1, heads, T, head size).
     """
-    groups = query.shape[1] // key.shape[1]
-    key, value = repeat_heads(key, groups), repeat_heads(value, groups)
     if _products_pay(query, blocks):
         pieces = tuple(piece for block in blocks for piece in block.pieces)
         attended: Tensor = ByProducts.apply(  # type: ignore[no-untyped-call]
-            query[0], key[0], value[0], pieces, scaling
+            # Unlike those of an index, the gradients of squeeze are views.
+            *(states.squeeze(0) for states in (query, key, value)),
+            *(pieces, scaling),
         )
         return attended[None]
+    groups = query.shape[1] // key.shape[1]
+    key, value = repeat_heads(key, groups), repeat_heads(value, groups)
     parts = [
         scaled_dot_product_attention(
             query[:, :, block.queries],
@@ -161,8 +170,10 @@ def _products_pay(query: Tensor, blocks: Sequence[Block]) -> bool:
 class ByProducts(torch.autograd.Function):
     """Two matrix products and a softmax for each block; the weights are kept for the gradient.
 
-    Query, key and value are (heads, tokens, head size). Each block copies its slices once, so that
-    its products get contiguous tensors.
+    Query is (heads, tokens, head size), key and value (key heads, tokens, head size). The queries
+    of all heads that share a key head are stacked to (key heads, groups · tokens, head size). So
+    keys and values are not repeated, and the products also sum their gradients over the group. Each
+    block copies its slices once, so that its products get contiguous tensors.
     """
 
     @staticmethod
@@ -174,14 +185,15 @@ class ByProducts(torch.autograd.Function):
         blocks: tuple[Block, ...],
         scaling: float,
     ) -> Tensor:
-        attended = torch.empty_like(query)
+        groups = len(query) // len(key)
+        attended = _token_by_token(query.new_empty, query.shape)
         kept: list[Tensor] = []
         for block in blocks:
-            queries = query[:, block.queries] * scaling
+            queries = _stacked(query[:, block.queries], groups) * scaling
             keys, values = key[:, block.keys].contiguous(), value[:, block.keys].contiguous()
-            scores = torch.baddbmm(block.bias(query), queries, keys.transpose(1, 2))
+            scores = torch.baddbmm(block.bias(query, groups), queries, keys.transpose(1, 2))
             weights = scores.softmax(dim=-1)
-            attended[:, block.queries] = weights @ values
+            attended[:, block.queries] = _apart(weights @ values, groups)
             if any(ctx.needs_input_grad):
                 kept += queries, keys, values, weights
         ctx.save_for_backward(*kept)
@@ -193,15 +205,37 @@ class ByProducts(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (d_attended,) = grads
         query_shape, key_shape = ctx.shapes
-        d_query = d_attended.new_empty(query_shape)
-        d_key, d_value = d_attended.new_zeros(key_shape), d_attended.new_zeros(key_shape)
+        groups = query_shape[0] // key_shape[0]
+        d_query = _token_by_token(d_attended.new_empty, query_shape)
+        d_key, d_value = (_token_by_token(d_attended.new_zeros, key_shape) for _ in range(2))
         kept = iter(ctx.saved_tensors)
         for block in ctx.blocks:
             queries, keys, values, weights = islice(kept, 4)
-            d_block = d_attended[:, block.queries].contiguous()
+            d_block = _stacked(d_attended[:, block.queries], groups)
             d_value[:, block.keys] += weights.transpose(1, 2) @ d_block
             d_weights = d_block @ values.transpose(1, 2)
             d_scores = torch.ops.aten._softmax_backward_data(d_weights, weights, -1, weights.dtype)
-            d_query[:, block.queries] = d_scores @ keys
+            d_query[:, block.queries] = _apart(d_scores @ keys, groups)
             d_key[:, block.keys] += d_scores.transpose(1, 2) @ queries
         return d_query.mul_(ctx.scaling), d_key, d_value, None, None
+
+
+def _stacked(states: Tensor, groups: int) -> Tensor:
+    """Stack the heads of each group: (heads, n, d) to (heads / groups, groups · n, d)."""
+    heads, length, size = states.shape
+    return states.contiguous().view(heads // groups, groups * length, size)
+
+
+def _apart(states: Tensor, groups: int) -> Tensor:
+    """Undo `_stacked`."""
+    key_heads, length, size = states.shape
+    return states.view(key_heads * groups, length // groups, size)
+
+
+def _token_by_token(make: Callable[..., Tensor], shape: torch.Size) -> Tensor:
+    """Make a tensor (heads, T, d) in which a token's heads follow one another.
+
+    Models split and join heads in this layout, so they need no copy of it.
+    """
+    heads, length, size = shape
+    return make(length, heads, size).transpose(0, 1)
