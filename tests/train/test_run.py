@@ -315,9 +315,9 @@ def test_it_is_said_how_to_go_on_without_settings(begun: RunDirectory, damage: s
     with pytest.raises(InputError) as caught:
         begun.choose_settings(None, {}, [], resume=True)
     told = str(caught.value)
-    assert told.startswith("The settings of the run are lost, and no checkpoint holds a copy: ")
+    assert told.startswith("The settings of the run are lost, and no checkpoint holds a copy (")
     assert told.endswith(
-        f"Write {begun.settings_file} again, or start a new run in another folder."
+        f"; write {begun.settings_file} again, or start a new run in another folder."
     )
     assert len(told) < 1000
 
@@ -408,6 +408,51 @@ def test_settings_that_change_the_rounding_are_reported(
         "The run began with optimisation.tokens_per_batch 120 and goes on with 99: its result may "
         "differ by rounding."
     ]
+
+
+def test_the_rounding_of_checkpoints_is_what_a_resumed_run_is_compared_with(
+    begun: RunDirectory, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved(begun)
+    edited = settings("optimisation.tokens_per_batch=99")
+    begun.settings_file.write_text(edited.to_yaml())
+    begun.resume(edited, DATA, surroundings())
+    assert len(caplog.messages) == 1
+    assert "tokens_per_batch 120 and goes on with 99" in caplog.text
+
+
+def test_settings_that_were_changed_before_the_first_checkpoint_are_told(
+    begun: RunDirectory, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun.resume(begun.settings(), DATA, surroundings())
+    assert caplog.messages == []
+    whole = begun.settings_file.read_text()
+    begun.settings_file.write_text(whole.replace("rank: 4", "rank: 5"))
+    again = RunDirectory(begun.path)
+    again.resume(again.choose_settings(None, {}, [], resume=True), DATA, surroundings())
+    assert caplog.messages == [
+        f"{begun.settings_file} was changed since the run began, and no checkpoint holds a copy; "
+        "the run goes on with what it says now."
+    ]
+    # It stays said until the settings are those of the beginning.
+    again.resume(again.settings(), DATA, surroundings())
+    assert len(caplog.messages) == 2
+    begun.settings_file.write_text(whole)
+    again.resume(again.settings(), DATA, surroundings())
+    assert len(caplog.messages) == 2
+
+
+@pytest.mark.parametrize("name", ["settings.yaml", "data.json", "environment.json"])
+def test_a_folder_in_the_place_of_a_file_is_set_aside(begun: RunDirectory, name: str) -> None:
+    saved(begun)
+    whole = (begun.path / name).read_text()
+    (begun.path / name).unlink()
+    (begun.path / name / "inside").mkdir(parents=True)
+    again = RunDirectory(begun.path)
+    again.check_usable(settings(), resume=True)
+    again.resume(settings(), DATA, surroundings())
+    assert (begun.path / name).read_text() == whole
+    assert (begun.path / f"{name}.damaged" / "inside").is_dir()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, OSError])

@@ -14,6 +14,7 @@ it. Importing this loads no PyTorch, so an unusable folder is reported at once.
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,6 +50,9 @@ Record = Mapping[str, Any]
 
 # The parts of data.json, as messages call them.
 _NAMES = {"train": "the training data", "dev": "the dev data", "template": "the template"}
+
+# The part of data.json that holds the hash of the settings file with which the run began.
+_SETTINGS = "settings"
 
 # Settings that may change when a run is resumed: they bound memory, disk and time, or say where the
 # same base and the same data lie.
@@ -172,7 +176,7 @@ class RunDirectory:
         self.texts = {
             self.settings_file.name: settings.to_yaml(),
             self.environment_file.name: to_json(environment),
-            self.data_file.name: to_json(data),
+            self.data_file.name: to_json({_SETTINGS: _hash(settings.to_yaml()), **data}),
         }
         for name, text in self.texts.items():
             write_text(self.path / name, text)
@@ -191,7 +195,7 @@ class RunDirectory:
                 f"{self.path} began: resume with what it began with, or start a new run."
             )
         surroundings = self._recorded(self.environment_file, environment, dict.items)
-        _warn_of_rounding(_changes(self.settings(), settings, surroundings, environment))
+        _warn_of_rounding(_changes(self._last_settings(began), settings, surroundings, environment))
         self.start(settings, began, surroundings)
 
     def begun_settings(self) -> Path:
@@ -209,14 +213,30 @@ class RunDirectory:
             load_settings([self.settings_file])
         except InputError as error:
             raise InputError(
-                f"The settings of the run are lost, and no checkpoint holds a copy: {error} Write "
-                f"{self.settings_file} again, or start a new run in another folder."
+                "The settings of the run are lost, and no checkpoint holds a copy "
+                f"({str(error).removesuffix('.')}); write {self.settings_file} again, or start a "
+                "new run in another folder."
             ) from None
         return self.settings_file
 
     def settings(self) -> RunSettings:
         """Return the settings that the run began with. Raises as `begun_settings` does."""
         return load_settings([self.begun_settings()])
+
+    def _last_settings(self, began: Record) -> RunSettings:
+        """Return the settings of the newest checkpoint; without one, those in the settings file.
+
+        A warning says if that file is not the one with which the run began.
+        """
+        if copy := newest_copy(self.checkpoints, self.settings_file.name):
+            return load_settings([copy])
+        now = _hash(self.settings_file.read_text(encoding="utf-8"))
+        if began.get(_SETTINGS, now) != now:
+            logger.warning(
+                f"{self.settings_file} was changed since the run began, and no checkpoint holds a "
+                "copy; the run goes on with what it says now."
+            )
+        return self.settings()
 
     def append(self, record: Record) -> None:
         """Add a line to the metrics."""
@@ -290,8 +310,10 @@ class RunDirectory:
         except (InputError, OSError, AttributeError, KeyError, TypeError, ValueError):
             found = None
         if copy is not None and found != used:
+            self._set_aside(file)
             logger.warning(f"{file} was damaged or changed; {copy} replaces it.")
         elif found is None and file.exists():
+            self._set_aside(file)
             logger.warning(
                 f"{file} is damaged, and no checkpoint holds a copy; what it said is lost."
             )
@@ -355,6 +377,10 @@ def _changed_parts(before: Record, now: Record) -> list[str]:
         if _fingerprint(before.get(key)) != _fingerprint(now.get(key))
         and (key in before or key != "template")
     ]
+
+
+def _hash(text: str) -> dict[str, str]:
+    return {"sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def _fingerprint(part: Record | None) -> str | None:
