@@ -12,18 +12,11 @@ from loraqa.errors import InputError, counted, some_of
 from loraqa.garbage import no_garbage
 from loraqa.squad.checks import listing
 from loraqa.squad.dataset import QADataset
+from loraqa.squad.delimited import read_csv
 from loraqa.squad.intake import Intake
 from loraqa.squad.official import read_articles, read_official, read_paragraphs
-from loraqa.squad.records import (
-    Frame,
-    read_arrow,
-    read_csv,
-    read_frame,
-    read_hub,
-    read_jsonl,
-    read_parquet,
-    read_rows,
-)
+from loraqa.squad.records import read_jsonl, read_rows
+from loraqa.squad.tables import Frame, read_arrow, read_frame, read_hub, read_parquet
 from loraqa.squad.text import BYTE_ORDER_MARK, decode, explain_json_error, read_bytes
 
 logger = logging.getLogger("loraqa")

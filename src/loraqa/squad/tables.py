@@ -1,0 +1,115 @@
+"""Read tables of records: Parquet, Arrow, pandas, and datasets on the hub."""
+
+from collections.abc import Collection
+from typing import Any, Protocol
+
+from loraqa.errors import InputError, in_a_line
+from loraqa.squad.checks import Place
+from loraqa.squad.intake import Intake
+from loraqa.squad.records import read_record, require_columns
+
+
+def read_parquet(data: bytes, source: str, intake: Intake) -> None:
+    """Pass every record to `intake`; its place is its row number, counted from 0."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
+        records = _records(table)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        reason = in_a_line(error)
+        raise InputError(f"{source} is not a readable Parquet file ({reason}).") from None
+    _read_table(table.column_names, records, source, intake)
+
+
+def read_arrow(data: bytes, source: str, intake: Intake) -> None:
+    """Pass every record of an Arrow file or stream to `intake`; places as in `read_parquet`."""
+    import pyarrow
+
+    try:
+        if data.startswith(b"ARROW1"):
+            table = pyarrow.ipc.open_file(pyarrow.BufferReader(data)).read_all()
+        else:
+            table = pyarrow.ipc.open_stream(pyarrow.BufferReader(data)).read_all()
+        records = _records(table)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise InputError(f"{source} is not a readable Arrow file ({in_a_line(error)}).") from None
+    _read_table(table.column_names, records, source, intake)
+
+
+def _records(table: Any) -> list[dict[str, Any]]:
+    """Return the rows of an Arrow table.
+
+    Offsets in a damaged file may point anywhere, and following them would end the process.
+
+    Raises:
+        ArrowInvalid: the table is damaged.
+    """
+    table.validate(full=True)
+    records: list[dict[str, Any]] = table.to_pylist()
+    return records
+
+
+class Frame(Protocol):
+    """A pandas DataFrame."""
+
+    columns: Any
+
+    def to_dict(self, orient: Any) -> Any: ...
+
+
+def read_frame(table: list[dict[str, Any]] | Frame, source: str, intake: Intake) -> None:
+    """Pass every record of a list of dicts or of a pandas DataFrame to `intake`."""
+    records = table if isinstance(table, list) else table.to_dict("records")
+    if not isinstance(table, list):
+        require_columns(list(table.columns), source)
+    for number, record in enumerate(records):
+        read_record(_plain(record), Place(record=f"row {number}"), intake)
+
+
+def _plain(value: Any) -> Any:
+    """Return NumPy's arrays and scalars, at any depth, as plain Python values."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return _plain(value.tolist()) if hasattr(value, "tolist") else value
+
+
+def read_hub(name: str, split: str, intake: Intake) -> None:
+    """Pass every record of a split of a dataset on the Hugging Face hub to `intake`.
+
+    Raises:
+        InputError: the split cannot be downloaded or read; the message is one sentence.
+    """
+    try:
+        columns, records = _download(name, split)
+    # The hub's libraries raise many unrelated types of errors.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"Split {split!r} of {name!r} cannot be read from the Hugging Face hub ({reason}); "
+            "check the name and the connection, set HF_HUB_OFFLINE=1 to use an earlier download, "
+            "or give a local file (JSON, JSON Lines, CSV or Parquet)."
+        ) from error
+    _read_table(columns, records, name, intake)
+
+
+def _download(name: str, split: str) -> tuple[list[str], list[dict[str, Any]]]:
+    import datasets
+    from huggingface_hub import HfApi, constants
+
+    if not constants.HF_HUB_OFFLINE:
+        # Without a network this fails at once; `load_dataset` would retry for half a minute.
+        HfApi().dataset_info(name, timeout=10)
+    data = datasets.load_dataset(name, split=split)
+    return data.column_names, data.to_list()
+
+
+def _read_table(
+    columns: Collection[str], records: list[dict[str, Any]], source: str, intake: Intake
+) -> None:
+    require_columns(columns, source)
+    for number, record in enumerate(records):
+        read_record(record, Place(record=f"row {number}"), intake)
