@@ -149,8 +149,8 @@ PROBLEMS = {
         "n1 o1 o2",
     ),
     "answer": (
-        change(*ANSWER, to=None),
-        f"{N1}.answers[0], id 'n1': is null, must be an object",
+        change(*ANSWER, to=True),
+        f"{N1}.answers[0], id 'n1': is true or false, must be an object",
         {"answers": 1},
         "n1 n2 o1 o2",
     ),

@@ -215,8 +215,17 @@ def test_repeated_rows_without_an_answer_are_one_question(
 
 
 def test_a_question_with_and_without_answers_is_refused() -> None:
-    with pytest.raises(InputError, match="row 1, id 'n': the id is already used by row 0"):
-        read_passages([UNANSWERED["own"], UNANSWERED["own"] | {"answer": "wax"}])
+    rows = [BARE | {"answer": ""}, BARE | {"answer": "wax"}]
+    told = "row 1: the question has an answer here, but none in row 0"
+    with pytest.raises(InputError, match=told):
+        read_passages(rows)
+    with pytest.raises(
+        InputError, match="row 1: the question has no answer here, but one in row 0"
+    ):
+        read_passages(rows[::-1])
+    with pytest.raises(InputError, match=told.replace(":", ", id '7':")):
+        read_passages([row | {"id": 7} for row in rows])
+    assert read_passages(rows, on_bad="skip").skipped == {"questions": 1}
 
 
 @pytest.mark.parametrize("value", [1, 1.0, "1", "True", "true"])
@@ -248,6 +257,27 @@ def test_made_ids_depend_on_the_content_alone(
     assert len(set(data.order)) == data.made_ids == 2
     with pytest.raises(InputError, match="2 questions without an id"):
         check_ids(data)
+
+
+@each_form
+@pytest.mark.parametrize("id", ["", " ", None])
+def test_an_empty_id_is_no_id(
+    tmp_path: Path, form: Callable[[list[Row], Path], Any], id: str | None
+) -> None:
+    rows = [ROW | {"id": id, "question": f"Question {n}?"} for n in (1, 2)]
+    data = read_passages(form(rows, tmp_path))
+    assert data.made_ids == len(data.order) == 2
+
+
+def test_an_empty_id_is_no_id_in_official_json(tmp_path: Path) -> None:
+    document = official()
+    document["data"][0]["paragraphs"][0]["qas"][0]["id"] = ""
+    assert read_passages(write(tmp_path, document)).made_ids == 1
+
+
+def test_made_ids_are_not_told_to_users() -> None:
+    with pytest.raises(InputError, match="row 0: is_impossible is true, but"):
+        read_passages([BARE | {"answer": "wax", "is_impossible": True}])
 
 
 def test_an_answer_without_offset_that_occurs_twice_is_named() -> None:
@@ -326,8 +356,8 @@ def test_nan_means_no_answer_in_csv(tmp_path: Path) -> None:
 
 def test_another_delimiter_is_explained(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
-    path.write_text("id|context|question|answers\n1|a|b|c\n")
-    with pytest.raises(InputError, match="commas, semicolons or tabs between them"):
+    path.write_text("id~context~question~answers\n1~a~b~c\n")
+    with pytest.raises(InputError, match=r"commas, semicolons, tabs or \| between them"):
         read_passages(path)
 
 
@@ -378,7 +408,7 @@ def test_a_filled_answer_beside_any_empty_answers_is_read(empty: Any) -> None:
 
 
 @pytest.mark.parametrize("year", [1203, 1203.0])
-@pytest.mark.parametrize("column", ["answer", "answer_text"])
+@pytest.mark.parametrize("column", ["answers", "answer", "answer_text"])
 def test_a_number_is_the_text_of_an_answer(tmp_path: Path, year: float, column: str) -> None:
     """pandas turns a column of years into numbers, and into floats if it has gaps."""
     row = {"context": "Built in 1203.", "question": "When?", column: year}
@@ -388,6 +418,22 @@ def test_a_number_is_the_text_of_an_answer(tmp_path: Path, year: float, column: 
         assert not any(other.answers for other in others)
     (tmp_path / "data.jsonl").write_text(json.dumps(row))
     assert read_passages(tmp_path / "data.jsonl").questions[0].answers == (Answer("1203", 9),)
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [1203],
+        {"text": 1203, "answer_start": 9},
+        {"text": [1203], "answer_start": [9]},
+        [{"text": 1203, "answer_start": 9}],
+    ],
+)
+def test_numbers_in_lists_and_objects_are_texts(tmp_path: Path, answers: Any) -> None:
+    row = {"context": "Built in 1203.", "question": "When?", "answers": answers}
+    assert read_passages([row]).questions[0].answers == (Answer("1203", 9),)
+    path = write(tmp_path, {"context": row["context"], "qas": [row]})
+    assert read_passages(path).questions[0].answers == (Answer("1203", 9),)
 
 
 def test_articles_and_paragraphs_are_read_alone_and_in_lists(tmp_path: Path) -> None:

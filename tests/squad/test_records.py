@@ -154,7 +154,7 @@ def test_places_are_lines_or_rows_of_the_file(tmp_path: Path, records: list[Reco
 
 
 ANSWERS = {
-    "number": (5, "line 1, answers, id 'n1': is a whole number, must be a list"),
+    "true": (True, "line 1, answers, id 'n1': is true or false, must be a list"),
     "no text": ({"answer_start": [1]}, "line 1, answers, id 'n1': 'text' is missing"),
     "text": (
         {"text": "a", "answer_start": [1]},
@@ -202,7 +202,7 @@ BAD_CSV = {
     "open quote": ('n2,t,"c', "bad CSV"),
     "too few": ("n2,t,c", "has 3 fields, the first row has 5"),
     "no literal": ("n2,t,c,q,{'text': open('x')}", "neither JSON nor Python literals"),
-    "a set": ("n2,t,c,q,{1}", "must be a list"),
+    "a set": ("n2,t,c,q,{'c'}", "must be a list"),
     "no offset": ("""n2,t,c,q,"{'text': ['c'], 'answer_start': [...]}\"""", "must be a whole"),
 }
 

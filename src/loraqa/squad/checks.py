@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 
 from loraqa.errors import quote, shortened
 
+MADE_ID = "made-"
+"""How the ids begin that are made from the content. Messages leave them out: no file has them."""
+
 _LISTED = 20
 _TYPE_NAMES = {
     str: "text",
@@ -36,7 +39,7 @@ class Place(NamedTuple):
         return Place(f"{self.path}.{part}" if self.path else part, self.record, self.id)
 
     def __str__(self) -> str:
-        named = "" if self.id is None else f"id {quote(self.id)}"
+        named = "" if self.id is None or self.id.startswith(MADE_ID) else f"id {quote(self.id)}"
         return ", ".join(filter(None, (self.record, self.path, named)))
 
 

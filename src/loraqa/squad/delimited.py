@@ -1,34 +1,50 @@
-"""Read CSV: one record per row, with commas, semicolons or tabs between the cells."""
+"""Read CSV: one record per row, with a delimiter between the cells."""
 
 import ast
 import csv
 import io
 import json
+import re
+import tokenize
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 from loraqa.errors import InputError
 from loraqa.squad.checks import Place
 from loraqa.squad.intake import Intake
-from loraqa.squad.records import ANSWER_COLUMNS, KNOWN, read_record, require_columns
+from loraqa.squad.records import ANSWER_COLUMNS, check_columns, column, read_record
 
-_DELIMITERS = ",;\t"
+_DELIMITERS = ",;\t|"
+_HINT = ", with commas, semicolons, tabs or | between them"
+# The first line in which Excel names the delimiter.
+_SEP = re.compile(r'"?sep=([^"\r\n])"?[ \t]*(?=[\r\n]|\Z)', re.IGNORECASE)
+_FIRST_LINE_WITH_TEXT = re.compile(r"[^\r\n]*\w[^\r\n]*")
+# Objects, lists of texts or objects, and arrays; other brackets, as in "[sic]", are text.
+_ANSWERS = re.compile(
+    r"""\s*(\{\s*(["']|\}\s*\Z)|\[\s*(["'{]|\]\s*\Z|np\.|array\(|(None|null|nan)\b)|array\()"""
+)
+_OFFSETS = re.compile(r"\s*(\[|array\()")
 
 
 def read_csv(text: str, source: str, intake: Intake) -> None:
     """Pass every record to `intake`; its place is the line on which it starts.
 
-    Commas, semicolons or tabs are between the cells. The answers are JSON, or as pandas prints the
-    hub's data, or plain text.
+    Commas, semicolons, tabs or vertical bars are between the cells. The answers are JSON, or as
+    pandas prints the hub's data, or plain text.
     """
-    delimiter = _delimiter(text)
+    sep = _SEP.match(text)
+    if sep:
+        text = text[sep.end() :]
+    delimiter = sep[1] if sep else _delimiter(text)
+    text = _without_blanks_around_quotes(text, delimiter)
     lines = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     with _fields_of_any_length():
-        header = _csv_header(lines, source)
-        for place, cells in _csv_records(lines, intake):
+        header = _header(lines, source)
+        for place, cells in _rows(lines, intake):
             try:
-                record = _csv_record(header, cells)
+                record = _record(header, cells)
             except ValueError as error:
                 intake.report(place, str(error))
                 intake.skipped["rows"] += 1
@@ -37,14 +53,22 @@ def read_csv(text: str, source: str, intake: Intake) -> None:
 
 
 def _delimiter(text: str) -> str:
-    """Return the delimiter with which the first line has the most known columns."""
-    first = text.partition("\n")[0]
+    """Return the delimiter with which the first line with text has the most known columns."""
+    first = _FIRST_LINE_WITH_TEXT.search(text)
+    names = first[0] if first else ""
 
     def known(delimiter: str) -> int:
-        cells = (cell.strip().strip('"') for cell in first.split(delimiter))
-        return sum(cell in KNOWN for cell in cells)
+        return sum(column(name) is not None for name in names.split(delimiter))
 
     return max(_DELIMITERS, key=known)
+
+
+def _without_blanks_around_quotes(text: str, delimiter: str) -> str:
+    """Remove blanks between delimiters and quotation marks, where `csv` takes them for text."""
+    blanks = r"[ ]*" if delimiter == "\t" else r"[ \t]*"
+    end = re.escape(delimiter)
+    quoted = rf'(\A|{end}|[\r\n]){blanks}("[^"]*(?:""[^"]*)*"){blanks}(?={end}|[\r\n]|\Z)'
+    return re.sub(quoted, r"\1\2", text)
 
 
 @contextmanager
@@ -57,18 +81,19 @@ def _fields_of_any_length() -> Iterator[None]:
         csv.field_size_limit(before)
 
 
-def _csv_header(lines: Any, source: str) -> list[str]:
+def _header(lines: Any, source: str) -> list[str]:
+    """Return the names of the first row that is not blank."""
     try:
-        header: list[str] = next(lines, [])
+        header: list[str] = next(filter(_has_text, lines), [])
     except csv.Error as error:
-        raise InputError(f"{source}, line 1: bad CSV: {error}.") from None
+        raise InputError(f"{source}, line {lines.line_num}: bad CSV: {error}.") from None
     header = [name.strip() for name in header]
-    require_columns(header, source)
+    check_columns(header, source, _HINT)
     return header
 
 
-def _csv_records(lines: Any, intake: Intake) -> Iterator[tuple[Place, list[str]]]:
-    """Yield the place and the cells of every record that is not blank."""
+def _rows(lines: Any, intake: Intake) -> Iterator[tuple[Place, list[str]]]:
+    """Yield the place and the cells of every row that is not blank."""
     while True:
         place = Place(record=f"line {lines.line_num + 1}")
         try:
@@ -79,38 +104,59 @@ def _csv_records(lines: Any, intake: Intake) -> Iterator[tuple[Place, list[str]]
             intake.report(place, f"bad CSV: {error}")
             intake.skipped["rows"] += 1
         else:
-            if cells:
+            if _has_text(cells):
                 yield place, cells
 
 
-def _csv_record(header: list[str], cells: list[str]) -> dict[str, Any]:
+def _has_text(cells: list[str]) -> bool:
+    return any(map(str.strip, cells))
+
+
+def _record(header: list[str], cells: list[str]) -> dict[str, Any]:
     """Return the record with parsed answers; raise `ValueError` if it cannot be parsed."""
-    if len(cells) != len(header):
+    if len(cells) < len(header) or _has_text(cells[len(header) :]):
         raise ValueError(f"has {len(cells)} fields, the first row has {len(header)}")
-    record: dict[str, Any] = dict(zip(header, cells, strict=True))
-    for column in (*ANSWER_COLUMNS, "answer_start"):
-        if column in record:
-            record[column] = _parse_answers(record[column])
-    return {
-        name: cell for name, cell in record.items() if cell != "" or name not in ("id", "title")
-    }
+    return {name: _value(name, cell) for name, cell in zip(header, cells, strict=False)}
 
 
-def _parse_answers(cell: str) -> Any:
-    """Parse JSON, or Python literals as pandas prints them, with or without arrays.
+def _value(name: str, cell: str) -> Any:
+    """Return a cell; parsed if it holds answers or offsets that are more than a text."""
+    meaning = column(name)
+    if meaning in ANSWER_COLUMNS:
+        # pandas may write "nan" where there is no answer.
+        text = "" if cell.strip().lower() == "nan" else cell
+        return _parse(cell) if _ANSWERS.match(cell) else text
+    if meaning == "title" and not cell:
+        return None
+    return _parse(cell) if meaning == "answer_start" and _OFFSETS.match(cell) else cell
 
-    Other text is an answer itself; pandas may write "nan" where there is none.
-    """
-    if not cell.lstrip().startswith(("{", "[", "array(")):
-        return "" if cell.strip().lower() == "nan" else cell
+
+def _parse(cell: str) -> Any:
+    """Parse JSON, or Python literals as pandas prints them, with or without arrays."""
     try:
         return json.loads(cell)
     except (ValueError, RecursionError):
         pass
+    literal = cell.strip()
     try:
-        return ast.literal_eval(_Arrays().visit(ast.parse(cell.strip(), mode="eval")))
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        # An array in a cell of its own is printed without commas.
+        literal = _with_commas(literal) if literal.startswith("[") else literal
+        tree = ast.parse(literal, mode="eval")
+        return ast.literal_eval(_Arrays().visit(tree))
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError):
         raise ValueError("the answers are neither JSON nor Python literals") from None
+
+
+def _with_commas(literal: str) -> str:
+    """Put commas between the items of arrays, which NumPy prints as `['a' 'b']`."""
+    tokens = list(tokenize.generate_tokens(io.StringIO(literal).readline))
+    items = {tokenize.STRING, tokenize.NUMBER}
+    parts = [tokens[0].string]
+    for before, token in pairwise(token for token in tokens if token.type != tokenize.NL):
+        if before.type in items and token.type in items:
+            parts.append(",")
+        parts.append(token.string)
+    return "".join(parts)
 
 
 class _Arrays(ast.NodeTransformer):

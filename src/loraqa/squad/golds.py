@@ -5,7 +5,7 @@ from typing import Any
 
 from loraqa.squad.checks import Checks, Place
 
-_NOWHERE = ("", "nan", 0, -1, "0", "-1", "0.0", "-1.0")
+_NOWHERE = (0, -1)
 _TRUTH = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 
 
@@ -13,12 +13,13 @@ def answer_nodes(value: Any, place: Place, checks: Checks) -> list[Any] | None:
     """Return answers as in official JSON, a list of objects with `text` and `answer_start`.
 
     `value` is such a list or one of its objects; an object with two lists, as on the hub, or with
-    a text and a number; a list of texts; or a text. Empty texts without a place mean "no answer".
-    Report a problem and return None if the answers have another form.
+    a text and a number; a list of texts; or a text. A number is a text, because tables hold years
+    and amounts as numbers. Empty texts without a place mean "no answer". Report a problem and
+    return None if the answers have another form.
     """
     if is_absent(value):
         return []
-    if type(value) is str:
+    if type(_text(value)) is str:
         value = [value]
     if type(value) is dict:
         value = _from_columns(value, place, checks)
@@ -26,7 +27,7 @@ def answer_nodes(value: Any, place: Place, checks: Checks) -> list[Any] | None:
         value = None
     if value is None:
         return None
-    nodes = [{"text": each} if type(each) is str else each for each in value]
+    nodes = [_node(each) for each in value]
     return [] if all(map(_means_no_answer, nodes)) else nodes
 
 
@@ -44,10 +45,7 @@ def whole_number(value: Any) -> int | None:
 
 def truth(value: Any) -> Any:
     """Return True or False for the ways to write them, None for an empty cell, else `value`."""
-    text = str(value).strip().lower()
-    if is_absent(value) or text in ("", "nan"):
-        return None
-    return _TRUTH.get(text, value)
+    return None if is_empty(value) else _TRUTH.get(str(value).strip().lower(), value)
 
 
 def is_absent(value: Any) -> bool:
@@ -55,14 +53,41 @@ def is_absent(value: Any) -> bool:
     return value is None or (type(value) is float and math.isnan(value))
 
 
+def is_empty(value: Any) -> bool:
+    """Return whether a cell is empty: absent, or text that is blank or says "nan"."""
+    return is_absent(value) or (type(value) is str and value.strip().lower() in ("", "nan"))
+
+
+def _text(value: Any) -> Any:
+    """Return a text, also for a number and an absent value; other values as they are."""
+    if is_absent(value):
+        return ""
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    return str(value) if type(value) in (int, float) else value
+
+
+def _node(answer: Any) -> Any:
+    """Return an answer as an object; a value that is none as it is."""
+    if type(answer) is not dict:
+        text = _text(answer)
+        return {"text": text} if type(text) is str else answer
+    if "text" in answer and type(answer["text"]) is not str:
+        answer = answer | {"text": _text(answer["text"])}
+    if "start" in answer and "answer_start" not in answer:
+        # Label Studio and others call the offset `start`.
+        answer = answer | {"answer_start": answer["start"]}
+    return answer
+
+
 def _from_columns(columns: dict[str, Any], place: Place, checks: Checks) -> list[Any] | None:
     if "text" not in columns:
         checks.report(place, "'text' is missing")
         return None
     texts: Any = columns["text"]
-    starts: Any = columns.get("answer_start")
+    starts: Any = columns.get("answer_start", columns.get("start"))
     if type(texts) is not list:
-        return [{"text": "" if is_absent(texts) else texts, "answer_start": starts}]
+        return [{"text": texts, "answer_start": starts}]
     if is_absent(starts):
         starts = [None] * len(texts)
     elif type(starts) is not list and len(texts) <= 1:
@@ -72,16 +97,13 @@ def _from_columns(columns: dict[str, Any], place: Place, checks: Checks) -> list
     if len(texts) != len(starts):
         checks.report(place, f"'text' has {len(texts)} entries, 'answer_start' {len(starts)}")
         return None
-    return [
-        {"text": "" if is_absent(text) else text, "answer_start": start}
-        for text, start in zip(texts, starts, strict=True)
-    ]
+    pairs = zip(texts, starts, strict=True)
+    return [{"text": text, "answer_start": start} for text, start in pairs]
 
 
 def _means_no_answer(node: Any) -> bool:
     if type(node) is not dict or type(node.get("text")) is not str:
         return False
     start = node.get("answer_start")
-    start = start.strip().lower() if type(start) is str else start
-    known = type(start) in (str, int, float) and not is_absent(start)
-    return (is_absent(start) or (known and start in _NOWHERE)) and not node["text"].strip()
+    nowhere = is_empty(start) or whole_number(start) in _NOWHERE
+    return nowhere and not node["text"].strip()

@@ -8,8 +8,8 @@ from functools import cached_property
 from typing import Any
 
 from loraqa.errors import quote
-from loraqa.squad.checks import Checks, Place, Problem
-from loraqa.squad.golds import answer_nodes, is_absent, truth, whole_number
+from loraqa.squad.checks import MADE_ID, Checks, Place, Problem
+from loraqa.squad.golds import answer_nodes, is_absent, is_empty, truth, whole_number
 from loraqa.squad.lookalikes import LookAlikes, Occurrences
 from loraqa.squad.passage import Answer, Passage, Question, Version
 
@@ -66,7 +66,7 @@ class Intake(Checks):
         if not self.has_type(node, dict, place):
             self.skipped["questions"] += 1
             return
-        text = self._text(node, "question", place._replace(id=_given_id(node)))
+        text = self._text(node, "question", place._replace(id=given_id(node)))
         id = self._id(node, place, context, text)
         place = Place(place.path, place.record, id)
         found = None if context is None else self._answers(node, place, context)
@@ -87,9 +87,13 @@ class Intake(Checks):
             self.order.append(question.id)
             return True
         same = self._questions.get(context, {}).get(question.id)
-        if same is None or same.text != question.text or same.answerable != question.answerable:
-            first = first_use._replace(id=None)
+        first = first_use._replace(id=None)
+        if same is None or same.text != question.text:
             self.report(place, f"the id is already used by {first}")
+            return False
+        if same.answerable != question.answerable:
+            here, there = ("an", "none") if question.answerable else ("no", "one")
+            self.report(place, f"the question has {here} answer here, but {there} in {first}")
             return False
         self._questions[context][question.id] = Question(
             same.id, same.text, same.answers + question.answers, same.golds + question.golds
@@ -100,16 +104,16 @@ class Intake(Checks):
         self, node: dict[str, Any], place: Place, context: str | None, text: str | None
     ) -> str | None:
         """Return the id as text; made from context and question if there is none."""
-        given = _given_id(node)
+        given = given_id(node)
         if given is not None:
             return self._text({"id": given}, "id", place)
-        if not is_absent(node.get("id")):
+        if not is_empty(node.get("id")):
             self.has_type(node["id"], str, place.inside("id"))
             return None
         if context is None or text is None:
             return None
         content = json.dumps([context, text]).encode()
-        made = f"made-{hashlib.sha256(content).hexdigest()[:24]}"
+        made = f"{MADE_ID}{hashlib.sha256(content).hexdigest()[:24]}"
         self.made_ids.add(made)
         return made
 
@@ -187,7 +191,7 @@ class Intake(Checks):
         if not self._is_clean(text, "answer", place):
             return None
         given = node.get("answer_start")
-        if is_absent(given) or (type(given) is str and given.strip().lower() in ("", "nan")):
+        if is_empty(given):
             return text, None
         start = whole_number(given)
         if start is not None:
@@ -206,7 +210,8 @@ class Intake(Checks):
             return Answer(text, start)
         if self._finder.context != context:
             self._finder = _Finder(context)
-        spans = self._finder.spans(text, start)
+        # Without an offset, blanks around the text are not said to be in the context.
+        spans = self._finder.spans(text.strip() if start is None else text, start)
         if len(spans) == 1:
             (begin, end), *_ = spans
             answer = Answer(context[begin:end], begin)
@@ -239,9 +244,9 @@ class _Finder:
         return [there] if there else self._look_alikes.spans(text)
 
 
-def _given_id(node: dict[str, Any]) -> str | None:
-    """Return the id as text if it is text or a whole number."""
+def given_id(node: dict[str, Any]) -> str | None:
+    """Return the id as text if it is text that is not empty, or a whole number."""
     id = node.get("id")
     if type(id) is float and id.is_integer():
         id = int(id)
-    return str(id) if type(id) in (str, int) else None
+    return str(id) if type(id) in (str, int) and not is_empty(id) else None

@@ -15,15 +15,13 @@ from loraqa.squad.dataset import QADataset
 from loraqa.squad.delimited import read_csv
 from loraqa.squad.intake import Intake
 from loraqa.squad.official import read_articles, read_official, read_paragraphs
-from loraqa.squad.records import read_jsonl, read_rows
+from loraqa.squad.records import is_record, read_jsonl, read_rows
 from loraqa.squad.tables import Frame, read_arrow, read_frame, read_hub, read_parquet
 from loraqa.squad.text import BYTE_ORDER_MARK, decode, explain_json_error, read_bytes
 
 logger = logging.getLogger("loraqa")
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:.+)?")
-# The keys that tell an article, a paragraph or a row.
-_ONE = {"paragraphs", "qas", "question"}
 _SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".gz")
 
 
@@ -141,7 +139,7 @@ def _read_json(text: str, source: str, split: str, intake: Intake) -> None:
     try:
         document, end = json.JSONDecoder().raw_decode(text, _end_of_space(text, 0))
         end = _end_of_space(text, end)
-        if end < len(text) and not _is_record(document):
+        if end < len(text) and not (is_record(document) and "data" not in document):
             raise json.JSONDecodeError("Extra data", text, end)
     except (ValueError, RecursionError) as error:
         where, reason = explain_json_error(error)
@@ -161,11 +159,11 @@ def _read_document(document: Any, source: str, split: str, intake: Intake) -> No
             f"{source} is neither a JSON object nor a list; SQuAD's JSON is an object with "
             "'version' and 'data', JSON Lines have one object per line."
         )
-    elif "data" not in document and _ONE & document.keys():
+    elif "data" not in document and (_has(document, "paragraphs", "qas") or is_record(document)):
         _read_list([document], "", intake)
     elif "data" in document or not _splits(document):
         data = document.get("data")
-        if isinstance(data, list) and _are(data, "question", "qas"):
+        if isinstance(data, list) and (_are(data, "qas") or any(map(is_record, data))):
             _read_list(data, "data", intake)
         else:
             read_official(document, intake)
@@ -186,7 +184,11 @@ def _read_list(items: list[Any], name: str, intake: Intake) -> None:
 
 
 def _are(items: list[Any], *keys: str) -> bool:
-    return any(isinstance(item, dict) and item.keys() & set(keys) for item in items)
+    return any(_has(item, *keys) for item in items)
+
+
+def _has(item: Any, *keys: str) -> bool:
+    return isinstance(item, dict) and not item.keys().isdisjoint(keys)
 
 
 def _splits(document: dict[str, Any]) -> list[str]:
@@ -205,10 +207,6 @@ def _explain_splits(path: Path, splits: list[str]) -> str:
 
 def _end_of_space(text: str, start: int) -> int:
     return len(text) - len(text[start:].lstrip())
-
-
-def _is_record(document: Any) -> bool:
-    return isinstance(document, dict) and "data" not in document and "question" in document
 
 
 def _conclude(intake: Intake, source: str, on_bad: str) -> QADataset:

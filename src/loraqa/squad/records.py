@@ -1,22 +1,27 @@
 """Read records of one question each, as JSON has them; other formats bring theirs here.
 
 A record has the hub's columns: id, title, context, question, answers. For the answers there may be
-the columns `answer_text` (or `answer`) and `answer_start` instead.
+the columns `answer_text` (or `answer`) and `answer_start` instead. Only the letters of a column's
+name count, so "Answer Start" is `answer_start`.
 """
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
+from functools import lru_cache
 from typing import Any
 
 from loraqa.errors import InputError, some_of
 from loraqa.squad.checks import Place
-from loraqa.squad.golds import is_absent
-from loraqa.squad.intake import Intake
+from loraqa.squad.golds import is_empty
+from loraqa.squad.intake import Intake, given_id
 from loraqa.squad.text import explain_json_error
 
 # Columns that may hold the answers, the first that there is.
 ANSWER_COLUMNS = ("answers", "answer_text", "answer")
-KNOWN = {"id", "title", "context", "question", "answer_start", "is_impossible", *ANSWER_COLUMNS}
+_COLUMNS = ("id", "title", "context", "question", "answer_start", "is_impossible", *ANSWER_COLUMNS)
+# Tables that were flattened have a column for each part of the answers.
+_FLATTENED = {"answerstext": "answer_text", "answersanswerstart": "answer_start"}
+_BY_LETTERS = {name.replace("_", ""): name for name in _COLUMNS} | _FLATTENED
 
 
 def read_jsonl(text: str, intake: Intake) -> None:
@@ -40,18 +45,57 @@ def read_rows(rows: list[Any], name: str, intake: Intake) -> None:
         read_record(row, Place(record=f"{name}[{number}]"), intake)
 
 
-def require_columns(columns: Collection[str], source: str) -> None:
-    """Raise `InputError` if a table lacks a column that every table of questions needs."""
-    missing = [repr(column) for column in ("context", "question") if column not in columns]
-    if not any(column in columns for column in ANSWER_COLUMNS):
+@lru_cache
+def column(name: Hashable) -> str | None:
+    """Return the column that a name means; None if it means none."""
+    return _BY_LETTERS.get("".join(filter(str.isalnum, str(name).casefold())))
+
+
+def is_record(node: Any) -> bool:
+    """Return whether parsed JSON is an object with a question."""
+    return isinstance(node, dict) and "question" in map(column, node)
+
+
+def check_columns(names: Collection[Hashable], source: str, hint: str = "") -> None:
+    """Raise `InputError` if a table lacks a column, or has one twice.
+
+    Args:
+        names: the names of all columns.
+        source: the table's name, for the message.
+        hint: what else may be wrong, for the message.
+    """
+    try:
+        known = _known_columns(tuple(names))
+    except ValueError as error:
+        raise InputError(f"{source}: {error}; rename or remove one.") from None
+    missing = [repr(name) for name in ("context", "question") if name not in known]
+    if not known.keys() & set(ANSWER_COLUMNS):
         missing.append("'answers'")
     if missing:
-        given = some_of([repr(column) for column in columns], 12) or "none"
+        given = some_of([repr(name) for name in names], 12) or "none"
         raise InputError(
             f"{source} has no column {' or '.join(missing)}; a table of questions needs the "
-            f"columns context, question, and answers (or answer_text, or answer), with commas, "
-            f"semicolons or tabs between them in a CSV file, but this one has {given}."
+            f"columns context, question, and answers (or answer_text, or answer){hint}, but this "
+            f"one has {given}."
         )
+
+
+@lru_cache
+def _known_columns(names: tuple[Hashable, ...]) -> dict[str, Hashable]:
+    """Return the names of the columns that mean something, by what they mean.
+
+    Raises `ValueError` if two names mean the same and none is written in the standard way.
+    """
+    known: dict[str, Hashable] = {}
+    for meaning in _COLUMNS:
+        means = [name for name in names if column(name) == meaning]
+        if not means:
+            continue
+        name, *others = [name for name in means if name == meaning] or means
+        if others:
+            raise ValueError(f"the columns {name!r} and {others[0]!r} both mean {meaning!r}")
+        known[meaning] = name
+    return known
 
 
 def read_record(record: Any, place: Place, intake: Intake) -> None:
@@ -59,36 +103,31 @@ def read_record(record: Any, place: Place, intake: Intake) -> None:
     if not intake.has_type(record, dict, place):
         intake.skipped["rows"] += 1
         return
-    if type(record.get("id")) in (str, int):
-        place = place._replace(id=str(record["id"]))
+    try:
+        known = _known_columns(tuple(record))
+    except ValueError as error:
+        intake.report(place, str(error))
+        intake.skipped["rows"] += 1
+        return
+    record = {meaning: record[name] for meaning, name in known.items()}
+    place = place._replace(id=given_id(record))
     context, title = intake.context(record, place), intake.title(record, place)
-    question = {key: record[key] for key in ("id", "question") if key in record}
-    if any(column in record for column in ANSWER_COLUMNS):
+    question = {key: record[key] for key in ("id", "question", "is_impossible") if key in record}
+    if known.keys() & set(ANSWER_COLUMNS):
         question["answers"] = _answers(record)
-    if "is_impossible" in record:
-        question["is_impossible"] = record["is_impossible"]
     intake.question(question, place, context, title)
 
 
 def _answers(record: dict[str, Any]) -> Any:
     """Return the answers of a record; texts with the offsets of the column `answer_start`."""
     # Tables that were joined have the columns of both, and only one of them is filled in a row.
-    columns = [column for column in ANSWER_COLUMNS if not _is_empty(record.get(column))]
+    columns = [name for name in ANSWER_COLUMNS if not _holds_nothing(record.get(name))]
     answers = record[columns[0]] if columns else None
-    if columns and columns[0] != "answers":
-        answers = _as_text(answers)
     held = answers if type(answers) is list else [answers]
     if "answer_start" not in record or any(type(answer) is dict for answer in held):
         return answers
     return {"text": answers, "answer_start": record["answer_start"]}
 
 
-def _is_empty(cell: Any) -> bool:
-    return is_absent(cell) or cell in ("", [])
-
-
-def _as_text(cell: Any) -> Any:
-    """Return a number as text, because tables hold years and amounts as numbers."""
-    if type(cell) is float and cell.is_integer():
-        cell = int(cell)
-    return str(cell) if type(cell) in (int, float) else cell
+def _holds_nothing(cell: Any) -> bool:
+    return is_empty(cell) or cell == []

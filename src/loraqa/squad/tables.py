@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from loraqa.errors import InputError, in_a_line
 from loraqa.squad.checks import Place
 from loraqa.squad.intake import Intake
-from loraqa.squad.records import read_record, require_columns
+from loraqa.squad.records import check_columns, read_record
 
 
 def read_parquet(data: bytes, source: str, intake: Intake) -> None:
@@ -61,19 +61,24 @@ class Frame(Protocol):
 
 def read_frame(table: list[dict[str, Any]] | Frame, source: str, intake: Intake) -> None:
     """Pass every record of a list of dicts or of a pandas DataFrame to `intake`."""
+    if isinstance(table, list):
+        names = list(dict.fromkeys(name for row in table if isinstance(row, dict) for name in row))
+    else:
+        names = list(table.columns)
+    check_columns(names, source)
     records = table if isinstance(table, list) else table.to_dict("records")
-    if not isinstance(table, list):
-        require_columns(list(table.columns), source)
     for number, record in enumerate(records):
         read_record(_plain(record), Place(record=f"row {number}"), intake)
 
 
 def _plain(value: Any) -> Any:
-    """Return NumPy's arrays and scalars, at any depth, as plain Python values."""
+    """Return values of NumPy and pandas, at any depth, as plain Python values."""
     if isinstance(value, dict):
         return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
+    if type(value).__name__ in ("NAType", "NaTType"):
+        return None
     return _plain(value.tolist()) if hasattr(value, "tolist") else value
 
 
@@ -110,6 +115,6 @@ def _download(name: str, split: str) -> tuple[list[str], list[dict[str, Any]]]:
 def _read_table(
     columns: Collection[str], records: list[dict[str, Any]], source: str, intake: Intake
 ) -> None:
-    require_columns(columns, source)
+    check_columns(columns, source)
     for number, record in enumerate(records):
         read_record(record, Place(record=f"row {number}"), intake)
