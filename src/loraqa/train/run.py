@@ -39,7 +39,7 @@ from loraqa.files import (
     write_text,
 )
 from loraqa.train.manifest import newest_copy, saved_steps
-from loraqa.train.settings import RunSettings, differences, load_settings
+from loraqa.train.settings import RunSettings, differences, dotted, load_settings
 
 if TYPE_CHECKING:
     from loraqa.train.checkpoint import TrainState
@@ -51,7 +51,7 @@ Record = Mapping[str, Any]
 # The parts of data.json, as messages call them.
 _NAMES = {"train": "the training data", "dev": "the dev data", "template": "the template"}
 
-# The part of data.json that holds the hash of the settings file with which the run began.
+# The part of data.json that holds the hash of the settings with which the run began.
 _SETTINGS = "settings"
 
 # Settings that may change when a run is resumed: they bound memory, disk and time, or say where the
@@ -176,7 +176,7 @@ class RunDirectory:
         self.texts = {
             self.settings_file.name: settings.to_yaml(),
             self.environment_file.name: to_json(environment),
-            self.data_file.name: to_json({_SETTINGS: _hash(settings.to_yaml()), **data}),
+            self.data_file.name: to_json({**data, _SETTINGS: data.get(_SETTINGS, _hash(settings))}),
         }
         for name, text in self.texts.items():
             write_text(self.path / name, text)
@@ -226,17 +226,17 @@ class RunDirectory:
     def _last_settings(self, began: Record) -> RunSettings:
         """Return the settings of the newest checkpoint; without one, those in the settings file.
 
-        A warning says if that file is not the one with which the run began.
+        A warning says if these are not the settings that the run began with.
         """
         if copy := newest_copy(self.checkpoints, self.settings_file.name):
             return load_settings([copy])
-        now = _hash(self.settings_file.read_text(encoding="utf-8"))
-        if began.get(_SETTINGS, now) != now:
+        settings = self.settings()
+        if began.get(_SETTINGS, _hash(settings)) != _hash(settings):
             logger.warning(
                 f"{self.settings_file} was changed since the run began, and no checkpoint holds a "
                 "copy; the run goes on with what it says now."
             )
-        return self.settings()
+        return settings
 
     def append(self, record: Record) -> None:
         """Add a line to the metrics."""
@@ -379,8 +379,14 @@ def _changed_parts(before: Record, now: Record) -> list[str]:
     ]
 
 
-def _hash(text: str) -> dict[str, str]:
-    return {"sha256": hashlib.sha256(text.encode()).hexdigest()}
+def _hash(settings: RunSettings) -> dict[str, str]:
+    """Return the SHA-256 of the settings that change the result, if only by rounding."""
+    values = {
+        key: value
+        for key, value in dotted(settings).items()
+        if key in _ROUNDING or not key.startswith(_FREE_ON_RESUME)
+    }
+    return {"sha256": hashlib.sha256(json.dumps(values).encode()).hexdigest()}
 
 
 def _fingerprint(part: Record | None) -> str | None:

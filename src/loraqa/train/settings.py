@@ -200,9 +200,14 @@ def parse_settings(values: Mapping[str, Any]) -> RunSettings:
         raise InputError(" ".join(_explanations(error.errors()))) from None
 
 
+def dotted(settings: RunSettings) -> dict[str, Any]:
+    """Return the settings by dotted key, such as "lora.rank"."""
+    return dict(_leaves(settings.model_dump(mode="json")))
+
+
 def differences(before: RunSettings, after: RunSettings) -> dict[str, tuple[Any, Any]]:
     """Return the dotted keys in which two settings differ, with both values."""
-    old, new = (dict(_leaves(settings.model_dump(mode="json"))) for settings in (before, after))
+    old, new = dotted(before), dotted(after)
     return {key: (old[key], new[key]) for key in old if old[key] != new[key]}
 
 
