@@ -752,6 +752,23 @@ def test_ctrl_c_before_a_command_runs_shows_no_traceback(
     assert call() == (130, "", "")
 
 
+@pytest.mark.parametrize("number", [SIGINT, SIGTERM])
+def test_every_command_says_that_it_was_stopped(
+    run: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """It waits for its text at a pipe that nobody writes to."""
+    os.mkfifo(tmp_path / "text")
+    words = ["ask", str(run), "--context-file", str(tmp_path / "text"), "Who?"]
+    command = [sys.executable, "-m", "loraqa.cli", *words]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as it:
+        # Opening waits until the command has opened the pipe to read.
+        writing = os.open(tmp_path / "text", os.O_WRONLY)
+        it.send_signal(number)
+        assert it.communicate(timeout=60)[1] == f"loraqa: Stopped by {number.name}.\n"
+        os.close(writing)
+    assert it.returncode == 128 + number
+
+
 def test_a_second_ctrl_c_does_not_interrupt_the_cleaning_up(
     call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,10 +5,12 @@ them. A wrong path is reported at once.
 """
 
 import json
+import os
 import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -547,7 +549,7 @@ def main() -> NoReturn:
     """Run the command line. Every error is one sentence, and the exit status says its kind."""
     show_notices()
     # By default Python would end at once and leave temporary files.
-    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGTERM, _terminate)
     # A process in the background ignores Ctrl-C.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
@@ -556,19 +558,31 @@ def main() -> NoReturn:
     except (LoraqaError, OSError) as error:
         _fail(*explain(error))
     except KeyboardInterrupt:
-        _end(signal.SIGINT)
+        raise SystemExit(_status_of(signal.SIGINT)) from None
     raise SystemExit(0)
 
 
-def _end(number: int, *_: object) -> NoReturn:
-    """End with the exit status that shells use for a process stopped by a signal."""
-    raise SystemExit(128 + number)
+def _terminate(number: int, *_: object) -> NoReturn:
+    _say_stopped(number)
+    raise SystemExit(_status_of(number))
 
 
-def _interrupt(*_: object) -> NoReturn:
+def _interrupt(number: int, *_: object) -> NoReturn:
     """Raise `KeyboardInterrupt` once; a further Ctrl-C would interrupt the cleaning up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(number, signal.SIG_IGN)
+    _say_stopped(number)
     raise KeyboardInterrupt
+
+
+def _status_of(number: int) -> int:
+    """Return the exit status that shells use for a process stopped by a signal."""
+    return 128 + number
+
+
+def _say_stopped(number: int) -> None:
+    # Not by `sys.stderr`, which the signal may have interrupted while it was writing.
+    with suppress(OSError):
+        os.write(2, f"loraqa: Stopped by {signal.Signals(number).name}.\n".encode())
 
 
 def _fail(message: str, status: int) -> NoReturn:
