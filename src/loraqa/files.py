@@ -156,12 +156,20 @@ def cache_folder(name: str) -> Path:
 
 
 def keep_newest(folder: Path, pattern: str, count: int) -> None:
-    """Remove all but the newest `count` files that match a glob pattern in `folder`."""
+    """Remove all but the newest `count` files or folders that match a glob pattern in `folder`."""
     # Another process may do the same, or the folder may not be writable.
     with suppress(OSError):
         files = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime)
         for path in files[:-count]:
-            path.unlink(missing_ok=True)
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with everything in it, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def make_folder(path: Path) -> None:

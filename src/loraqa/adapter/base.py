@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from loraqa.adapter.info import BaseInfo
 from loraqa.errors import InputError
 from loraqa.files import sha256
+from loraqa.model.folder import is_local
 from loraqa.model.folder import weights as weights_files
+from loraqa.model.gguf import is_gguf
 from loraqa.model.source import model_folder
 from loraqa.prompt.segments import SegmentTokenizer
 
@@ -45,7 +47,7 @@ def describe_base(
     """Describe a base model: its commit if it is from the hub, and everything that it consists of.
 
     Args:
-        source: the folder or the name on the hub that the model was loaded from.
+        source: the folder, GGUF file or name on the hub that the model was loaded from.
         model: the loaded model.
         tokenizer: its tokenizer.
         revision: the branch, tag or commit that was asked for.
@@ -53,7 +55,7 @@ def describe_base(
         weights: the result of `weights_hash`, if it is known; otherwise it is computed.
     """
     given = Path(source).expanduser()
-    local = given.is_dir()
+    local = is_local(given)
     folder = model_folder(source, revision)
     # The folder of a download is named after its commit.
     commit = folder.name if folder else revision
@@ -69,12 +71,15 @@ def describe_base(
 
 
 def weights_hash(source: str | Path, revision: str | None = None) -> str | None:
-    """Return the SHA-256 of a model's weights, as in `BaseInfo`.
+    """Return the SHA-256 of a model's weights, as in `BaseInfo`; of a GGUF file, that of the file.
 
     Returns:
         The hash in hex; None if files of the weights are missing, or do not have transformers'
         names.
     """
+    given = Path(source).expanduser()
+    if is_gguf(given):
+        return sha256(given)
     folder = model_folder(source, revision)
     if folder is None:
         return None

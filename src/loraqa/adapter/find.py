@@ -3,7 +3,7 @@
 1. A folder with `adapter/adapter_config.json` is a finished run, and stands for that adapter.
 2. A folder with `adapter_config.json` is an adapter, even if it also holds a model. Its base is
    what `--base` says, or else `loraqa.json`, or else `adapter_config.json`.
-3. A folder with `config.json` is a model.
+3. A folder with `config.json` is a model, and so is a GGUF file.
 
 Where only a base model can be given (`--model`, `--base`), the adapter files in its folder do not
 count. What else is installed, such as PEFT, makes no difference.
@@ -15,15 +15,19 @@ from pathlib import Path
 
 from loraqa.errors import InputError
 from loraqa.lora.settings import ADAPTER_CONFIG
-from loraqa.model.folder import CONFIG, check_no_file
+from loraqa.model.folder import CONFIG, check_model_path, check_no_file, is_local
+from loraqa.model.gguf import ENDING
 
-_CHOICE = "a finished run, the folder of an adapter or of a model, or a model's name on the hub"
+_CHOICE = (
+    "a finished run, the folder of an adapter or of a model, a GGUF file, or a model's name on the "
+    "hub"
+)
 
 
 def check_source(source: str | Path) -> None:
     """Raise `InputError` if there is no model or adapter to load, before other work is done."""
     folder = Path(source).expanduser()
-    if find_adapter_or_model(folder) is None and not folder.is_dir():
+    if find_adapter_or_model(folder) is None and not is_local(folder):
         from loraqa.model.source import load_tokenizer
 
         load_tokenizer(source)
@@ -55,12 +59,12 @@ def find_adapter(folder: Path) -> Path | None:
 
 
 def find_adapter_or_model(folder: Path) -> Path | None:
-    """Return the adapter folder, or None if `folder` is a model, in a folder or on the hub.
+    """Return the adapter folder, or None if `folder` is a model: a folder, a file or on the hub.
 
     Raises:
         InputError: `folder` holds neither an adapter nor a model.
     """
-    check_no_file(folder, _CHOICE)
+    check_model_path(folder, _CHOICE)
     adapter = find_adapter(folder)
     if adapter is None and folder.is_dir() and not (folder / CONFIG).exists():
         raise InputError(
@@ -81,6 +85,6 @@ def _instead_of(folder: Path) -> str:
         return f"give {path.parents[1]}"
     if (folder / "settings.yaml").exists():
         return f"finish the run with `loraqa train --out {folder} --resume`, or give another folder"
-    if next(folder.glob("*.gguf"), None):
-        return "it holds a GGUF file, which loraqa does not read yet: give the original model"
+    for path in sorted(folder.glob(f"*{ENDING}")):
+        return f"give {path}"
     return "give another folder"

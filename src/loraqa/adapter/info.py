@@ -30,11 +30,11 @@ class BaseInfo(BaseModel):
     """The base model that an adapter belongs to.
 
     Attributes:
-        source: full path of the model's folder, or its name on the hub.
-        revision: commit of a model from the hub; None for a folder.
+        source: full path of the model's folder or GGUF file, or its name on the hub.
+        revision: commit of a model from the hub; None for a folder or file.
         dtype: dtype of the weights, such as "float32".
         random_weights: whether the weights are random and not loaded, as for `load_base`.
-        sha256: hash of the weights' file, or of the hashes of its shards if it has several.
+        sha256: hash of the weights' file or GGUF file, or of the hashes of several shards.
         config: the model's configuration, without keys that change nothing.
         tokenizer_sha256: hash of everything that decides which ids a text gets.
 

@@ -20,7 +20,7 @@ from loraqa.files import (
 )
 from loraqa.lora.adapter import save_adapter
 from loraqa.lora.merge import merge_and_unload
-from loraqa.model.source import no_bars
+from loraqa.model.quiet import no_bars
 
 # The adapter's model card, beside the merged model's card.
 _ADAPTER_CARD = "adapter.md"

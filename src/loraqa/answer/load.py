@@ -13,6 +13,7 @@ from loraqa.adapter.info import INFO, AdapterInfo, BaseInfo, read_adapter_info
 from loraqa.errors import InputError
 from loraqa.lora.adapter import load_adapter
 from loraqa.lora.peft_config import PeftConfig
+from loraqa.model.folder import is_local
 from loraqa.model.load import load_base
 from loraqa.model.source import position_limit
 from loraqa.prompt.defaults import DEFAULT_MAX_ANSWER_TOKENS, DEFAULT_STRIDE
@@ -41,7 +42,7 @@ def load_model(
     """Load a run, an adapter folder, a merged model, or a model that was not fine-tuned.
 
     Args:
-        source: a folder, or the name of a model on the hub.
+        source: a folder, a GGUF file, or the name of a model on the hub.
         base: the base model, if it moved or the adapter does not name one.
         dtype: as for `load_base`; None is the dtype that the adapter was trained with, but float32
             for bfloat16 if the device does not compute in it.
@@ -142,7 +143,7 @@ def _named_base(folder: Path, info: AdapterInfo | None) -> tuple[str, str | None
         source, revision = config.base_model_name_or_path or "", config.revision
     if not source:
         raise InputError(f"{folder} does not name its base model; name it with --base.")
-    if Path(source).is_absolute() and not Path(source).is_dir():
+    if Path(source).is_absolute() and not is_local(Path(source)):
         raise InputError(
             f"The base model of {folder}, {source}, does not exist; say where it is with --base."
         )

@@ -1,4 +1,4 @@
-"""The files of a model's folder: which there are, and which of them is missing or broken.
+"""What is given as a model: its folder, and which files of it are missing or broken.
 
 A broken file is named here, because the libraries that read it name only what they stumbled over.
 Importing this loads nothing large.
@@ -11,25 +11,46 @@ from typing import Any
 from loraqa.errors import InputError, in_a_line, some_of
 from loraqa.files import looks_like_a_path, read_json
 from loraqa.lora.settings import ADAPTER_CONFIG
+from loraqa.model.gguf import ENDING, check_gguf, is_gguf
 
 CONFIG = "config.json"
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _CHOICE = (
-    "a folder with config.json, model.safetensors and the tokenizer, or a model's name on the hub"
+    "a folder with config.json, model.safetensors and the tokenizer, a GGUF file, or a model's "
+    "name on the hub"
 )
 _AGAIN = "copy it again from where the model came from"
 # A tokenizer is one of these files, and more files beside some of them.
 _TOKENIZERS = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "*.tiktoken", "tekken.json")
 _TOKENIZER_OPTIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 # No model on the hub has a name with one of these endings, so it is the name of a file.
-_FILE_ENDINGS = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json", ".yaml")
+_FILE_ENDINGS = (ENDING, ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json", ".yaml")
 
 
-def check_no_file(source: str | Path, choice: str = _CHOICE) -> None:
-    """Raise `InputError` if `source` is neither a folder nor what a name on the hub may be.
+def is_local(path: Path) -> bool:
+    """Return whether a model lies on this machine: in a folder, or in a GGUF file."""
+    return path.is_dir() or is_gguf(path)
+
+
+def check_model_path(source: str | Path, choice: str = _CHOICE) -> None:
+    """Raise `InputError` if `source` is no folder, no GGUF file, and can be no name on the hub.
 
     Args:
         source: what was given as a model.
+        choice: what can be given, for the message.
+    """
+    path = Path(source).expanduser()
+    if is_gguf(path):
+        check_gguf(path)
+    else:
+        check_no_file(source, choice)
+
+
+def check_no_file(source: str | Path, choice: str) -> None:
+    """Raise `InputError` if `source` is neither a folder nor what a name on the hub may be.
+
+    Args:
+        source: what was given as a model or an adapter.
         choice: what can be given, for the message.
     """
     path = Path(source).expanduser()
@@ -38,7 +59,8 @@ def check_no_file(source: str | Path, choice: str = _CHOICE) -> None:
     if path.exists():
         raise InputError(f"{source} is {_kind(path)}; give {choice}.")
     if looks_like_a_path(str(source)) or path.suffix.lower() in _FILE_ENDINGS:
-        raise InputError(f"There is no folder {source}; give {choice}.")
+        kind = "file" if path.suffix.lower() == ENDING else "folder"
+        raise InputError(f"There is no {kind} {source}; give {choice}.")
 
 
 def check_folder(folder: Path) -> None:
@@ -119,20 +141,15 @@ def read_object(path: Path) -> Mapping[str, Any]:
 
 def _kind(path: Path) -> str:
     """Say what a file is that was given instead of a folder."""
-    if path.suffix.lower() == ".gguf":
-        return (
-            "a GGUF file, and loraqa does not read GGUF yet: it needs the model that the file was "
-            "made from, in transformers' format"
-        )
-    return "a file, not a model's folder"
+    return "a base model" if path.suffix.lower() == ENDING else "a file, not a model's folder"
 
 
 def _instead(folder: Path) -> str:
     """Say what a folder holds instead of a model."""
     if (folder / ADAPTER_CONFIG).exists() or (folder / "adapter" / ADAPTER_CONFIG).exists():
         return ": it holds an adapter, which needs a base model"
-    if next(folder.glob("*.gguf"), None):
-        return ": it holds a GGUF file, and loraqa does not read GGUF yet"
+    for path in folder.glob(f"*{ENDING}"):
+        return f", but a GGUF file, which is given by its own path, {path}"
     if next(folder.glob("pytorch_model*.bin"), None):
         return (
             ", only a pickle, which can run code when it is read; save the model again with "

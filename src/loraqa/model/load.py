@@ -52,8 +52,8 @@ def load_model(
     """Load a causal language model in eval mode.
 
     Args:
-        source: a local folder in transformers' layout, or a model's name on the hub. A folder
-            never touches the network.
+        source: a local folder in transformers' layout, a GGUF file, or a model's name on the hub.
+            A folder or file never touches the network.
         dtype: "float32", "bfloat16", "float64", or "auto": bfloat16 if the device computes in it,
             else float32.
         device: a torch device, or "auto": a GPU if there is one, else the CPU.

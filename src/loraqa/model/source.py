@@ -1,16 +1,23 @@
-"""Where a base model comes from: a local folder, or a name on the hub.
+"""Where a base model comes from: a local folder, a GGUF file, or a name on the hub.
 
 Large libraries are imported only when something is loaded, so a wrong path is reported at once.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from loraqa.errors import InputError, LoraqaError, in_a_line
-from loraqa.model.folder import CONFIG, check_folder, check_no_file, check_tokenizer, check_weights
+from loraqa.model.folder import (
+    CONFIG,
+    check_folder,
+    check_model_path,
+    check_tokenizer,
+    check_weights,
+)
+from loraqa.model.gguf import converted, is_gguf
+from loraqa.model.quiet import no_bars, no_report
 from loraqa.prompt.segments import SegmentTokenizer
 
 # Models that state no limit, such as those with ALiBi, get GPT-2's.
@@ -31,14 +38,22 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> tuple[Seg
 
 
 def model_folder(source: str | Path, revision: str | None = None) -> Path | None:
-    """Return the folder of a model: its own, or its download in the hub's cache, if any."""
-    given = Path(source).expanduser()
-    if given.is_dir():
-        return given
+    """Return the folder of a model, or None if it is on the hub and was not downloaded.
+
+    The folder of a GGUF file is in loraqa's cache, that of a download in the hub's.
+    """
+    if folder := _local_folder(Path(source).expanduser()):
+        return folder
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(str(source), CONFIG, revision=revision)
     return Path(config).parent if isinstance(config, str) else None
+
+
+def _local_folder(path: Path) -> Path | None:
+    if is_gguf(path):
+        return converted(path)
+    return path if path.is_dir() else None
 
 
 def position_limit(config: Any) -> int:
@@ -63,22 +78,23 @@ def choose_max_length(wanted: int | None, config: Any) -> int:
 
 
 class ModelSource:
-    """A folder, or a name on the hub.
+    """A folder, a GGUF file, or a name on the hub.
 
     Raises:
-        InputError: the source is a path, but no model's folder, or config.json is broken.
+        InputError: the source is a path, but no model's, or config.json is broken.
     """
 
     def __init__(self, source: str | Path, revision: str | None = None) -> None:
         self.name = str(source)
         self.revision = revision
         if not self.name:
-            raise InputError("The model's name is empty; give a folder, or a name on the hub.")
-        check_no_file(source)
-        folder = Path(source).expanduser()
-        self.is_folder = folder.is_dir()
-        if self.is_folder:
-            check_folder(folder)
+            raise InputError(
+                "The model's name is empty; give a folder, a GGUF file, or a name on the hub."
+            )
+        check_model_path(source)
+        self.path = Path(source).expanduser()
+        if self.path.is_dir():
+            check_folder(self.path)
 
     def config(self) -> Any:
         """Return the model's configuration. Raises `InputError` if it is not a causal model's."""
@@ -94,7 +110,10 @@ class ModelSource:
 
         if self._folder:
             check_tokenizer(self._folder)
-        return self._load("tokenizer", AutoTokenizer)
+        tokenizer = self._load("tokenizer", AutoTokenizer)
+        if not self.path.is_dir():
+            tokenizer.name_or_path = self.name
+        return tokenizer
 
     def model(self, **options: Any) -> tuple[Any, Any]:
         """Return the causal language model, and what its files lack or hold beside it.
@@ -109,7 +128,7 @@ class ModelSource:
 
         if self._folder:
             check_weights(self._folder)
-        with _no_report():
+        with no_report():
             model, report = self._load(
                 "weights",
                 AutoModelForCausalLM,
@@ -119,8 +138,8 @@ class ModelSource:
                 adapter_kwargs={"subfolder": ".no-adapter"},
                 **options,
             )
-        # A download's folder is no name for others to find the model by.
-        if not self.is_folder:
+        # A folder in a cache is no name for others to find the model by.
+        if not self.path.is_dir():
             model.name_or_path = model.config.name_or_path = self.name
         return model, report
 
@@ -149,12 +168,12 @@ class ModelSource:
 
     @cached_property
     def _folder(self) -> Path | None:
-        """The model's folder: its own, or its download if the hub is out of reach.
+        """The model's folder: its own, a GGUF file's, or its download if the hub is out of reach.
 
         Given a name, transformers would ask the hub for each file, and retry for minutes.
         """
-        if self.is_folder:
-            return Path(self.name).expanduser()
+        if folder := _local_folder(self.path):
+            return folder
         if self._hub_answers():
             return None
         folder = model_folder(self.name, self.revision)
@@ -209,30 +228,3 @@ def _check_causal(config: Any) -> None:
         f"The model is not a causal language model: a {kind} model {reason}; choose one that "
         "writes text from left to right, such as GPT-2, Llama or Qwen."
     )
-
-
-@contextmanager
-def _no_report() -> Iterator[None]:
-    """Hide transformers' table of tensors that are missing or left out: `load` tells of them."""
-    from transformers.utils import logging as transformers_logging
-
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-
-
-@contextmanager
-def no_bars() -> Iterator[None]:
-    """Hide transformers' progress bars, because reading or writing a folder is quick."""
-    from transformers.utils import logging as transformers_logging
-
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from loraqa.adapter.base import weights_hash
+from loraqa.model.folder import is_local
 from loraqa.model.source import ModelSource, choose_max_length, load_tokenizer
 from loraqa.prompt.encode import Encoded, EncodingCounts, PromptEncoder
 from loraqa.prompt.segments import SegmentTokenizer
@@ -105,12 +106,12 @@ class Preparation:
 
 
 def base_hash(settings: "RunSettings") -> str | None:
-    """Return the hash of the weights of a base model in a folder; random weights have none.
+    """Return the hash of the weights of a base model on this machine; random weights have none.
 
     A model of the hub may still be downloaded, or change until it is loaded.
     """
     source = settings.model.source
-    if settings.model.random_weights or not Path(source).expanduser().is_dir():
+    if settings.model.random_weights or not is_local(Path(source).expanduser()):
         return None
     return weights_hash(source)
 

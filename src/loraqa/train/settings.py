@@ -21,6 +21,7 @@ from pydantic_core import ErrorDetails
 
 from loraqa.errors import InputError, in_a_line, quote, shortened
 from loraqa.lora.settings import LoraSettings
+from loraqa.model.folder import is_local
 from loraqa.prompt.defaults import DEFAULT_STRIDE
 from loraqa.prompt.template import DEFAULT_TEMPLATE, Template
 
@@ -37,7 +38,7 @@ class ModelSettings(_Group):
     """The base model."""
 
     source: str
-    """A local folder, or a model's name on the hub."""
+    """A local folder, a GGUF file, or a model's name on the hub."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
@@ -155,7 +156,7 @@ class RunSettings(_Group):
 
     def with_full_paths(self) -> "RunSettings":
         """Return the settings with absolute paths, valid in any working directory."""
-        model = {"source": _full_path(self.model.source, Path.is_dir)}
+        model = {"source": _full_path(self.model.source, is_local)}
         data = {
             "train": _full_path(self.data.train, Path.exists),
             "dev": self.data.dev and _full_path(self.data.dev, Path.exists),
@@ -211,10 +212,10 @@ def differences(before: RunSettings, after: RunSettings) -> dict[str, tuple[Any,
     return {key: (old[key], new[key]) for key in old if old[key] != new[key]}
 
 
-def _full_path(source: str, is_local: Callable[[Path], bool]) -> str:
+def _full_path(source: str, is_there: Callable[[Path], bool]) -> str:
     """Return a local path as an absolute one; return hub names and empty names unchanged."""
     path = Path(source).expanduser()
-    return str(path.resolve()) if source and is_local(path) else source
+    return str(path.resolve()) if source and is_there(path) else source
 
 
 _GROUPS = {
