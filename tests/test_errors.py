@@ -24,6 +24,8 @@ from loraqa.errors import (
         (ValueError("too long."), "too long"),
         (ValueError("\nno compiler!\nand much more"), "no compiler"),
         (ValueError(), "ValueError"),
+        (ValueError("Not valid:\n  too long.\nmore"), "Not valid: too long"),
+        (KeyError("swish"), "there is no 'swish'"),
     ],
 )
 def test_the_summary_is_the_first_line_of_the_message(problem: Exception, line: str) -> None:

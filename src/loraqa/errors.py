@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import re
 from collections.abc import Collection
 from itertools import islice
 from pathlib import Path
@@ -86,9 +87,15 @@ def some_of(names: Collection[str], most: int = 5) -> str:
 
 
 def in_a_line(problem: Exception) -> str:
-    """Return an exception's first line, for a message; for a compiler's error that of its cause."""
+    """Return an exception's first line, for a message; for a compiler's error that of its cause.
+
+    A line that ends with a colon only announces the next one.
+    """
     cause = getattr(problem, "inner_exception", problem)
-    return (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(".!")
+    if isinstance(cause, KeyError):
+        return f"there is no {cause}"
+    lines = re.sub(r":\s*\n\s*", ": ", str(cause).strip()) or type(cause).__name__
+    return lines.splitlines()[0].rstrip(".!")
 
 
 def quote(text: str, most: int = 60) -> str:

@@ -85,7 +85,7 @@ def header_length_of(size: int) -> bytes:
         ("config.json", b"[]", "config.json is not a JSON object; copy it again"),
         ("config.json", b"{}", "config.json names no model_type; copy it again"),
         ("config.json", b'{"model_type": "gpt7"}', "configuration .*gpt7"),
-        ("model.safetensors", None, "holds no weights, model.safetensors"),
+        ("model.safetensors", None, "holds no weights, model.safetensors; copy it again"),
         ("model.safetensors", b"", "model.safetensors is not a complete safetensors file"),
         ("model.safetensors", b"cut off", "model.safetensors is not a complete safetensors"),
         ("model.safetensors", header_length_of(10**15), "is not a complete .*; copy it again"),
@@ -120,6 +120,14 @@ def test_cut_weights_are_named(tiny_folder: Path, tmp_path: Path) -> None:
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[:-9])
     with pytest.raises(InputError, match=f"{folder}/model.safetensors is not a complete"):
+        load_base(folder)
+
+
+def test_weights_that_cannot_be_read_are_named(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()
+    with pytest.raises(OSError, match=f"{folder}/model.safetensors cannot be read"):
         load_base(folder)
 
 

@@ -72,7 +72,7 @@ def test_a_model_too_large_is_told_in_a_sentence(
     def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr("loraqa.model.load.ModelSource.model", full)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", full)
     monkeypatch.setattr("loraqa.model.choose._alone", full)
     with pytest.raises(LoraqaError, match=rf"^Out of memory {where} \(CUDA out of memory\)"):
         call(tiny_folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loraqa.errors import InputError, in_a_line, some_of
-from loraqa.files import looks_like_a_path, read_json
+from loraqa.files import looks_like_a_path, naming, read_json
 from loraqa.lora.settings import ADAPTER_CONFIG
 from loraqa.model.gguf import ENDING, check_gguf, is_gguf
 
@@ -96,7 +96,7 @@ def check_weights(folder: Path) -> None:
 
     for path in weights(folder):
         try:
-            with safe_open(path, "np"):
+            with naming(path, "read"), safe_open(path, "np"):
                 pass
         except SafetensorError as error:
             raise InputError(
@@ -114,7 +114,9 @@ def weights(folder: Path) -> list[Path]:
         return [folder / _WEIGHTS]
     index = folder / _INDEX
     if not index.exists():
-        raise InputError(f"{folder} holds no weights, {_WEIGHTS}{_instead(folder)}.")
+        raise InputError(
+            f"{folder} holds no weights, {_WEIGHTS}{_instead(folder) or f'; {_AGAIN}'}."
+        )
     shards = read_object(index).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
         raise InputError(f"{index} has no weight_map from tensors to files; {_AGAIN}.")

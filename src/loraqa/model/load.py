@@ -159,7 +159,9 @@ def choose_device(device: str) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"The device {device!r} cannot be used ({reason}).") from None
+        raise InputError(
+            f"The device {device!r} cannot be used ({reason}); give auto, cpu or another one."
+        ) from None
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:

@@ -77,12 +77,13 @@ def explaining_lack_of_memory(where: str, advice: str) -> Iterator[None]:
     except LackOfMemoryError as error:
         raise LackOfMemoryError(where, error.reason, advice) from error
     except (RuntimeError, MemoryError) as error:
-        if not _is_lack_of_memory(error):
+        if not is_lack_of_memory(error):
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise LackOfMemoryError(where, reason, advice) from error
 
 
-def _is_lack_of_memory(error: Exception) -> bool:
+def is_lack_of_memory(error: Exception) -> bool:
+    """Return whether an error of PyTorch or Python says that memory ran out."""
     known = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return known or any(sign in str(error) for sign in _SIGNS)

@@ -155,10 +155,14 @@ class ModelSource:
                     trust_remote_code=False,
                     **options,
                 )
-        except (LoraqaError, MemoryError):
+        except LoraqaError:
             raise
         # A damaged file may raise any kind of error.
         except Exception as error:
+            from loraqa.model.memory import is_lack_of_memory
+
+            if is_lack_of_memory(error):
+                raise
             if folder is None:
                 raise InputError(self._explain(in_a_line(error))) from error
             raise InputError(
