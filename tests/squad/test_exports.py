@@ -131,6 +131,10 @@ SAME: dict[str, Row] = {
     "offset as float": BARE | {"id": "r", "answer_text": "Ada Byron", "answer_start": 0.0},
     "possible": ROW | {"is_impossible": False},
     "own": BARE | {"answer": "Ada Byron"},
+    "as JSON in text": ROW | {"answers": json.dumps(ROW["answers"])},
+    "as Python in text": ROW | {"answers": str(ROW["answers"])},
+    "lists in text": BARE | {"id": "r", "answer": "['Ada Byron']", "answer_start": "[0]"},
+    "Label Studio": BARE | {"id": "r", "answer": [{"start": 0, "end": 9, "text": "Ada Byron"}]},
     "empty column first": BARE | {"id": "r", "answers": None, "answer": "Ada Byron"},
 }
 
@@ -226,6 +230,18 @@ def test_a_question_with_and_without_answers_is_refused() -> None:
     with pytest.raises(InputError, match=told.replace(":", ", id '7':")):
         read_passages([row | {"id": 7} for row in rows])
     assert read_passages(rows, on_bad="skip").skipped == {"questions": 1}
+
+
+@each_form
+@pytest.mark.parametrize("name", ["is_answerable", "answerable", "hasAnswer"])
+def test_answers_to_questions_that_are_not_answerable_are_refused(
+    tmp_path: Path, form: Callable[[list[Row], Path], Any], name: str
+) -> None:
+    with pytest.raises(InputError, match="id 'r': is_answerable is false, but the question has a"):
+        read_passages(form([ROW | {name: False}], tmp_path))
+    assert read_passages(form([ROW | {name: 1}], tmp_path)).order == ("r",)
+    with pytest.raises(InputError, match="is_answerable is true, but the question has no answer"):
+        read_passages(form([UNANSWERED["own"] | {name: True}], tmp_path))
 
 
 @pytest.mark.parametrize("value", [1, 1.0, "1", "True", "true"])
@@ -346,12 +362,16 @@ def test_blanks_in_a_header_and_numpys_scalars_are_read(tmp_path: Path) -> None:
     assert read_passages(path).questions[0].answers == (Answer("Ada", 3),)
 
 
+def test_nan_is_an_answer_where_cells_have_types() -> None:
+    assert read_passages([BARE | {"answer": "NaN"}]).questions[0].golds == ("NaN",)
+
+
 def test_nan_means_no_answer_in_csv(tmp_path: Path) -> None:
-    rows = [("nan", "nan"), ("NaN", "-1"), ("", "-1"), ("", "")]
+    rows = [("nan", "nan"), ("NaN", "-1"), ("<NA>", "-1"), ("\\N", "\\N"), ("", "")]
     lines = [f"{n},We eat naan.,Why?,{text},{start}" for n, (text, start) in enumerate(rows)]
     path = tmp_path / "data.csv"
     path.write_text("\n".join(["id,context,question,answer_text,answer_start", *lines]))
-    assert [q.golds for q in read_passages(path).questions] == [()] * 4
+    assert [q.golds for q in read_passages(path).questions] == [()] * 5
 
 
 def test_another_delimiter_is_explained(tmp_path: Path) -> None:

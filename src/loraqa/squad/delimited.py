@@ -1,38 +1,29 @@
 """Read CSV: one record per row, with a delimiter between the cells."""
 
-import ast
 import csv
 import io
-import json
 import re
-import tokenize
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import Any
 
 from loraqa.errors import InputError
 from loraqa.squad.checks import Place
+from loraqa.squad.golds import is_empty
 from loraqa.squad.intake import Intake
-from loraqa.squad.records import ANSWER_COLUMNS, check_columns, column, read_record
+from loraqa.squad.records import check_columns, column, read_record
 
 _DELIMITERS = ",;\t|"
 _HINT = ", with commas, semicolons, tabs or | between them"
 # The first line in which Excel names the delimiter.
 _SEP = re.compile(r'"?sep=([^"\r\n])"?[ \t]*(?=[\r\n]|\Z)', re.IGNORECASE)
 _FIRST_LINE_WITH_TEXT = re.compile(r"[^\r\n]*\w[^\r\n]*")
-# Objects, lists of texts or objects, and arrays; other brackets, as in "[sic]", are text.
-_ANSWERS = re.compile(
-    r"""\s*(\{\s*(["']|\}\s*\Z)|\[\s*(["'{]|\]\s*\Z|np\.|array\(|(None|null|nan)\b)|array\()"""
-)
-_OFFSETS = re.compile(r"\s*(\[|array\()")
 
 
 def read_csv(text: str, source: str, intake: Intake) -> None:
     """Pass every record to `intake`; its place is the line on which it starts.
 
-    Commas, semicolons, tabs or vertical bars are between the cells. The answers are JSON, or as
-    pandas prints the hub's data, or plain text.
+    Commas, semicolons, tabs or vertical bars are between the cells.
     """
     sep = _SEP.match(text)
     if sep:
@@ -113,59 +104,8 @@ def _has_text(cells: list[str]) -> bool:
 
 
 def _record(header: list[str], cells: list[str]) -> dict[str, Any]:
-    """Return the record with parsed answers; raise `ValueError` if it cannot be parsed."""
+    """Return the record; raise `ValueError` if it has not as many cells as the header."""
     if len(cells) < len(header) or _has_text(cells[len(header) :]):
         raise ValueError(f"has {len(cells)} fields, the first row has {len(header)}")
-    return {name: _value(name, cell) for name, cell in zip(header, cells, strict=False)}
-
-
-def _value(name: str, cell: str) -> Any:
-    """Return a cell; parsed if it holds answers or offsets that are more than a text."""
-    meaning = column(name)
-    if meaning in ANSWER_COLUMNS:
-        # pandas may write "nan" where there is no answer.
-        text = "" if cell.strip().lower() == "nan" else cell
-        return _parse(cell) if _ANSWERS.match(cell) else text
-    if meaning == "title" and not cell:
-        return None
-    return _parse(cell) if meaning == "answer_start" and _OFFSETS.match(cell) else cell
-
-
-def _parse(cell: str) -> Any:
-    """Parse JSON, or Python literals as pandas prints them, with or without arrays."""
-    try:
-        return json.loads(cell)
-    except (ValueError, RecursionError):
-        pass
-    literal = cell.strip()
-    try:
-        # An array in a cell of its own is printed without commas.
-        literal = _with_commas(literal) if literal.startswith("[") else literal
-        tree = ast.parse(literal, mode="eval")
-        return ast.literal_eval(_Arrays().visit(tree))
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError):
-        raise ValueError("the answers are neither JSON nor Python literals") from None
-
-
-def _with_commas(literal: str) -> str:
-    """Put commas between the items of arrays, which NumPy prints as `['a' 'b']`."""
-    tokens = list(tokenize.generate_tokens(io.StringIO(literal).readline))
-    items = {tokenize.STRING, tokenize.NUMBER}
-    parts = [tokens[0].string]
-    for before, token in pairwise(token for token in tokens if token.type != tokenize.NL):
-        if before.type in items and token.type in items:
-            parts.append(",")
-        parts.append(token.string)
-    return "".join(parts)
-
-
-class _Arrays(ast.NodeTransformer):
-    """Replaces `array([1, 2], dtype=int32)` by its list, and `np.int64(1)` by its number."""
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        called = node.func
-        name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
-        if name in ("array", "int64", "int32", "str_") and len(node.args) == 1:
-            argument: ast.AST = self.visit(node.args[0])
-            return argument
-        return node
+    cells = ["" if is_empty(cell) else cell for cell in cells]
+    return dict(zip(header, cells, strict=False))

@@ -6,6 +6,8 @@ from typing import Any
 from loraqa.squad.checks import Checks, Place
 
 _NOWHERE = (0, -1)
+# As pandas and databases write null; "None", "NA" and "null" may be answers.
+_NULLS = ("", "nan", "<na>", "\\n")
 _TRUTH = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 
 
@@ -54,8 +56,8 @@ def is_absent(value: Any) -> bool:
 
 
 def is_empty(value: Any) -> bool:
-    """Return whether a cell is empty: absent, or text that is blank or says "nan"."""
-    return is_absent(value) or (type(value) is str and value.strip().lower() in ("", "nan"))
+    """Return whether a cell is empty: absent, or text that is blank or a sign for null."""
+    return is_absent(value) or (type(value) is str and value.strip().lower() in _NULLS)
 
 
 def _text(value: Any) -> Any:

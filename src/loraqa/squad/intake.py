@@ -161,20 +161,19 @@ class Intake(Checks):
         return tuple(answer for answer in answers if answer is not None), tuple(golds)
 
     def _answerability_agrees(self, node: dict[str, Any], answered: bool, place: Place) -> bool:
-        """Return whether answers, version and `is_impossible` (which may be missing) agree."""
-        impossible = truth(node.get("is_impossible"))
-        if impossible is None:
-            impossible = not answered
-        elif not self.has_type(impossible, bool, place.inside("is_impossible")):
-            return False
-        if self.version == "1.1" and (impossible or not answered):
+        """Return whether answers, version and the keys that may say so agree."""
+        for key, means_answered in (("is_impossible", False), ("is_answerable", True)):
+            value = truth(node.get(key))
+            if value is None:
+                continue
+            if not self.has_type(value, bool, place.inside(key)):
+                return False
+            if (value == means_answered) != answered:
+                has = "answers" if answered else "no answer"
+                self.report(place, f"{key} is {str(value).lower()}, but the question has {has}")
+                return False
+        if self.version == "1.1" and not answered:
             self.report(place, "the question has no answer, which SQuAD v1.1 does not allow")
-            return False
-        if impossible and answered:
-            self.report(place, "is_impossible is true, but the question has answers")
-            return False
-        if not impossible and not answered:
-            self.report(place, "is_impossible is false, but the question has no answer")
             return False
         return True
 

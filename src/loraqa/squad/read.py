@@ -15,8 +15,8 @@ from loraqa.squad.dataset import QADataset
 from loraqa.squad.delimited import read_csv
 from loraqa.squad.intake import Intake
 from loraqa.squad.official import read_articles, read_official, read_paragraphs
-from loraqa.squad.records import is_record, read_jsonl, read_rows
-from loraqa.squad.tables import Frame, read_arrow, read_frame, read_hub, read_parquet
+from loraqa.squad.records import is_record, read_jsonl, read_rows, rows_of_columns
+from loraqa.squad.tables import Table, read_arrow, read_hub, read_parquet, read_table
 from loraqa.squad.text import BYTE_ORDER_MARK, decode, explain_json_error, read_bytes
 
 logger = logging.getLogger("loraqa")
@@ -26,7 +26,7 @@ _SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow",
 
 
 def read_passages(
-    source: str | Path | list[dict[str, Any]] | Frame,
+    source: str | Path | Table,
     *,
     on_bad: Literal["stop", "skip"] = "stop",
     split: str = "validation",
@@ -35,8 +35,9 @@ def read_passages(
 
     Args:
         source: a file (`data.json:train` is one of its splits), a folder written by `datasets`, a
-            hub name such as `rajpurkar/squad` or `rajpurkar/squad:train`, a list of dicts, or a
-            pandas DataFrame. Reading a file never uses the network.
+            hub name such as `rajpurkar/squad` or `rajpurkar/squad:train`, a list of dicts, a dict
+            of lists, a pandas DataFrame, or a split of a data set. Reading a file never uses
+            the network.
         on_bad: "stop" refuses data with problems; "skip" leaves out the parts with problems,
             counts them and logs the problems.
         split: split to read if the hub name does not contain one.
@@ -47,7 +48,7 @@ def read_passages(
     """
     intake = Intake()
     if not isinstance(source, str | Path):
-        read_frame(source, "the table", intake)
+        read_table(source, "the table", intake)
         return _conclude(intake, "the table", on_bad)
     if _is_hub_name(source):
         name, _, named_split = str(source).partition(":")
@@ -160,7 +161,7 @@ def _read_document(document: Any, source: str, split: str, intake: Intake) -> No
             "'version' and 'data', JSON Lines have one object per line."
         )
     elif "data" not in document and (_has(document, "paragraphs", "qas") or is_record(document)):
-        _read_list([document], "", intake)
+        _read_list(rows_of_columns(document) or [document], "", intake)
     elif "data" in document or not _splits(document):
         data = document.get("data")
         if isinstance(data, list) and (_are(data, "qas") or any(map(is_record, data))):

@@ -12,16 +12,26 @@ from typing import Any
 
 from loraqa.errors import InputError, some_of
 from loraqa.squad.checks import Place
-from loraqa.squad.golds import is_empty
+from loraqa.squad.golds import is_absent
 from loraqa.squad.intake import Intake, given_id
+from loraqa.squad.literals import parse_answers, parse_offsets
 from loraqa.squad.text import explain_json_error
 
 # Columns that may hold the answers, the first that there is.
 ANSWER_COLUMNS = ("answers", "answer_text", "answer")
-_COLUMNS = ("id", "title", "context", "question", "answer_start", "is_impossible", *ANSWER_COLUMNS)
-# Tables that were flattened have a column for each part of the answers.
-_FLATTENED = {"answerstext": "answer_text", "answersanswerstart": "answer_start"}
-_BY_LETTERS = {name.replace("_", ""): name for name in _COLUMNS} | _FLATTENED
+_COLUMNS = (
+    *("id", "title", "context", "question", "answer_start", "is_impossible", "is_answerable"),
+    *ANSWER_COLUMNS,
+)
+_BY_LETTERS = {name.replace("_", ""): name for name in _COLUMNS} | {
+    # Tables that were flattened have a column for each part of the answers.
+    "answerstext": "answer_text",
+    "answersanswerstart": "answer_start",
+    "answerable": "is_answerable",
+    "hasanswer": "is_answerable",
+    "unanswerable": "is_impossible",
+    "isunanswerable": "is_impossible",
+}
 
 
 def read_jsonl(text: str, intake: Intake) -> None:
@@ -54,6 +64,20 @@ def column(name: Hashable) -> str | None:
 def is_record(node: Any) -> bool:
     """Return whether parsed JSON is an object with a question."""
     return isinstance(node, dict) and "question" in map(column, node)
+
+
+def rows_of_columns(table: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """Return the records of a table that has a list for each column; None if it is no such table.
+
+    pandas writes objects from row numbers to cells instead of lists.
+    """
+    columns = [list(cells.values()) if type(cells) is dict else cells for cells in table.values()]
+    numbers = {tuple(cells) for cells in table.values() if type(cells) is dict}
+    if not all(type(cells) is list for cells in columns) or len(numbers) > 1:
+        return None
+    if len({len(cells) for cells in columns}) != 1:
+        return None
+    return [dict(zip(table, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def check_columns(names: Collection[Hashable], source: str, hint: str = "") -> None:
@@ -105,17 +129,29 @@ def read_record(record: Any, place: Place, intake: Intake) -> None:
         return
     try:
         known = _known_columns(tuple(record))
+        record = _parsed({meaning: record[name] for meaning, name in known.items()})
     except ValueError as error:
         intake.report(place, str(error))
         intake.skipped["rows"] += 1
         return
-    record = {meaning: record[name] for meaning, name in known.items()}
     place = place._replace(id=given_id(record))
     context, title = intake.context(record, place), intake.title(record, place)
-    question = {key: record[key] for key in ("id", "question", "is_impossible") if key in record}
+    keys = ("id", "question", "is_impossible", "is_answerable")
+    question = {key: record[key] for key in keys if key in record}
     if known.keys() & set(ANSWER_COLUMNS):
         question["answers"] = _answers(record)
     intake.question(question, place, context, title)
+
+
+def _parsed(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the record with its answers and offsets parsed where they are text."""
+    context = record.get("context")
+    for name, cell in record.items():
+        if type(cell) is str and name in ANSWER_COLUMNS:
+            record[name] = parse_answers(cell, context if type(context) is str else "")
+        elif type(cell) is str and name == "answer_start":
+            record[name] = parse_offsets(cell)
+    return record
 
 
 def _answers(record: dict[str, Any]) -> Any:
@@ -130,4 +166,4 @@ def _answers(record: dict[str, Any]) -> Any:
 
 
 def _holds_nothing(cell: Any) -> bool:
-    return is_empty(cell) or cell == []
+    return is_absent(cell) or cell == [] or (type(cell) is str and not cell.strip())

@@ -1,12 +1,12 @@
 """Read tables of records: Parquet, Arrow, pandas, and datasets on the hub."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any, Protocol
 
 from loraqa.errors import InputError, in_a_line
 from loraqa.squad.checks import Place
 from loraqa.squad.intake import Intake
-from loraqa.squad.records import check_columns, read_record
+from loraqa.squad.records import check_columns, read_record, rows_of_columns
 
 
 def read_parquet(data: bytes, source: str, intake: Intake) -> None:
@@ -20,7 +20,7 @@ def read_parquet(data: bytes, source: str, intake: Intake) -> None:
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         reason = in_a_line(error)
         raise InputError(f"{source} is not a readable Parquet file ({reason}).") from None
-    _read_table(table.column_names, records, source, intake)
+    _read_records(table.column_names, records, source, intake)
 
 
 def read_arrow(data: bytes, source: str, intake: Intake) -> None:
@@ -35,7 +35,7 @@ def read_arrow(data: bytes, source: str, intake: Intake) -> None:
         records = _records(table)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{source} is not a readable Arrow file ({in_a_line(error)}).") from None
-    _read_table(table.column_names, records, source, intake)
+    _read_records(table.column_names, records, source, intake)
 
 
 def _records(table: Any) -> list[dict[str, Any]]:
@@ -59,16 +59,40 @@ class Frame(Protocol):
     def to_dict(self, orient: Any) -> Any: ...
 
 
-def read_frame(table: list[dict[str, Any]] | Frame, source: str, intake: Intake) -> None:
-    """Pass every record of a list of dicts or of a pandas DataFrame to `intake`."""
-    if isinstance(table, list):
-        names = list(dict.fromkeys(name for row in table if isinstance(row, dict) for name in row))
-    else:
-        names = list(table.columns)
-    check_columns(names, source)
-    records = table if isinstance(table, list) else table.to_dict("records")
+class Dataset(Protocol):
+    """One split of a data set of `datasets`."""
+
+    column_names: Any
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+    def to_list(self) -> list[Any]: ...
+
+
+Table = list[dict[str, Any]] | dict[str, list[Any]] | Frame | Dataset
+
+
+def read_table(table: Table, source: str, intake: Intake) -> None:
+    """Pass every record of a table in memory to `intake`; places as in `read_parquet`."""
+    rows: Any = rows_of_columns(table) if isinstance(table, dict) else table
+    check_columns(_column_names(rows), source)
+    records = rows.to_dict("records") if hasattr(rows, "columns") else rows
     for number, record in enumerate(records):
         read_record(_plain(record), Place(record=f"row {number}"), intake)
+
+
+def _column_names(table: Any) -> list[Any]:
+    """Return the columns of a table; those of a list are the keys of all its dicts."""
+    if isinstance(table, list):
+        return list(dict.fromkeys(key for row in table if isinstance(row, dict) for key in row))
+    if hasattr(table, "columns") and hasattr(table, "to_dict"):
+        return list(table.columns)
+    if hasattr(table, "column_names") and hasattr(table, "to_list"):
+        return list(table.column_names)
+    raise InputError(
+        "Only a path, a hub name, a list of dicts, a dict of lists, a pandas DataFrame or one "
+        "split of a data set can be read; give one of these."
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -98,7 +122,7 @@ def read_hub(name: str, split: str, intake: Intake) -> None:
             "check the name and the connection, set HF_HUB_OFFLINE=1 to use an earlier download, "
             "or give a local file (JSON, JSON Lines, CSV or Parquet)."
         ) from error
-    _read_table(columns, records, name, intake)
+    _read_records(columns, records, name, intake)
 
 
 def _download(name: str, split: str) -> tuple[list[str], list[dict[str, Any]]]:
@@ -112,7 +136,7 @@ def _download(name: str, split: str) -> tuple[list[str], list[dict[str, Any]]]:
     return data.column_names, data.to_list()
 
 
-def _read_table(
+def _read_records(
     columns: Collection[str], records: list[dict[str, Any]], source: str, intake: Intake
 ) -> None:
     check_columns(columns, source)
