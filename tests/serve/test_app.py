@@ -105,6 +105,7 @@ GOOD = {"context": CONTEXT, "questions": ["When?"]}
         ({"seed": -1}, "seed: "),
         ({"seed": "1"}, "seed: "),
         ({"sede": 1}, "sede: "),
+        ({"s" * 100_000: 1}, f"{'s' * 30} … {'s' * 30}: Extra inputs are not permitted"),
         ({"context": None}, "context: "),
     ],
 )

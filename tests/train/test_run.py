@@ -455,6 +455,19 @@ def test_a_folder_in_the_place_of_a_file_is_set_aside(begun: RunDirectory, name:
     assert (begun.path / f"{name}.damaged" / "inside").is_dir()
 
 
+def test_a_run_with_an_adapter_is_named_before_anything_is_loaded(
+    begun: RunDirectory, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="loraqa")
+    with begun.writing(settings(), resume=True):
+        assert caplog.messages == []
+    begun.adapter.mkdir()
+    with begun.writing(settings(), resume=True):
+        assert [f"{begun.path} has its adapter already" in told for told in caplog.messages] == [
+            True
+        ]
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, OSError])
 def test_what_is_kept_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, error: type[BaseException]

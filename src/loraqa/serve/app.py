@@ -16,7 +16,7 @@ from loraqa import __version__
 from loraqa.adapter.find import find_adapter
 from loraqa.answer.reader import Answered, Reader, check_asked
 from loraqa.answer.strategies import STRATEGIES, check_strategy
-from loraqa.errors import InputError, LoraqaError
+from loraqa.errors import InputError, LoraqaError, shortened
 from loraqa.serve.guard import MAX_BODY_BYTES, Guard, LimitBody
 from loraqa.serve.problem import Problem, problem
 from loraqa.serve.worker import BusyError, Worker
@@ -202,7 +202,7 @@ def _first_problem(first: dict[str, Any]) -> str:
     """Explain the first problem of a request's body in one sentence."""
     if first["type"] == "json_invalid":
         return f"The body is not valid JSON: {first['ctx']['error']}."
-    place = ".".join(map(str, first["loc"][1:]))
+    place = shortened(".".join(map(str, first["loc"][1:])), 60)
     if not place:
         return "The body must be a JSON object, sent with Content-Type: application/json."
     return f"{place}: {first['msg']}."

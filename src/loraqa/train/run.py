@@ -151,6 +151,11 @@ class RunDirectory:
             self.check_usable(settings, resume)
             for folder in (self.path, self.checkpoints):
                 sweep(folder)
+            if self.adapter.exists():
+                logger.info(
+                    f"{self.path} has its adapter already; base, data and checkpoints are compared "
+                    "with what it began with, and what is missing is trained again."
+                )
             yield
 
     @contextmanager
