@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from loraqa.answer.decode import Prompts, Written, collect
+from loraqa.answer.decode import Ends, Prompts, Written, collect
 
 
 class _Beams(NamedTuple):
@@ -77,7 +77,7 @@ class BeamSearch:
     def write(self, prompts: Prompts) -> list[list[Written]]:
         """See `Strategy`."""
         session, logits, limit = prompts.session, prompts.logits, prompts.rules.max_answer_tokens
-        stops = prompts.rules.stops_on(logits.device)
+        ends = Ends(prompts.rules, logits)
         questions = torch.arange(len(logits), device=logits.device)
         beams = _Beams.none(len(logits), 1, limit, 0.0, logits.device)
         finished = _Beams.none(len(logits), self.width, limit, -torch.inf, logits.device)
@@ -86,13 +86,14 @@ class BeamSearch:
             log_probs = logits.float().log_softmax(dim=-1)
             scores = beams.scores[:, :, None] + log_probs.view(*beams.scores.shape, -1)
             best, _ = self._extend(beams, scores, step)
-            ends = torch.isin(best.tokens[:, :, step], stops) | (step + 1 == limit)
-            normalised = (best.scores / (step + 1) ** self.length_penalty).where(ends, -torch.inf)
+            ended = ends.at(best.tokens[:, :, step], ends.begun(best.tokens[:, :, :step]))
+            ended |= step + 1 == limit
+            normalised = (best.scores / (step + 1) ** self.length_penalty).where(ended, -torch.inf)
             finished = finished.best(best._replace(scores=normalised), self.width)
             answers.tokens[questions] = finished.tokens[:, :1]
             answers.scores[questions] = finished.scores[:, :1]
-            scores[:, :, stops] = -torch.inf
-            first_rows = beams.scores.shape[1] * torch.arange(len(questions), device=stops.device)
+            scores.masked_fill_(ends.after(ends.begun(beams.tokens[:, :, :step])), -torch.inf)
+            first_rows = beams.scores.shape[1] * torch.arange(len(questions), device=logits.device)
             beams, parents = self._extend(beams, scores, step)
             going_on = self._may_improve(beams, finished, step + 1, limit).nonzero()[:, 0]
             if not len(going_on):

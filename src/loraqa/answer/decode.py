@@ -43,16 +43,52 @@ class Rules:
 
     @cached_property
     def stops(self) -> frozenset[int]:
-        """The tokens that end an answer: eos and all tokens with a line break."""
+        """The tokens that end an answer: eos and all tokens with a line break.
+
+        A line break before the first word ends nothing (see `Ends`).
+        """
         return frozenset([self.tokenizer.eos, *self.tokenizer.line_breaks])
 
     def text(self, tokens: Sequence[int]) -> str:
-        """Return the text of an answer's tokens without the end token."""
+        """Return the text of an answer's tokens, without the end token and blanks around it."""
         return self.tokenizer.decode([token for token in tokens if token not in self.stops])
 
-    def stops_on(self, device: torch.device) -> Tensor:
-        """Return `stops` as a tensor."""
-        return torch.tensor(sorted(self.stops), device=device)
+
+class Ends:
+    """Tells which tokens end an answer: eos always, a line break only after the first word.
+
+    Models that were tuned for chats often begin with a line break. A token that holds a line break
+    and more than blanks ends an answer anywhere.
+
+    Args:
+        rules: the rules of the answers.
+        logits: any logits (..., vocabulary) of the model.
+    """
+
+    def __init__(self, rules: Rules, logits: Tensor) -> None:
+        blanks = frozenset(rules.tokenizer.blanks) - {rules.tokenizer.eos}
+
+        def mask(ids: frozenset[int]) -> Tensor:
+            chosen = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+            # Some tokenizers have more ids than the model has logits.
+            chosen[[i for i in sorted(ids) if i < len(chosen)]] = True
+            return chosen
+
+        self._blank = mask(blanks)
+        self._always = mask(rules.stops - blanks)
+        self._later = mask(rules.stops & blanks)
+
+    def begun(self, answers: Tensor) -> Tensor:
+        """Return (...,) whether answers (..., tokens), padded with -1, have a word."""
+        return ((answers >= 0) & ~self._blank[answers]).any(dim=-1)
+
+    def at(self, tokens: Tensor, begun: Tensor) -> Tensor:
+        """Return (...,) whether tokens (...,) end answers, which have `begun` (...,) or not."""
+        return self._always[tokens] | (begun & self._later[tokens])
+
+    def after(self, begun: Tensor) -> Tensor:
+        """Return (..., vocabulary) which tokens end answers that have `begun` (...,) or not."""
+        return self._always | (begun[..., None] & self._later)
 
 
 @dataclass(frozen=True)
@@ -187,8 +223,8 @@ def _write(
     """
     session, limit = prompts.session, prompts.rules.max_answer_tokens
     device = prompts.logits.device
-    stops = prompts.rules.stops_on(device)
     logits = prompts.logits
+    ends = Ends(prompts.rules, logits)
     if copies > 1:
         rows = torch.arange(len(logits), device=device).repeat_interleave(copies)
         session.select(rows)
@@ -199,9 +235,10 @@ def _write(
     for step in range(limit):
         logits = logits.float()
         chosen = choose(logits, rows, step)
+        ended = ends.at(chosen, ends.begun(tokens[rows, :step]))
         tokens[rows, step] = chosen
         totals[rows] += logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(dim=-1)
-        going_on = torch.isin(chosen, stops, invert=True).nonzero()[:, 0]
+        going_on = (~ended).nonzero()[:, 0]
         if step + 1 == limit or not len(going_on):
             break
         if len(going_on) < len(rows):

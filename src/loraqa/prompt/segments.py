@@ -206,10 +206,19 @@ class SegmentTokenizer:
     @cached_property
     def line_breaks(self) -> list[int]:
         """Ids of the tokens whose text holds a line break."""
+        return [i for i, text in self._texts.items() if "\n" in text]
+
+    @cached_property
+    def blanks(self) -> list[int]:
+        """Ids of the tokens whose text is white space alone."""
+        return [i for i, text in self._texts.items() if not text.strip()]
+
+    @cached_property
+    def _texts(self) -> dict[int, str]:
+        """The text of each token, and the name of each added one, by id."""
         ids = sorted(self._plain.get_vocab().values())
         texts = self._plain.decode_batch([[i] for i in ids], skip_special_tokens=False)
-        added = [i for i, name in self._names.items() if "\n" in name]
-        return [i for i, text in zip(ids, texts, strict=True) if "\n" in text] + added
+        return dict(zip(ids, texts, strict=True)) | dict(self._names)
 
     def _encode_with_space(self, segments: Sequence[str]) -> list[EncodedText]:
         """Remove the space before a segment, because the tokenizer puts one there itself."""
