@@ -351,6 +351,9 @@ def test_an_error_is_one_sentence(
         (["evaluate", "RUN", "--data", "BAD"], "BAD has 1 problem:"),
         (["compare", "RUN", "--data", "BAD"], "BAD has 1 problem:"),
         (["inspect", "--model", "TINY", "--data", "BAD"], "BAD has 1 problem:"),
+        (["export", "RUN", "--out", "TINY"], "TINY exists already;"),
+        (["export", "RUN", "--out", "new", "--base", "gone/"], "There is no folder gone/;"),
+        (["evaluate", "RUN", "--data", "DATA", "--base", "DATA"], "DATA is a file, not a model's"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )

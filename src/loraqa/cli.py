@@ -42,8 +42,21 @@ Run = Annotated[
     Path,
     typer.Argument(help="Run, adapter (loraqa's or PEFT's), merged model, or base model."),
 ]
+
+
+def _check_base(source: str | None) -> str | None:
+    if source is not None:
+        from loraqa.model.source import ModelSource
+
+        ModelSource(source)
+    return source
+
+
 Base = Annotated[
-    str | None, typer.Option(help="Base model, if it moved or the adapter does not name one.")
+    str | None,
+    typer.Option(
+        callback=_check_base, help="Base model, if it moved or the adapter does not name one."
+    ),
 ]
 Data = Annotated[
     str, typer.Option(help="SQuAD JSON, JSONL, CSV or Parquet file, or a data set on the hub.")
@@ -529,8 +542,10 @@ def export(
 ) -> None:
     """Write the adapter for PEFT, or the merged model."""
     from loraqa.adapter.find import adapter_of
+    from loraqa.files import check_new_folder
 
     adapter_of(run)
+    check_new_folder(out)
 
     with importing():
         from loraqa.answer.export import export_adapter, export_merged

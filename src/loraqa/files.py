@@ -188,6 +188,15 @@ def check_file_writable(path: Path) -> None:
     check_folder_writable(path.parent)
 
 
+def check_new_folder(path: Path) -> None:
+    """Raise `InputError` if `path` exists or nothing can be written there."""
+    # A killed process may have finished the folder, and left its temporary one.
+    sweep(path.parent)
+    if path.exists():
+        raise InputError(f"{path} exists already; name a new folder.")
+    check_folder_writable(path)
+
+
 def check_folder_writable(path: Path) -> None:
     """Raise `InputError` if nothing can be written into the folder `path`, which may not exist."""
     whole = path.absolute()

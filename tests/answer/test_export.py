@@ -154,4 +154,4 @@ def test_a_finished_export_of_a_killed_process_is_cleaned_up(run: Path, tmp_path
 def test_an_existing_folder_is_not_overwritten(run: Path) -> None:
     with pytest.raises(InputError) as caught:
         export_adapter(run, run)
-    assert str(caught.value) == f"{run} exists already; give a new folder to export to."
+    assert str(caught.value) == f"{run} exists already; name a new folder."

@@ -9,11 +9,9 @@ from loraqa.adapter.card import CARD, merged_card
 from loraqa.adapter.find import adapter_of
 from loraqa.adapter.info import write_adapter_info
 from loraqa.answer.load import load_adapted
-from loraqa.errors import InputError
 from loraqa.files import (
-    check_folder_writable,
+    check_new_folder,
     replacing_folder,
-    sweep,
     write_text,
     writing_a_tokenizer,
     writing_tensors,
@@ -34,7 +32,7 @@ def export_adapter(run: Path, out: Path, *, base: str | None = None) -> None:
     Raises:
         InputError: `run` has no adapter, or `out` exists.
     """
-    _check_new(out)
+    check_new_folder(out)
     model, _, info = load_adapted(run, base=base)
     with replacing_folder(out) as folder:
         save_adapter(model, folder, base_name=info.base.source, revision=info.base.revision)
@@ -54,7 +52,7 @@ def export_merged(run: Path, out: Path, *, base: str | None = None) -> float:
         InputError: `run` has no adapter, or `out` exists.
         LoraqaError: merging changed the logits by more than rounding; nothing is written.
     """
-    _check_new(out)
+    check_new_folder(out)
     model, tokenizer, info = load_adapted(run, base=base, dtype="float32", device="cpu")
     vocabulary = model.config.get_text_config().vocab_size
     shape = (1, min(_CHECKED_TOKENS, info.max_length))
@@ -69,14 +67,6 @@ def export_merged(run: Path, out: Path, *, base: str | None = None) -> float:
         write_text(folder / CARD, merged_card(info))
         _copy_card(run, folder / _ADAPTER_CARD)
     return change
-
-
-def _check_new(out: Path) -> None:
-    # A killed export may have finished the folder, and left its temporary one.
-    sweep(out.parent)
-    if out.exists():
-        raise InputError(f"{out} exists already; give a new folder to export to.")
-    check_folder_writable(out)
 
 
 def _copy_card(run: Path, to: Path) -> None:
