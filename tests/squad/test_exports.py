@@ -474,3 +474,24 @@ def test_articles_and_paragraphs_are_read_alone_and_in_lists(tmp_path: Path) -> 
         (tmp_path / "data.json").write_text(json.dumps(shape))
         (question,) = read_passages(tmp_path / "data.json").questions
         assert question.answers == (Answer("Ruth", 9),)
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "data.json"])
+def test_articles_and_paragraphs_may_be_lines(tmp_path: Path, name: str) -> None:
+    article = official()["data"][0]
+    paragraph = {"context": "By Ruth Olen.", "title": "Mill", "qas": [BARE | {"answers": ["Ruth"]}]}
+    path = tmp_path / name
+    path.write_text("\n".join(map(json.dumps, [article, paragraph, ROW])))
+    data = read_passages(path)
+    assert [q.golds for q in data.questions_in_order] == [("Turin",), ("Ruth",), ("Ada Byron",)]
+    assert data.passages[1].title == "Mill"
+    del paragraph["qas"][0]["answers"]
+    path.write_text("\n".join(map(json.dumps, [article, paragraph])))
+    with pytest.raises(InputError, match=r"line 2, qas\[0\]: 'answers' is missing"):
+        read_passages(path)
+
+
+def test_a_list_of_rows_is_read_by_any_name(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps([ROW], indent=1))
+    assert read_passages(path).order == ("r",)

@@ -19,19 +19,34 @@ _VERSIONS: dict[str, Version] = {"1.1": "1.1", "v1.1": "1.1", "2.0": "2.0", "v2.
 def read_official(document: dict[str, Any], intake: Intake) -> None:
     """Pass every question of a parsed official file to `intake`."""
     intake.version = _version(document)
-    read_articles(intake.field(document, "data", list, Place()) or [], "data", intake)
+    for number, article in enumerate(intake.field(document, "data", list, Place()) or ()):
+        read_article(article, Place(f"data[{number}]"), intake)
 
 
-def read_articles(articles: list[Any], name: str, intake: Intake) -> None:
-    """Pass every question of a list `name` of official articles to `intake`."""
-    for number, article in enumerate(articles):
-        _read_article(article, Place(f"{name}[{number}]"), intake)
-
-
-def read_paragraphs(paragraphs: list[Any], name: str, intake: Intake) -> None:
-    """Pass every question of a list `name` of official paragraphs to `intake`."""
+def read_article(article: Any, place: Place, intake: Intake) -> None:
+    """Pass every question of an official article to `intake`."""
+    paragraphs = None
+    if intake.has_type(article, dict, place):
+        paragraphs = intake.field(article, "paragraphs", list, place)
+    if paragraphs is None:
+        intake.skipped["articles"] += 1
+        return
+    title = intake.title(article, place)
     for number, paragraph in enumerate(paragraphs):
-        _read_paragraph(paragraph, Place(f"{name}[{number}]"), "", intake)
+        read_paragraph(paragraph, place.inside(f"paragraphs[{number}]"), intake, title)
+
+
+def read_paragraph(paragraph: Any, place: Place, intake: Intake, title: str = "") -> None:
+    """Pass every question of an official paragraph to `intake`."""
+    context, questions = None, None
+    if intake.has_type(paragraph, dict, place):
+        context = intake.context(paragraph, place)
+        questions = intake.field(paragraph, "qas", list, place)
+        title = title or intake.title(paragraph, place)
+    if context is None or not questions:
+        intake.skipped["paragraphs"] += 1
+    for number, question in enumerate(questions or ()):
+        intake.question(question, place.inside(f"qas[{number}]"), context, title)
 
 
 def write_official(path: Path, passages: Iterable[Passage], version: Version) -> None:
@@ -56,29 +71,6 @@ def _version(document: dict[str, Any]) -> Version | None:
     """Return the version that the document declares; other exports write anything there."""
     declared = document.get("version")
     return _VERSIONS.get(declared) if isinstance(declared, str) else None
-
-
-def _read_article(article: Any, place: Place, intake: Intake) -> None:
-    paragraphs = None
-    if intake.has_type(article, dict, place):
-        paragraphs = intake.field(article, "paragraphs", list, place)
-    if paragraphs is None:
-        intake.skipped["articles"] += 1
-        return
-    title = intake.title(article, place)
-    for number, paragraph in enumerate(paragraphs):
-        _read_paragraph(paragraph, place.inside(f"paragraphs[{number}]"), title, intake)
-
-
-def _read_paragraph(paragraph: Any, place: Place, title: str, intake: Intake) -> None:
-    context, questions = None, None
-    if intake.has_type(paragraph, dict, place):
-        context = intake.context(paragraph, place)
-        questions = intake.field(paragraph, "qas", list, place)
-    if context is None or not questions:
-        intake.skipped["paragraphs"] += 1
-    for number, question in enumerate(questions or ()):
-        intake.question(question, place.inside(f"qas[{number}]"), context, title)
 
 
 def _paragraph(passage: Passage, version: Version) -> dict[str, Any]:

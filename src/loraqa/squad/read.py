@@ -6,22 +6,22 @@ import logging
 import re
 import zlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from loraqa.errors import InputError, counted, some_of
+from loraqa.errors import InputError, counted
 from loraqa.garbage import no_garbage
 from loraqa.squad.checks import listing
 from loraqa.squad.dataset import QADataset
 from loraqa.squad.delimited import read_csv
+from loraqa.squad.documents import explain_splits, read_json, read_jsonl
 from loraqa.squad.intake import Intake
-from loraqa.squad.official import read_articles, read_official, read_paragraphs
-from loraqa.squad.records import is_record, read_jsonl, read_rows, rows_of_columns
 from loraqa.squad.tables import Table, read_arrow, read_hub, read_parquet, read_table
-from loraqa.squad.text import BYTE_ORDER_MARK, decode, explain_json_error, read_bytes
+from loraqa.squad.text import BYTE_ORDER_MARK, decode, read_bytes
 
 logger = logging.getLogger("loraqa")
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:.+)?")
+_JSON = (".json", ".jsonl", ".ndjson")
 _SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".gz")
 
 
@@ -94,7 +94,7 @@ def _read_path(path: Path, split: str, intake: Intake) -> None:
     if not (folder / "state.json").is_file():
         splits = sorted(state.parent.name for state in path.glob("*/state.json"))
         if splits:
-            raise InputError(_explain_splits(path, splits))
+            raise InputError(explain_splits(path, splits))
         raise InputError(f"{folder} is a folder, but not one of a data set; name a file in it.")
     try:
         state = json.loads(read_bytes(folder / "state.json"))
@@ -118,12 +118,12 @@ def _read_file(path: Path, split: str, intake: Intake) -> None:
         read_arrow(data, str(path), intake)
         return
     text = decode(data, str(path)).removeprefix(BYTE_ORDER_MARK)
-    if suffix in (".jsonl", ".ndjson"):
+    if suffix in (".jsonl", ".ndjson") and not text.lstrip().startswith("["):
         read_jsonl(text, intake)
     elif suffix not in (".csv", ".tsv") and (
-        suffix == ".json" or text.lstrip().startswith(("{", "["))
+        suffix in _JSON or text.lstrip().startswith(("{", "["))
     ):
-        _read_json(text, str(path), split, intake)
+        read_json(text, str(path), split, intake)
     else:
         read_csv(text, str(path), intake)
 
@@ -133,81 +133,6 @@ def _decompressed(data: bytes, path: Path) -> bytes:
         return gzip.decompress(data)
     except (OSError, EOFError, zlib.error):
         raise InputError(f"{path} is a damaged gzip file; compress it again.") from None
-
-
-def _read_json(text: str, source: str, split: str, intake: Intake) -> None:
-    """Read JSON of any shape, or JSON Lines from a file without a JSON Lines suffix."""
-    try:
-        document, end = json.JSONDecoder().raw_decode(text, _end_of_space(text, 0))
-        end = _end_of_space(text, end)
-        if end < len(text) and not (is_record(document) and "data" not in document):
-            raise json.JSONDecodeError("Extra data", text, end)
-    except (ValueError, RecursionError) as error:
-        where, reason = explain_json_error(error)
-        raise InputError(f"{source}, {where}: {reason}.") from None
-    if end < len(text):
-        read_jsonl(text, intake)
-    else:
-        _read_document(document, source, split, intake)
-
-
-def _read_document(document: Any, source: str, split: str, intake: Intake) -> None:
-    """Read a parsed JSON file: official, rows, paragraphs, a row, or splits of these."""
-    if isinstance(document, list):
-        _read_list(document, "", intake)
-    elif not isinstance(document, dict):
-        raise InputError(
-            f"{source} is neither a JSON object nor a list; SQuAD's JSON is an object with "
-            "'version' and 'data', JSON Lines have one object per line."
-        )
-    elif "data" not in document and (_has(document, "paragraphs", "qas") or is_record(document)):
-        _read_list(rows_of_columns(document) or [document], "", intake)
-    elif "data" in document or not _splits(document):
-        data = document.get("data")
-        if isinstance(data, list) and (_are(data, "qas") or any(map(is_record, data))):
-            _read_list(data, "data", intake)
-        else:
-            read_official(document, intake)
-    elif split in document:
-        _read_document(document[split], source, "", intake)
-    else:
-        raise InputError(_explain_splits(Path(source), _splits(document)))
-
-
-def _read_list(items: list[Any], name: str, intake: Intake) -> None:
-    """Read a list of articles, of paragraphs or of rows."""
-    if _are(items, "paragraphs"):
-        read_articles(items, name, intake)
-    elif _are(items, "qas"):
-        read_paragraphs(items, name, intake)
-    else:
-        read_rows(items, name, intake)
-
-
-def _are(items: list[Any], *keys: str) -> bool:
-    return any(_has(item, *keys) for item in items)
-
-
-def _has(item: Any, *keys: str) -> bool:
-    return isinstance(item, dict) and not item.keys().isdisjoint(keys)
-
-
-def _splits(document: dict[str, Any]) -> list[str]:
-    """Return the names of the splits: keys whose values are data themselves."""
-    return [
-        name
-        for name, value in document.items()
-        if (isinstance(value, list) and any(isinstance(row, dict) for row in value))
-        or (isinstance(value, dict) and "data" in value)
-    ]
-
-
-def _explain_splits(path: Path, splits: list[str]) -> str:
-    return f"{path} has the splits {some_of(splits)}; choose one, such as {path}:{splits[0]}."
-
-
-def _end_of_space(text: str, start: int) -> int:
-    return len(text) - len(text[start:].lstrip())
 
 
 def _conclude(intake: Intake, source: str, on_bad: str) -> QADataset:

@@ -5,7 +5,6 @@ the columns `answer_text` (or `answer`) and `answer_start` instead. Only the let
 name count, so "Answer Start" is `answer_start`.
 """
 
-import json
 from collections.abc import Collection, Hashable
 from functools import lru_cache
 from typing import Any
@@ -15,7 +14,6 @@ from loraqa.squad.checks import Place
 from loraqa.squad.golds import is_absent
 from loraqa.squad.intake import Intake, given_id
 from loraqa.squad.literals import parse_answers, parse_offsets
-from loraqa.squad.text import explain_json_error
 
 # Columns that may hold the answers, the first that there is.
 ANSWER_COLUMNS = ("answers", "answer_text", "answer")
@@ -32,27 +30,6 @@ _BY_LETTERS = {name.replace("_", ""): name for name in _COLUMNS} | {
     "unanswerable": "is_impossible",
     "isunanswerable": "is_impossible",
 }
-
-
-def read_jsonl(text: str, intake: Intake) -> None:
-    """Pass every line to `intake`, except blank ones."""
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            where, reason = explain_json_error(error, number)
-            intake.report(Place(record=where), reason)
-            intake.skipped["rows"] += 1
-        else:
-            read_record(record, Place(record=f"line {number}"), intake)
-
-
-def read_rows(rows: list[Any], name: str, intake: Intake) -> None:
-    """Pass every record of a list to `intake`; its place is its number in the list `name`."""
-    for number, row in enumerate(rows):
-        read_record(row, Place(record=f"{name}[{number}]"), intake)
 
 
 @lru_cache
