@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -787,6 +788,31 @@ def test_a_second_ctrl_c_does_not_interrupt_the_cleaning_up(
     monkeypatch.setattr("loraqa.cli.app", interrupted_twice)
     assert call() == (130, "", "")
     assert cleaned
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_stop_nothing(data: Path, tmp_path: Path, closed: str) -> None:
+    (tmp_path / "answers.json").write_text("{}")
+    words = [sys.executable, "-m", "loraqa.cli", "score", tmp_path / "answers.json", "--json"]
+    line = shlex.join(map(str, [*words, "--data", data]))
+    done = subprocess.run(f"{line} {closed}", shell=True, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert (done.stdout != "") == (closed == "2>&-")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_output_that_cannot_be_written_is_named(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "answers.json").write_text("{}")
+    words = [sys.executable, "-m", "loraqa.cli", "score", tmp_path / "answers.json"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*words, "--data", data], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "loraqa: The output cannot be written (No space left on device); free some space there."
+    )
 
 
 def test_wrong_flags_exit_with_2(call: Call) -> None:

@@ -564,6 +564,7 @@ def export(
 
 def main() -> NoReturn:
     """Run the command line. Every error is one sentence, and the exit status says its kind."""
+    _open_closed_streams()
     show_notices()
     # By default Python would end at once and leave temporary files.
     signal.signal(signal.SIGTERM, _terminate)
@@ -577,6 +578,14 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         raise SystemExit(_status_of(signal.SIGINT)) from None
     raise SystemExit(0)
+
+
+def _open_closed_streams() -> None:
+    """Discard what is written to a stream that is closed, as after `>&-`: Python makes it None."""
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
 
 
 def _terminate(number: int, *_: object) -> NoReturn:
@@ -599,7 +608,9 @@ def _status_of(number: int) -> int:
 def _say_stopped(number: int) -> None:
     # Not by `sys.stderr`, which the signal may have interrupted while it was writing.
     with suppress(OSError):
-        os.write(2, f"loraqa: Stopped by {signal.Signals(number).name}.\n".encode())
+        os.write(
+            sys.stderr.fileno(), f"loraqa: Stopped by {signal.Signals(number).name}.\n".encode()
+        )
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -65,7 +65,11 @@ def explain(error: LoraqaError | OSError) -> tuple[str, int]:
 def _what(error: OSError) -> str:
     if isinstance(error, FileError) or error.strerror is None:
         return str(error)
-    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if error.filename:
+        return f"{error.filename}: {error.strerror}"
+    # Every file is named.
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return f"The output cannot be written ({error.strerror})" if full else error.strerror
 
 
 def shortened(text: str, most: int) -> str:
