@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from loraqa.errors import InputError
-from loraqa.squad import Answer, QADataset, check_ids, read_passages
+from loraqa.squad import Answer, QADataset, check_ids, read_passages, write_official
 
 Row = dict[str, Any]
 CONTEXT = "Ada Byron kept bees near Turin; she sold honey, and she sold wax."
@@ -302,6 +302,14 @@ def test_an_answer_without_offset_that_occurs_twice_is_named() -> None:
     with pytest.raises(InputError, match="row 0.*'she sold' has no offset, and the context"):
         data.to_learn_from("stop")
     assert data.to_learn_from("skip").order == ("b",)
+
+
+def test_blanks_around_an_answer_without_offset_do_not_count(tmp_path: Path) -> None:
+    data = read_passages([{"context": "By  Ada.", "question": "Who?", "answer": " Ada"}])
+    assert (data.questions[0].golds, data.repaired) == (("Ada",), 0)
+    assert data.questions[0].answers == (Answer("Ada", 4),)
+    write_official(tmp_path / "data.json", data.passages, "1.1")
+    assert read_passages(tmp_path / "data.json").passages == data.passages
 
 
 def test_an_offset_with_a_fraction_is_refused() -> None:

@@ -178,7 +178,10 @@ class Intake(Checks):
         return True
 
     def _answer(self, node: Any, place: Place) -> tuple[str, int | None] | None:
-        """Return text and offset of an answer; the offset is None if it is not given."""
+        """Return text and offset of an answer.
+
+        Without an offset, which is None then, blanks around the text do not belong to it.
+        """
         if not self.has_type(node, dict, place):
             return None
         text = self.field(node, "text", str, place)
@@ -191,7 +194,7 @@ class Intake(Checks):
             return None
         given = node.get("answer_start")
         if is_empty(given):
-            return text, None
+            return text.strip(), None
         start = whole_number(given)
         if start is not None:
             return text, start
@@ -209,8 +212,7 @@ class Intake(Checks):
             return Answer(text, start)
         if self._finder.context != context:
             self._finder = _Finder(context)
-        # Without an offset, blanks around the text are not said to be in the context.
-        spans = self._finder.spans(text.strip() if start is None else text, start)
+        spans = self._finder.spans(text, start)
         if len(spans) == 1:
             (begin, end), *_ = spans
             answer = Answer(context[begin:end], begin)
