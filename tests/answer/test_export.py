@@ -70,7 +70,9 @@ def test_a_merged_model_is_in_float32_and_answers_with_transformers_alone(
         assert by_transformers == text
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"]
+)
 def test_a_changed_file_of_a_merged_model_is_noticed(run: Path, tmp_path: Path, name: str) -> None:
     merged = tmp_path / "merged"
     export_merged(run, merged)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from loraqa.errors import InputError, quote, some_of
 from loraqa.files import read_json, sha256, write_json
 from loraqa.lora.settings import ADAPTER_CONFIG, TENSORS
-from loraqa.model.folder import CONFIG, read_object, weights
+from loraqa.model.folder import CONFIG, read_object, tokenizer_files, weights
 from loraqa.prompt.template import Template
 from loraqa.squad import Version
 
@@ -179,7 +179,7 @@ def _hashes(folder: Path, values: Mapping[str, Any]) -> dict[str, str]:
         hashes[ADAPTER_CONFIG] = _hash_of(_essentials(read_json(folder / ADAPTER_CONFIG)))
     elif (folder / CONFIG).exists():
         hashes[CONFIG] = _hash_of({**read_object(folder / CONFIG), "transformers_version": None})
-        files = [*weights(folder), *folder.glob("tokenizer.json")]
+        files = [*weights(folder), *tokenizer_files(folder)]
         hashes |= {path.name: sha256(path) for path in files}
     return hashes
 

@@ -90,6 +90,12 @@ def check_tokenizer(folder: Path) -> None:
             read_object(path)
 
 
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Return the files of a folder's tokenizer."""
+    patterns = (*_TOKENIZERS, "merges.txt", *_TOKENIZER_OPTIONS)
+    return [path for pattern in patterns for path in sorted(folder.glob(pattern))]
+
+
 def check_weights(folder: Path) -> None:
     """Raise `InputError` if files of a folder's weights are missing, cut or broken."""
     from safetensors import SafetensorError, safe_open
