@@ -40,6 +40,7 @@ def test_broken_answers_are_refused(tmp_path: Path, cell: str) -> None:
         ("['Ada' 'Ada\\'s']", "[3 3]"),
         ("['Ada'\n \"Ada's\"]", "[ 3\n  3]"),
         ("array(['Ada', \"Ada's\"], dtype=object)", "array([3, 3])"),
+        ("array(['Ada', \"Ada's\"], dtype='<U5')", "[np.float64(3.0), nan]"),
         ('["Ada", "Ada\'s"]', "[3, 3]"),
     ],
 )

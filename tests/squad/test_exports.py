@@ -123,6 +123,8 @@ SAME: dict[str, Row] = {
     "hub": ROW,
     "integer id": ROW | {"id": 7},
     "scalars": ROW | {"answers": {"text": "Ada Byron", "answer_start": 0}},
+    "a text and a list": ROW | {"answers": {"text": "Ada Byron", "answer_start": [0]}},
+    "a list and an offset": ROW | {"answers": {"text": ["Ada Byron"], "answer_start": 0}},
     "list of objects": ROW | {"answers": [{"text": "Ada Byron", "answer_start": 0}]},
     "list of texts": ROW | {"answers": ["Ada Byron"]},
     "text": ROW | {"answers": "Ada Byron"},
@@ -162,6 +164,8 @@ UNANSWERED: dict[str, Row] = {
     "two columns, null": BARE | {"id": "n", "answer_text": None, "answer_start": None},
     "own": BARE | {"id": "n", "answer": ""},
     "impossible": BARE | {"id": "n", "answer_text": "", "answer_start": 0, "is_impossible": True},
+    "empty object in text": BARE | {"id": "n", "answers": "{}"},
+    "null in a list": BARE | {"id": "n", "answers": [None]},
     "list and -1": BARE | {"id": "n", "answer_text": [], "answer_start": -1},
 }
 
@@ -339,6 +343,19 @@ def test_the_questions_decide_a_version_that_is_not_squads(
     qas.append({"id": 4, "question": "Why?", "answers": [], "is_impossible": True})
     data = read_passages(write(tmp_path, document))
     assert (data.version, data.order) == ("2.0", ("3", "4"))
+
+
+@pytest.mark.parametrize("key", ["isImpossible", "Is Impossible", "unanswerable", "answerable"])
+def test_keys_of_official_json_are_read_by_their_letters_too(tmp_path: Path, key: str) -> None:
+    document = official()
+    document["data"][0]["paragraphs"][0]["qas"][0] |= {key: key != "answerable"}
+    with pytest.raises(InputError, match="id '3': is_.* but the question has answers"):
+        read_passages(write(tmp_path, document))
+
+
+def test_an_empty_object_is_no_answer() -> None:
+    (question,) = read_passages([BARE | {"answers": {}}]).questions
+    assert not question.answerable
 
 
 def test_paragraphs_and_one_row_are_data(tmp_path: Path) -> None:

@@ -157,8 +157,8 @@ ANSWERS = {
     "true": (True, "line 1, answers, id 'n1': is true or false, must be a list"),
     "no text": ({"answer_start": [1]}, "line 1, answers, id 'n1': 'text' is missing"),
     "text": (
-        {"text": "a", "answer_start": [1]},
-        "line 1, answers[0].answer_start, id 'n1': is a list, must be a whole number",
+        {"text": "a", "answer_start": [1, 2]},
+        "line 1, answers, id 'n1': 'text' has 1 entries, 'answer_start' 2",
     ),
     "uneven": (
         {"text": ["north"], "answer_start": []},

@@ -7,6 +7,7 @@ from typing import Any
 
 import datasets
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from loraqa.errors import InputError
@@ -23,6 +24,7 @@ TABLES: dict[str, Any] = {
     "frame": FRAME,
     "frame of nullable types": FRAME.convert_dtypes(),
     "data set": datasets.Dataset.from_list(ROWS),
+    "Arrow": pa.Table.from_pylist(ROWS),
 }
 FILES: dict[str, Callable[[Path], object]] = {
     "lists": lambda path: path.write_text(json.dumps(FRAME.to_dict("list"))),

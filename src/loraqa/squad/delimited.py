@@ -9,9 +9,10 @@ from typing import Any
 
 from loraqa.errors import InputError
 from loraqa.squad.checks import Place
+from loraqa.squad.columns import check_columns, column
 from loraqa.squad.golds import is_empty
 from loraqa.squad.intake import Intake
-from loraqa.squad.records import check_columns, column, read_record
+from loraqa.squad.records import read_record
 
 _DELIMITERS = ",;\t|"
 _HINT = ", with commas, semicolons, tabs or | between them"

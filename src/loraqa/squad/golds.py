@@ -19,7 +19,7 @@ def answer_nodes(value: Any, place: Place, checks: Checks) -> list[Any] | None:
     and amounts as numbers. Empty texts without a place mean "no answer". Report a problem and
     return None if the answers have another form.
     """
-    if is_absent(value):
+    if is_absent(value) or value == {}:
         return []
     if type(_text(value)) is str:
         value = [value]
@@ -87,15 +87,10 @@ def _from_columns(columns: dict[str, Any], place: Place, checks: Checks) -> list
         checks.report(place, "'text' is missing")
         return None
     texts: Any = columns["text"]
+    texts = texts if type(texts) is list else [texts]
     starts: Any = columns.get("answer_start", columns.get("start"))
-    if type(texts) is not list:
-        return [{"text": texts, "answer_start": starts}]
-    if is_absent(starts):
-        starts = [None] * len(texts)
-    elif type(starts) is not list and len(texts) <= 1:
-        starts = [starts] * len(texts)
-    if not checks.has_type(starts, list, place.inside("answer_start")):
-        return None
+    if type(starts) is not list:
+        starts = [starts] * (len(texts) if is_absent(starts) or not texts else 1)
     if len(texts) != len(starts):
         checks.report(place, f"'text' has {len(texts)} entries, 'answer_start' {len(starts)}")
         return None

@@ -9,6 +9,7 @@ from typing import Any
 
 from loraqa.errors import quote
 from loraqa.squad.checks import MADE_ID, Checks, Place, Problem
+from loraqa.squad.columns import by_meaning
 from loraqa.squad.golds import answer_nodes, is_absent, is_empty, truth, whole_number
 from loraqa.squad.lookalikes import LookAlikes, Occurrences
 from loraqa.squad.passage import Answer, Passage, Question, Version
@@ -64,6 +65,12 @@ class Intake(Checks):
         None if it has already reported a problem with the context or the answers.
         """
         if not self.has_type(node, dict, place):
+            self.skipped["questions"] += 1
+            return
+        try:
+            node = by_meaning(node)
+        except ValueError as error:
+            self.report(place, str(error))
             self.skipped["questions"] += 1
             return
         text = self._text(node, "question", place._replace(id=given_id(node)))

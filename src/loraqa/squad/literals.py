@@ -12,6 +12,7 @@ from typing import Any
 _ANSWERS = re.compile(
     r"""\s*(\{\s*(["']|\}\s*\Z)|\[\s*(["'{]|\]\s*\Z|np\.|array\(|(None|null|nan)\b)|array\()"""
 )
+_NUMPY = ("array", "int64", "int32", "float64", "float32", "str_")
 _OFFSETS = re.compile(r"\s*(\[|array\()")
 
 
@@ -60,12 +61,15 @@ def _with_commas(literal: str) -> str:
 
 
 class _Arrays(ast.NodeTransformer):
-    """Replaces `array([1, 2], dtype=int32)` by its list, and `np.int64(1)` by its number."""
+    """Replaces `array([1, 2], dtype=int32)` by its list, `np.int64(1)` by 1, `nan` by None."""
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         called = node.func
         name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
-        if name in ("array", "int64", "int32", "str_") and len(node.args) == 1:
+        if name in _NUMPY and len(node.args) == 1:
             argument: ast.AST = self.visit(node.args[0])
             return argument
         return node
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        return ast.Constant(None) if node.id in ("nan", "null") else node

@@ -36,8 +36,8 @@ def read_passages(
     Args:
         source: a file (`data.json:train` is one of its splits), a folder written by `datasets`, a
             hub name such as `rajpurkar/squad` or `rajpurkar/squad:train`, a list of dicts, a dict
-            of lists, a pandas DataFrame, or a split of a data set. Reading a file never uses
-            the network.
+            of lists, a DataFrame, an Arrow table, or a split of a data set. Reading a file never
+            uses the network.
         on_bad: "stop" refuses data with problems; "skip" leaves out the parts with problems,
             counts them and logs the problems.
         split: split to read if the hub name does not contain one.

@@ -1,41 +1,16 @@
-"""Read records of one question each, as JSON has them; other formats bring theirs here.
+"""Read records of one question each, of every format.
 
 A record has the hub's columns: id, title, context, question, answers. For the answers there may be
-the columns `answer_text` (or `answer`) and `answer_start` instead. Only the letters of a column's
-name count, so "Answer Start" is `answer_start`.
+the columns `answer_text` (or `answer`) and `answer_start` instead.
 """
 
-from collections.abc import Collection, Hashable
-from functools import lru_cache
 from typing import Any
 
-from loraqa.errors import InputError, some_of
 from loraqa.squad.checks import Place
+from loraqa.squad.columns import ANSWER_COLUMNS, by_meaning, column
 from loraqa.squad.golds import is_absent
 from loraqa.squad.intake import Intake, given_id
 from loraqa.squad.literals import parse_answers, parse_offsets
-
-# Columns that may hold the answers, the first that there is.
-ANSWER_COLUMNS = ("answers", "answer_text", "answer")
-_COLUMNS = (
-    *("id", "title", "context", "question", "answer_start", "is_impossible", "is_answerable"),
-    *ANSWER_COLUMNS,
-)
-_BY_LETTERS = {name.replace("_", ""): name for name in _COLUMNS} | {
-    # Tables that were flattened have a column for each part of the answers.
-    "answerstext": "answer_text",
-    "answersanswerstart": "answer_start",
-    "answerable": "is_answerable",
-    "hasanswer": "is_answerable",
-    "unanswerable": "is_impossible",
-    "isunanswerable": "is_impossible",
-}
-
-
-@lru_cache
-def column(name: Hashable) -> str | None:
-    """Return the column that a name means; None if it means none."""
-    return _BY_LETTERS.get("".join(filter(str.isalnum, str(name).casefold())))
 
 
 def is_record(node: Any) -> bool:
@@ -57,56 +32,13 @@ def rows_of_columns(table: dict[str, Any]) -> list[dict[str, Any]] | None:
     return [dict(zip(table, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
-def check_columns(names: Collection[Hashable], source: str, hint: str = "") -> None:
-    """Raise `InputError` if a table lacks a column, or has one twice.
-
-    Args:
-        names: the names of all columns.
-        source: the table's name, for the message.
-        hint: what else may be wrong, for the message.
-    """
-    try:
-        known = _known_columns(tuple(names))
-    except ValueError as error:
-        raise InputError(f"{source}: {error}; rename or remove one.") from None
-    missing = [repr(name) for name in ("context", "question") if name not in known]
-    if not known.keys() & set(ANSWER_COLUMNS):
-        missing.append("'answers'")
-    if missing:
-        given = some_of([repr(name) for name in names], 12) or "none"
-        raise InputError(
-            f"{source} has no column {' or '.join(missing)}; a table of questions needs the "
-            f"columns context, question, and answers (or answer_text, or answer){hint}, but this "
-            f"one has {given}."
-        )
-
-
-@lru_cache
-def _known_columns(names: tuple[Hashable, ...]) -> dict[str, Hashable]:
-    """Return the names of the columns that mean something, by what they mean.
-
-    Raises `ValueError` if two names mean the same and none is written in the standard way.
-    """
-    known: dict[str, Hashable] = {}
-    for meaning in _COLUMNS:
-        means = [name for name in names if column(name) == meaning]
-        if not means:
-            continue
-        name, *others = [name for name in means if name == meaning] or means
-        if others:
-            raise ValueError(f"the columns {name!r} and {others[0]!r} both mean {meaning!r}")
-        known[meaning] = name
-    return known
-
-
 def read_record(record: Any, place: Place, intake: Intake) -> None:
     """Pass a record to `intake`."""
     if not intake.has_type(record, dict, place):
         intake.skipped["rows"] += 1
         return
     try:
-        known = _known_columns(tuple(record))
-        record = _parsed({meaning: record[name] for meaning, name in known.items()})
+        record = _parsed(by_meaning(record))
     except ValueError as error:
         intake.report(place, str(error))
         intake.skipped["rows"] += 1
@@ -115,7 +47,7 @@ def read_record(record: Any, place: Place, intake: Intake) -> None:
     context, title = intake.context(record, place), intake.title(record, place)
     keys = ("id", "question", "is_impossible", "is_answerable")
     question = {key: record[key] for key in keys if key in record}
-    if known.keys() & set(ANSWER_COLUMNS):
+    if record.keys() & set(ANSWER_COLUMNS):
         question["answers"] = _answers(record)
     intake.question(question, place, context, title)
 
@@ -143,4 +75,4 @@ def _answers(record: dict[str, Any]) -> Any:
 
 
 def _holds_nothing(cell: Any) -> bool:
-    return is_absent(cell) or cell == [] or (type(cell) is str and not cell.strip())
+    return is_absent(cell) or cell in ([], {}) or (type(cell) is str and not cell.strip())

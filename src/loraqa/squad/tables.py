@@ -5,8 +5,9 @@ from typing import Any, Protocol
 
 from loraqa.errors import InputError, in_a_line
 from loraqa.squad.checks import Place
+from loraqa.squad.columns import check_columns
 from loraqa.squad.intake import Intake
-from loraqa.squad.records import check_columns, read_record, rows_of_columns
+from loraqa.squad.records import read_record, rows_of_columns
 
 
 def read_parquet(data: bytes, source: str, intake: Intake) -> None:
@@ -69,16 +70,33 @@ class Dataset(Protocol):
     def to_list(self) -> list[Any]: ...
 
 
-Table = list[dict[str, Any]] | dict[str, list[Any]] | Frame | Dataset
+class ArrowStream(Protocol):
+    """A table of Arrow, polars and others."""
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any: ...
+
+
+Table = list[dict[str, Any]] | dict[str, list[Any]] | Frame | Dataset | ArrowStream
 
 
 def read_table(table: Table, source: str, intake: Intake) -> None:
     """Pass every record of a table in memory to `intake`; places as in `read_parquet`."""
-    rows: Any = rows_of_columns(table) if isinstance(table, dict) else table
+    rows = _as_rows(table)
     check_columns(_column_names(rows), source)
     records = rows.to_dict("records") if hasattr(rows, "columns") else rows
     for number, record in enumerate(records):
         read_record(_plain(record), Place(record=f"row {number}"), intake)
+
+
+def _as_rows(table: Any) -> Any:
+    """Return the rows of a dict of lists, and of tables that offer themselves as Arrow's."""
+    if isinstance(table, dict):
+        return rows_of_columns(table)
+    if hasattr(table, "__arrow_c_stream__") and not hasattr(table, "iterrows"):
+        import pyarrow
+
+        return pyarrow.table(table).to_pylist()
+    return table
 
 
 def _column_names(table: Any) -> list[Any]:
