@@ -116,11 +116,15 @@ def _check_packages(path: Path) -> None:
 def _convert(path: Path, folder: Path) -> None:
     """Write the model of a GGUF file to a folder in transformers' format."""
     logger.info(f"Converting {path} to transformers' format; later runs find it in the cache.")
-    _check_content(path)
     with temporary_folder() as alone, no_bars(), no_report(), redirect_stderr(StringIO()):
         # transformers would read other files beside it, too.
         (alone / f"model{ENDING}").symlink_to(path.absolute())
-        model, tokenizer = _load(path, alone, f"model{ENDING}")
+        try:
+            model, tokenizer = _load(path, alone, f"model{ENDING}")
+        except InputError:
+            # This says more exactly what is wrong, but reading a vocabulary takes seconds.
+            _check_content(path)
+            raise
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
