@@ -60,7 +60,7 @@ def test_columns_of_other_lengths_are_no_table(tmp_path: Path) -> None:
     "other", [datasets.DatasetDict(train=TABLES["data set"]), 7, None, ROWS[0]]
 )
 def test_other_objects_are_refused(other: Any) -> None:
-    with pytest.raises(InputError, match="a pandas DataFrame or one split of a data set can be"):
+    with pytest.raises(InputError, match="an Arrow table or one split of a data set can be"):
         read_passages(other)
 
 

@@ -108,8 +108,8 @@ def _column_names(table: Any) -> list[Any]:
     if hasattr(table, "column_names") and hasattr(table, "to_list"):
         return list(table.column_names)
     raise InputError(
-        "Only a path, a hub name, a list of dicts, a dict of lists, a pandas DataFrame or one "
-        "split of a data set can be read; give one of these."
+        "Only a path, a hub name, a list of dicts, a dict of lists, a pandas DataFrame, an "
+        "Arrow table or one split of a data set can be read; give one of these."
     )
 
 
