@@ -32,7 +32,7 @@ from benchmarks.base import on_a_gpu
 from benchmarks.harness import ROOT
 from benchmarks.machine import fastest_precision, machine
 from loraqa.answer.evaluate import evaluate
-from loraqa.demo.run import BASE
+from loraqa.demo.parts import BASE
 from loraqa.demo.world import test_passages, train_passages
 from loraqa.files import write_json
 from loraqa.finetune import finetune

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from loraqa.answer.evaluate import sample_questions
-from loraqa.demo.run import BASE
+from loraqa.demo.parts import BASE
 from loraqa.demo.world import test_passages, train_passages
 from loraqa.squad import Answer, Passage, QADataset, Question, read_passages, write_official
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,22 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from tests.conftest import town_passages
 
-from loraqa.demo.run import STRATEGIES, DemoResult, DemoSize, _make_room, _next_steps, run_demo
+from loraqa.demo import check_choice
+from loraqa.demo.parts import BASE, DemoSize
+from loraqa.demo.run import (
+    STRATEGIES,
+    DemoResult,
+    _make_room,
+    _minutes_after_training,
+    _next_steps,
+    run_demo,
+)
 from loraqa.errors import InputError
 from loraqa.files import contents, one_writer
 from loraqa.reader import Reader
-from loraqa.squad import QADataset, read_passages, score
+from loraqa.squad import QADataset, read_passages, score, write_official
 from loraqa.train.run import RunDirectory
 
 SIZE = DemoSize(train_contexts=60, dev_contexts=2, test_contexts=6, epochs=2, compared_questions=8)
@@ -117,7 +128,7 @@ def test_the_console_shows_scores_answers_and_next_steps(demo: Demo) -> None:
     for evaluated in (demo.result.before, demo.result.after):
         assert f"F1 {evaluated.scores.f1:.1f}" in demo.printed
     assert demo.data("test").passages[0].questions[0].text in demo.printed
-    assert _next_steps(demo.out) in demo.printed
+    assert _next_steps(demo.out, str(BASE)) in demo.printed
 
 
 def test_it_takes_the_place_of_an_earlier_demo_only(
@@ -174,6 +185,66 @@ def test_a_demo_that_was_killed_while_it_removed_another_is_replaced(
         assert contents(out) == []
 
 
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    """A demo with another model and with data of its own."""
+    folder = tmp_path_factory.mktemp("own")
+    for name, passages in (("learn", town_passages(12)), ("score", town_passages(6))):
+        write_official(folder / f"{name}.json", passages, "1.1")
+    console = Console(file=io.StringIO(), width=100, highlight=False, markup=False)
+    shutil.copytree(BASE, folder / "base")
+    result = run_demo(
+        folder / "out",
+        console,
+        DemoSize(epochs=1, test_questions=4, compared_questions=2),
+        model=str(folder / "base"),
+        train=str(folder / "learn.json"),
+        dev=str(folder / "score.json"),
+    )
+    return Demo(folder / "out", result, console.file.getvalue())
+
+
+def test_another_model_learns_from_own_data(own: Demo) -> None:
+    base, data = own.out.parent / "base", own.read("run/data.json")
+    assert data["base"]["source"] == str(base)
+    assert data["train"]["questions"] == 24
+    assert own.data("train").passages == tuple(town_passages(12))
+    assert len(own.data("test").questions) == own.result.after.scores.total == 4
+    assert "24 questions of" in own.printed
+    assert "4 of" in own.printed
+    assert f"inspect --model {base}" in own.printed
+    assert own.result.report.exists()
+
+
+def test_it_is_not_tested_on_what_chose_the_weights(own: Demo) -> None:
+    dev, test = ({question.id for question in own.data(part).questions} for part in ("dev", "test"))
+    assert dev and test
+    assert not dev & test
+
+
+def test_the_time_after_training_is_estimated_from_that_before() -> None:
+    size = DemoSize(compared_questions=10)
+    # Greedy, beam:4 and span count as 1 + 4 + 2 answers, four strategies that draw as 20.
+    assert _minutes_after_training(60.0, 30, size) == pytest.approx((30 + 27 * 10) / 30)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        (("base", "data.json", None), "Give --train and --dev together"),
+        (("base", None, "data.json"), "Give --train and --dev together"),
+        ((None, "data.json", "data.json"), "give --model, too"),
+        (("nowhere/at/all", None, None), "There is no folder nowhere/at/all"),
+        ((str(BASE), "none.json", "none.json"), "none.json"),
+    ],
+)
+def test_a_choice_that_cannot_work_is_refused_at_once(
+    chosen: tuple[str | None, str | None, str | None], message: str
+) -> None:
+    with pytest.raises((InputError, OSError), match=message):
+        check_choice(*chosen)
+
+
 def test_two_demos_do_not_write_to_one_folder(tmp_path: Path) -> None:
     with one_writer(tmp_path), pytest.raises(InputError, match="Another process is writing to"):
         run_demo(tmp_path, Console(file=io.StringIO()))
@@ -187,5 +258,5 @@ def test_the_next_steps_name_a_command_that_the_shell_finds(
     program.touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path if on_path else tmp_path / "elsewhere"))
     monkeypatch.setattr(sys, "argv", [".venv/bin/loraqa", "demo"])
-    called = {line.split()[0] for line in _next_steps(Path("demo-out")).splitlines()}
+    called = {line.split()[0] for line in _next_steps(Path("demo-out"), str(BASE)).splitlines()}
     assert called == {"loraqa" if on_path else ".venv/bin/loraqa"}

@@ -10,8 +10,9 @@ OUT/
 import logging
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from loraqa.answer.evaluate import Evaluated, evaluate, sample_questions
 from loraqa.answer.reader import Answered
 from loraqa.answer.strategies import parse_strategy
 from loraqa.demo import check_room
-from loraqa.demo.world import test_passages, train_passages
+from loraqa.demo.parts import DemoBase, DemoData, DemoSize
 from loraqa.errors import counted
 from loraqa.files import contents, one_writer, replacing_folder, temporary_folder
 from loraqa.finetune import FinetuneResult, finetune
@@ -48,29 +49,9 @@ from loraqa.train.settings import RunSettings, parse_settings
 
 logger = logging.getLogger("loraqa")
 
-BASE = Path(__file__).parent / "base"
-"""The embedded base model."""
-
 STRATEGIES = ("greedy", "temperature:1", "top-k:40", "top-p:0.9", "min-p:0.05", "beam:4", "span")
 
 _SHOWN = 5
-
-
-@dataclass(frozen=True)
-class DemoSize:
-    """How much the demo does.
-
-    Attributes:
-        train_contexts, dev_contexts, test_contexts: paragraphs of each part of the data.
-        epochs: passes over the training data.
-        compared_questions: test questions that every decoding strategy answers.
-    """
-
-    train_contexts: int = 2000
-    dev_contexts: int = 40
-    test_contexts: int = 100
-    epochs: int = 1
-    compared_questions: int = 100
 
 
 @dataclass(frozen=True)
@@ -102,47 +83,64 @@ class DemoResult:
 
 
 def run_demo(
-    out: Path, console: Console, size: DemoSize = DemoSize(), without: Sequence[str] = ()
+    out: Path,
+    console: Console,
+    size: DemoSize | None = None,
+    without: Sequence[str] = (),
+    *,
+    model: str | None = None,
+    train: str | None = None,
+    dev: str | None = None,
 ) -> DemoResult:
     """Run the demo in the folder `out`, which may hold an earlier demo: it is replaced.
 
     Args:
         out: folder for data, run, comparison and report.
         console: shows what happens.
-        size: how much to do.
+        size: how much to do; by default what suits the model.
         without: names of accelerations to leave out, or "all".
+        model: a pretrained base model; by default the embedded one.
+        train, dev: the user's data for it; by default the embedded world.
 
     Raises:
-        InputError: `out` holds something else, another process writes there, or a name in
-            `without` is unknown.
+        InputError: `out` holds something else, another process writes there, a name in `without`
+            is unknown, or model or data cannot be used.
     """
     check_room(out)
+    base = DemoBase() if model is None else DemoBase.pretrained(model)
+    if size:
+        base = replace(base, size=size)
+    data = DemoData.own(train, dev, base.size) if train and dev else DemoData.world(base.size)
     with one_writer(out):
-        return _run_demo(out, console, size, without)
+        return _run_demo(out, console, base, data, without)
 
 
-def _run_demo(out: Path, console: Console, size: DemoSize, without: Sequence[str]) -> DemoResult:
+def _run_demo(
+    out: Path, console: Console, base: DemoBase, data: DemoData, without: Sequence[str]
+) -> DemoResult:
     _make_room(out)
-    test = _write_data(out / "data", size)
-    settings = _settings(out / "data", size.epochs, without)
-    console.print(
-        f"A small world, told in {size.train_contexts:,} paragraphs with questions. No name in the "
-        f"{size.test_contexts:,} test paragraphs occurs in training.\n"
-    )
+    _write_data(out / "data", data)
+    test, settings = data.parts["test"], _settings(out / "data", base, without)
+    console.print(f"{data.described}\n")
 
-    console.print("Before: the base model, which has never seen a question answered.")
+    console.print(f"Before: {base.described}.")
+    started = time.monotonic()
     with answering_progress() as progress:
-        before = evaluate(Reader.load(BASE, without=without), test, progress=progress)
+        before = evaluate(Reader.load(base.source, without=without), test, progress=progress)
     console.print(_scores(before))
 
-    console.print("\nTraining a LoRA adapter.")
+    minutes = _minutes_after_training(time.monotonic() - started, len(test.questions), base.size)
+    console.print(
+        f"\nTraining a LoRA adapter; it shows the time left. Scoring and comparing afterwards take "
+        f"about {minutes:.0f} minutes."
+    )
     run = RunDirectory(out / "run")
     with run.telling_what_is_kept():
         trained = finetune(settings, run.path, command=f"loraqa demo --out {out}")
     reader = Reader.load(out / "run", without=without)
     with answering_progress() as progress:
         after = evaluate(reader, test, progress=progress)
-    sample = sample_questions(test, size.compared_questions, settings.seed)
+    sample = sample_questions(test, base.size.compared_questions, settings.seed)
     strategies = [parse_strategy(name) for name in STRATEGIES]
     with answering_progress() as progress:
         compared = compare(reader, sample, strategies, progress=progress)
@@ -158,8 +156,20 @@ def _run_demo(out: Path, console: Console, size: DemoSize, without: Sequence[str
     report = out / "report.html"
     result = DemoResult(before, after, trained, compared, report)
     _report(result, test, settings, run).save(report)
-    console.print(f"\nThe report is {report}. To go on:\n{_next_steps(out)}", soft_wrap=True)
+    steps = _next_steps(out, base.source)
+    console.print(f"\nThe report is {report}. To go on:\n{steps}", soft_wrap=True)
     return result
+
+
+def _minutes_after_training(seconds: float, questions: int, size: DemoSize) -> float:
+    """Estimate the minutes to score and compare from those of scoring before the training.
+
+    A strategy that draws gives five answers to a question, beam search holds four, and the span
+    search takes twice as long as greedy decoding.
+    """
+    rows = sum({"greedy": 1, "beam:4": 4, "span": 2}.get(name, 5) for name in STRATEGIES)
+    answers = questions + rows * min(size.compared_questions, questions)
+    return seconds / questions * answers / 60
 
 
 def _make_room(out: Path) -> None:
@@ -172,35 +182,21 @@ def _make_room(out: Path) -> None:
             path.rename(old / path.name)
 
 
-def _write_data(folder: Path, size: DemoSize) -> QADataset:
-    """Write the three parts of the data and return the test part."""
-    test = test_passages(seed=2, count=size.test_contexts)
-    parts = {
-        "train": train_passages(seed=0, count=size.train_contexts),
-        "dev": test_passages(seed=1, count=size.dev_contexts),
-        "test": test,
-    }
+def _write_data(folder: Path, data: DemoData) -> None:
     with replacing_folder(folder) as written:
-        for name, passages in parts.items():
-            write_official(written / f"{name}.json", passages, "1.1")
-    return QADataset.from_passages(test, "1.1")
+        for name, part in data.parts.items():
+            write_official(written / f"{name}.json", part.passages, part.version)
 
 
-def _settings(data: Path, epochs: int, without: Sequence[str]) -> RunSettings:
+def _settings(data: Path, base: DemoBase, without: Sequence[str]) -> RunSettings:
+    groups: dict[str, Mapping[str, Any]] = {
+        "data": {"train": str(data / "train.json"), "dev": str(data / "dev.json")},
+        "speed": {"without": without},
+    }
+    model = {"source": base.source} | dict(base.settings.get("model", {}))
+    optimisation = {"epochs": base.size.epochs} | dict(base.settings["optimisation"])
     return parse_settings(
-        {
-            "model": {"source": str(BASE), "dtype": "float32"},
-            "data": {"train": str(data / "train.json"), "dev": str(data / "dev.json")},
-            "lora": {"rank": 16, "alpha": 32.0},
-            "optimisation": {
-                "epochs": epochs,
-                "questions_per_step": 64,
-                "learning_rate": 2e-3,
-            },
-            "evaluation": {"every": 60, "questions": 100, "max_answer_tokens": 24},
-            "checkpoint": {"every": 60},
-            "speed": {"without": without},
-        }
+        groups | dict(base.settings) | {"model": model, "optimisation": optimisation}
     )
 
 
@@ -219,7 +215,7 @@ def _report(
     metrics = run.metrics()
     return Report(
         "loraqa demo",
-        "A small language model learns to answer questions about texts it has never seen.",
+        "A language model learns to answer questions about texts it has never seen.",
         [
             Highlights(
                 [
@@ -230,7 +226,7 @@ def _report(
                 ]
             ),
             before_after_table(before, after),
-            Plot(before_after(before, after), "Scores on test questions about unseen names"),
+            Plot(before_after(before, after), "Scores on the test questions"),
             training_table(metrics),
             Plot(training_curves(metrics), "Loss, scores and learning rate while training"),
             strategies_table(result.compared),
@@ -268,13 +264,13 @@ def _examples(evaluated: Evaluated, test: QADataset) -> list[Example]:
     return examples
 
 
-def _next_steps(out: Path) -> str:
+def _next_steps(out: Path, base: str) -> str:
     # Outside its virtual environment, loraqa is found under the path alone by which it was called.
     program = "loraqa" if shutil.which("loraqa") else sys.argv[0]
     return "\n".join(
         f"  {program} {command}"
         for command in (
-            f"inspect --model {BASE} --data {out}/data/test.json -n 1",
+            f"inspect --model {base} --data {out}/data/test.json -n 1",
             f"evaluate {out}/run --data {out}/data/test.json --strategy span",
             f"serve {out}/run",
             f"analyze {out}/run",
