@@ -218,7 +218,8 @@ def test_another_model_learns_from_own_data(own: Demo) -> None:
 
 def test_it_is_not_tested_on_what_chose_the_weights(own: Demo) -> None:
     dev, test = ({question.id for question in own.data(part).questions} for part in ("dev", "test"))
-    assert dev and test
+    assert dev
+    assert test
     assert not dev & test
 
 
