@@ -1,8 +1,9 @@
 """`python -m benchmarks [--quick] [--only SUITE ...]`: compare loraqa with its peers.
 
 Prints a table for each suite and one for the targets; writes benchmarks/results/SUITE.json (with
---quick: SUITE-quick.json). The full run also measures contexts with one question each, leaves out
-one acceleration at a time, measures how time and memory grow, and draws
+--quick: SUITE-quick.json), with the kind of machine; figures of different kinds are not comparable.
+The full run also measures the shape of SmolLM2 and contexts with one question each, leaves out one
+acceleration at a time, measures how time and memory grow, and draws
 docs/training-all-linear.png and docs/scaling.png. On a machine with GPUs, all contenders use the
 first GPU, and file names end in -gpu; instead of leaving out accelerations, loraqa trains on all of
 SQuAD v1.1 and answers its dev split. Nothing else should run on the machine meanwhile.
@@ -20,7 +21,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.ablation import ablation, answering
-from benchmarks.base import on_a_gpu
+from benchmarks.base import SMOLLM2, on_a_gpu
 from benchmarks.harness import (
     ROOT,
     Conclusion,
@@ -48,16 +49,18 @@ from benchmarks.suites import (
     QUICK,
     Scale,
     epoch,
-    evaluation,
+    evaluation_gpt2,
+    evaluation_llama,
     single,
-    training,
+    training_gpt2,
+    training_llama,
     whole,
 )
 from benchmarks.text import SOURCE
 from loraqa.files import write_json
 from loraqa.report.plots import save_png
 
-_TINY = (2, 64, 2)
+_TINY = {"gpt2": (2, 64, 2), "llama": (2, 48, 3, 1, 96)}
 # Plots by suite; they are saved in docs/ under the name of the results file.
 _PLOTS = {"scaling": scaling_plot, "training-all-linear": speed_plot}
 # Suites whose targets are for a GPU; all other targets are for two CPU cores.
@@ -138,14 +141,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _suites(folder: Path, scale: Scale, precision: str, only: Sequence[str] | None) -> list[Suite]:
-    gpt2 = str(folder / "gpt2")
+    gpt2, llama = str(folder / "gpt2"), str(folder / "llama")
     suites = [
-        *(training(gpt2, adapter, scale, precision) for adapter in scale.adapters),
-        *(evaluation(gpt2, tokens, scale, precision) for tokens in scale.answer_tokens),
+        *(training_gpt2(gpt2, adapter, scale, precision) for adapter in scale.adapters),
+        *(evaluation_gpt2(gpt2, tokens, scale, precision) for tokens in scale.answer_tokens),
         whole(gpt2, scale, precision),
     ]
+    if scale is not QUICK or only:
+        suites += [
+            training_llama(llama, gpt2, scale, precision),
+            evaluation_llama(llama, gpt2, scale, precision),
+        ]
     if scale is not QUICK:
-        suites += [single(gpt2, scale, precision), *_of_device(gpt2, scale, precision)]
+        suites += [single(gpt2, scale, precision), *_of_device(gpt2, llama, scale, precision)]
         suites += [scaling(folder, scale.steps, precision)]
     chosen = [suite for suite in suites if not only or suite.name.startswith(tuple(only))]
     if not chosen:
@@ -153,26 +161,35 @@ def _suites(folder: Path, scale: Scale, precision: str, only: Sequence[str] | No
     return chosen
 
 
-def _of_device(folder: str, scale: Scale, precision: str) -> list[Suite]:
+def _of_device(gpt2: str, llama: str, scale: Scale, precision: str) -> list[Suite]:
     """Return the suites that only a GPU, or only a CPU, runs."""
     if on_a_gpu():
-        return [epoch(folder, precision)]
-    return [ablation(folder, scale, precision), answering(folder, scale, precision)]
+        return [epoch(gpt2, precision)]
+    return [
+        ablation("ablation", "gpt2", gpt2, gpt2, scale, precision),
+        ablation("ablation-llama", "llama", llama, gpt2, scale, precision),
+        answering(gpt2, scale, precision),
+    ]
 
 
 def _preparations(folder: Path, suites: Sequence[Suite], tiny: bool) -> list[Job]:
     """Return the jobs that write models, adapters and passages."""
     names = SHAPES if any(suite.name == "scaling" for suite in suites) else ["gpt2"]
+    models = [
+        _model(folder / name, "gpt2", _TINY["gpt2"] if tiny else SHAPES[name]) for name in names
+    ]
+    if any(suite.name.endswith("llama") for suite in suites):
+        models.append(_model(folder / "llama", "llama", _TINY["llama"] if tiny else SMOLLM2))
     files = {name: how for suite in suites for name, how in suite.files.items()}
     return [
-        *(_model(folder / name, *(_TINY if tiny else SHAPES[name])) for name in names),
+        *models,
         Job("write passages", "text.write", {"folder": str(folder / "gpt2"), "files": files}),
     ]
 
 
-def _model(folder: Path, layers: int, width: int, heads: int) -> Job:
-    size = {"layers": layers, "width": width, "heads": heads}
-    return Job(f"write {folder.name}", "base.prepare", {"folder": str(folder), **size})
+def _model(folder: Path, family: str, size: Sequence[int]) -> Job:
+    options = {"folder": str(folder), "family": family, "size": size}
+    return Job(f"write {folder.name}", "base.prepare", options)
 
 
 def _save(suite: Suite, groups: Groups, conclusion: Conclusion, scale: Scale, load: float) -> None:

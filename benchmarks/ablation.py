@@ -25,18 +25,28 @@ TREES = "trees: padded rows instead"
 
 # The gain of one acceleration can be as small as the noise of one step.
 _STEPS = 4
-# Layers, width and heads of a small GPT-2; kernels see heads of 64 numbers, as in the real one.
-_SMALL = (2, 128, 2)
+# The sizes of small models; kernels see heads of 64 numbers, as in the real ones.
+_SMALL = {"gpt2": (2, 128, 2), "llama": (2, 192, 3, 1, 256)}
 
 
-def ablation(folder: str, scale: Scale, precision: str) -> Suite:
-    """Optimizer steps with all accelerations, without each, without all, and without trees."""
-    name = "ablation"
-    reference = f"{folder}/{name}.safetensors"
-    task = asdict(Task(folder, "all-linear", "ablation.json", _STEPS, precision, reference))
+def ablation(
+    name: str, family: str, folder: str, texts: str, scale: Scale, precision: str
+) -> Suite:
+    """Optimizer steps with all accelerations, without each, without all, and without trees.
+
+    Args:
+        name: name of the suite.
+        family: "gpt2" or "llama".
+        folder: folder of the model and its adapter.
+        texts: folder of the passages.
+        scale: how much is measured.
+        precision: the machine's fastest dtype.
+    """
+    data, reference = f"{texts}/ablation.json", f"{folder}/{name}.safetensors"
+    task = asdict(Task(folder, "all-linear", data, _STEPS, precision, reference))
     sides = {
         left_out: Side("ours.trees", "a step", {"task": task, "without": without})
-        for left_out, without in _left_out("training", precision).items()
+        for left_out, without in _left_out("training", family, precision).items()
     }
     return Suite(
         name,
@@ -48,14 +58,14 @@ def ablation(folder: str, scale: Scale, precision: str) -> Suite:
 
 
 def answering(folder: str, scale: Scale, precision: str) -> Suite:
-    """Greedy answers with all accelerations, without each, and without all."""
+    """Greedy answers of GPT-2 with all accelerations, without each, and without all."""
     options = reading(folder, "asked.json", precision, MAX_ANSWER_TOKENS)
     return Suite(
         "ablation-answering",
         {"asked.json": ("sample", {"split": "dev", "questions": scale.answered})},
         {
             left_out: Side("ours.read", "answers", {**options, "without": without})
-            for left_out, without in _left_out("answering", precision).items()
+            for left_out, without in _left_out("answering", "gpt2", precision).items()
         },
         scale.rounds,
         _conclude,
@@ -63,16 +73,18 @@ def answering(folder: str, scale: Scale, precision: str) -> Suite:
 
 
 @cache
-def used_here(use: Use, precision: str) -> tuple[str, ...]:
-    """Return the names of the accelerations that work on this machine, tried on a small GPT-2."""
-    model = base.gpt2(*_SMALL).to(device(), getattr(torch, precision)).eval()
+def used_here(use: Use, family: str, precision: str) -> tuple[str, ...]:
+    """Return the names of the accelerations that work on this machine, tried on a small model."""
+    made = base.random_model(family, _SMALL[family])
+    model = made.to(device(), getattr(torch, precision)).eval()
     adapt(model, ADAPTERS["all-linear"])
     return fastest(choose_runner(model, MAX_LENGTH), [use])[1]
 
 
-def _left_out(use: Use, precision: str) -> Mapping[str, list[str]]:
+def _left_out(use: Use, family: str, precision: str) -> Mapping[str, list[str]]:
     """Return the accelerations that each side leaves out, by the side's name."""
-    return {NOTHING: [], **{name: [name] for name in used_here(use, precision)}, ALL: [ALL]}
+    names = used_here(use, family, precision)
+    return {NOTHING: [], **{name: [name] for name in names}, ALL: [ALL]}
 
 
 def _conclude(groups: Groups) -> Conclusion:

@@ -2,17 +2,25 @@
 
 FOLDER/
     model/         tokenizer, and random weights in fp32; all dropout is 0
-    c_attn/        an adapter in PEFT's format; B is not 0, so that A has a gradient too
-    all-linear/    another adapter
+    all-linear/    an adapter in PEFT's format; B is not 0, so that A has a gradient too
+    c_attn/        another adapter, of GPT-2 alone
     *.json         passages
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
 from benchmarks.text import TOKENIZER
 from loraqa.adapter.base import describe_base
@@ -35,6 +43,10 @@ ADAPTERS = {
 MAX_LENGTH = 1024
 STRIDE = 128
 MAX_ANSWER_TOKENS = 32
+SMOLLM2 = (30, 576, 9, 3, 1536)
+"""The arguments of `llama` that give the shape of SmolLM2-135M."""
+
+_GPT2 = GPT2Config()
 # Standard deviation of B: large enough to give A a gradient, small enough to change little else.
 _B_SCALE = 0.01
 
@@ -101,23 +113,49 @@ class Task:
         return self.encoder().encode_training(self.passages()).trees
 
 
-def prepare(folder: str, layers: int, width: int, heads: int) -> dict[str, Any]:
-    """Write a GPT-2 of this shape and its adapters."""
+def prepare(folder: str, family: str, size: Sequence[int]) -> dict[str, Any]:
+    """Write a model of a family ("gpt2" or "llama") and a size, and its adapters."""
     path = Path(folder)
-    gpt2(layers, width, heads).save_pretrained(path / "model")
+    random_model(family, size).save_pretrained(path / "model")
     AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(path / "model")
-    for name, settings in ADAPTERS.items():
-        _write_adapter(path / name, path / "model", settings)
-    return {"layers": layers, "width": width, "heads": heads}
+    for name in ADAPTERS if family == "gpt2" else ["all-linear"]:
+        _write_adapter(path / name, path / "model", ADAPTERS[name])
+    return {"family": family, "size": size}
+
+
+def random_model(family: str, size: Sequence[int]) -> PreTrainedModel:
+    """Return a model with random weights in fp32; `size` are the arguments of `gpt2` or `llama`."""
+    torch.manual_seed(0)
+    families: dict[str, Callable[..., PreTrainedModel]] = {"gpt2": gpt2, "llama": llama}
+    return families[family](*size)
 
 
 def gpt2(layers: int, width: int, heads: int) -> GPT2LMHeadModel:
-    """Return a GPT-2 of this shape, with random weights in fp32 and without dropout."""
-    torch.manual_seed(0)
+    """Return a GPT-2 of this shape without dropout."""
     config = GPT2Config(
         n_layer=layers, n_embd=width, n_head=heads, embd_pdrop=0, attn_pdrop=0, resid_pdrop=0
     )
     return GPT2LMHeadModel(config)
+
+
+def llama(layers: int, width: int, heads: int, key_heads: int, inner: int) -> LlamaForCausalLM:
+    """Return a Llama of this shape whose head is tied; its vocabulary is that of GPT-2's tokenizer.
+
+    `inner` is the width of its MLPs.
+    """
+    config = LlamaConfig(
+        hidden_size=width,
+        intermediate_size=inner,
+        max_position_embeddings=MAX_LENGTH,
+        num_attention_heads=heads,
+        num_hidden_layers=layers,
+        num_key_value_heads=key_heads,
+        tie_word_embeddings=True,
+        vocab_size=_GPT2.vocab_size,
+        bos_token_id=_GPT2.bos_token_id,
+        eos_token_id=_GPT2.eos_token_id,
+    )
+    return LlamaForCausalLM(config)
 
 
 def _write_adapter(folder: Path, source: Path, settings: LoraSettings) -> None:

@@ -1,4 +1,4 @@
-"""The floating-point operations that an optimizer step of LoRA on GPT-2 needs, by formula.
+"""The floating-point operations that a step of LoRA on GPT-2 or Llama needs, by formula.
 
 A multiplication and an addition are two operations. With T tokens, S of them supervised, width d,
 vocabulary V, and P (query, key) pairs that attention has to compute:
@@ -9,13 +9,13 @@ vocabulary V, and P (query, key) pairs that attention has to compute:
 - LoRA of rank r on a matrix takes 2·T·r·(in + out) forward and twice that backward: A and B each
   need a gradient, and so do their inputs.
 - The head takes 2·S·d·V forward and as much backward.
-- The input of the first adapter, in the first block's `c_attn`, needs no gradient, because nothing
-  below it is trained.
+- The input of the first block's queries, keys and values needs no gradient, because nothing below
+  it is trained.
 - After the keys and values of the last block only supervised positions matter: its attention has
-  S queries, and `attn.c_proj` and the MLP have S rows.
+  S queries, and all matrices but those of keys and values have S rows.
 
-Not counted are embeddings, norms, GELU, softmax and the optimizer, nor what a program computes
-beyond need: padding, repeated contexts, masked pairs, and scores recomputed in backward.
+Not counted are embeddings, norms, activations, softmax and the optimizer, nor what a program
+computes beyond need: padding, repeated contexts, masked pairs, and scores recomputed in backward.
 """
 
 from collections.abc import Mapping, Sequence
@@ -55,8 +55,17 @@ def tree_work(trees: Sequence[Tree]) -> Work:
     )
 
 
+# The matrices that read the input of a block, and those of them that make keys and values.
+_FIRST = ("attn.c_attn", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+_STATES = ("attn.c_attn", "self_attn.k_proj", "self_attn.v_proj")
+
+
 def matrices(config: Any) -> Matrices:
-    """Return the matrices of a block of GPT-2."""
+    """Return the matrices of a block of GPT-2 or Llama."""
+    return _llama(config) if config.model_type == "llama" else _gpt2(config)
+
+
+def _gpt2(config: Any) -> Matrices:
     width = config.n_embd
     inner = config.n_inner or 4 * width
     return {
@@ -67,19 +76,34 @@ def matrices(config: Any) -> Matrices:
     }
 
 
+def _llama(config: Any) -> Matrices:
+    width, inner = config.hidden_size, config.intermediate_size
+    states = config.num_key_value_heads * config.head_dim
+    return {
+        "self_attn.q_proj": (width, width),
+        "self_attn.k_proj": (width, states),
+        "self_attn.v_proj": (width, states),
+        "self_attn.o_proj": (width, width),
+        "mlp.gate_proj": (width, inner),
+        "mlp.up_proj": (width, inner),
+        "mlp.down_proj": (inner, width),
+    }
+
+
 def training_flops(config: Any, rank: int, adapted: Sequence[str], work: Work) -> int:
     """Return the operations of forward and backward.
 
     Args:
-        config: GPT-2's configuration.
+        config: the configuration of a GPT-2, or of a Llama whose heads together are as wide as it.
         rank: r of every adapter.
-        adapted: names from `matrices`, including `attn.c_attn`.
+        adapted: names from `matrices`, including those of queries, keys and values.
         work: the size of the step.
     """
-    head = 2 * 2 * work.supervised * config.n_embd * config.vocab_size
+    head = 2 * 2 * work.supervised * config.hidden_size * config.vocab_size
+    last = config.num_hidden_layers - 1
     blocks = sum(
-        _block(config, rank, adapted, work, first=block == 0, last=block == config.n_layer - 1)
-        for block in range(config.n_layer)
+        _block(config, rank, adapted, work, first=block == 0, last=block == last)
+        for block in range(config.num_hidden_layers)
     )
     return int(head) + blocks
 
@@ -87,10 +111,10 @@ def training_flops(config: Any, rank: int, adapted: Sequence[str], work: Work) -
 def _block(
     config: Any, rank: int, adapted: Sequence[str], work: Work, *, first: bool, last: bool
 ) -> int:
-    flops = 3 * 4 * int(config.n_embd) * (work.supervised_pairs if last else work.pairs)
+    flops = 3 * 4 * int(config.hidden_size) * (work.supervised_pairs if last else work.pairs)
     for name, (width, height) in matrices(config).items():
-        below_all = first and name == "attn.c_attn"
-        rows = work.supervised if last and name != "attn.c_attn" else work.tokens
+        below_all = first and name in _FIRST
+        rows = work.supervised if last and name not in _STATES else work.tokens
         flops += 2 * rows * width * height * (1 if below_all else 2)
         if name in adapted:
             flops += 3 * 2 * rows * rank * (width + height)

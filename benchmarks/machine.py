@@ -1,6 +1,7 @@
 """The machine: its hardware, installed versions, and speed of matrix products."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -27,7 +28,14 @@ def machine(command: str) -> dict[str, Any]:
     """Describe the machine that runs `command`, with the versions of loraqa and its peers."""
     known = environment(device(), torch.float32, command)
     del known["dtype"]
-    return {**known, **{peer: _version(peer) for peer in _PEERS}}
+    return {"kind": kind(), **known, **{peer: _version(peer) for peer in _PEERS}}
+
+
+def kind() -> str:
+    """Return the kind of this machine; only figures of the same kind are comparable."""
+    if on_a_gpu():
+        return "GPU"
+    return f"CPU {'with' if fastest_precision() == 'bfloat16' else 'without'} bf16 instructions"
 
 
 def fastest_precision() -> str:
@@ -44,9 +52,10 @@ def matrix_rate(task: dict[str, Any]) -> dict[str, Any]:
     spec = Task(**task)
     _, config = load_tokenizer(spec.model_path)
     work = tree_work(spec.trees())
-    shapes = {(work.tokens, *matrix): config.n_layer for matrix in matrices(config).values()} | {
-        (work.supervised, config.n_embd, config.vocab_size): 1
-    }
+    shapes = Counter((work.tokens, *matrix) for matrix in matrices(config).values())
+    for shape in shapes:
+        shapes[shape] *= config.num_hidden_layers
+    shapes[work.supervised, config.hidden_size, config.vocab_size] = 1
     return _rate(shapes, torch.float32) | _rate(shapes, getattr(torch, spec.precision))
 
 

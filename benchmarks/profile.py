@@ -45,7 +45,7 @@ def main() -> None:
     if on_a_gpu():
         sys.exit("This profiles only the CPU; put CUDA_VISIBLE_DEVICES= before the command.")
     with tempfile.TemporaryDirectory() as folder:
-        base.prepare(folder, *SHAPES["gpt2"])
+        base.prepare(folder, "gpt2", SHAPES["gpt2"])
         sample = ("sample", {"split": "train", "questions": FULL.questions})
         text.write(folder, {"train.json": sample})
         task = Task(folder, "all-linear", "train.json", _STEPS, fastest_precision())

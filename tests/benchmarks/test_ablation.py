@@ -8,13 +8,14 @@ from benchmarks.suites import FULL
 from tests.conftest import needs_compiler
 
 IN_BOTH = ["kept-memory", "fused-gelu", "compiled-gelu", "attention-by-products"]
+OF_LLAMA = ["compiled-norms", "compiled-gates", "compiled-rotary"]
 IN_ANSWERING = ["compiled-rows", "prepacked-weights"]
 
 
 @needs_compiler
 @pytest.mark.skipif(on_a_gpu(), reason="a GPU has other accelerations")
 def test_each_acceleration_of_a_cpu_is_left_out_and_then_all() -> None:
-    training = ablation("", FULL, "float32").sides
+    training = ablation("", "gpt2", "", "", FULL, "float32").sides
     names = ["nothing", *IN_BOTH, "all"]
     assert list(training) == [*names, "trees: padded rows instead"]
     assert [training[name].options["without"] for name in names] == [
@@ -27,10 +28,20 @@ def test_each_acceleration_of_a_cpu_is_left_out_and_then_all() -> None:
     ]
 
 
+@needs_compiler
+@pytest.mark.skipif(on_a_gpu(), reason="a GPU has other accelerations")
+def test_a_llama_has_others() -> None:
+    sides = ablation("", "llama", "", "", FULL, "float32").sides
+    assert list(sides) == [
+        *("nothing", "kept-memory", *OF_LLAMA, "attention-by-products", "all"),
+        "trees: padded rows instead",
+    ]
+
+
 def test_a_gain_is_how_many_times_as_long_a_step_takes() -> None:
     groups = {
         name: [Contender(Job("a step", "f", {}), [{"seconds": [seconds]}])]
         for name, seconds in {"nothing": 2, "fused-gelu": 3, "all": 9}.items()
     }
-    ratios = ablation("", FULL, "float32").conclude(groups).ratios
+    ratios = ablation("", "gpt2", "", "", FULL, "float32").conclude(groups).ratios
     assert ratios == {"gain of fused-gelu": 1.5, "gain of all": 4.5}

@@ -15,10 +15,14 @@ QUESTIONS = 6
 FAR = 1e-5
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(
+    scope="module",
+    params=[("gpt2", (2, 16, 2)), ("llama", (2, 16, 4, 2, 24))],
+    ids=lambda shape: shape[0],
+)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bench")
-    base.prepare(str(path), layers=2, width=16, heads=2)
+    base.prepare(str(path), *request.param)
     sizes: dict[str, Any] = {"contexts": 2, "tokens": 24, "questions": QUESTIONS // 2}
     text.write(str(path), {"train.json": ("regular", sizes)})
     return path

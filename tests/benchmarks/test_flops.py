@@ -1,6 +1,7 @@
-"""The formula against torch's count of operations in GPT-2 with PEFT."""
+"""The formula against torch's count of operations in GPT-2 and Llama with PEFT."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from loraqa.prompt.batch import collate_trees
 from loraqa.prompt.tree import Branch, Tree
@@ -19,18 +20,43 @@ RANK = 3
 ROWS, LENGTH = 2, 7
 
 
-@pytest.mark.parametrize("adapted", [["attn.c_attn"], ["attn.c_attn", "mlp.c_proj"], None])
-def test_the_formula_equals_torchs_count(adapted: Sequence[str] | None) -> None:
+GPT2 = GPT2Config(
+    n_layer=2, n_embd=16, n_head=2, vocab_size=50, embd_pdrop=0, attn_pdrop=0, resid_pdrop=0
+)
+LLAMA = LlamaConfig(
+    num_hidden_layers=2,
+    hidden_size=16,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    intermediate_size=24,
+    vocab_size=50,
+)
+QKV = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
+
+
+@pytest.mark.parametrize(
+    ("config", "adapted"),
+    [
+        (GPT2, ["attn.c_attn"]),
+        (GPT2, ["attn.c_attn", "mlp.c_proj"]),
+        (GPT2, None),
+        (LLAMA, QKV),
+        (LLAMA, [*QKV, "mlp.up_proj"]),
+        (LLAMA, None),
+    ],
+)
+def test_the_formula_equals_torchs_count(config: Any, adapted: Sequence[str] | None) -> None:
     """With eager attention every token sees all of its row; all tokens are supervised."""
-    config = GPT2Config(
-        n_layer=2, n_embd=16, n_head=2, vocab_size=50, embd_pdrop=0, attn_pdrop=0, resid_pdrop=0
-    )
-    config._attn_implementation = "eager"
     names = list(adapted or matrices(config))
     lora = LoraConfig(
-        r=RANK, target_modules=names, fan_in_fan_out=True, task_type="CAUSAL_LM", lora_dropout=0.0
+        r=RANK,
+        target_modules=names,
+        fan_in_fan_out=config is GPT2,
+        task_type="CAUSAL_LM",
+        lora_dropout=0.0,
     )
-    model = get_peft_model(GPT2LMHeadModel(config), lora)
+    base = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    model = get_peft_model(base, lora)
     with FlopCounterMode(display=False) as counter:
         model(torch.randint(50, (ROWS, LENGTH))).logits.sum().backward()
 

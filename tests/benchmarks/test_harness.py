@@ -11,7 +11,7 @@ from benchmarks.ablation import ablation, answering
 from benchmarks.harness import Conclusion, Contender, Groups, Job, Outcome, Progress, Side, Suite
 from benchmarks.scaling import scaling
 
-from benchmarks import __main__, harness, suites
+from benchmarks import __main__, harness, machine, suites
 
 SECONDS = {"a": 3, "b": 1, "c": 2}
 SETTINGS = {"kind": ["a", "b", "c"], "batch": [8, 4, 16]}
@@ -70,12 +70,14 @@ PRECISIONS = pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("scale", [suites.QUICK, suites.FULL, suites.GPU])
 def test_every_sides_function_accepts_its_options(scale: suites.Scale, precision: str) -> None:
     all_suites = [
-        *(suites.training("", adapter, scale, precision) for adapter in scale.adapters),
+        *(suites.training_gpt2("", adapter, scale, precision) for adapter in scale.adapters),
+        suites.training_llama("", "", scale, precision),
+        suites.evaluation_llama("", "", scale, precision),
         suites.single("", scale, precision),
-        *(suites.evaluation("", tokens, scale, precision) for tokens in scale.answer_tokens),
+        *(suites.evaluation_gpt2("", tokens, scale, precision) for tokens in scale.answer_tokens),
         suites.whole("", scale, precision),
         suites.epoch("", precision),
-        ablation("", scale, precision),
+        ablation("ablation", "gpt2", "", "", scale, precision),
         answering("", scale, precision),
         scaling(Path(), scale.steps, precision),
     ]
@@ -96,9 +98,10 @@ def test_bf16_is_reported_only_if_the_machine_computes_in_it(
     monkeypatch.setattr(harness, "run", lambda _: outcome)
     told: list[str] = []
     for one in (
-        suites.training("", "all-linear", suites.QUICK, precision),
+        suites.training_gpt2("", "all-linear", suites.QUICK, precision),
+        suites.training_llama("", "", suites.QUICK, precision),
         suites.single("", suites.QUICK, precision),
-        suites.evaluation("", 6, suites.QUICK, precision),
+        suites.evaluation_gpt2("", 6, suites.QUICK, precision),
         suites.epoch("", precision),
     ):
         groups = harness.compete(one, Progress(one.runs))
@@ -150,3 +153,15 @@ def test_workers_see_only_one_gpu(
     if seen is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
     assert harness._one_gpu() == given
+
+
+@PRECISIONS
+def test_a_result_says_which_kind_of_machine_it_is_from(
+    precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "fastest_precision", lambda: precision)
+    monkeypatch.setattr(machine, "on_a_gpu", lambda: False)
+    word = "with" if precision == "bfloat16" else "without"
+    assert machine.machine("a command")["kind"] == f"CPU {word} bf16 instructions"
+    monkeypatch.setattr(machine, "on_a_gpu", lambda: True)
+    assert machine.kind() == "GPU"
