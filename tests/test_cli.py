@@ -832,3 +832,19 @@ def test_golds_outside_the_context_count_and_made_ids_are_refused_by_score(
     status, _, error = call(*words, tmp_path / "own.jsonl")
     assert status == 2
     assert "1 question without an id" in error
+
+
+@pytest.mark.parametrize(
+    ("load", "chosen", "policy"),
+    [(0.1, None, None), (1.0, None, "passive"), (1.0, "active", "active")],
+)
+def test_threads_sleep_while_they_wait_where_other_processes_are_busy(
+    load: float, chosen: str | None, policy: str | None, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So that it is as before afterwards.
+    monkeypatch.setenv("OMP_WAIT_POLICY", chosen or "")
+    if chosen is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    assert call("--version")[0] == 0
+    assert os.environ.get("OMP_WAIT_POLICY") == policy

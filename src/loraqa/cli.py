@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
     from loraqa.reader import Reader
 
+# The load, in processes that run or want to, from which on other work is taken to be busy.
+_BUSY = 0.5
+
 app = typer.Typer(
     name="loraqa",
     no_args_is_help=True,
@@ -574,6 +577,7 @@ def export(
 def main() -> NoReturn:
     """Run the command line. Every error is one sentence, and the exit status says its kind."""
     _open_closed_streams()
+    _share_busy_cores()
     show_notices()
     # By default Python would end at once and leave temporary files.
     signal.signal(signal.SIGTERM, _terminate)
@@ -595,6 +599,17 @@ def _open_closed_streams() -> None:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
+
+
+def _share_busy_cores() -> None:
+    """Let threads sleep, not spin, while they wait for one another, if other processes are busy.
+
+    A spinning thread keeps a core that the awaited thread of its own process needs. OpenMP reads
+    this once, when PyTorch is imported.
+    """
+    with suppress(AttributeError, OSError):
+        if os.getloadavg()[0] > _BUSY:
+            os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def _terminate(number: int, *_: object) -> NoReturn:
