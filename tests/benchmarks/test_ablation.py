@@ -8,7 +8,7 @@ from benchmarks.suites import FULL
 from tests.conftest import needs_compiler
 
 IN_BOTH = ["kept-memory", "fused-gelu", "compiled-gelu", "attention-by-products"]
-OF_LLAMA = ["compiled-norms", "compiled-gates", "compiled-rotary"]
+OF_LLAMA = ["compiled-norms", "compiled-gates", "compiled-rotary", "shared-inputs"]
 IN_ANSWERING = ["compiled-rows", "prepacked-weights"]
 
 

@@ -106,7 +106,7 @@ class LoraLinear(nn.Module):
         if self.merged_weight is None:
             y = self._adapted(flat)
         else:
-            y = _affine(flat, as_matrix(self.base, self.merged_weight), self.base.bias)
+            y = affine(flat, as_matrix(self.base, self.merged_weight), self.base.bias)
         return y.view(*x.shape[:-1], self.out_features)
 
     @torch.no_grad()
@@ -178,13 +178,13 @@ class _LowRankLinear(torch.autograd.Function):
         scale: float,
     ) -> Tensor:
         dropped = x if mask is None else x * mask
-        hidden = _scaled_product(scale, dropped, a.t())
+        hidden = scaled_product(scale, dropped, a.t())
         # On other devices the large product adds the bias at no cost.
         if x.is_cpu and bias is not None and len(b) == len(bias):
             y = x @ matrix
             _add_update_and_bias(y, hidden, b, parts, bias)
         else:
-            y = _affine(x, matrix, bias)
+            y = affine(x, matrix, bias)
             add_update(y, hidden, b, parts)
         ctx.parts, ctx.scale = parts, scale
         ctx.save_for_backward(dropped, matrix, a, b, mask, hidden)
@@ -197,11 +197,11 @@ class _LowRankLinear(torch.autograd.Function):
         dropped, matrix, a, b, mask, hidden = ctx.saved_tensors
         blocks = _blocks(ctx.parts, hidden, b)
         d_hidden = _joined(
-            [_scaled_product(ctx.scale, dy[:, part.slice], b_block) for part, _, b_block in blocks],
+            [scaled_product(ctx.scale, dy[:, part.slice], b_block) for part, _, b_block in blocks],
             dim=1,
         )
         d_a = d_hidden.t() @ dropped
-        d_b = _joined([_thin_product(dy[:, part.slice], h) for part, h, _ in blocks])
+        d_b = _joined([thin_product(dy[:, part.slice], h) for part, h, _ in blocks])
         dx = _input_gradient(dy, matrix, d_hidden, a, mask) if ctx.needs_input_grad[0] else None
         return dx, None, None, d_a, d_b, None, None, None
 
@@ -250,12 +250,12 @@ def _blocks(
     return list(zip(parts, h_blocks, b_blocks, strict=True))
 
 
-def _scaled_product(scale: float, left: Tensor, right: Tensor) -> Tensor:
+def scaled_product(scale: float, left: Tensor, right: Tensor) -> Tensor:
     """Return scale · left right, scaled within the product instead of by another pass."""
     return torch.addmm(left.new_empty(1, 1), left, right, beta=0, alpha=scale)
 
 
-def _thin_product(wide: Tensor, thin: Tensor) -> Tensor:
+def thin_product(wide: Tensor, thin: Tensor) -> Tensor:
     """Return wideᵀ thin; on a CPU as (thinᵀ wide)ᵀ, up to five times faster, not contiguous."""
     return (thin.t() @ wide).t() if wide.is_cpu else wide.t() @ thin
 
@@ -264,7 +264,7 @@ def _joined(pieces: list[Tensor], dim: int = 0) -> Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
 
 
-def _affine(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+def affine(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
     return x @ matrix if bias is None else torch.addmm(bias, x, matrix)
 
 

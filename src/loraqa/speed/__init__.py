@@ -16,6 +16,7 @@ OF_MODELS = {
     "compiled-norms": "loraqa.speed.cpu.norm",
     "compiled-gates": "loraqa.speed.cpu.gate",
     "compiled-rotary": "loraqa.speed.cpu.rotary",
+    "shared-inputs": "loraqa.speed.cpu.shared",
     "attention-by-products": "loraqa.speed.cpu.products",
     "triton-trees": "loraqa.speed.gpu.trees",
     "compiled-rows": "loraqa.speed.cpu.rows",
