@@ -1,4 +1,4 @@
-"""Every command and the Python front door, on a GPT-2-like and on a Llama-like model."""
+"""Every command and the Python front door, on a GPT-2-like, a Llama-like and a GGUF model."""
 
 import json
 import re
@@ -21,10 +21,11 @@ from loraqa.serve.app import Served, create_app
 from loraqa.squad import read_passages, score, write_official
 from loraqa.train.settings import load_settings
 from tests.conftest import TOWN, Call, assert_near, tiny_model, town_passages
+from tests.model.tiny_gguf import write_gguf
 
 PASSAGES = town_passages(4)
 # An odd number of kinds of layers in Llama's blocks (seven), an even one in GPT-2's (four).
-KINDS = {"gpt2": 4, "llama": 7}
+KINDS = {"gpt2": 4, "llama": 7, "llama in GGUF": 7}
 SETTINGS = [
     "model.dtype=float32",
     "optimisation.max_steps=4",
@@ -44,7 +45,9 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def base(family: str, tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
-    folder = tmp_path_factory.mktemp(family)
+    folder = tmp_path_factory.mktemp("base")
+    if family == "llama in GGUF":
+        return write_gguf(folder / "tiny.gguf", tiny_model("llama"), tiny_tokenizer)
     tiny_model(family).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return folder
@@ -63,6 +66,12 @@ def run(base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     sources = [f"model.source={base}", f"data.train={data}", f"data.dev={data}"]
     finetune(load_settings(overrides=[*SETTINGS, *sources]), out)
     return out
+
+
+def loaded_by_transformers(base: Path) -> Any:
+    where = {"gguf_file": base.name} if base.is_file() else {}
+    folder = base.parent if base.is_file() else base
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, **where)
 
 
 def adapter_of(run: Path) -> bytes:
@@ -157,7 +166,7 @@ def test_exports_compute_what_the_run_computes(
         status, _, error = call("export", run, "--format", kind, "--out", tmp_path / kind)
         assert status == 0, error
     ids = torch.arange(1, 30)[None]
-    plain = transformers.AutoModelForCausalLM.from_pretrained(base)
+    plain = loaded_by_transformers(base)
     with torch.no_grad():
         ours = load_model(run).model(ids).logits
         before = plain(ids).logits.clone()

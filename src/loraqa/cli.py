@@ -81,6 +81,22 @@ def _check_without(names: str) -> str:
     return names
 
 
+def _check_template(text: str | None) -> str | None:
+    from loraqa.prompt.template import CHAT, Template
+
+    if text not in (None, CHAT):
+        Template(text)
+    return text
+
+
+Prompts = Annotated[
+    str | None,
+    typer.Option(
+        "--template",
+        callback=_check_template,
+        help="Prompt template instead of that of the training; chat is the model's own.",
+    ),
+]
 Without = Annotated[
     str,
     typer.Option(
@@ -164,7 +180,7 @@ def inspect(
     ],
     data: Data,
     examples: Annotated[int, typer.Option("-n", help="Number of contexts to show.", min=0)] = 3,
-    template: Annotated[str | None, typer.Option(help="Prompt template.")] = None,
+    template: Prompts = None,
     max_length: Annotated[
         int | None,
         typer.Option(
@@ -177,12 +193,11 @@ def inspect(
     on_bad: OnBad = "stop",
 ) -> None:
     """Show tokens, mask and tree of some contexts; measure all."""
-    from loraqa.model.source import ModelSource, choose_max_length, load_tokenizer
+    from loraqa.model.source import ModelSource, choose_max_length, load_tokenizer, template_of
     from loraqa.prompt.encode import PromptEncoder
     from loraqa.prompt.template import DEFAULT_TEMPLATE, Template
     from loraqa.squad import read_passages
 
-    prompt = Template(template or DEFAULT_TEMPLATE)
     ModelSource(model)
     dataset = read_passages(data, on_bad=on_bad).to_learn_from(on_bad)
 
@@ -191,6 +206,7 @@ def inspect(
         from loraqa.speed.start import accelerated_preparation
 
         tokenizer, config = load_tokenizer(model)
+        prompt = Template(template_of(template or DEFAULT_TEMPLATE, model))
 
     tokenizer = accelerated_preparation().wrap_tokenizer(tokenizer)
     encoder = PromptEncoder(tokenizer, prompt, choose_max_length(max_length, config), stride)
@@ -263,6 +279,7 @@ def evaluate(
     ] = None,
     max_answer_tokens: MaxAnswer = None,
     base: Base = None,
+    template: Prompts = None,
     without: Without = "",
     seed: Seed = 0,
     on_bad: OnBad = "stop",
@@ -291,7 +308,7 @@ def evaluate(
         from loraqa.report.tables import scores_table
 
     decoding = parse_strategy(strategy)
-    reader = _reader(run, base, max_answer_tokens, without)
+    reader = _reader(run, base, max_answer_tokens, template, without)
     identity, work = reader.identify(), (dataset.fingerprint, strategy, seed)
     with Journal.beside(out, identity) if out else Journal.in_cache(identity, *work) as journal:
         with answering_progress() as progress:
@@ -367,6 +384,7 @@ def compare(
     ] = None,
     max_answer_tokens: MaxAnswer = None,
     base: Base = None,
+    template: Prompts = None,
     without: Without = "",
     seed: Seed = 0,
     on_bad: OnBad = "stop",
@@ -398,7 +416,7 @@ def compare(
     decodings = [parse_strategy(name) for name in strategies.split(",")]
     if questions:
         dataset = sample_questions(dataset, questions, seed)
-    reader = _reader(run, base, max_answer_tokens, without)
+    reader = _reader(run, base, max_answer_tokens, template, without)
     journal = Journal.beside(folder / "comparison.json", reader.identify())
     with one_writer(folder), journal:
         with answering_progress() as progress:
@@ -427,6 +445,7 @@ def ask(
     strategy: Strategy = "greedy",
     max_answer_tokens: MaxAnswer = None,
     base: Base = None,
+    template: Prompts = None,
     without: Without = "",
     seed: Seed = 0,
     as_json: Json = False,
@@ -446,7 +465,7 @@ def ask(
 
     check_asked(context, questions)
     decoding = parse_strategy(strategy)
-    reader = _reader(run, base, max_answer_tokens, without)
+    reader = _reader(run, base, max_answer_tokens, template, without)
     answers = reader.answer(context, questions, decoding, seed=seed)
     if as_json:
         _print_json({"answers": [asdict(answer) for answer in answers]})
@@ -476,6 +495,7 @@ def serve(
         int, typer.Option(help="Seconds for a request, waiting included.", min=1)
     ] = 120,
     base: Base = None,
+    template: Prompts = None,
     without: Without = "",
 ) -> None:
     """Answer questions on a web page and over HTTP, until Ctrl-C."""
@@ -493,7 +513,7 @@ def serve(
 
     token = server.read_token(token_file) if token_file else None
     with server.listen(host, port, token) as listener:
-        reader = _reader(run, base, None, without)
+        reader = _reader(run, base, None, template, without)
         reader = replace(reader, tokens_per_batch=min(reader.tokens_per_batch, TOKENS_PER_BATCH))
         app = create_app(
             reader,
@@ -693,10 +713,16 @@ def _place_for(source: Path, name: str) -> Path:
     return (source if is_run else Path()) / name
 
 
-def _reader(run: Path, base: str | None, max_answer_tokens: int | None, without: str) -> "Reader":
+def _reader(
+    run: Path,
+    base: str | None,
+    max_answer_tokens: int | None,
+    template: str | None,
+    without: str,
+) -> "Reader":
     from loraqa.reader import Reader
 
-    reader = Reader.load(run, base=base, without=without)
+    reader = Reader.load(run, base=base, template=template, without=without)
     return replace(reader, max_answer_tokens=max_answer_tokens) if max_answer_tokens else reader
 
 

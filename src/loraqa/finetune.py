@@ -102,7 +102,7 @@ def finetune(
         LoraqaError: the model does not fit into memory, or the training failed; its checkpoints
             are whole.
     """
-    settings = settings.with_full_paths()
+    settings = settings.with_full_paths().with_template()
     run = RunDirectory(run_dir)
     with run.writing(settings, resume):
         return _finetune(settings, run, resume, command, prepare)

@@ -7,6 +7,7 @@ for answer in reader.answer("Salt came from the hills.", ["Where did salt come f
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +19,7 @@ import transformers
 from loraqa import __version__
 from loraqa.adapter.base import describe_base
 from loraqa.adapter.find import find_adapter
+from loraqa.adapter.info import INFO
 from loraqa.answer.load import Loaded, load_model
 from loraqa.answer.reader import Reader as PlainReader
 from loraqa.errors import InputError
@@ -27,10 +29,13 @@ from loraqa.model.choose import choose_runner
 from loraqa.model.memory import tokens_at_once
 from loraqa.model.runner import Runner
 from loraqa.model.source import position_limit
+from loraqa.prompt.chat import chat_template
 from loraqa.prompt.segments import SegmentTokenizer
-from loraqa.prompt.template import Template
+from loraqa.prompt.template import CHAT, DEFAULT_TEMPLATE, Template
 from loraqa.speed.start import accelerated_preparation
 from loraqa.speed.trial import fastest
+
+logger = logging.getLogger("loraqa")
 
 
 def _unidentified() -> str:
@@ -57,21 +62,24 @@ class Reader(PlainReader):
         base: str | Path | None = None,
         dtype: str | None = None,
         device: str = "auto",
+        template: str | None = None,
         without: str | Collection[str] = (),
     ) -> "Reader":
         """Load a run, an adapter folder, a merged model, or a model that was not fine-tuned.
 
-        Prompts are written as in training; a model that was not fine-tuned gets the default
+        Prompts are written as in training; those of a model that was not fine-tuned by the default
         template. On a CPU weights are packed for answering (see `prepacked-weights`), so the model
         can be neither trained nor saved.
 
         Args:
             source, base, dtype, device: as for `load_model`.
+            template: how prompts are written instead; "chat" is the tokenizer's chat template.
             without: names of accelerations to leave out, or "all"; a text may have several names
                 with commas between.
 
         Raises:
-            InputError: as for `load_model`, or a name in `without` is unknown.
+            InputError: as for `load_model`, a name in `without` is unknown, or there is no such
+                template.
         """
         preparation = accelerated_preparation(without)
         loaded = load_model(source, base=base, dtype=dtype, device=device)
@@ -80,12 +88,13 @@ class Reader(PlainReader):
         max_length = info.max_length if info else position_limit(loaded.model.config)
         plain = choose_runner(loaded.model, max_length)
         runner, accelerations = fastest(plain, ["answering"], without)
+        written = _template(template, loaded, source)
         identify = partial(_identify, Path(source).expanduser(), loaded, plain, accelerations)
         if info is None:
             return cls(
                 runner,
                 tokenizer,
-                Template(),
+                written,
                 max_length,
                 tokens_per_batch=tokens,
                 identify=identify,
@@ -93,7 +102,7 @@ class Reader(PlainReader):
         return cls(
             runner,
             tokenizer,
-            Template(info.template),
+            written,
             max_length,
             info.stride,
             info.max_answer_tokens,
@@ -101,6 +110,19 @@ class Reader(PlainReader):
             tokens_per_batch=tokens,
             identify=identify,
         )
+
+
+def _template(chosen: str | None, loaded: Loaded, source: str | Path) -> Template:
+    """Return the template that the user chose, else that of the training, else the default."""
+    if chosen is not None:
+        return Template(chat_template(loaded.tokenizer) if chosen == CHAT else chosen)
+    if loaded.info is not None:
+        return Template(loaded.info.template)
+    logger.info(
+        f"{source} has no {INFO}, so it is a model that was not fine-tuned; its prompts are "
+        f"{DEFAULT_TEMPLATE!r}."
+    )
+    return Template()
 
 
 def _identify(source: Path, loaded: Loaded, plain: Runner, accelerations: Collection[str]) -> str:

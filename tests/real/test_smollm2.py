@@ -21,8 +21,11 @@ from loraqa.demo.world import train_passages
 from loraqa.finetune import FinetuneResult, finetune
 from loraqa.lora.settings import TENSORS
 from loraqa.model.load import load_base
+from loraqa.model.source import ModelSource, load_tokenizer, template_of
+from loraqa.prompt.encode import PromptEncoder
+from loraqa.prompt.template import Template
 from loraqa.reader import Reader
-from loraqa.squad import QADataset, write_official
+from loraqa.squad import Passage, QADataset, Question, write_official
 from loraqa.train.settings import RunSettings, load_settings
 
 TEXT = "Context: Café Olé — 東京, “1066” <|im_end|> Question: Who? Answer:"
@@ -74,6 +77,22 @@ def test_model_and_tokenizer_are_those_that_transformers_reads(smollm2: Path, th
     inputs = torch.tensor([ids])
     with torch.no_grad():
         assert torch.equal(model(inputs).logits, theirs(inputs).logits)
+
+
+def test_the_prompts_of_its_chat_are_those_of_transformers(smollm2: Path) -> None:
+    tokenizer, _ = load_tokenizer(smollm2)
+    encoder = PromptEncoder(tokenizer, Template(template_of("chat", smollm2)), 500, 20)
+    asked = Passage("Café Olé.", (Question("q", "Who?"),))
+    (tree,) = encoder.encode_prompts([asked], 10).trees
+    content = "Text: Café Olé.\n\nAnswer this question with a few words of the text: Who?"
+    expected = (
+        ModelSource(smollm2)
+        .tokenizer()
+        .apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, return_dict=False
+        )
+    )
+    assert [*tree.trunk, *tree.branches[0].prompt] == expected
 
 
 def test_a_few_steps_teach_it_to_answer(run: Run) -> None:

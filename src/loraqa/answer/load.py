@@ -56,13 +56,6 @@ def load_model(
     if adapter:
         return Loaded(*_load_adapted(adapter, base, dtype, device))
     info = read_adapter_info(folder) if (folder / INFO).exists() else None
-    if info is None:
-        logger.info(
-            "%s has no %s, so it is a model that was not fine-tuned; its prompts are %r.",
-            source,
-            INFO,
-            DEFAULT_TEMPLATE,
-        )
     chosen = dtype or _dtype_of(info)
     model, tokenizer = load_base(source, dtype=chosen, device=device)
     return Loaded(model, tokenizer, info)

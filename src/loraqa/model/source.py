@@ -18,7 +18,9 @@ from loraqa.model.folder import (
 )
 from loraqa.model.gguf import converted, is_gguf
 from loraqa.model.quiet import no_bars, no_report
+from loraqa.prompt.chat import chat_template
 from loraqa.prompt.segments import SegmentTokenizer
+from loraqa.prompt.template import CHAT
 
 # Models that state no limit, such as those with ALiBi, get GPT-2's.
 _DEFAULT_LIMIT = 1024
@@ -35,6 +37,15 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> tuple[Seg
     where = ModelSource(source, revision)
     config = where.config()
     return SegmentTokenizer.from_transformers(where.tokenizer()), config
+
+
+def template_of(text: str, source: str | Path, revision: str | None = None) -> str:
+    """Return the text of a template; "chat" stands for the chat template of a model's tokenizer.
+
+    Raises:
+        InputError: as for `load_tokenizer`, or the tokenizer has no chat template.
+    """
+    return chat_template(ModelSource(source, revision).tokenizer()) if text == CHAT else text
 
 
 def model_folder(source: str | Path, revision: str | None = None) -> Path | None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from loraqa.errors import InputError, quote
 from loraqa.garbage import no_garbage
 from loraqa.prompt.segments import EncodedText, SegmentTokenizer
-from loraqa.prompt.template import Template
+from loraqa.prompt.template import Template, split_at_controls
 from loraqa.prompt.tree import Branch, TokenIds, Tree
 from loraqa.squad.passage import Passage, Question
 from loraqa.squad.segmentation import inside_graphemes, inside_pieces
@@ -124,6 +124,20 @@ class PromptEncoder:
         self.max_length = max_length
         self.stride = stride
         self._eos = np.array([tokenizer.eos], dtype=np.int32)
+        self._before_context = self._fixed(template.before_context, tokenizer.start)
+        self._before_question = self._fixed(template.before_question)
+        self._after_question = self._fixed(template.after_question)
+        self._framed = bool(template.before_question or template.after_question)
+
+    def _fixed(self, literal: str, start: Sequence[int] = ()) -> TokenIds:
+        """Encode a part of the template that has control tokens; `start` is put before it."""
+        ids = list(start)
+        for index, part in enumerate(split_at_controls(literal)):
+            ids += [self.tokenizer.control(part)] if index % 2 else self._ids_of(part)
+        return np.array(ids, dtype=np.int32)
+
+    def _ids_of(self, text: str) -> list[int]:
+        return self.tokenizer.encode([text])[0].ids.tolist() if text else []
 
     @cached_property
     def fingerprint(self) -> str:
@@ -208,9 +222,16 @@ class PromptEncoder:
     ) -> Iterator[tuple[int, _Context, list[Branch]]]:
         """Yield the index, the context and the branches of each passage with questions."""
         for index, (passage, context) in enumerate(zip(passages, contexts, strict=True)):
-            branches = [Branch(q.id, next(prompts).ids, next(answers)) for q in passage.questions]
+            branches = [
+                Branch(q.id, self._prompt(next(prompts)), next(answers)) for q in passage.questions
+            ]
             if branches:
                 yield index, self._context(passage.context, context), branches
+
+    def _prompt(self, question: EncodedText) -> TokenIds:
+        if not self._framed:
+            return question.ids
+        return np.concatenate([self._before_question, question.ids, self._after_question])
 
     def _context(self, text: str, segment: EncodedText) -> _Context:
         ids, before = segment.ids, len(self.template.context_lead)
@@ -221,9 +242,8 @@ class PromptEncoder:
 
         # Search from the start, because the lead is short: two tokens with the default prompt.
         lead = next((token for token in range(len(ids)) if offset(token)[1] > 0), len(ids))
-        start = np.array(self.tokenizer.start, dtype=np.int32)
         return _Context(
-            lead=np.concatenate([start, ids[:lead]]),
+            lead=np.concatenate([self._before_context, ids[:lead]]),
             blank_in_lead=offset(lead - 1)[1] == 0 if lead else True,
             ids=ids[lead:],
             offset=lambda token: offset(lead + token),

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from loraqa.errors import InputError
+from loraqa.prompt.template import CHAT
 from loraqa.prompt.tree import TokenIds
 
 # A text that shows what a tokenizer adds to every text.
@@ -192,6 +193,16 @@ class SegmentTokenizer:
         kept = [int(i) for i in ids if int(i) not in self._control]
         text: str = self._plain.decode(kept, skip_special_tokens=False)
         return text.strip()
+
+    def control(self, name: str) -> int:
+        """Return the id of an added token. Raises `InputError` if there is none of this name."""
+        for token, known in self._names.items():
+            if known == name:
+                return token
+        raise InputError(
+            f"The template names {{{name}}}, but the tokenizer {self.name} has no such token; take "
+            f"it out, or give the template of this model ({CHAT})."
+        )
 
     def show(self, token: int) -> str:
         """Return a token's text, or a control token's name, for people to look at."""

@@ -7,7 +7,11 @@ from dataclasses import dataclass, field
 from loraqa.errors import InputError, quote
 
 DEFAULT_TEMPLATE = "Context: {context} Question: {question} Answer: {answer}"
+CHAT = "chat"
+"""Stands for the chat template of the base model's tokenizer (see `chat_template`)."""
 _FIELDS = ("context", "question", "answer")
+# A control token, which unlike a field has a sign in its name, such as {<|im_start|>} or {[INST]}.
+_CONTROL = re.compile(r"\{([^{}\s]*[^{}\w\s][^{}\s]*)\}")
 _LINE_BREAK = re.compile(r"\s*[\r\n]\s*")
 
 
@@ -20,11 +24,22 @@ class Template:
     because most tokenizers encode a space at the end of a text differently from one inside. A line
     break before the answer belongs to the question, because a generated line break ends an answer.
 
+    A name in braces that is no field, such as `{<|im_start|>}`, is a control token.
+    Only the template can name one: braces in contexts and questions are text. Text on the far side
+    of a control token is the same for all contexts or questions, and is encoded once.
+
+    Attributes:
+        before_context, before_question: text with control tokens, up to the last of them.
+        after_question: text with control tokens, from the first of them.
+
     Raises:
         InputError: a field is missing, repeated or out of order, or text follows the answer.
     """
 
     text: str = DEFAULT_TEMPLATE
+    before_context: str = field(init=False, repr=False, compare=False)
+    before_question: str = field(init=False, repr=False, compare=False)
+    after_question: str = field(init=False, repr=False, compare=False)
     _literals: tuple[str, str, str, str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -40,7 +55,12 @@ class Template:
                 "{answer} that tells the model to answer."
             )
         cue, blank = _split_before_blank(pieces[4])
-        object.__setattr__(self, "_literals", (pieces[0], pieces[2], cue, blank))
+        (before, lead), (between, ask) = map(_split_after_control, (pieces[0], pieces[2]))
+        cue, after = _split_before_control(cue)
+        object.__setattr__(self, "before_context", before)
+        object.__setattr__(self, "before_question", between)
+        object.__setattr__(self, "after_question", after)
+        object.__setattr__(self, "_literals", (lead, ask, cue, blank))
 
     @property
     def fingerprint(self) -> str:
@@ -49,7 +69,7 @@ class Template:
 
     @property
     def context_lead(self) -> str:
-        """The text before the context."""
+        """The text before the context, after any control token."""
         return self._literals[0]
 
     def context(self, context: str) -> str:
@@ -57,7 +77,7 @@ class Template:
         return (self.context_lead + context).rstrip()
 
     def question(self, question: str) -> str:
-        """Return the second segment, which ends where the answer starts."""
+        """Return the second segment, which ends where the answer or a control token starts."""
         return self._literals[1] + question.strip() + self._literals[2]
 
     def answer(self, answer: str) -> str:
@@ -70,3 +90,19 @@ def _split_before_blank(cue: str) -> tuple[str, str]:
     """Split off the blanks at the end of `cue` that follow its last line break."""
     end = max(len(cue.rstrip()), cue.rfind("\n") + 1)
     return cue[:end], cue[end:]
+
+
+def split_at_controls(literal: str) -> list[str]:
+    """Return texts and names of control tokens by turns; the first and the last are texts."""
+    return _CONTROL.split(literal)
+
+
+def _split_after_control(literal: str) -> tuple[str, str]:
+    end = max((found.end() for found in _CONTROL.finditer(literal)), default=0)
+    return literal[:end], literal[end:]
+
+
+def _split_before_control(literal: str) -> tuple[str, str]:
+    found = _CONTROL.search(literal)
+    start = found.start() if found else len(literal)
+    return literal[:start], literal[start:]

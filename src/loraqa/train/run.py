@@ -114,7 +114,7 @@ class RunDirectory:
         """
         files = [*([self.begun_settings()] if resume else []), *([config] if config else [])]
         given = [f"{key}={value}" for key, value in flags.items() if value is not None]
-        chosen = load_settings(files, [*given, *overrides]).with_full_paths()
+        chosen = load_settings(files, [*given, *overrides]).with_full_paths().with_template()
         self.check_usable(chosen, resume)
         return chosen
 

@@ -23,7 +23,7 @@ from loraqa.errors import InputError, in_a_line, quote, shortened
 from loraqa.lora.settings import LoraSettings
 from loraqa.model.folder import is_local
 from loraqa.prompt.defaults import DEFAULT_STRIDE
-from loraqa.prompt.template import DEFAULT_TEMPLATE, Template
+from loraqa.prompt.template import CHAT, DEFAULT_TEMPLATE, Template
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -64,7 +64,7 @@ class PromptSettings(_Group):
     """How prompts are written."""
 
     template: str = DEFAULT_TEMPLATE
-    """Text with {context}, {question} and {answer}, in this order."""
+    """Text with {context}, {question} and {answer}, in this order, or `chat`: the base's own."""
     max_length: int | None = Field(default=None, ge=32)
     """Maximum tokens of context, question and answer together; null is the model's limit."""
     stride: int = Field(default=DEFAULT_STRIDE, ge=0)
@@ -73,7 +73,8 @@ class PromptSettings(_Group):
     @field_validator("template")
     @classmethod
     def _well_formed(cls, text: str) -> str:
-        Template(text)
+        if text != CHAT:
+            Template(text)
         return text
 
 
@@ -167,6 +168,21 @@ class RunSettings(_Group):
                 "data": self.data.model_copy(update=data),
             }
         )
+
+    def with_template(self) -> "RunSettings":
+        """Return the settings with the text of the base's chat template in the place of `chat`.
+
+        Raises:
+            InputError: the base's tokenizer cannot be loaded, or has no chat template.
+        """
+        if self.prompt.template != CHAT:
+            return self
+        # Loads the tokenizers library, and then transformers.
+        from loraqa.model.source import template_of
+
+        model = self.model
+        text = template_of(self.prompt.template, model.source, model.revision)
+        return self.model_copy(update={"prompt": self.prompt.model_copy(update={"template": text})})
 
     def to_yaml(self) -> str:
         """Return all settings, including defaults, as YAML."""
