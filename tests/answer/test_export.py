@@ -96,7 +96,7 @@ def test_a_model_without_prompt_settings_is_named(
     export_merged(run, tmp_path / "merged")
     (tmp_path / "merged" / "loraqa.json").unlink()
     with caplog.at_level(logging.INFO, "loraqa"):
-        load_model(tmp_path / "merged")
+        Reader.load(tmp_path / "merged", device="cpu")
     assert any("has no loraqa.json, so it is a model that" in line for line in caplog.messages)
 
 
