@@ -60,7 +60,8 @@ def test_trees_without_accelerations_have_the_same_gradient(folder: Path) -> Non
 def test_what_is_left_out_is_not_used(folder: Path) -> None:
     spec = Task(**task(folder))
     fast = ours.choose(ours.load(spec))
-    slow = ours.choose(ours.load(spec), without=["attention-by-products", "triton-trees"])
+    of_trees = ["compiled-trees", "attention-by-products", "triton-trees"]
+    slow = ours.choose(ours.load(spec), without=of_trees)
     assert isinstance(fast, TreeRunner)
     assert isinstance(slow, TreeRunner)
     assert fast.make_tree_attention is not PackedTreeAttention

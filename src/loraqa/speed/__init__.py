@@ -17,6 +17,7 @@ OF_MODELS = {
     "compiled-gates": "loraqa.speed.cpu.gate",
     "compiled-rotary": "loraqa.speed.cpu.rotary",
     "shared-inputs": "loraqa.speed.cpu.shared",
+    "compiled-trees": "loraqa.speed.cpu.trees",
     "attention-by-products": "loraqa.speed.cpu.products",
     "triton-trees": "loraqa.speed.gpu.trees",
     "compiled-rows": "loraqa.speed.cpu.rows",

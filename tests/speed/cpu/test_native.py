@@ -16,7 +16,7 @@ from loraqa.speed.cpu import native
 from loraqa.speed.cpu.gelu import CompiledGelu
 from loraqa.speed.trial import fastest
 
-OTHERS = ("attention-by-products", "grouped-rows", "prepacked-weights")
+OTHERS = ("compiled-trees", "attention-by-products", "grouped-rows", "prepacked-weights")
 
 
 @pytest.fixture

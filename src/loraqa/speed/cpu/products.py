@@ -18,7 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from loraqa.model.attention import repeat_heads
 from loraqa.model.runner import Runner, TreeRunner, Use
-from loraqa.model.trees import branch_mask
+from loraqa.model.trees import PackedTreeAttention, branch_mask
 from loraqa.prompt.batch import TreeBatch
 from loraqa.speed.trial import check_trees
 
@@ -30,8 +30,9 @@ _QUERIES_AT_ONCE = 128
 
 
 def applies(runner: Runner, _uses: frozenset[Use]) -> bool:
-    """Return whether the runner computes trees on a CPU."""
-    return isinstance(runner, TreeRunner) and runner.model.device.type == "cpu"
+    """Return whether the runner computes trees on a CPU, and no kernel for them works here."""
+    plain = isinstance(runner, TreeRunner) and runner.make_tree_attention is PackedTreeAttention
+    return plain and runner.model.device.type == "cpu"
 
 
 def wrap(runner: TreeRunner) -> Runner:

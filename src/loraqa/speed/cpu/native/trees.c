@@ -1,0 +1,394 @@
+/* Attention over packed trees, and its gradient, in parallel over trees and key heads.
+
+   A tree is a trunk and its branches; each of these runs is causal, and branches also see the whole
+   trunk. So a block of queries of a run sees all or nothing of the trunk, and its own run up to
+   itself. Scores are computed again for the gradient (Dao et al. 2022).
+
+   Numbers are multiplied as units: pairs of bf16 where the processor multiplies those, else fp32.
+   Every run starts at a multiple of SLOTS in memory, and what is between runs is 0. */
+
+#include <stdlib.h>
+
+#include "numbers.h"
+
+#if defined BFLOAT16 && defined __AVX512BF16__
+#include <immintrin.h>
+typedef uint32_t unit;
+enum { PAIR = 2 };
+#else
+typedef float unit;
+enum { PAIR = 1 };
+#endif
+
+#ifdef __AVX512F__
+enum { LANES = 16, ROWS = 8 };
+#else
+enum { LANES = 8, ROWS = 4 };
+#endif
+
+/* QUERIES: in a block. */
+enum { SLOTS = 16, QUERIES = 64 };
+
+typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+static inline vector add_product(vector sum, unit one, const unit *many)
+{
+#if defined BFLOAT16 && defined __AVX512BF16__
+    __m512i all = _mm512_loadu_si512(many);
+    return (vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(one), (__m512bh)all);
+#else
+    return sum + one * *(const vector *)many;
+#endif
+}
+
+/* ROWS rows and `width` vectors of c += a b. */
+static inline __attribute__((always_inline)) void
+tile(const unit *a, int64_t a_row, int64_t a_step, const unit *b, int64_t b_step, float *c,
+     int64_t c_row, int64_t depth, const int width)
+{
+    vector sums[ROWS][2];
+#pragma GCC unroll 8
+    for (int row = 0; row < ROWS; row++)
+#pragma GCC unroll 2
+        for (int nth = 0; nth < width; nth++)
+            sums[row][nth] = *(vector *)(c + row * c_row + nth * LANES);
+    for (int64_t i = 0; i < depth; i++)
+#pragma GCC unroll 8
+        for (int row = 0; row < ROWS; row++)
+#pragma GCC unroll 2
+            for (int nth = 0; nth < width; nth++)
+                sums[row][nth] = add_product(sums[row][nth], a[row * a_row + i * a_step],
+                                             b + i * b_step + nth * LANES);
+#pragma GCC unroll 8
+    for (int row = 0; row < ROWS; row++)
+#pragma GCC unroll 2
+        for (int nth = 0; nth < width; nth++)
+            *(vector *)(c + row * c_row + nth * LANES) = sums[row][nth];
+}
+
+/* c (rows, columns) += a (rows, depth) b (depth, columns); an element of a is at
+   row * a_row + i * a_step. Rows and columns are multiples of SLOTS. */
+static void multiply(const unit *a, int64_t a_row, int64_t a_step, const unit *b, int64_t b_step,
+                     float *c, int64_t c_row, int64_t rows, int64_t columns, int64_t depth)
+{
+    for (int64_t column = 0; column < columns; column += 2 * LANES)
+        for (int64_t row = 0; row < rows; row += ROWS) {
+            const unit *left = a + row * a_row, *right = b + column;
+            float *out = c + row * c_row + column;
+            if (column + LANES < columns)
+                tile(left, a_row, a_step, right, b_step, out, c_row, depth, 2);
+            else
+                tile(left, a_row, a_step, right, b_step, out, c_row, depth, 1);
+        }
+}
+
+static inline unit joined(float first, float second)
+{
+#if defined BFLOAT16 && defined __AVX512BF16__
+    return rounded(first) | (unit)rounded(second) << 16;
+#else
+    (void)second;
+    return first;
+#endif
+}
+
+/* Units (rows, columns / PAIR) of x (rows, columns). */
+static void pack_along(const float *restrict x, int64_t rows, int64_t columns, unit *restrict out)
+{
+    for (int64_t i = 0; i < rows * columns / PAIR; i++)
+        out[i] = joined(x[PAIR * i], x[PAIR * i + PAIR - 1]);
+}
+
+/* Units (rows / PAIR, columns) of x (rows, columns). */
+static void pack_across(const float *restrict x, int64_t rows, int64_t columns,
+                        unit *restrict out)
+{
+    for (int64_t row = 0; row < rows / PAIR; row++)
+        for (int64_t i = 0; i < columns; i++)
+            out[row * columns + i] = joined(x[PAIR * row * columns + i],
+                                            x[(PAIR * row + PAIR - 1) * columns + i]);
+}
+
+/* The transpose of `pack_along`: (columns / PAIR, rows). */
+static void pack_turned(const float *restrict x, int64_t rows, int64_t columns,
+                        unit *restrict out)
+{
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t i = 0; i < columns / PAIR; i++)
+            out[i * rows + row] = joined(x[row * columns + PAIR * i],
+                                         x[row * columns + PAIR * i + PAIR - 1]);
+}
+
+static inline int64_t up(int64_t count) { return (count + SLOTS - 1) / SLOTS * SLOTS; }
+
+/* A trunk or a branch: its first token in the packed sequence, its first slot, its length. */
+struct run {
+    int64_t token, slot, length;
+};
+
+/* The runs of a tree, and how many slots they take. */
+struct tree {
+    const struct run *runs;
+    int64_t count, slots;
+};
+
+/* One head's numbers of a tree: where its first token's vector lies, and the step to the next. */
+static void gather(const struct tree *tree, const number *x, int64_t step, int64_t size,
+                   float factor, float *out)
+{
+    memset(out, 0, tree->slots * up(size) * sizeof *out);
+    for (int64_t nth = 0; nth < tree->count; nth++)
+        for (int64_t t = 0; t < tree->runs[nth].length; t++)
+            for (int64_t i = 0; i < size; i++)
+                out[(tree->runs[nth].slot + t) * up(size) + i] =
+                    factor * load(x[(tree->runs[nth].token + t) * step + i]);
+}
+
+static void scatter(const struct run *run, int64_t first, int64_t count, const float *in,
+                    int64_t size, float factor, number *x, int64_t step)
+{
+    for (int64_t t = 0; t < count; t++)
+        for (int64_t i = 0; i < size; i++)
+            x[(run->token + first + t) * step + i] = rounded(factor * in[t * up(size) + i]);
+}
+
+/* Queries of a run from `first`, `count` of them; they see `trunk` keys of the trunk, in `wide`
+   slots, and keys of their own run, in `own` slots. */
+struct block {
+    int64_t first, count, rows, trunk, wide, own, width;
+};
+
+static struct block block_at(const struct tree *tree, int64_t nth, int64_t first)
+{
+    int64_t left = tree->runs[nth].length - first, count = left < QUERIES ? left : QUERIES;
+    int64_t trunk = nth ? tree->runs[0].length : 0, own = up(first + count);
+    return (struct block){first, count, up(count), trunk, up(trunk), own, up(trunk) + own};
+}
+
+/* c (rows, width) = a (rows, depth) times the columns of b (depth, slots) that the block sees. */
+static void multiply_seen(const unit *a, const unit *b, const struct tree *tree,
+                          const struct run *run, const struct block *block, int64_t depth,
+                          float *c)
+{
+    memset(c, 0, block->rows * block->width * sizeof *c);
+    multiply(a, depth, 1, b, tree->slots, c, block->width, block->rows, block->wide, depth);
+    multiply(a, depth, 1, b + run->slot, tree->slots, c + block->wide, block->width, block->rows,
+             block->own, depth);
+}
+
+/* c (rows, size) = a (rows, width) times the rows of b (slots, size) that the block sees. */
+static void multiply_sum(const unit *a, const unit *b, const struct run *run,
+                         const struct block *block, int64_t size, float *c)
+{
+    int64_t wide = block->wide / PAIR, step = block->width / PAIR;
+    memset(c, 0, block->rows * size * sizeof *c);
+    multiply(a, step, 1, b, size, c, size, block->rows, size, wide);
+    multiply(a + wide, step, 1, b + run->slot / PAIR * size, size, c, size, block->rows, size,
+             block->own / PAIR);
+}
+
+/* The rows of c (slots, size) that the block sees += the transpose of a, (rows, width), times b
+   (rows, size). */
+static void multiply_back(const unit *a, const unit *b, const struct run *run,
+                          const struct block *block, int64_t size, float *c)
+{
+    int64_t depth = block->rows / PAIR;
+    multiply(a, 1, block->width, b, size, c, size, block->wide, size, depth);
+    multiply(a + block->wide, 1, block->width, b, size, c + run->slot * size, size, block->own,
+             size, depth);
+}
+
+/* Scores become weights, e^(score - shift); what a query does not see becomes 0. */
+static float exponentials(float *scores, int64_t seen, int64_t end, float shift)
+{
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < seen; i++) {
+        scores[i] = exponential(scores[i] - shift);
+        sum += scores[i];
+    }
+    memset(scores + seen, 0, (end - seen) * sizeof *scores);
+    return sum;
+}
+
+static float largest_of(const float *scores, int64_t count, float largest)
+{
+#pragma omp simd reduction(max : largest)
+    for (int64_t i = 0; i < count; i++)
+        largest = scores[i] > largest ? scores[i] : largest;
+    return largest;
+}
+
+static void softmax(const struct block *block, float *scores, float *logs, int64_t step)
+{
+    for (int64_t row = 0; row < block->rows; row++) {
+        float *trunk = scores + row * block->width, *own = trunk + block->wide;
+        int64_t seen = row < block->count ? block->first + row + 1 : 0;
+        if (!seen) {
+            memset(trunk, 0, block->width * sizeof *trunk);
+            continue;
+        }
+        float shift = largest_of(own, seen, largest_of(trunk, block->trunk, -INFINITY));
+        float sum = exponentials(trunk, block->trunk, block->wide, shift)
+                    + exponentials(own, seen, block->own, shift);
+        float inverse = 1.0f / sum;
+#pragma omp simd
+        for (int64_t i = 0; i < block->width; i++)
+            trunk[i] *= inverse;
+        logs[row * step] = shift + logf(sum);
+    }
+}
+
+/* Scores become weights p, and their slopes dp become p (dp - sum of p dp). */
+static void softmax_gradient(const struct block *block, float *scores, float *slopes,
+                             const float *logs, int64_t step)
+{
+    for (int64_t row = 0; row < block->rows; row++) {
+        float *trunk = scores + row * block->width, *slope = slopes + row * block->width;
+        if (row >= block->count) {
+            memset(trunk, 0, block->width * sizeof *trunk);
+            memset(slope, 0, block->width * sizeof *slope);
+            continue;
+        }
+        /* A score is at most the logarithm of the sum, but for rounding. */
+        exponentials(trunk, block->trunk, block->wide, logs[row * step]);
+        exponentials(trunk + block->wide, block->first + row + 1, block->own, logs[row * step]);
+        float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = 0; i < block->width; i++)
+            sum += trunk[i] * slope[i];
+#pragma omp simd
+        for (int64_t i = 0; i < block->width; i++)
+            slope[i] = trunk[i] * (slope[i] - sum);
+    }
+}
+
+static struct tree tree_of(const int64_t *lengths, int64_t count, int64_t token, struct run *runs)
+{
+    int64_t slot = 0;
+    for (int64_t nth = 0; nth < count; nth++) {
+        runs[nth] = (struct run){token, slot, lengths[nth]};
+        token += lengths[nth];
+        slot += up(lengths[nth]);
+    }
+    return (struct tree){runs, count, slot};
+}
+
+/* queries, results: (tokens, heads, size); keys, values: (tokens, key heads, size); logs:
+   (tokens, heads). lengths: of all runs, of which a tree has those from first_runs[tree] to before
+   first_runs[tree + 1]; its first token is first_tokens[tree].  */
+void attend_trees(const number *queries, const number *keys, const number *values,
+                  const int64_t *lengths, const int64_t *first_runs, const int64_t *first_tokens,
+                  number *results, float *logs, int64_t trees, int64_t heads, int64_t key_heads,
+                  int64_t size, float scaling)
+{
+    int64_t groups = heads / key_heads, step = heads * size, key_step = key_heads * size;
+    int64_t padded = up(size);
+#pragma omp parallel for collapse(2) schedule(dynamic)
+    for (int64_t nth = 0; nth < trees; nth++)
+        for (int64_t key_head = 0; key_head < key_heads; key_head++) {
+            int64_t count = first_runs[nth + 1] - first_runs[nth];
+            struct run *runs = malloc(count * sizeof *runs);
+            struct tree tree = tree_of(lengths + first_runs[nth], count, first_tokens[nth], runs);
+            int64_t all = tree.slots * padded, most = QUERIES * (tree.slots + SLOTS);
+            float *x = malloc((2 * all + 2 * most) * sizeof *x), *sums = x + all;
+            float *scores = sums + all;
+            unit *units = malloc((3 * all + most) * sizeof *units);
+            unit *turned = units, *across = turned + all, *rows = across + all;
+            unit *weights = rows + all;
+            gather(&tree, keys + key_head * size, key_step, size, 1.0f, x);
+            pack_turned(x, tree.slots, padded, turned);
+            gather(&tree, values + key_head * size, key_step, size, 1.0f, x);
+            pack_across(x, tree.slots, padded, across);
+            for (int64_t head = key_head * groups; head < (key_head + 1) * groups; head++) {
+                gather(&tree, queries + head * size, step, size, scaling, x);
+                pack_along(x, tree.slots, padded, rows);
+                for (int64_t r = 0; r < count; r++)
+                    for (int64_t first = 0; first < runs[r].length; first += QUERIES) {
+                        struct block block = block_at(&tree, r, first);
+                        int64_t slot = runs[r].slot + first, token = runs[r].token + first;
+                        multiply_seen(rows + slot * padded / PAIR, turned, &tree, &runs[r], &block,
+                                      padded / PAIR, scores);
+                        softmax(&block, scores, logs + token * heads + head, heads);
+                        pack_along(scores, block.rows, block.width, weights);
+                        multiply_sum(weights, across, &runs[r], &block, padded, sums);
+                        scatter(&runs[r], first, block.count, sums, size, 1.0f,
+                                results + head * size, step);
+                    }
+            }
+            free(units);
+            free(x);
+            free(runs);
+        }
+}
+
+/* The gradients of queries, keys and values from that of the results. */
+void attend_trees_gradient(const number *queries, const number *keys, const number *values,
+                           const number *slopes, const float *logs, const int64_t *lengths,
+                           const int64_t *first_runs, const int64_t *first_tokens,
+                           number *d_queries, number *d_keys, number *d_values, int64_t trees,
+                           int64_t heads, int64_t key_heads, int64_t size, float scaling)
+{
+    int64_t groups = heads / key_heads, step = heads * size, key_step = key_heads * size;
+    int64_t padded = up(size);
+#pragma omp parallel for collapse(2) schedule(dynamic)
+    for (int64_t nth = 0; nth < trees; nth++)
+        for (int64_t key_head = 0; key_head < key_heads; key_head++) {
+            int64_t count = first_runs[nth + 1] - first_runs[nth];
+            struct run *runs = malloc(count * sizeof *runs);
+            struct tree tree = tree_of(lengths + first_runs[nth], count, first_tokens[nth], runs);
+            int64_t all = tree.slots * padded, most = QUERIES * (tree.slots + SLOTS);
+            float *x = malloc((4 * all + 2 * most) * sizeof *x), *sums = x + all;
+            float *d_key = sums + all, *d_value = d_key + all;
+            float *scores = d_value + all, *d_scores = scores + most;
+            unit *units = malloc((7 * all + most) * sizeof *units);
+            unit *key_turned = units, *key_across = key_turned + all;
+            unit *value_turned = key_across + all, *query = value_turned + all;
+            unit *query_across = query + all, *slope = query_across + all;
+            unit *slope_across = slope + all, *weights = slope_across + all;
+            memset(d_key, 0, 2 * all * sizeof *d_key);
+            gather(&tree, values + key_head * size, key_step, size, 1.0f, x);
+            pack_turned(x, tree.slots, padded, value_turned);
+            gather(&tree, keys + key_head * size, key_step, size, 1.0f, x);
+            pack_turned(x, tree.slots, padded, key_turned);
+            pack_across(x, tree.slots, padded, key_across);
+            for (int64_t head = key_head * groups; head < (key_head + 1) * groups; head++) {
+                gather(&tree, slopes + head * size, step, size, 1.0f, x);
+                pack_along(x, tree.slots, padded, slope);
+                pack_across(x, tree.slots, padded, slope_across);
+                gather(&tree, queries + head * size, step, size, scaling, x);
+                pack_along(x, tree.slots, padded, query);
+                pack_across(x, tree.slots, padded, query_across);
+                for (int64_t r = 0; r < count; r++)
+                    for (int64_t first = 0; first < runs[r].length; first += QUERIES) {
+                        struct block block = block_at(&tree, r, first);
+                        int64_t slot = runs[r].slot + first, token = runs[r].token + first;
+                        int64_t row = slot * padded / PAIR;
+                        multiply_seen(query + row, key_turned, &tree, &runs[r], &block,
+                                      padded / PAIR, scores);
+                        multiply_seen(slope + row, value_turned, &tree, &runs[r], &block,
+                                      padded / PAIR, d_scores);
+                        softmax_gradient(&block, scores, d_scores, logs + token * heads + head,
+                                         heads);
+                        pack_across(scores, block.rows, block.width, weights);
+                        multiply_back(weights, slope_across + row, &runs[r], &block, padded,
+                                      d_value);
+                        pack_across(d_scores, block.rows, block.width, weights);
+                        multiply_back(weights, query_across + row, &runs[r], &block, padded, d_key);
+                        pack_along(d_scores, block.rows, block.width, weights);
+                        multiply_sum(weights, key_across, &runs[r], &block, padded, sums);
+                        scatter(&runs[r], first, block.count, sums, size, scaling,
+                                d_queries + head * size, step);
+                    }
+            }
+            for (int64_t r = 0; r < count; r++) {
+                scatter(&runs[r], 0, runs[r].length, d_key + runs[r].slot * padded, size, 1.0f,
+                        d_keys + key_head * size, key_step);
+                scatter(&runs[r], 0, runs[r].length, d_value + runs[r].slot * padded, size, 1.0f,
+                        d_values + key_head * size, key_step);
+            }
+            free(units);
+            free(x);
+            free(runs);
+        }
+}
