@@ -34,6 +34,7 @@ from loraqa.model.source import choose_max_length
 from loraqa.prompt.defaults import ANSWERS_THAT_FIT, DEFAULT_MAX_ANSWER_TOKENS
 from loraqa.prompt.encode import Encoded
 from loraqa.prompt.plan import BatchPlan
+from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
 from loraqa.report.progress import training_progress
 from loraqa.speed.start import accelerated_preparation
@@ -85,6 +86,7 @@ def finetune(
     resume: bool = False,
     command: str = "finetune(settings, run_dir)",
     prepare: Callable[[RunSettings], TrainingData] | None = None,
+    change: Callable[[Runner, SegmentTokenizer], Runner] | None = None,
 ) -> FinetuneResult:
     """Fine-tune a model as `settings` say, in the folder `run_dir`.
 
@@ -94,6 +96,7 @@ def finetune(
         resume: go on from the newest complete checkpoint.
         command: the command that made the run, for its model card.
         prepare: prepares the training data; by default `accelerated_preparation`.
+        change: returns the runner to train and score with; an experiment changes the given one.
 
     Raises:
         InputError: settings, data, model or folder cannot be used, or another process trains in
@@ -105,7 +108,7 @@ def finetune(
     settings = settings.with_full_paths().with_template()
     run = RunDirectory(run_dir)
     with run.writing(settings, resume):
-        return _finetune(settings, run, resume, command, prepare)
+        return _finetune(settings, run, resume, command, prepare, change)
 
 
 def _finetune(
@@ -114,6 +117,7 @@ def _finetune(
     resume: bool,
     command: str,
     prepare: Callable[[RunSettings], TrainingData] | None,
+    change: Callable[[Runner, SegmentTokenizer], Runner] | None,
 ) -> FinetuneResult:
     prepare = prepare or accelerated_preparation(settings.speed.without)
     training, dev = prepare(settings), _read_dev(settings.data)
@@ -123,6 +127,8 @@ def _finetune(
     checkpoint = newest_whole(run.checkpoints)
     _put_in_adapter(model, settings, checkpoint)
     runner, accelerations = _runner(model, max_length, settings, answering=dev is not None)
+    if change is not None:
+        runner = change(runner, training.tokenizer)
 
     _report_training(training, max_length)
     check_vocabulary(training.tokenizer, model)

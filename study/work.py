@@ -1,0 +1,118 @@
+"""One experiment: choose the questions, train, answer the dev data, keep the scores."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loraqa.answer.evaluate import evaluate, sample_questions
+from loraqa.answer.strategies import parse_strategy
+from loraqa.files import write_json
+from loraqa.finetune import finetune
+from loraqa.reader import Reader
+from loraqa.squad import QADataset, Scores, read_passages, write_official
+from loraqa.train.environment import environment
+from loraqa.train.settings import RunSettings, load_settings
+from study.experiments import Experiment
+from study.readings import READINGS, Reading
+
+STRATEGIES = ("greedy", "span")
+_COMMAND = "python -m study"
+
+
+class Study:
+    """Where experiments find their data and leave their results.
+
+    Args:
+        model: the base model.
+        train: the files to train on; the first is the one that smaller parts are taken from.
+        dev: the file to score on.
+        runs: the folder for runs, which can be resumed.
+        results: the folder for the results, one JSON file for each experiment.
+    """
+
+    def __init__(
+        self, model: str, train: Sequence[Path], dev: Path, runs: Path, results: Path
+    ) -> None:
+        self._model, self._runs, self._results = model, runs, results
+        self._train = [read_passages(str(path)) for path in train]
+        self._dev = read_passages(str(dev))
+
+    def result_file(self, experiment: Experiment) -> Path:
+        """Return the file that holds the result of an experiment once it is done."""
+        return self._results / f"{experiment.id}.json"
+
+    def do(self, experiment: Experiment) -> None:
+        """Train and score, or go on where an interrupted experiment was."""
+        reading = READINGS[experiment.reading]
+        run = self._runs / experiment.id
+        settings = self._settings(experiment, reading)
+        began = (run / "settings.yaml").exists()
+        result = finetune(
+            settings, run, resume=began, command=_COMMAND, change=reading.change_runner
+        )
+        reader = Reader.load(run)
+        reader = replace(reader, runner=reading.change_runner(reader.runner, reader.tokenizer))
+        dev = self._dev
+        if experiment.dev is not None:
+            dev = sample_questions(dev, experiment.dev, seed=0)
+        write_json(
+            self.result_file(experiment),
+            {
+                "experiment": {**asdict(experiment), "settings": experiment.all_settings},
+                "steps": result.steps,
+                "training_seconds": result.training_seconds,
+                "loss": _losses(run),
+                "answers": {name: _answers(reader, dev, name) for name in STRATEGIES},
+                "environment": environment(torch.device("cpu"), torch.float32, _COMMAND),
+            },
+        )
+
+    def _settings(self, experiment: Experiment, reading: Reading) -> RunSettings:
+        data = self._questions(experiment)
+        changed = reading.change_passages(data.passages)
+        file = self._runs / "data" / f"{experiment.id}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_official(file, changed, "1.1")
+        values = {
+            **experiment.all_settings,
+            "model.source": self._model,
+            "data.train": str(file),
+            "checkpoint.every": 50,
+        }
+        return load_settings(overrides=[f"{key}={value}" for key, value in values.items()])
+
+    def _questions(self, experiment: Experiment) -> QADataset:
+        """Return the experiment's questions: a sample of the first file, or of all."""
+        first, *more = self._train
+        if experiment.questions > len(first.questions):
+            passages = [passage for data in self._train for passage in data.passages]
+            first = first.with_passages(passages)
+        return sample_questions(first, experiment.questions, experiment.seed)
+
+
+def _losses(run: Path) -> list[tuple[int, float]]:
+    """Return step and loss of each optimizer step."""
+    records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [(r["step"], round(r["loss"], 4)) for r in records if "loss" in r]
+
+
+def _answers(reader: Reader, dev: QADataset, strategy: str) -> dict[str, Any]:
+    """Answer and score; F1 of each question is kept, so that scores can be compared in pairs."""
+    began = time.perf_counter()
+    evaluated = evaluate(reader, dev, parse_strategy(strategy))
+    scores: Scores = evaluated.scores
+    return {
+        "exact_match": scores.exact_match,
+        "f1": scores.f1,
+        "total": scores.total,
+        "seconds": time.perf_counter() - began,
+        "by_question": {
+            id: [int(score.exact_match), round(score.f1, 4)]
+            for id, score in scores.by_question.items()
+        },
+    }
