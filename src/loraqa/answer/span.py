@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from loraqa.answer.decode import Prompts, Rules, Written
+from loraqa.garbage import no_garbage
 from loraqa.model.session import DecodingSession
 from loraqa.model.stop import check_stop
 from loraqa.prompt.segments import SegmentTokenizer, all_offsets
+from loraqa.prompt.tree import TokenIds
 from loraqa.squad.segmentation import pieces
 
 Ints = NDArray[np.int64]
@@ -38,9 +40,9 @@ class SpanSearch:
 
     name: str = "span"
     draws: bool = False
-    # One for the path being extended, and about one more for the paths waiting.
-    rows: int = 2
-    at_once: int = 256
+    # Several paths of a prompt may wait, but most are much shorter than the longest answer.
+    rows: int = 1
+    at_once: int = 64
 
     def write(self, prompts: Prompts) -> list[list[Written]]:
         """See `Strategy`."""
@@ -52,11 +54,11 @@ class SpanSearch:
         branches = [len(tree.branches) for tree in prompts.trees]
         search = _Search(_Forest(tries, branches), prompts.rules.tokenizer.eos, self.at_once)
         search.run(prompts.session, prompts.logits)
-        eos = (prompts.rules.tokenizer.eos,)
+        eos = prompts.rules.tokenizer.eos
         of_prompt = [choices for choices, n in zip(spans, branches, strict=True) for _ in range(n)]
         winners = zip(of_prompt, search.winner.tolist(), search.best.tolist(), strict=True)
         return [
-            [Written(choices[index].tokens + eos, score, choices[index].place)]
+            [Written((*choices[index].tokens.tolist(), eos), score, choices[index].place)]
             for choices, index, score in winners
         ]
 
@@ -65,10 +67,11 @@ class SpanSearch:
 class _Span:
     """A candidate answer: its tokens without eos, and its (start, end). "No answer" has neither."""
 
-    tokens: tuple[int, ...]
+    tokens: TokenIds
     place: tuple[int, int] | None
 
 
+@no_garbage()
 def _spans(context: str, window: tuple[int, int], rules: Rules) -> list[_Span]:
     """Return every text in the window that may be an answer, with its first place."""
     longest = rules.max_answer_tokens - 1
@@ -77,11 +80,11 @@ def _spans(context: str, window: tuple[int, int], rules: Rules) -> list[_Span]:
         places.setdefault(context[start:end], (start, end))
     encodings = rules.tokenizer.encode([rules.template.answer(text) for text in places])
     spans = [
-        _Span(tuple(encoding.ids.tolist()), place)
+        _Span(encoding.ids, place)
         for encoding, place in zip(encodings, places.values(), strict=True)
         if len(encoding.ids) <= longest
     ]
-    return [*spans, _Span((), None)] if rules.no_answer or not spans else spans
+    return [*spans, _Span(np.empty(0, dtype=np.int32), None)] if rules.no_answer or not spans else spans
 
 
 def _places(
@@ -114,7 +117,7 @@ class Trie:
     ending: Ints
 
     @classmethod
-    def of(cls, sequences: Sequence[Sequence[int]]) -> "Trie":
+    def of(cls, sequences: Sequence[TokenIds | Sequence[int]]) -> "Trie":
         """Build the trie of one or more sequences."""
         lengths = np.array([len(sequence) for sequence in sequences])
         table = np.full((len(sequences), max(lengths.max(), 1)), -1)

@@ -82,7 +82,9 @@ class Template:
 
     def answer(self, answer: str) -> str:
         """Return the last segment, on one line; empty for an empty answer, which is only eos."""
-        line = _LINE_BREAK.sub(" ", answer.strip())
+        line = answer.strip()
+        if "\n" in line or "\r" in line:
+            line = _LINE_BREAK.sub(" ", line)
         return self._literals[3] + line if line else ""
 
 
