@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from loraqa import __version__
-from loraqa.answer.strategies import MAX_SAMPLES, check_strategy
+from loraqa.answer.strategies import DEFAULT_STRATEGY, MAX_SAMPLES, check_strategy
 from loraqa.errors import InputError, LoraqaError, explain, quote
 from loraqa.garbage import importing
 from loraqa.notices import show_notices
@@ -273,7 +273,7 @@ def train(
 def evaluate(
     run: Run,
     data: Data,
-    strategy: Strategy = "greedy",
+    strategy: Strategy = DEFAULT_STRATEGY,
     out: Annotated[
         Path | None, typer.Option(help="File for the predictions; missing folders are made.")
     ] = None,
@@ -442,7 +442,7 @@ def ask(
     run: Run,
     questions: Annotated[list[str], typer.Argument(help="Questions to ask.")],
     context_file: Annotated[Path, typer.Option(help="Text file (UTF-8); - is standard input.")],
-    strategy: Strategy = "greedy",
+    strategy: Strategy = DEFAULT_STRATEGY,
     max_answer_tokens: MaxAnswer = None,
     base: Base = None,
     template: Prompts = None,

@@ -277,7 +277,7 @@ def _describe_base(
 def _scorer(
     settings: RunSettings, reader: Reader, data: QADataset | None
 ) -> Callable[[], Scores] | None:
-    """Return a function that scores greedy answers to the same dev sample each time."""
+    """Return a function that scores answers to the same dev sample each time."""
     if data is None:
         return None
     count = settings.evaluation.questions or len(data.questions)

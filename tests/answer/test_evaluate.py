@@ -8,9 +8,10 @@ import pytest
 from tests.answer.conftest import DATA, PASSAGES, stopping_model
 
 from loraqa.answer.compare import compare, entropy
-from loraqa.answer.decode import Greedy, Prompts, Written
+from loraqa.answer.decode import Prompts, Written
 from loraqa.answer.evaluate import evaluate, sample_questions
 from loraqa.answer.reader import Reader
+from loraqa.answer.span import SpanSearch
 from loraqa.answer.strategies import MAX_SAMPLES, parse_strategy
 from loraqa.errors import InputError
 from loraqa.model.runner import TreeRunner
@@ -73,9 +74,9 @@ def test_scores_equal_the_official_scores_of_the_predictions(reader: Reader) -> 
     assert result.questions_per_second == pytest.approx(6 / result.seconds)
 
 
-def test_without_a_strategy_answers_are_greedy(reader: Reader) -> None:
+def test_without_a_strategy_answers_are_the_best_spans(reader: Reader) -> None:
     result = evaluate(reader, DATA)
-    assert list(result.answers) == [answer for (answer,) in reader.read(PASSAGES, Greedy())]
+    assert list(result.answers) == [answer for (answer,) in reader.read(PASSAGES, SpanSearch())]
 
 
 def test_questions_without_an_answer_get_a_threshold(reader: Reader) -> None:

@@ -51,13 +51,15 @@ def test_loads_a_run_an_adapter_and_a_merged_model(
         30,
         9,
     ).answer(PASSAGES[0].context, ["Who?", "When?"], "greedy")
-    plain = Reader.load(info.base.source, dtype="float32").answer(PASSAGES[0].context, ["Who?"])
+    plain = Reader.load(info.base.source, dtype="float32").answer(
+        PASSAGES[0].context, ["Who?"], "greedy"
+    )
     assert plain[0].text != expected[0].text
     for source in (run, run / "adapter", merged):
         reader = Reader.load(source, device="cpu")
         assert (reader.template.text, reader.max_length, reader.stride) == (info.template, 200, 30)
         assert (reader.max_answer_tokens, reader.no_answer) == (9, True)
-        answers = reader.answer(PASSAGES[0].context, ["Who?", "When?"])
+        answers = reader.answer(PASSAGES[0].context, ["Who?", "When?"], "greedy")
         assert [answer.text for answer in answers] == [answer.text for answer in expected]
         for ours, theirs in zip(answers, expected, strict=True):
             assert ours.log_probability == pytest.approx(theirs.log_probability, rel=1e-3, abs=1e-4)

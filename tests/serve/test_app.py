@@ -57,7 +57,7 @@ def test_offsets_count_code_points(client: TestClient) -> None:
 
 def test_strategy_and_seed_may_be_left_out(client: TestClient, reader: Reader) -> None:
     reply = client.post("/api/answer", json={"context": CONTEXT, "questions": ["When?"]})
-    (own,) = reader.answer(CONTEXT, ["When?"], "greedy", seed=0)
+    (own,) = reader.answer(CONTEXT, ["When?"], "span", seed=0)
     assert reply.json()["answers"] == [asdict(own)]
 
 

@@ -121,7 +121,7 @@ def _scores(before: Evaluation | None, after: Evaluation | None, shared: Overlap
     rows = {"before training": before, f"these weights, of step {after.step}": after}
     return "\n".join(
         [
-            f"Greedy answers to {after.total:,} dev questions:",
+            f"Answers by exact span search to {after.total:,} dev questions:",
             "",
             "| | exact match | F1 |",
             "|---|---|---|",

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from loraqa.answer.decode import Greedy, Strategy
+from loraqa.answer.decode import Strategy
 from loraqa.answer.journal import Journal, Stopwatch
 from loraqa.answer.progress import Progress
 from loraqa.answer.reader import Answered, Reader
+from loraqa.answer.strategies import DEFAULT_STRATEGY, parse_strategy
 from loraqa.squad import Passage, QADataset, Scores, score
 
 
@@ -55,7 +56,7 @@ def evaluate(
     progress: Progress | None = None,
     journal: Journal | None = None,
 ) -> Evaluated:
-    """Answer every question (greedily by default) and score the answers.
+    """Answer every question, by span search or `strategy`, and score the answers.
 
     Args:
         reader: the model.
@@ -71,7 +72,11 @@ def evaluate(
     """
     stopwatch = Stopwatch(journal)
     read = reader.read(
-        dataset.passages, strategy or Greedy(), seed=seed, progress=progress, journal=journal
+        dataset.passages,
+        strategy or parse_strategy(DEFAULT_STRATEGY),
+        seed=seed,
+        progress=progress,
+        journal=journal,
     )
     seconds = stopwatch.seconds
     answers = tuple(first for first, *_ in read)

@@ -17,7 +17,7 @@ from loraqa.answer.decode import Prompts, Rules, Strategy, Written
 from loraqa.answer.journal import Journal
 from loraqa.answer.locate import locate
 from loraqa.answer.progress import Progress
-from loraqa.answer.strategies import parse_strategy
+from loraqa.answer.strategies import DEFAULT_STRATEGY, parse_strategy
 from loraqa.errors import InputError, counted
 from loraqa.model.memory import explaining_lack_of_memory
 from loraqa.model.runner import Runner
@@ -82,7 +82,7 @@ class Reader:
         self,
         context: str,
         questions: Sequence[str],
-        strategy: str | Strategy = "greedy",
+        strategy: str | Strategy = DEFAULT_STRATEGY,
         *,
         seed: int = 0,
         stop: Event | None = None,

@@ -84,7 +84,11 @@ def _spans(context: str, window: tuple[int, int], rules: Rules) -> list[_Span]:
         for encoding, place in zip(encodings, places.values(), strict=True)
         if len(encoding.ids) <= longest
     ]
-    return [*spans, _Span(np.empty(0, dtype=np.int32), None)] if rules.no_answer or not spans else spans
+    return (
+        [*spans, _Span(np.empty(0, dtype=np.int32), None)]
+        if rules.no_answer or not spans
+        else spans
+    )
 
 
 def _places(

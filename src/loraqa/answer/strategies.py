@@ -63,6 +63,8 @@ _PARAMETERS = {**_FILTERS, "beam": _WIDTH}
 
 STRATEGIES = ("greedy", *_FILTERS, "beam", "span")
 """The names that `parse_strategy` knows."""
+DEFAULT_STRATEGY = "span"
+"""Answers are pieces of their context, and span search gives the best scores (docs/quality.md)."""
 
 
 def check_strategy(text: str) -> None:

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from loraqa import __version__
 from loraqa.adapter.find import find_adapter
 from loraqa.answer.reader import Answered, Reader, check_asked
-from loraqa.answer.strategies import STRATEGIES, check_strategy
+from loraqa.answer.strategies import DEFAULT_STRATEGY, STRATEGIES, check_strategy
 from loraqa.errors import InputError, LoraqaError, shortened
 from loraqa.serve.guard import MAX_BODY_BYTES, Guard, LimitBody
 from loraqa.serve.problem import Problem, problem
@@ -46,7 +46,7 @@ class Asked(BaseModel):
 
     context: str
     questions: list[str] = Field(min_length=1, max_length=MAX_QUESTIONS)
-    strategy: str = "greedy"
+    strategy: str = DEFAULT_STRATEGY
     seed: int = Field(0, ge=0, le=MAX_SEED)
 
 
