@@ -15,7 +15,9 @@ def main() -> None:
     """Do all experiments of a stage that have no result yet."""
     parser = argparse.ArgumentParser("study", description=__doc__)
     parser.add_argument("stage", choices=["screening", "curve"])
-    parser.add_argument("--model", default=str(_ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"))
+    parser.add_argument(
+        "--model", default=str(_ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf")
+    )
     parser.add_argument("--train", type=Path, nargs="+", required=True)
     parser.add_argument("--dev", type=Path, required=True)
     parser.add_argument("--runs", type=Path, default=_ROOT / "runs" / "study")

@@ -4,9 +4,7 @@ A causal model reads a context without knowing the question. Each function here 
 the attention or the loss of a run, and `loraqa` trains and answers with the change.
 """
 
-import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,18 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
 
 from loraqa.lora.flat import FlatAdapter
+from loraqa.model.attention import TreeAttention
 from loraqa.model.loss import Gradients, Launch
 from loraqa.model.runner import Runner, TreeRunner, tree_logits
 from loraqa.model.session import DecodingSession
+from loraqa.model.trees import branch_mask
 from loraqa.prompt.batch import TreeBatch, collate_trees
 from loraqa.prompt.plan import Step
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
 from loraqa.prompt.tree import TokenIds, Tree
 from loraqa.speed.cpu.products import Block, attend_blocks
-from loraqa.squad import Answer, Passage, Question
+from loraqa.squad import Passage
+from study.clozes import with_clozes
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,11 @@ ChangeTree = Callable[[Tree, SegmentTokenizer], list[Tree]]
 
 def changing_trees(change: ChangeTree) -> Reading:
     """Return a reading whose trees are other ones. The branches must stay in their order."""
-    return Reading(lambda runner, tokenizer: _ChangedTrees(runner, partial(_each, change, tokenizer)))
+
+    def change_runner(runner: Runner, tokenizer: SegmentTokenizer) -> Runner:
+        return _ChangedTrees(runner, partial(_each, change, tokenizer))
+
+    return Reading(change_runner)
 
 
 def _each(change: ChangeTree, tokenizer: SegmentTokenizer, trees: Sequence[Tree]) -> list[Tree]:
@@ -55,13 +61,13 @@ def _each(change: ChangeTree, tokenizer: SegmentTokenizer, trees: Sequence[Tree]
 
 @dataclass(frozen=True)
 class _ChangedTrees:
-    """A `Runner` that computes other trees than those it is given."""
+    """A `Runner` that computes other trees than it is given; see `Runner` for the methods."""
 
     inner: Runner
     change: Callable[[Sequence[Tree]], list[Tree]]
 
     @property
-    def model(self):  # type: ignore[no-untyped-def]
+    def model(self) -> PreTrainedModel:
         return self.inner.model
 
     def size(self, trees: Sequence[Tree]) -> int:
@@ -126,13 +132,13 @@ def _line_break(tokenizer: SegmentTokenizer) -> TokenIds:
 
 @dataclass(frozen=True)
 class PrefixAttention:
-    """Attention over trees in which a trunk's tokens see the whole trunk, in the layers from `first`.
+    """Attention over trees in which trunks are read in both directions from the layer `first` on.
 
     This is a prefix language model (Raffel et al. 2020, section 3.2). Branches stay causal.
     """
 
-    batch: TreeBatch
-    causal: object
+    causal: TreeAttention
+    blocks: Sequence[Block]
     first: int
 
     def attend(
@@ -140,36 +146,41 @@ class PrefixAttention:
     ) -> Tensor:
         """See `TreeAttention.attend`."""
         if layer < self.first:
-            attended: Tensor = self.causal.attend(layer, query, key, value, scaling)  # type: ignore[attr-defined]
-            return attended
-        return attend_blocks(query, key, value, self._blocks, scaling)
+            return self.causal.attend(layer, query, key, value, scaling)
+        return attend_blocks(query, key, value, self.blocks, scaling)
 
-    def __post_init__(self) -> None:
-        from loraqa.model.trees import branch_mask
 
-        blocks: list[Block] = []
-        for span in self.batch.spans:
-            trunk = slice(span.start, span.branches_start)
-            branches, tree = slice(span.branches_start, span.end), slice(span.start, span.end)
-            everything = torch.ones(span.trunk, span.trunk, dtype=torch.bool)
-            blocks += Block(trunk, trunk, everything), Block(branches, tree, branch_mask(span))
-        object.__setattr__(self, "_blocks", blocks)
+def _blocks(batch: TreeBatch) -> list[Block]:
+    """Let each token of a trunk see all of it, and a branch its trunk and itself."""
+    blocks: list[Block] = []
+    for span in batch.spans:
+        trunk = slice(span.start, span.branches_start)
+        branches, tree = slice(span.branches_start, span.end), slice(span.start, span.end)
+        everything = torch.ones(span.trunk, span.trunk, dtype=torch.bool)
+        blocks += Block(trunk, trunk, everything), Block(branches, tree, branch_mask(span))
+    return blocks
 
 
 def both_ways(share: float) -> Reading:
-    """Return a reading in which trunks are read in both directions in the last `share` of layers."""
+    """Return a reading of trunks in both directions in the last `share` of all layers."""
 
     def change(runner: Runner, _: SegmentTokenizer) -> Runner:
-        assert isinstance(runner, TreeRunner)
-        layers = runner.model.config.num_hidden_layers
-        first = round(layers * (1 - share))
+        runner = _of_trees(runner)
+        first = round(runner.model.config.num_hidden_layers * (1 - share))
 
         def make(batch: TreeBatch, device: torch.device) -> PrefixAttention:
-            return PrefixAttention(batch, runner.make_tree_attention(batch, device), first)
+            causal = runner.make_tree_attention(batch, device)
+            return PrefixAttention(causal, _blocks(batch), first)
 
         return replace(runner, make_tree_attention=make)
 
     return Reading(change)
+
+
+def _of_trees(runner: Runner) -> TreeRunner:
+    if not isinstance(runner, TreeRunner):
+        raise TypeError("the model cannot compute trees")
+    return runner
 
 
 def losing_also_on(question: float = 0.0, context: float = 0.0) -> Reading:
@@ -179,9 +190,9 @@ def losing_also_on(question: float = 0.0, context: float = 0.0) -> Reading:
     """
 
     def change(runner: Runner, _: SegmentTokenizer) -> Runner:
-        assert isinstance(runner, TreeRunner)
+        runner = _of_trees(runner)
         weights = torch.tensor([1.0, question, context])
-        return replace(runner, make_gradients=lambda r, _: partial(_weighted, r, weights))
+        return replace(runner, make_gradients=lambda _, __: partial(_weighted, runner, weights))
 
     return Reading(change)
 
@@ -189,7 +200,7 @@ def losing_also_on(question: float = 0.0, context: float = 0.0) -> Reading:
 def _weighted(runner: TreeRunner, weights: Tensor, step: Step) -> Launch:
     def launch() -> Tensor:
         batches = [(collate_trees(trees), _predicted(trees)) for trees in step]
-        counts = sum(torch.bincount(kinds, minlength=3) for _, (_, _, kinds) in batches)
+        counts = torch.cat([kinds for _, (_, _, kinds) in batches]).bincount(minlength=3)
         answers = torch.zeros(())
         for batch, (places, targets, kinds) in batches:
             wanted = weights[kinds] > 0
@@ -224,63 +235,6 @@ def _predicted(trees: Sequence[Tree]) -> tuple[Tensor, Tensor, Tensor]:
             start += len(branch)
     joined = (torch.from_numpy(np.concatenate(part)).long() for part in (places, targets, kinds))
     return tuple(joined)  # type: ignore[return-value]
-
-
-_WORD = re.compile(r"\w+(?:[-'’.]\w+)*")
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
-_LONGEST_SPAN = 4
-_STOPWORDS = frozenset(
-    "a an and are as at be been but by for from had has have he her his in into is it its not of "
-    "on or she that the their they this to was were which who will with".split()
-)
-
-
-def with_clozes(passages: Sequence[Passage], share: float = 0.4) -> list[Passage]:
-    """Add questions made from spans that occur more than once in their context.
-
-    A sentence without the span is the question (Ram et al. 2021, "Splinter"). `share` is the most
-    that they may add to the questions of a passage.
-    """
-    return [
-        replace(
-            passage,
-            questions=(
-                *passage.questions,
-                *list(_clozes(passage.context, str(number)))[: round(share * len(passage.questions))],
-            ),
-        )
-        for number, passage in enumerate(passages)
-    ]
-
-
-def _clozes(context: str, name: str) -> Iterator[Question]:
-    """Yield a cloze for each recurring span of a context, the longest spans first."""
-    words = [match.span() for match in _WORD.finditer(context)]
-    places: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    for length in range(_LONGEST_SPAN, 0, -1):
-        for first in range(len(words) - length + 1):
-            start, end = words[first][0], words[first + length - 1][1]
-            inner = context[start:end]
-            if not ({inner.split()[0].lower(), inner.split()[-1].lower()} & _STOPWORDS):
-                places[inner].append((start, end))
-    taken: Counter[int] = Counter()
-    for text, found in sorted(places.items(), key=lambda item: -len(item[0])):
-        if len(found) < 2 or len(text) < 4:
-            continue
-        # The last occurrence is asked for, so that an earlier one can answer.
-        start, end = found[-1]
-        if any(taken[position] for position in range(start, end)):
-            continue
-        taken.update(range(start, end))
-        left = max((m.end() for m in _SENTENCE_END.finditer(context, 0, start)), default=0)
-        right = next((m.start() for m in _SENTENCE_END.finditer(context, end)), len(context))
-        asked = f"{context[left:start]}___{context[end:right]}"
-        first_place = found[0][0]
-        yield Question(
-            f"cloze-{name}-{start}",
-            asked,
-            (Answer(context[first_place : first_place + len(text)], first_place),),
-        )
 
 
 READINGS = {

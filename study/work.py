@@ -88,7 +88,7 @@ class Study:
 
     def _questions(self, experiment: Experiment) -> QADataset:
         """Return the experiment's questions: a sample of the first file, or of all."""
-        first, *more = self._train
+        first = self._train[0]
         if experiment.questions > len(first.questions):
             passages = [passage for data in self._train for passage in data.passages]
             first = first.with_passages(passages)
