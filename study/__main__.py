@@ -1,35 +1,67 @@
-"""Run the study, an experiment at a time; the same command goes on where it was interrupted."""
+"""The study: `python -m study screening --train TRAIN... --dev DEV`, then `confirmation`, `curve`.
+
+A stage trains an experiment at a time. The same command goes on where it was interrupted. `report`
+prints the tables of what is done.
+"""
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
 
-from study import experiments
+from loraqa.squad import read_passages
+from study.experiments import Experiment, confirmation, curve, screening
+from study.report import Results
 from study.work import Study
 
 _ROOT = Path(__file__).parents[1]
+_MODEL = _ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+_STAGES = ("screening", "confirmation", "curve")
 
 
 def main() -> None:
-    """Do all experiments of a stage that have no result yet."""
-    parser = argparse.ArgumentParser("study", description=__doc__)
-    parser.add_argument("stage", choices=["screening", "curve"])
-    parser.add_argument(
-        "--model", default=str(_ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf")
+    """Do the experiments of a stage that have no result yet, or print tables."""
+    options = _parser().parse_args()
+    results = Results(options.results, read_passages(str(options.dev)))
+    if options.stage == "report":
+        _print_tables(results)
+        return
+    study = Study(str(options.model), options.train, options.dev, options.runs, options.results)
+    for experiment in _experiments(options.stage, results):
+        wanted = options.only in f"{experiment.group} {experiment.name}"
+        if wanted and not results.has(experiment):
+            Console(stderr=True).rule(f"{experiment.group}: {experiment.name}, {experiment.id}")
+            study.do(experiment)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--train", type=Path, nargs="+", required=True)
-    parser.add_argument("--dev", type=Path, required=True)
+    parser.add_argument("stage", choices=[*_STAGES, "report"])
+    parser.add_argument("--model", type=Path, default=_MODEL)
+    parser.add_argument("--train", type=Path, nargs="+", default=[], help="SQuAD v1.1 files")
+    parser.add_argument("--dev", type=Path, required=True, help="a SQuAD v1.1 file")
     parser.add_argument("--runs", type=Path, default=_ROOT / "runs" / "study")
     parser.add_argument("--results", type=Path, default=_ROOT / "study" / "results")
-    parser.add_argument("--only", default="", help="only experiments whose id contains this")
-    options = parser.parse_args()
-    study = Study(options.model, options.train, options.dev, options.runs, options.results)
-    console = Console(stderr=True)
-    for experiment in getattr(experiments, options.stage)():
-        if options.only in experiment.id and not study.result_file(experiment).exists():
-            console.rule(experiment.id)
-            study.do(experiment)
+    parser.add_argument("--only", default="", help='such as "learning rate", or "rank 4"')
+    return parser
+
+
+def _experiments(stage: str, results: Results) -> Iterator[Experiment]:
+    if stage == "confirmation":
+        return confirmation(results.f1)
+    return screening() if stage == "screening" else curve()
+
+
+def _print_tables(results: Results) -> None:
+    for stage in _STAGES:
+        experiments = list(_experiments(stage, results))
+        for group in dict.fromkeys(experiment.group for experiment in experiments):
+            table = results.table(group, [e for e in experiments if e.group == group])
+            if table.rows:
+                print(f"\n{stage}\n\n{table.to_markdown()}")
 
 
 if __name__ == "__main__":

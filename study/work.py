@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,9 @@ from loraqa.reader import Reader
 from loraqa.squad import QADataset, Scores, read_passages, write_official
 from loraqa.train.environment import environment
 from loraqa.train.settings import RunSettings, load_settings
-from study.experiments import Experiment
+from study.experiments import STRATEGIES, Experiment
 from study.readings import READINGS, Reading
 
-STRATEGIES = ("greedy", "span")
 _COMMAND = "python -m study"
 
 
@@ -63,7 +62,9 @@ class Study:
         write_json(
             self.result_file(experiment),
             {
-                "experiment": {**asdict(experiment), "settings": experiment.all_settings},
+                "settings": experiment.all_settings,
+                "reading": experiment.reading,
+                "questions": experiment.questions,
                 "steps": result.steps,
                 "training_seconds": result.training_seconds,
                 "loss": _losses(run),

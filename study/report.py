@@ -1,0 +1,116 @@
+"""Tables of the study's results, with bootstrap intervals."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loraqa.report.tables import Column, Table
+from loraqa.squad import QADataset
+from study.experiments import STRATEGIES, Experiment, grouped
+
+Floats = NDArray[np.float64]
+
+_RESAMPLES = 2_000
+_METRICS = ("exact match", "F1")
+
+
+class Results:
+    """The results of experiments that are done.
+
+    Args:
+        folder: the folder of the results.
+        dev: the questions that were scored.
+    """
+
+    def __init__(self, folder: Path, dev: QADataset) -> None:
+        self._folder = folder
+        self._passage = {q.id: i for i, p in enumerate(dev.passages) for q in p.questions}
+
+    def has(self, experiment: Experiment) -> bool:
+        """Return whether an experiment is done."""
+        return self._file(experiment).exists()
+
+    def f1(self, experiment: Experiment) -> float:
+        """Return F1 of an experiment's spans; -1 if it is not done."""
+        return self._read(experiment)["answers"]["span"]["f1"] if self.has(experiment) else -1.0
+
+    def table(self, title: str, experiments: Sequence[Experiment]) -> Table:
+        """Compare the experiments of a group with the recipe, question by question.
+
+        A cell holds the mean over seeds with its 95% interval over contexts, or the difference
+        to the recipe, which is significant if its interval does not hold 0.
+        """
+        columns = [Column(title), Column("seeds")]
+        columns += [Column(f"{how}, {metric}") for how in STRATEGIES for metric in _METRICS]
+        columns += [Column("span's F1 against the recipe"), Column("minutes", ".0f")]
+        groups = grouped([e for e in experiments if self.has(e)])
+        recipe = next((seeds for seeds in groups.values() if seeds[0].is_recipe), None)
+        rows = [
+            (
+                name,
+                len(seeds),
+                *self._scores(seeds),
+                self._gain(seeds, recipe),
+                self._minutes(seeds),
+            )
+            for (_, name), seeds in groups.items()
+        ]
+        return Table(title, tuple(columns), tuple(rows))
+
+    def _scores(self, seeds: Sequence[Experiment]) -> list[str]:
+        scores = [self._by_question(seeds, how) for how in STRATEGIES]
+        clusters = self._clusters(seeds[0])
+        return [_with_interval(each[:, i], clusters) for each in scores for i in (0, 1)]
+
+    def _gain(self, seeds: Sequence[Experiment], recipe: Sequence[Experiment] | None) -> str | None:
+        if recipe is None or seeds is recipe:
+            return None
+        change = self._by_question(seeds, "span") - self._by_question(recipe, "span")
+        return _with_interval(change[:, 1], self._clusters(seeds[0]), sign="+")
+
+    def _minutes(self, seeds: Sequence[Experiment]) -> float:
+        return fmean(self._read(experiment)["training_seconds"] / 60 for experiment in seeds)
+
+    def _by_question(self, seeds: Sequence[Experiment], how: str) -> Floats:
+        """Return exact match and F1 in percent, means over the seeds, (questions, 2)."""
+        answers = [self._read(experiment)["answers"][how]["by_question"] for experiment in seeds]
+        scores = [np.array(list(each.values()), dtype=np.float64) for each in answers]
+        return 100 * np.mean(scores, axis=0)
+
+    def _clusters(self, experiment: Experiment) -> NDArray[np.int64]:
+        """Number the contexts of the scored questions from 0, (questions,)."""
+        ids = self._read(experiment)["answers"]["span"]["by_question"]
+        return np.unique([self._passage[id] for id in ids], return_inverse=True)[1]
+
+    def _file(self, experiment: Experiment) -> Path:
+        return self._folder / f"{experiment.id}.json"
+
+    def _read(self, experiment: Experiment) -> Mapping[str, Any]:
+        read: Mapping[str, Any] = json.loads(self._file(experiment).read_text())
+        return read
+
+
+def interval(values: Floats, clusters: NDArray[np.int64]) -> tuple[float, float]:
+    """Return the 95% interval of the mean by bootstrap over clusters.
+
+    Questions on one context are not independent, so whole contexts are drawn again.
+
+    Args:
+        values: (questions,) a number for each question.
+        clusters: (questions,) the context of each question, numbered from 0.
+    """
+    sums, counts = np.bincount(clusters, values), np.bincount(clusters)
+    drawn = np.random.default_rng(0).integers(len(sums), size=(_RESAMPLES, len(sums)))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _with_interval(values: Floats, clusters: NDArray[np.int64], sign: str = "") -> str:
+    low, high = interval(values, clusters)
+    return f"{values.mean():{sign}.1f} ({low:{sign}.1f} to {high:{sign}.1f})"

@@ -1,0 +1,63 @@
+"""The study's experiments and intervals."""
+
+import json
+from pathlib import Path
+from statistics import NormalDist
+
+import numpy as np
+from study.experiments import SEEDS, Experiment, confirmation, curve, screening
+from study.report import Results, interval
+from tests.model.conftest import PASSAGES
+
+from loraqa.squad import QADataset
+
+
+def test_the_interval_of_independent_questions_is_that_of_the_normal_distribution() -> None:
+    values = np.random.default_rng(1).normal(60, 20, 4_000)
+    low, high = interval(values, np.arange(4_000))
+    error = values.std() / np.sqrt(4_000)
+    normal = NormalDist(values.mean(), error)
+    expected = [normal.inv_cdf(0.025), normal.inv_cdf(0.975)]
+    assert np.allclose([low, high], expected, atol=error / 5)
+
+
+def test_questions_on_one_context_that_agree_count_once() -> None:
+    values = np.random.default_rng(1).normal(60, 20, 400)
+    once = np.subtract(*interval(values, np.arange(400)))
+    five_times = np.subtract(*interval(np.repeat(values, 5), np.repeat(np.arange(400), 5)))
+    assert np.isclose(once, five_times)
+
+
+def test_experiments_that_do_the_same_have_one_result() -> None:
+    screened = list(screening())
+    recipes = {e.id for e in screened if e.is_recipe}
+    assert len(recipes) == 1
+    others = [e.id for e in screened if not e.is_recipe]
+    assert len(set(others)) == len(others)
+
+
+def test_the_best_two_of_each_group_are_confirmed() -> None:
+    confirmed = list(confirmation(lambda e: {"0.001": 9.0, "0.0005": 8.0}.get(e.name, 0.0)))
+    rates = [(e.name, e.seed) for e in confirmed if e.group == "learning rate"]
+    assert rates == [(name, seed) for name in ("0.001", "0.0005") for seed in SEEDS]
+    assert {e.questions for e in confirmed} == {11_877}
+    assert {e.questions for e in curve()} == {1_000, 3_000, 11_877, 16_161}
+
+
+def test_a_table_compares_with_the_recipe(tmp_path: Path) -> None:
+    dev = QADataset.from_passages(PASSAGES[:2], "1.1")
+    recipe = Experiment("rank", "16")
+    other = Experiment("rank", "4", {"lora.rank": 4})
+    for experiment, f1 in ((recipe, [1.0, 0.0, 0.5, 1.0]), (other, [1.0, 1.0, 0.5, 1.0])):
+        questions = {q.id: [int(x == 1), x] for q, x in zip(dev.questions, f1, strict=True)}
+        answers = {"f1": 100 * np.mean(f1), "by_question": questions}
+        result = {"answers": {"greedy": answers, "span": answers}, "training_seconds": 60}
+        (tmp_path / f"{experiment.id}.json").write_text(json.dumps(result))
+    table = Results(tmp_path, dev).table(
+        "rank", [other, recipe, Experiment("rank", "64", {"lora.rank": 64})]
+    )
+    cells = {row[0]: row for row in table.rows}
+    assert str(cells["16"][5]).startswith("62.5 (")
+    assert cells["16"][6] is None
+    assert str(cells["4"][6]).startswith("+25.0 (")
+    assert "64" not in cells
