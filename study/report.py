@@ -80,7 +80,8 @@ class Results:
         """Return exact match and F1 in percent, means over the seeds, (questions, 2)."""
         answers = [self._read(experiment)["answers"][how]["by_question"] for experiment in seeds]
         scores = [np.array(list(each.values()), dtype=np.float64) for each in answers]
-        return 100 * np.mean(scores, axis=0)
+        mean: Floats = 100 * np.mean(scores, axis=0)
+        return mean
 
     def _clusters(self, experiment: Experiment) -> NDArray[np.int64]:
         """Number the contexts of the scored questions from 0, (questions,)."""
