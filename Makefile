@@ -9,7 +9,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup smollm2 demo test test-kernels lint bench crash fuzz clean
+.PHONY: help setup smollm2 demo test test-kernels lint bench crash fuzz study clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name text; \
@@ -47,6 +47,9 @@ crash: setup ## kill, fill disks and damage files; all must hold (QUICK=1 for a 
 
 fuzz: setup ## read 10,000 generated documents and a minute of noise (SECONDS=3600 for an hour)
 	$(BIN)/python -m reliability fuzz $(if $(SECONDS),--seconds $(SECONDS))
+
+study: smollm2 ## compare settings on a real model, hours (TRAIN="a.json b.json" DEV=c.json, STAGE=screening)
+	$(BIN)/python -m study $(or $(STAGE),screening) --train $(TRAIN) --dev $(DEV)
 
 clean: ## remove caches and build output; .venv and runs stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

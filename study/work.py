@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from loraqa.answer.evaluate import evaluate, sample_questions
 from loraqa.answer.strategies import parse_strategy
 from loraqa.files import write_json
@@ -56,7 +54,7 @@ class Study:
         )
         reader = Reader.load(run)
         reader = replace(reader, runner=reading.change_runner(reader.runner, reader.tokenizer))
-        dev = self._dev
+        model, dev = reader.runner.model, self._dev
         if experiment.dev is not None:
             dev = sample_questions(dev, experiment.dev, seed=0)
         write_json(
@@ -69,7 +67,7 @@ class Study:
                 "training_seconds": result.training_seconds,
                 "loss": _losses(run),
                 "answers": {name: _answers(reader, dev, name) for name in STRATEGIES},
-                "environment": environment(torch.device("cpu"), torch.float32, _COMMAND),
+                "environment": environment(model.device, model.dtype, _COMMAND),
             },
         )
 
