@@ -15,7 +15,7 @@ from study.readings import READINGS
 RECIPE: dict[str, Any] = {
     "lora.rank": 16,
     "lora.alpha": 32.0,
-    "optimisation.learning_rate": 5e-4,
+    "optimisation.learning_rate": 1e-3,
     "optimisation.epochs": 2,
     "optimisation.questions_per_step": 32,
     "optimisation.weight_decay": 0.01,
@@ -76,6 +76,8 @@ def screening() -> Iterator[Experiment]:
         yield Experiment("learning rate", f"{rate:g}", {"optimisation.learning_rate": rate})
     for reading in READINGS:
         yield Experiment("reading", reading, reading=reading)
+    yield Experiment("template", "default")
+    yield Experiment("template", "chat", {"prompt.template": "chat"})
     for rank in (4, 16, 64):
         # α grows with the rank, so that the update keeps its scale.
         yield Experiment("rank", str(rank), {"lora.rank": rank, "lora.alpha": 2.0 * rank})
