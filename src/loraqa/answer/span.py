@@ -8,6 +8,7 @@ is that of trying every span, but only a small part of the trie is computed.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -63,8 +64,7 @@ class SpanSearch:
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class _Span:
+class _Span(NamedTuple):
     """A candidate answer: its tokens without eos, and its (start, end). "No answer" has neither."""
 
     tokens: TokenIds
@@ -101,9 +101,11 @@ def _places(
     first = np.searchsorted(token_ends, starts, side="right")
     reach = token_ends[np.minimum(first + tokens, len(token_ends)) - 1]
     beyond = np.searchsorted(ends, reach, side="right")
-    for index, start in enumerate(starts):
+    all_ends = ends.tolist()
+    for index, (start, last) in enumerate(zip(starts.tolist(), beyond.tolist(), strict=True)):
         check_stop()
-        yield from ((int(start), int(end)) for end in ends[index : beyond[index]])
+        for end in all_ends[index:last]:
+            yield start, end
 
 
 @dataclass(frozen=True)
