@@ -271,7 +271,7 @@ def _next_steps(out: Path, base: str) -> str:
         f"  {program} {command}"
         for command in (
             f"inspect --model {base} --data {out}/data/test.json -n 1",
-            f"evaluate {out}/run --data {out}/data/test.json --strategy span",
+            f"evaluate {out}/run --data {out}/data/test.json",
             f"serve {out}/run",
             f"analyze {out}/run",
             f"export {out}/run --format merged --out {out}/merged",
