@@ -27,7 +27,7 @@ def main() -> None:
     if options.stage == "report":
         _print_tables(results)
         return
-    study = Study(str(options.model), options.train, options.dev, options.runs, options.results)
+    study = Study(str(options.model), options.train, options.dev, options.runs, results)
     for experiment in _experiments(options.stage, results):
         wanted = options.only in f"{experiment.group} {experiment.name}"
         if wanted and not results.has(experiment):

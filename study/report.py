@@ -33,7 +33,7 @@ class Results:
 
     def has(self, experiment: Experiment) -> bool:
         """Return whether an experiment is done."""
-        return self._file(experiment).exists()
+        return self.file(experiment).exists()
 
     def f1(self, experiment: Experiment) -> float:
         """Return F1 of an experiment's spans; -1 if it is not done."""
@@ -88,11 +88,12 @@ class Results:
         ids = self._read(experiment)["answers"]["span"]["by_question"]
         return np.unique([self._passage[id] for id in ids], return_inverse=True)[1]
 
-    def _file(self, experiment: Experiment) -> Path:
+    def file(self, experiment: Experiment) -> Path:
+        """Return the file of an experiment's result."""
         return self._folder / f"{experiment.id}.json"
 
     def _read(self, experiment: Experiment) -> Mapping[str, Any]:
-        read: Mapping[str, Any] = json.loads(self._file(experiment).read_text())
+        read: Mapping[str, Any] = json.loads(self.file(experiment).read_text())
         return read
 
 

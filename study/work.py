@@ -9,7 +9,7 @@ from typing import Any
 
 from loraqa.answer.evaluate import evaluate, sample_questions
 from loraqa.answer.strategies import parse_strategy
-from loraqa.files import write_json
+from loraqa.files import write_text
 from loraqa.finetune import finetune
 from loraqa.reader import Reader
 from loraqa.squad import QADataset, Scores, read_passages, write_official
@@ -17,6 +17,7 @@ from loraqa.train.environment import environment
 from loraqa.train.settings import RunSettings, load_settings
 from study.experiments import STRATEGIES, Experiment
 from study.readings import READINGS, Reading
+from study.report import Results
 
 _COMMAND = "python -m study"
 
@@ -29,19 +30,15 @@ class Study:
         train: the files to train on; the first is the one that smaller parts are taken from.
         dev: the file to score on.
         runs: the folder for runs, which can be resumed.
-        results: the folder for the results, one JSON file for each experiment.
+        results: where results are kept, one JSON file for each experiment.
     """
 
     def __init__(
-        self, model: str, train: Sequence[Path], dev: Path, runs: Path, results: Path
+        self, model: str, train: Sequence[Path], dev: Path, runs: Path, results: Results
     ) -> None:
         self._model, self._runs, self._results = model, runs, results
         self._train = [read_passages(str(path)) for path in train]
         self._dev = read_passages(str(dev))
-
-    def result_file(self, experiment: Experiment) -> Path:
-        """Return the file that holds the result of an experiment once it is done."""
-        return self._results / f"{experiment.id}.json"
 
     def do(self, experiment: Experiment) -> None:
         """Train and score, or go on where an interrupted experiment was."""
@@ -57,19 +54,18 @@ class Study:
         model, dev = reader.runner.model, self._dev
         if experiment.dev is not None:
             dev = sample_questions(dev, experiment.dev, seed=0)
-        write_json(
-            self.result_file(experiment),
-            {
-                "settings": experiment.all_settings,
-                "reading": experiment.reading,
-                "questions": experiment.questions,
-                "steps": result.steps,
-                "training_seconds": result.training_seconds,
-                "loss": _losses(run),
-                "answers": {name: _answers(reader, dev, name) for name in STRATEGIES},
-                "environment": environment(model.device, model.dtype, _COMMAND),
-            },
-        )
+        outcome = {
+            "settings": experiment.all_settings,
+            "reading": experiment.reading,
+            "questions": experiment.questions,
+            "steps": result.steps,
+            "training_seconds": result.training_seconds,
+            "loss": _losses(run),
+            "answers": {name: _answers(reader, dev, name) for name in STRATEGIES},
+            "environment": environment(model.device, model.dtype, _COMMAND),
+        }
+        # On one line: the scores of a question are not worth four.
+        write_text(self._results.file(experiment), json.dumps(outcome))
 
     def _settings(self, experiment: Experiment, reading: Reading) -> RunSettings:
         data = self._questions(experiment)
