@@ -3,7 +3,7 @@
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +11,16 @@ import pytest
 import torch
 from tests.conftest import needs_compiler, tiny_model
 
+from loraqa.model.memory import LackOfMemoryError, explaining_lack_of_memory
 from loraqa.model.runner import TreeRunner
+from loraqa.prompt.batch import TreeBatch, TreeSpan
 from loraqa.speed.cpu import native
 from loraqa.speed.cpu.gelu import CompiledGelu
+from loraqa.speed.cpu.rows import CompiledRowAttention
+from loraqa.speed.cpu.trees import CompiledTreeAttention
 from loraqa.speed.trial import fastest
 
 OTHERS = ("compiled-trees", "attention-by-products", "grouped-rows", "prepacked-weights")
-
-
-@pytest.fixture
-def recompiled() -> Iterator[None]:
-    """Forget the loaded kernels, before and after."""
-    native._library.cache_clear()
-    yield
-    native._library.cache_clear()
 
 
 def compiled(dtype: str = "float32") -> tuple[bool, bool]:
@@ -217,10 +213,62 @@ def test_kernels_that_compute_something_else_are_left_out(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    changed = tmp_path / "changed"
-    shutil.copytree(native._SOURCES, changed)
-    source = (changed / file).read_text()
-    assert right in source
-    (changed / file).write_text(source.replace(right, wrong))
-    monkeypatch.setattr(native, "_SOURCES", changed)
+    change_sources(file, right, wrong, tmp_path / "changed", monkeypatch)
     assert compiled(dtype) == still
+
+
+def change_sources(
+    file: str, right: str, wrong: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compile changed kernels from now on."""
+    shutil.copytree(native._SOURCES, folder)
+    source = (folder / file).read_text()
+    assert right in source
+    (folder / file).write_text(source.replace(right, wrong))
+    monkeypatch.setattr(native, "_SOURCES", folder)
+
+
+def attend_rows() -> torch.Tensor:
+    states = torch.ones(1, 3, 4), torch.ones(1, 3, 4)
+    rows = CompiledRowAttention([TreeSpan(0, 2, (1,))], {0: states})
+    rows.add_token()
+    return rows.attend(0, *torch.ones(3, 1, 1, 1, 4), scaling=1.0)
+
+
+def attend_trees() -> torch.Tensor:
+    none = torch.empty(0, dtype=torch.long)
+    batch = TreeBatch(none, none, (TreeSpan(0, 2, (1,)),), none, none)
+    attention = CompiledTreeAttention(batch, torch.device("cpu"))
+    return attention.attend(0, *torch.ones(3, 1, 1, 3, 4, requires_grad=True), scaling=1.0)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("recompiled")
+@pytest.mark.parametrize(
+    ("file", "attend", "refused"),
+    [
+        ("rows.c", attend_rows, 0),
+        *(("trees.c", attend_trees, nth) for nth in range(4)),
+    ],
+)
+def test_a_lack_of_memory_is_an_error(
+    file: str,
+    attend: Callable[[], torch.Tensor],
+    refused: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The forward pass over a tree asks for memory three times, then the backward pass does."""
+    change_sources(file, "malloc(", "allocate(", tmp_path / "changed", monkeypatch)
+    header = tmp_path / "changed" / "numbers.h"
+    refusing = f"return asked++ == {refused} ? NULL : malloc(size);"
+    allocate = f"static inline void *allocate(size_t size) {{ static int asked; {refusing} }}"
+    header.write_text(f"#include <stdlib.h>\n{allocate}\n{header.read_text()}")
+    with (
+        pytest.raises(LackOfMemoryError, match=r"^Out of memory here \(no memory for attend_"),
+        explaining_lack_of_memory("here", "take a smaller model"),
+    ):
+        attend().sum().backward()
+    # Where there is memory again, the same kernels work.
+    result = attend()
+    assert result.eq(1).all()

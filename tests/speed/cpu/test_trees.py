@@ -1,5 +1,6 @@
 """The compiled attention over trees is the plain one."""
 
+import platform
 from itertools import accumulate
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 from loraqa.model.runner import TreeRunner
 from loraqa.model.trees import PackedTreeAttention
 from loraqa.prompt.batch import TreeBatch, TreeSpan
-from loraqa.speed.cpu import trees
+from loraqa.speed.cpu import native, trees
 from loraqa.speed.cpu.trees import CompiledTreeAttention
 from loraqa.speed.trial import fastest
 
@@ -65,6 +66,7 @@ def check(lengths: Lengths, shape: tuple[int, int, int], dtype: torch.dtype) -> 
     "lengths",
     [
         [(1, [1])],
+        [(0, [3]), (2, [1] * 40)],
         [(64, [64, 1]), (16, [17])],
         # Blocks of queries end within trunks and branches.
         [(150, [33, 70, 9]), (5, [2]), (129, [130])],
@@ -75,6 +77,34 @@ def test_it_is_the_plain_attention(
     lengths: Lengths, shape: tuple[int, int, int], dtype: torch.dtype
 ) -> None:
     check(lengths, shape, dtype)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("recompiled")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags are those of x86")
+@pytest.mark.parametrize("flag", ["-mno-avx512bf16", "-mno-avx512f", "-mno-avx"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_older_processors_compute_the_same(
+    dtype: torch.dtype, flag: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without AVX512 the kernel has other vectors; without AVX512-BF16 it multiplies in fp32."""
+    monkeypatch.setattr(native, "_FLAGS", [*native._FLAGS, flag])
+    for shape in ((9, 3, 64), (2, 1, 7), (1, 1, 80)):
+        check([(150, [33, 70, 9]), (1, [1]), (16, [17])], shape, dtype)
+
+
+@needs_compiler
+def test_any_layout_gives_the_same() -> None:
+    packed = batch([(20, [5, 6])])
+    inputs = drawn(31, 4, 2, 16, torch.float32)
+    laid_out = [each.contiguous() for each in inputs]
+    wide = [torch.stack([each, each], dim=-1)[..., 0] for each in inputs]
+    expected = attended(CompiledTreeAttention, packed, inputs)
+    for others in (laid_out, wide):
+        for got, wanted in zip(
+            attended(CompiledTreeAttention, packed, others), expected, strict=True
+        ):
+            assert torch.equal(got, wanted)
 
 
 @needs_compiler

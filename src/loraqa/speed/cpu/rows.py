@@ -88,7 +88,7 @@ class CompiledRowAttention:
         rows, heads, size = queries.shape
         key_heads, tokens, _ = trunks[0].shape
         room = own[0].shape[2]
-        native.call(
+        native.call_with_memory(
             "attend_rows",
             query.dtype,
             *(queries, *trunks, *own, self._trunk_starts, self._trunk_ends, self._own_starts),

@@ -79,7 +79,9 @@ class _Compiled(torch.autograd.Function):
         # Memory for numbers in fp32, which only the kernel reads and writes.
         logs = attended.new_empty(*query.shape[:2], 4 // query.element_size())
         sizes = len(trees[2]), query.shape[1], *key.shape[1:]
-        native.call("attend_trees", query.dtype, *states, *trees, attended, logs, *sizes, scaling)
+        native.call_with_memory(
+            *("attend_trees", query.dtype, *states, *trees, attended, logs, *sizes, scaling)
+        )
         ctx.save_for_backward(*states, logs)
         ctx.trees, ctx.sizes, ctx.scaling = trees, sizes, scaling
         return attended
@@ -89,7 +91,7 @@ class _Compiled(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         *states, logs = ctx.saved_tensors
         slopes = [torch.empty_like(each) for each in states]
-        native.call(
+        native.call_with_memory(
             "attend_trees_gradient",
             states[0].dtype,
             *(*states, grads[0].contiguous(), logs, *ctx.trees, *slopes, *ctx.sizes, ctx.scaling),

@@ -43,6 +43,21 @@ def call(kernel: str, dtype: torch.dtype, *arguments: Tensor | int | float) -> N
         OSError: the compiled kernel cannot be loaded.
         ValueError: a tensor has another layout, dtype or device than the kernel reads.
     """
+    _call(kernel, dtype, arguments)
+
+
+def call_with_memory(kernel: str, dtype: torch.dtype, *arguments: Tensor | int | float) -> None:
+    """Call a kernel that needs memory to work in, and returns 1 if there is none, else 0.
+
+    Raises:
+        MemoryError: there is none.
+        UnusableError, OSError, ValueError: as for `call`.
+    """
+    if _call(kernel, dtype, arguments):
+        raise MemoryError(f"no memory for {kernel} to work in")
+
+
+def _call(kernel: str, dtype: torch.dtype, arguments: Sequence[Tensor | int | float]) -> int:
     for argument in arguments:
         if isinstance(argument, Tensor) and not (
             argument.device.type == "cpu"
@@ -50,7 +65,8 @@ def call(kernel: str, dtype: torch.dtype, *arguments: Tensor | int | float) -> N
             and argument.dtype in (dtype, torch.int64)
         ):
             raise ValueError(f"{kernel} takes contiguous tensors of {dtype} or int64 on a CPU")
-    getattr(_library(dtype), kernel)(*map(_as_in_c, arguments))
+    returned: int = getattr(_library(dtype), kernel)(*map(_as_in_c, arguments))
+    return returned
 
 
 def supports(device: torch.device, dtype: torch.dtype) -> bool:

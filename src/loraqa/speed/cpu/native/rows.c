@@ -73,16 +73,19 @@ static inline void attend(const struct head *head, int64_t size, float scaling, 
 
 /* queries, results: (rows, heads, size). trunk_keys, trunk_values: (key heads, tokens, size) of all
    trunks, of which a row sees those from trunk_starts[row] to before trunk_ends[row]. own_keys,
-   own_values: (rows, key heads, room, size), seen from own_starts[row] to before own_end. */
-void attend_rows(const number *queries, const number *trunk_keys, const number *trunk_values,
-                 const number *own_keys, const number *own_values, const int64_t *trunk_starts,
-                 const int64_t *trunk_ends, const int64_t *own_starts, number *results,
-                 int64_t own_end, int64_t rows, int64_t heads, int64_t key_heads, int64_t tokens,
-                 int64_t room, int64_t size, float scaling)
+   own_values: (rows, key heads, room, size), seen from own_starts[row] to before own_end.
+   Returns 1 if there is no memory to work in, else 0. */
+int attend_rows(const number *queries, const number *trunk_keys, const number *trunk_values,
+                const number *own_keys, const number *own_values, const int64_t *trunk_starts,
+                const int64_t *trunk_ends, const int64_t *own_starts, number *results,
+                int64_t own_end, int64_t rows, int64_t heads, int64_t key_heads, int64_t tokens,
+                int64_t room, int64_t size, float scaling)
 {
-#pragma omp parallel
+    int lacking = 0;
+#pragma omp parallel reduction(| : lacking)
     {
         float *scratch = malloc((2 * size + tokens + room) * sizeof *scratch);
+        lacking = !scratch;
 #pragma omp for collapse(2) schedule(dynamic, 4)
         for (int64_t nth = 0; nth < heads; nth++) {
             for (int64_t row = 0; row < rows; row++) {
@@ -100,9 +103,11 @@ void attend_rows(const number *queries, const number *trunk_keys, const number *
                     own_end - own_starts[row],
                     results + place,
                 };
-                attend(&head, size, scaling, scratch);
+                if (scratch)
+                    attend(&head, size, scaling, scratch);
             }
         }
         free(scratch);
     }
+    return lacking;
 }

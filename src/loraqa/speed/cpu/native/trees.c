@@ -126,10 +126,12 @@ struct run {
     int64_t token, slot, length;
 };
 
-/* The runs of a tree, and how many slots they take. */
+/* The runs of a tree, how many slots they take, and memory to work in. */
 struct tree {
-    const struct run *runs;
+    struct run *runs;
     int64_t count, slots;
+    float *floats;
+    unit *units;
 };
 
 /* One head's numbers of a tree: where its first token's vector lies, and the step to the next. */
@@ -263,132 +265,173 @@ static void softmax_gradient(const struct block *block, float *scores, float *sl
     }
 }
 
-static struct tree tree_of(const int64_t *lengths, int64_t count, int64_t token, struct run *runs)
+/* A layer. Queries, results and slopes are (tokens, heads, size), keys and values (tokens, key
+   heads, size), and their gradients like them; logs are (tokens, heads). */
+struct layer {
+    const number *queries, *keys, *values, *slopes;
+    number *results, *d_queries, *d_keys, *d_values;
+    float *logs;
+    int64_t heads, key_heads, size;
+    float scaling;
+};
+
+/* The results of the heads that share a key head, for the tokens of a tree. */
+static void attend_tree(const struct layer *layer, const struct tree *tree, int64_t key_head)
 {
-    int64_t slot = 0;
-    for (int64_t nth = 0; nth < count; nth++) {
-        runs[nth] = (struct run){token, slot, lengths[nth]};
-        token += lengths[nth];
-        slot += up(lengths[nth]);
+    int64_t size = layer->size, padded = up(size), all = tree->slots * padded;
+    int64_t heads = layer->heads, groups = heads / layer->key_heads;
+    int64_t step = heads * size, key_step = layer->key_heads * size;
+    float *x = tree->floats, *sums = x + all, *scores = sums + all;
+    unit *turned = tree->units, *across = turned + all, *rows = across + all;
+    unit *weights = rows + all;
+    gather(tree, layer->keys + key_head * size, key_step, size, 1.0f, x);
+    pack_turned(x, tree->slots, padded, turned);
+    gather(tree, layer->values + key_head * size, key_step, size, 1.0f, x);
+    pack_across(x, tree->slots, padded, across);
+    for (int64_t head = key_head * groups; head < (key_head + 1) * groups; head++) {
+        gather(tree, layer->queries + head * size, step, size, layer->scaling, x);
+        pack_along(x, tree->slots, padded, rows);
+        for (int64_t nth = 0; nth < tree->count; nth++)
+            for (int64_t first = 0; first < tree->runs[nth].length; first += QUERIES) {
+                const struct run *run = &tree->runs[nth];
+                struct block block = block_at(tree, nth, first);
+                int64_t row = (run->slot + first) * padded / PAIR;
+                multiply_seen(rows + row, turned, tree, run, &block, padded / PAIR, scores);
+                softmax(&block, scores, layer->logs + (run->token + first) * heads + head, heads);
+                pack_along(scores, block.rows, block.width, weights);
+                multiply_sum(weights, across, run, &block, padded, sums);
+                scatter(run, first, block.count, sums, size, 1.0f, layer->results + head * size,
+                        step);
+            }
     }
-    return (struct tree){runs, count, slot};
 }
 
-/* queries, results: (tokens, heads, size); keys, values: (tokens, key heads, size); logs:
-   (tokens, heads). lengths: of all runs, of which a tree has those from first_runs[tree] to before
-   first_runs[tree + 1]; its first token is first_tokens[tree].  */
-void attend_trees(const number *queries, const number *keys, const number *values,
-                  const int64_t *lengths, const int64_t *first_runs, const int64_t *first_tokens,
-                  number *results, float *logs, int64_t trees, int64_t heads, int64_t key_heads,
-                  int64_t size, float scaling)
+/* Their gradients, from `slopes`, the gradient of the results. */
+static void attend_tree_gradient(const struct layer *layer, const struct tree *tree,
+                                 int64_t key_head)
 {
-    int64_t groups = heads / key_heads, step = heads * size, key_step = key_heads * size;
-    int64_t padded = up(size);
-#pragma omp parallel for collapse(2) schedule(dynamic)
-    for (int64_t nth = 0; nth < trees; nth++)
-        for (int64_t key_head = 0; key_head < key_heads; key_head++) {
-            int64_t count = first_runs[nth + 1] - first_runs[nth];
-            struct run *runs = malloc(count * sizeof *runs);
-            struct tree tree = tree_of(lengths + first_runs[nth], count, first_tokens[nth], runs);
-            int64_t all = tree.slots * padded, most = QUERIES * (tree.slots + SLOTS);
-            float *x = malloc((2 * all + 2 * most) * sizeof *x), *sums = x + all;
-            float *scores = sums + all;
-            unit *units = malloc((3 * all + most) * sizeof *units);
-            unit *turned = units, *across = turned + all, *rows = across + all;
-            unit *weights = rows + all;
-            gather(&tree, keys + key_head * size, key_step, size, 1.0f, x);
-            pack_turned(x, tree.slots, padded, turned);
-            gather(&tree, values + key_head * size, key_step, size, 1.0f, x);
-            pack_across(x, tree.slots, padded, across);
-            for (int64_t head = key_head * groups; head < (key_head + 1) * groups; head++) {
-                gather(&tree, queries + head * size, step, size, scaling, x);
-                pack_along(x, tree.slots, padded, rows);
-                for (int64_t r = 0; r < count; r++)
-                    for (int64_t first = 0; first < runs[r].length; first += QUERIES) {
-                        struct block block = block_at(&tree, r, first);
-                        int64_t slot = runs[r].slot + first, token = runs[r].token + first;
-                        multiply_seen(rows + slot * padded / PAIR, turned, &tree, &runs[r], &block,
-                                      padded / PAIR, scores);
-                        softmax(&block, scores, logs + token * heads + head, heads);
-                        pack_along(scores, block.rows, block.width, weights);
-                        multiply_sum(weights, across, &runs[r], &block, padded, sums);
-                        scatter(&runs[r], first, block.count, sums, size, 1.0f,
-                                results + head * size, step);
-                    }
+    int64_t size = layer->size, padded = up(size), all = tree->slots * padded;
+    int64_t heads = layer->heads, groups = heads / layer->key_heads;
+    int64_t step = heads * size, key_step = layer->key_heads * size;
+    float *x = tree->floats, *sums = x + all, *d_key = sums + all, *d_value = d_key + all;
+    float *scores = d_value + all, *d_scores = scores + QUERIES * tree->slots;
+    unit *key_turned = tree->units, *key_across = key_turned + all;
+    unit *value_turned = key_across + all, *query = value_turned + all;
+    unit *query_across = query + all, *slope = query_across + all;
+    unit *slope_across = slope + all, *weights = slope_across + all;
+    memset(d_key, 0, 2 * all * sizeof *d_key);
+    gather(tree, layer->values + key_head * size, key_step, size, 1.0f, x);
+    pack_turned(x, tree->slots, padded, value_turned);
+    gather(tree, layer->keys + key_head * size, key_step, size, 1.0f, x);
+    pack_turned(x, tree->slots, padded, key_turned);
+    pack_across(x, tree->slots, padded, key_across);
+    for (int64_t head = key_head * groups; head < (key_head + 1) * groups; head++) {
+        gather(tree, layer->slopes + head * size, step, size, 1.0f, x);
+        pack_along(x, tree->slots, padded, slope);
+        pack_across(x, tree->slots, padded, slope_across);
+        gather(tree, layer->queries + head * size, step, size, layer->scaling, x);
+        pack_along(x, tree->slots, padded, query);
+        pack_across(x, tree->slots, padded, query_across);
+        for (int64_t nth = 0; nth < tree->count; nth++)
+            for (int64_t first = 0; first < tree->runs[nth].length; first += QUERIES) {
+                const struct run *run = &tree->runs[nth];
+                struct block block = block_at(tree, nth, first);
+                int64_t row = (run->slot + first) * padded / PAIR;
+                multiply_seen(query + row, key_turned, tree, run, &block, padded / PAIR, scores);
+                multiply_seen(slope + row, value_turned, tree, run, &block, padded / PAIR,
+                              d_scores);
+                softmax_gradient(&block, scores, d_scores,
+                                 layer->logs + (run->token + first) * heads + head, heads);
+                pack_across(scores, block.rows, block.width, weights);
+                multiply_back(weights, slope_across + row, run, &block, padded, d_value);
+                pack_across(d_scores, block.rows, block.width, weights);
+                multiply_back(weights, query_across + row, run, &block, padded, d_key);
+                pack_along(d_scores, block.rows, block.width, weights);
+                multiply_sum(weights, key_across, run, &block, padded, sums);
+                scatter(run, first, block.count, sums, size, layer->scaling,
+                        layer->d_queries + head * size, step);
             }
-            free(units);
-            free(x);
-            free(runs);
-        }
+    }
+    for (int64_t nth = 0; nth < tree->count; nth++) {
+        const struct run *run = &tree->runs[nth];
+        scatter(run, 0, run->length, d_key + run->slot * padded, size, 1.0f,
+                layer->d_keys + key_head * size, key_step);
+        scatter(run, 0, run->length, d_value + run->slot * padded, size, 1.0f,
+                layer->d_values + key_head * size, key_step);
+    }
 }
 
-/* The gradients of queries, keys and values from that of the results. */
-void attend_trees_gradient(const number *queries, const number *keys, const number *values,
-                           const number *slopes, const float *logs, const int64_t *lengths,
-                           const int64_t *first_runs, const int64_t *first_tokens,
-                           number *d_queries, number *d_keys, number *d_values, int64_t trees,
-                           int64_t heads, int64_t key_heads, int64_t size, float scaling)
+/* The trees of a batch. lengths: of all runs, of which a tree has those from first_runs[tree] to
+   before first_runs[tree + 1]; its first token is first_tokens[tree]. */
+struct trees {
+    const int64_t *lengths, *first_runs, *first_tokens;
+    int64_t count;
+};
+
+/* Lay out the runs of a tree, if there is memory for them. */
+static struct tree tree_at(const struct trees *trees, int64_t nth)
 {
-    int64_t groups = heads / key_heads, step = heads * size, key_step = key_heads * size;
-    int64_t padded = up(size);
-#pragma omp parallel for collapse(2) schedule(dynamic)
-    for (int64_t nth = 0; nth < trees; nth++)
-        for (int64_t key_head = 0; key_head < key_heads; key_head++) {
-            int64_t count = first_runs[nth + 1] - first_runs[nth];
-            struct run *runs = malloc(count * sizeof *runs);
-            struct tree tree = tree_of(lengths + first_runs[nth], count, first_tokens[nth], runs);
-            int64_t all = tree.slots * padded, most = QUERIES * (tree.slots + SLOTS);
-            float *x = malloc((4 * all + 2 * most) * sizeof *x), *sums = x + all;
-            float *d_key = sums + all, *d_value = d_key + all;
-            float *scores = d_value + all, *d_scores = scores + most;
-            unit *units = malloc((7 * all + most) * sizeof *units);
-            unit *key_turned = units, *key_across = key_turned + all;
-            unit *value_turned = key_across + all, *query = value_turned + all;
-            unit *query_across = query + all, *slope = query_across + all;
-            unit *slope_across = slope + all, *weights = slope_across + all;
-            memset(d_key, 0, 2 * all * sizeof *d_key);
-            gather(&tree, values + key_head * size, key_step, size, 1.0f, x);
-            pack_turned(x, tree.slots, padded, value_turned);
-            gather(&tree, keys + key_head * size, key_step, size, 1.0f, x);
-            pack_turned(x, tree.slots, padded, key_turned);
-            pack_across(x, tree.slots, padded, key_across);
-            for (int64_t head = key_head * groups; head < (key_head + 1) * groups; head++) {
-                gather(&tree, slopes + head * size, step, size, 1.0f, x);
-                pack_along(x, tree.slots, padded, slope);
-                pack_across(x, tree.slots, padded, slope_across);
-                gather(&tree, queries + head * size, step, size, scaling, x);
-                pack_along(x, tree.slots, padded, query);
-                pack_across(x, tree.slots, padded, query_across);
-                for (int64_t r = 0; r < count; r++)
-                    for (int64_t first = 0; first < runs[r].length; first += QUERIES) {
-                        struct block block = block_at(&tree, r, first);
-                        int64_t slot = runs[r].slot + first, token = runs[r].token + first;
-                        int64_t row = slot * padded / PAIR;
-                        multiply_seen(query + row, key_turned, &tree, &runs[r], &block,
-                                      padded / PAIR, scores);
-                        multiply_seen(slope + row, value_turned, &tree, &runs[r], &block,
-                                      padded / PAIR, d_scores);
-                        softmax_gradient(&block, scores, d_scores, logs + token * heads + head,
-                                         heads);
-                        pack_across(scores, block.rows, block.width, weights);
-                        multiply_back(weights, slope_across + row, &runs[r], &block, padded,
-                                      d_value);
-                        pack_across(d_scores, block.rows, block.width, weights);
-                        multiply_back(weights, query_across + row, &runs[r], &block, padded, d_key);
-                        pack_along(d_scores, block.rows, block.width, weights);
-                        multiply_sum(weights, key_across, &runs[r], &block, padded, sums);
-                        scatter(&runs[r], first, block.count, sums, size, scaling,
-                                d_queries + head * size, step);
-                    }
-            }
-            for (int64_t r = 0; r < count; r++) {
-                scatter(&runs[r], 0, runs[r].length, d_key + runs[r].slot * padded, size, 1.0f,
-                        d_keys + key_head * size, key_step);
-                scatter(&runs[r], 0, runs[r].length, d_value + runs[r].slot * padded, size, 1.0f,
-                        d_values + key_head * size, key_step);
-            }
-            free(units);
-            free(x);
-            free(runs);
+    const int64_t *lengths = trees->lengths + trees->first_runs[nth];
+    int64_t count = trees->first_runs[nth + 1] - trees->first_runs[nth];
+    int64_t token = trees->first_tokens[nth], slot = 0;
+    struct run *runs = malloc(count * sizeof *runs);
+    for (int64_t run = 0; runs && run < count; run++) {
+        runs[run] = (struct run){token, slot, lengths[run]};
+        token += lengths[run];
+        slot += up(lengths[run]);
+    }
+    return (struct tree){runs, count, slot, NULL, NULL};
+}
+
+/* Call `work` for all trees and key heads. Its memory has room for the vectors of a tree's slots,
+   `floats` and `units` times, and for twice the floats and once the units of a block's scores.
+   Returns 1 if there is not so much memory, else 0. */
+static int for_each_tree(const struct trees *trees, const struct layer *layer, int64_t floats,
+                         int64_t units,
+                         void work(const struct layer *, const struct tree *, int64_t))
+{
+    int lacking = 0;
+#pragma omp parallel for collapse(2) schedule(dynamic) reduction(| : lacking)
+    for (int64_t nth = 0; nth < trees->count; nth++)
+        for (int64_t key_head = 0; key_head < layer->key_heads; key_head++) {
+            struct tree tree = tree_at(trees, nth);
+            int64_t all = tree.slots * up(layer->size), scores = QUERIES * tree.slots;
+            tree.floats = malloc((floats * all + 2 * scores) * sizeof *tree.floats);
+            tree.units = malloc((units * all + scores) * sizeof *tree.units);
+            if (tree.runs && tree.floats && tree.units)
+                work(layer, &tree, key_head);
+            else
+                lacking = 1;
+            free(tree.units);
+            free(tree.floats);
+            free(tree.runs);
         }
+    return lacking;
+}
+
+int attend_trees(const number *queries, const number *keys, const number *values,
+                 const int64_t *lengths, const int64_t *first_runs, const int64_t *first_tokens,
+                 number *results, float *logs, int64_t count, int64_t heads, int64_t key_heads,
+                 int64_t size, float scaling)
+{
+    struct trees trees = {lengths, first_runs, first_tokens, count};
+    struct layer layer = {.queries = queries, .keys = keys, .values = values,
+                          .results = results, .logs = logs,
+                          .heads = heads, .key_heads = key_heads, .size = size,
+                          .scaling = scaling};
+    return for_each_tree(&trees, &layer, 2, 3, attend_tree);
+}
+
+int attend_trees_gradient(const number *queries, const number *keys, const number *values,
+                          const number *slopes, float *logs, const int64_t *lengths,
+                          const int64_t *first_runs, const int64_t *first_tokens,
+                          number *d_queries, number *d_keys, number *d_values, int64_t count,
+                          int64_t heads, int64_t key_heads, int64_t size, float scaling)
+{
+    struct trees trees = {lengths, first_runs, first_tokens, count};
+    struct layer layer = {.queries = queries, .keys = keys, .values = values, .slopes = slopes,
+                          .d_queries = d_queries, .d_keys = d_keys, .d_values = d_values,
+                          .logs = logs, .heads = heads, .key_heads = key_heads, .size = size,
+                          .scaling = scaling};
+    return for_each_tree(&trees, &layer, 4, 7, attend_tree_gradient);
 }
