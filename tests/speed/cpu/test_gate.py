@@ -110,6 +110,35 @@ def test_a_silu_that_is_no_gate_stays(caplog: pytest.LogCaptureFixture) -> None:
     assert not any(isinstance(module, CompiledSilu) for module in model.modules())
 
 
+@needs_compiler
+def test_a_gate_of_another_dtype_stays(caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny_model("llama")
+    for layer in model.model.layers:
+        layer.mlp.up_proj.register_forward_hook(lambda _, __, up: up.double())
+        layer.mlp.down_proj.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+    ids = torch.arange(20)[None]
+    expected = model(ids).logits
+    with caplog.at_level(logging.INFO, "loraqa"):
+        _, names = fastest(TreeRunner(model), ["training"])
+    assert "compiled-gates" not in names
+    assert "compiled-gates is not used, because the model's SiLU is not the gate" in caplog.text
+    model.set_attn_implementation("eager")
+    assert_near(model(ids).logits, expected, 1e-5)
+
+
+@needs_compiler
+def test_whatever_fails_the_model_keeps_its_silu(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = TreeRunner(tiny_model("llama"))
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(TreeRunner, "answer_logits", fail)
+    with pytest.raises(RuntimeError):
+        gate.wrap(runner)
+    assert not any(isinstance(module, CompiledSilu) for module in runner.model.modules())
+
+
 def test_it_is_for_known_dtypes() -> None:
     assert not gate.applies(TreeRunner(tiny_model("llama", "float64")), frozenset())
     assert not gate.applies(TreeRunner(tiny_model("gpt2")), frozenset())
@@ -118,7 +147,8 @@ def test_it_is_for_known_dtypes() -> None:
 
 def test_a_gate_takes_one_factor_of_its_shape() -> None:
     gated: Any = CompiledSilu(torch.float32)(torch.ones(3))
-    with pytest.raises(TypeError, match="same shape"):
-        gated * torch.ones(2, 3)
+    for other in (torch.ones(2, 3), torch.ones(3).double()):
+        with pytest.raises(TypeError, match="same shape and dtype"):
+            gated * other
     with pytest.raises(TypeError):
         nn.functional.relu(gated)

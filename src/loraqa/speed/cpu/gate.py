@@ -41,10 +41,12 @@ def wrap(runner: Runner) -> Runner:
             model.set_submodule(name, CompiledSilu(model.dtype))
         with torch.no_grad():
             runner.answer_logits(small_trees(model))
-    except (AttributeError, TypeError):
+    except Exception as problem:
         for name, module in silus.items():
             model.set_submodule(name, module)
-        raise UnusableError("the model's SiLU is not the gate of a product") from None
+        if isinstance(problem, AttributeError | TypeError):
+            raise UnusableError("the model's SiLU is not the gate of a product") from None
+        raise
     return runner
 
 
@@ -91,8 +93,8 @@ class Gate:
 class _Compiled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, up: Tensor) -> Tensor:
-        if x.shape != up.shape:
-            raise TypeError("both factors must have the same shape")
+        if x.shape != up.shape or x.dtype != up.dtype:
+            raise TypeError("both factors must have the same shape and dtype")
         x, up = x.contiguous(), up.contiguous()
         y = torch.empty_like(x)
         native.call("gated", x.dtype, x, up, y, x.numel())
