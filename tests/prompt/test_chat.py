@@ -4,6 +4,7 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
+from transformers import AddedToken
 
 from loraqa.errors import InputError
 from loraqa.prompt.chat import chat_template
@@ -46,13 +47,41 @@ def test_prompts_have_the_ids_of_the_chat(tokenizer: Any, start: str) -> None:
     tokenizer.chat_template = start + CHATML
     text = chat_template(tokenizer)
     for question, ids in zip(QUESTIONS, paths(tokenizer, text, asked(CONTEXT)), strict=True):
-        content = (
-            f"Text: {CONTEXT}\n\nAnswer this question with a few words of the text: {question}"
-        )
-        chat = tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
-        assert ids == tokenizer(chat, add_special_tokens=False)["input_ids"]
+        assert ids == ids_of_chat(tokenizer, question)
+
+
+def test_tokens_that_are_not_special_and_take_in_blanks_are_those_of_the_chat(
+    tokenizer: Any,
+) -> None:
+    """As Qwen 3's <think> and Phi-3's <|end|>."""
+    added = [AddedToken("<think>"), AddedToken("</think>"), AddedToken("  ")]
+    tokenizer.add_tokens([*added, AddedToken("<end>", rstrip=True), AddedToken("<s>", lstrip=True)])
+    tokenizer.chat_template = CHATML.replace("<|im_end|>", "<end>").replace(
+        "assistant", " <s>assistant\n<think>\n\n</think>"
+    )
+    text = chat_template(tokenizer)
+    assert "{<think>}\n\n{</think>}" in text
+    for question, ids in zip(QUESTIONS, paths(tokenizer, text, asked(CONTEXT)), strict=True):
+        assert ids == ids_of_chat(tokenizer, question)
+
+
+def ids_of_chat(tokenizer: Any, question: str) -> Any:
+    content = f"Text: {CONTEXT}\n\nAnswer this question with a few words of the text: {question}"
+    chat = tokenizer.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+    return tokenizer(chat, add_special_tokens=False)["input_ids"]
+
+
+def test_another_id_of_a_control_token_is_another_encoding(tiny_tokenizer: Any) -> None:
+    prints = set()
+    for added in (["<think>", "<other>"], ["<other>", "<think>"]):
+        tokenizer = deepcopy(tiny_tokenizer)
+        tokenizer.add_tokens(added)
+        segments = SegmentTokenizer.from_transformers(tokenizer)
+        template = Template("{<think>}{context} Q: {question} A: {answer}")
+        prints.add(PromptEncoder(segments, template, 250, 20).fingerprint)
+    assert len(prints) == 2
 
 
 def test_a_control_token_in_a_text_stays_text(tokenizer: Any) -> None:
@@ -92,6 +121,12 @@ def test_control_tokens_may_stand_between_context_and_question(tokenizer: Any) -
 def test_a_tokenizer_without_a_chat_template_is_named(tiny_tokenizer: Any) -> None:
     with pytest.raises(InputError, match="has no chat template; leave the template out"):
         chat_template(tiny_tokenizer)
+
+
+def test_a_chat_template_that_fails_is_named(tokenizer: Any) -> None:
+    tokenizer.chat_template = "{{ raise_exception('Only a system may speak.') }}"
+    with pytest.raises(InputError, match=r"fails \(Only a system may speak\); leave the template"):
+        chat_template(tokenizer)
 
 
 def test_a_control_token_that_is_not_there_is_named(tiny_tokenizer: Any) -> None:

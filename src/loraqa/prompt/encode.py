@@ -142,7 +142,12 @@ class PromptEncoder:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of everything that decides which trees a data set gives."""
-        parts = [self.tokenizer.fingerprint, self.template.text, self.max_length, self.stride]
+        fixed = self._before_context, self._before_question, self._after_question
+        parts = [
+            *(self.tokenizer.fingerprint, self.template.text, self.max_length, self.stride),
+            # Two tokenizers may give a control token of the template different ids.
+            [ids.tolist() for ids in fixed],
+        ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @no_garbage()
