@@ -49,8 +49,9 @@ def test_nothing_is_left_of_a_file_that_does_not_fit() -> None:
 
 
 def test_what_a_killed_process_left_is_removed() -> None:
-    cache_folder("kind").mkdir()
-    (cache_folder("kind") / "key.new.bin").write_bytes(b"cont")
+    left = cache_folder("kind") / ".loraqa-unfinished-x"
+    left.mkdir(parents=True)
+    (left / "new.bin").write_bytes(b"cont")
     assert find_kept("kind", "key", ".bin") is None
     path = kept(b"content")
     assert list(path.parent.iterdir()) == [path]
@@ -59,6 +60,27 @@ def test_what_a_killed_process_left_is_removed() -> None:
 def write_model(folder: Path) -> None:
     (folder / "config.json").write_text("{}")
     (folder / "weights").write_bytes(b"0123")
+
+
+def test_another_process_may_keep_the_same_at_the_same_time(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rename = Path.replace
+    kept = []
+
+    def after_another(self: Path, target: Path) -> Path:
+        # The last name holds a hash.
+        if len(target.name) > 64 and not kept:
+            kept.append(None)
+            kept[0] = keep("kind", "key", ".bin", lambda path: path.write_bytes(b"theirs"))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", after_another)
+    ours = keep("kind", "key", ".bin", lambda path: path.write_bytes(b"ours"))
+    assert ours is not None
+    assert ours.read_bytes() == b"ours"
+    assert sorted(cache_folder("kind").iterdir()) == sorted([ours, *kept])
+    assert not caplog.messages
 
 
 def test_a_folder_is_kept_like_a_file() -> None:

@@ -12,7 +12,15 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from loraqa.files import cache_folder, remove, replacing, replacing_folder, sha256
+from loraqa.files import (
+    cache_folder,
+    make_folder,
+    remove,
+    replacing,
+    replacing_folder,
+    sha256,
+    temporary_folder,
+)
 
 logger = logging.getLogger("loraqa")
 
@@ -47,10 +55,13 @@ def keep(kind: str, key: str, ending: str, write: Callable[[Path], object]) -> P
     """
     folder = cache_folder(kind)
     try:
-        with replacing(folder / f"{key}.new{ending}") as temporary:
-            write(temporary)
-            name = _name(key, temporary, ending)
-        return (folder / f"{key}.new{ending}").replace(folder / name)
+        make_folder(folder)
+        # Another process may keep the same at the same time.
+        with temporary_folder(folder) as place:
+            new = place / f"new{ending}"
+            with replacing(new) as temporary:
+                write(temporary)
+            return new.replace(folder / _name(key, new, ending))
     except OSError as error:
         _tell_unwritable(folder, error.strerror)
         return None
@@ -60,13 +71,15 @@ def keep_folder(kind: str, key: str, write: Callable[[Path], object]) -> Path:
     """Keep what `write` writes to the new folder that it is given, and return the kept folder.
 
     Raises:
-        FileError: an `OSError`; the cache cannot be written.
+        OSError: the cache cannot be written.
     """
-    new = cache_folder(kind) / f"{key}.new"
-    with replacing_folder(new) as temporary:
-        write(temporary)
-        name = _name(key, temporary, "")
-    return new.replace(new.parent / name)
+    folder = cache_folder(kind)
+    make_folder(folder)
+    with temporary_folder(folder) as place:
+        new = place / "new"
+        with replacing_folder(new) as temporary:
+            write(temporary)
+        return new.replace(folder / _name(key, new, ""))
 
 
 @functools.cache

@@ -14,7 +14,7 @@ import gguf
 import pytest
 import torch
 import transformers
-from tests.conftest import tiny_config, tiny_model
+from tests.conftest import full_disk, tiny_config, tiny_model
 from tests.model.tiny_gguf import write_gguf
 
 from loraqa.errors import InputError
@@ -22,6 +22,7 @@ from loraqa.files import cache_folder
 from loraqa.model import gguf as module
 from loraqa.model.gguf import converted
 from loraqa.model.load import load_base
+from loraqa.model.memory import LackOfMemoryError
 from loraqa.model.source import load_tokenizer
 
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
@@ -262,6 +263,36 @@ def test_without_a_cache_the_sentence_says_so(llama: Path, cache: Path) -> None:
     cache.write_text("a file")
     with pytest.raises(InputError, match=f"nothing can be written to {cache} .*LORAQA_CACHE"):
         load_base(llama)
+
+
+@pytest.mark.parametrize("room", [100, 3000])
+def test_on_a_full_disk_the_sentence_says_so(room: int, llama: Path, cache: Path) -> None:
+    """The tokenizer does not fit, or the weights do not."""
+    with full_disk(room), pytest.raises(InputError, match="has to be converted, and nothing can"):
+        converted(llama)
+    assert folders(cache) == []
+
+
+def test_a_conversion_that_does_not_fit_into_memory_says_so(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to get 9 bytes")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(LackOfMemoryError, match=f"^Out of memory while {llama} was converted"):
+        converted(llama)
+
+
+def test_a_cache_of_somebody_else_can_be_read(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = converted(llama)
+    monkeypatch.setattr(module, "_FOUND", {})
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert converted(llama) == folder
 
 
 def test_files_beside_it_do_not_count(llama: Path) -> None:

@@ -8,7 +8,7 @@ float32, and the folder is kept in the cache. Importing this loads nothing large
 import hashlib
 import json
 import logging
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -20,7 +20,15 @@ from filelock import FileLock
 
 from loraqa.cache import find_kept, keep_folder
 from loraqa.errors import InputError, LoraqaError, counted, in_a_line, some_of
-from loraqa.files import cache_folder, keep_newest, make_folder, sha256, temporary_folder
+from loraqa.files import (
+    cache_folder,
+    keep_newest,
+    make_folder,
+    sha256,
+    temporary_folder,
+    writing_a_tokenizer,
+    writing_tensors,
+)
 from loraqa.model.quiet import no_bars, no_report
 
 logger = logging.getLogger("loraqa")
@@ -65,6 +73,7 @@ def converted(path: Path) -> Path:
     Raises:
         InputError: the file is cut or damaged, transformers cannot read it, it holds no tokenizer,
             a package is not installed, or the cache cannot be written.
+        LackOfMemoryError: the model does not fit into memory.
     """
     status = path.stat()
     stamp = (path.absolute(), status.st_mtime_ns, status.st_size)
@@ -78,14 +87,16 @@ def _find_or_convert(path: Path) -> Path:
     check_gguf(path)
     key = _key(path)
     folder = find_kept(_CACHE, key) or _convert_once(path, key)
-    folder.touch()
+    # The cache may be somebody else's.
+    with suppress(OSError):
+        folder.touch()
     keep_newest(folder.parent, "[0-9a-f]*", _KEPT)
     return folder
 
 
 def _key(path: Path) -> str:
-    """Return what a conversion depends on. Later versions of transformers may convert better."""
-    parts = [sha256(path), version("transformers")]
+    """Return what a conversion depends on. Later versions of either may convert better."""
+    parts = [sha256(path), version("transformers"), sha256(Path(__file__))]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -116,7 +127,15 @@ def _check_packages(path: Path) -> None:
 def _convert(path: Path, folder: Path) -> None:
     """Write the model of a GGUF file to a folder in transformers' format."""
     logger.info(f"Converting {path} to transformers' format; later runs find it in the cache.")
-    with temporary_folder() as alone, no_bars(), no_report(), redirect_stderr(StringIO()):
+    from loraqa.model.memory import ADVICE_TO_LOADERS, explaining_lack_of_memory
+
+    with (
+        explaining_lack_of_memory(f"while {path} was converted", ADVICE_TO_LOADERS),
+        temporary_folder() as alone,
+        no_bars(),
+        no_report(),
+        redirect_stderr(StringIO()),
+    ):
         # transformers would read other files beside it, too.
         (alone / f"model{ENDING}").symlink_to(path.absolute())
         try:
@@ -125,8 +144,10 @@ def _convert(path: Path, folder: Path) -> None:
             # This says more exactly what is wrong, but reading a vocabulary takes seconds.
             _check_content(path)
             raise
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        with writing_tensors(folder):
+            model.save_pretrained(folder)
+        with writing_a_tokenizer(folder):
+            tokenizer.save_pretrained(folder)
 
 
 def _check_content(path: Path) -> None:
@@ -169,6 +190,8 @@ def _load(path: Path, folder: Path, name: str) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from loraqa.model.memory import is_lack_of_memory
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -179,9 +202,11 @@ def _load(path: Path, folder: Path, name: str) -> tuple[Any, Any]:
             ignore_mismatched_sizes=True,
             adapter_kwargs={"subfolder": ".no-adapter"},
         )
-    except (LoraqaError, MemoryError):
+    except LoraqaError:
         raise
     except Exception as error:
+        if is_lack_of_memory(error):
+            raise
         raise InputError(
             f"transformers cannot read {path} ({in_a_line(error)}); {_OTHERWISE}."
         ) from error
