@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 import shutil
 import sys
 from dataclasses import dataclass
@@ -214,6 +215,10 @@ def test_another_model_learns_from_own_data(own: Demo) -> None:
     assert "4 of" in own.printed
     assert f"inspect --model {base}" in own.printed
     assert own.result.report.exists()
+    folder = own.out.parent
+    options = f"--train {folder / 'learn.json'} --dev {folder / 'score.json'}"
+    card = (own.out / "run" / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert f"    loraqa demo --out {own.out} --model {base} {options}\n" in card
 
 
 def test_it_is_not_tested_on_what_chose_the_weights(own: Demo) -> None:
@@ -226,7 +231,8 @@ def test_it_is_not_tested_on_what_chose_the_weights(own: Demo) -> None:
 def test_the_time_after_training_is_estimated_from_that_before() -> None:
     size = DemoSize(compared_questions=10)
     # Greedy, beam:4 and span count as 1 + 4 + 1 answers, four strategies that draw as 20.
-    assert _minutes_after_training(60.0, 30, size) == pytest.approx((30 + 26 * 10) / 30)
+    assert _minutes_after_training(0.5, 40, size) == (40 + 26 * 10) / 0.5 / 60
+    assert _minutes_after_training(1000.0, 40, size) == 1
 
 
 @pytest.mark.parametrize(
@@ -259,5 +265,6 @@ def test_the_next_steps_name_a_command_that_the_shell_finds(
     program.touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path if on_path else tmp_path / "elsewhere"))
     monkeypatch.setattr(sys, "argv", [".venv/bin/loraqa", "demo"])
-    called = {line.split()[0] for line in _next_steps(Path("demo-out"), str(BASE)).splitlines()}
-    assert called == {"loraqa" if on_path else ".venv/bin/loraqa"}
+    steps = list(map(shlex.split, _next_steps(Path("my demo"), "my model.gguf").splitlines()))
+    assert {step[0] for step in steps} == {"loraqa" if on_path else ".venv/bin/loraqa"}
+    assert steps[0][3:6] == ["my model.gguf", "--data", "my demo/data/test.json"]

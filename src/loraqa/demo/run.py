@@ -1,16 +1,16 @@
 """The demo: make data, train, score, compare strategies, show answers, write a report.
 
 OUT/
-    data/train.json, dev.json, test.json   the small world as SQuAD data
+    data/train.json, dev.json, test.json   the data, in SQuAD's format
     run/                                   the run, as `loraqa train` writes it
     comparison/                            decoding strategies, as `loraqa compare` writes them
     report.html                            all results on a page
 """
 
 import logging
+import shlex
 import shutil
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -111,12 +111,24 @@ def run_demo(
     if size:
         base = replace(base, size=size)
     data = DemoData.own(train, dev, base.size) if train and dev else DemoData.world(base.size)
+    command = _command({"--out": out, "--model": model, "--train": train, "--dev": dev})
     with one_writer(out):
-        return _run_demo(out, console, base, data, without)
+        return _run_demo(out, console, base, data, without, command)
+
+
+def _command(options: Mapping[str, Path | str | None]) -> str:
+    """Return the command of a demo with these options, for the model card."""
+    given = (f"{part}" for pair in options.items() if pair[1] is not None for part in pair)
+    return shlex.join(["loraqa", "demo", *given])
 
 
 def _run_demo(
-    out: Path, console: Console, base: DemoBase, data: DemoData, without: Sequence[str]
+    out: Path,
+    console: Console,
+    base: DemoBase,
+    data: DemoData,
+    without: Sequence[str],
+    command: str,
 ) -> DemoResult:
     _make_room(out)
     _write_data(out / "data", data)
@@ -124,19 +136,18 @@ def _run_demo(
     console.print(f"{data.described}\n")
 
     console.print(f"Before: {base.described}.")
-    started = time.monotonic()
     with answering_progress() as progress:
         before = evaluate(Reader.load(base.source, without=without), test, progress=progress)
     console.print(_scores(before))
 
-    minutes = _minutes_after_training(time.monotonic() - started, len(test.questions), base.size)
+    minutes = _minutes_after_training(before.questions_per_second, len(test.questions), base.size)
     console.print(
         f"\nTraining a LoRA adapter; it shows the time left. Scoring and comparing afterwards take "
-        f"about {minutes:.0f} minutes."
+        f"about {counted(minutes, 'minute')}."
     )
     run = RunDirectory(out / "run")
     with run.telling_what_is_kept():
-        trained = finetune(settings, run.path, command=f"loraqa demo --out {out}")
+        trained = finetune(settings, run.path, command=command)
     reader = Reader.load(out / "run", without=without)
     with answering_progress() as progress:
         after = evaluate(reader, test, progress=progress)
@@ -161,15 +172,15 @@ def _run_demo(
     return result
 
 
-def _minutes_after_training(seconds: float, questions: int, size: DemoSize) -> float:
-    """Estimate the minutes to score and compare from those of scoring before the training.
+def _minutes_after_training(speed: float, questions: int, size: DemoSize) -> int:
+    """Estimate the minutes to score and compare from the speed before, in questions per second.
 
     A strategy that draws gives five answers to a question, beam search holds four, and the span
     search takes little longer than greedy decoding.
     """
     rows = sum({"greedy": 1, "beam:4": 4, "span": 1}.get(name, 5) for name in STRATEGIES)
     answers = questions + rows * min(size.compared_questions, questions)
-    return seconds / questions * answers / 60
+    return max(1, round(answers / speed / 60))
 
 
 def _make_room(out: Path) -> None:
@@ -267,13 +278,12 @@ def _examples(evaluated: Evaluated, test: QADataset) -> list[Example]:
 def _next_steps(out: Path, base: str) -> str:
     # Outside its virtual environment, loraqa is found under the path alone by which it was called.
     program = "loraqa" if shutil.which("loraqa") else sys.argv[0]
-    return "\n".join(
-        f"  {program} {command}"
-        for command in (
-            f"inspect --model {base} --data {out}/data/test.json -n 1",
-            f"evaluate {out}/run --data {out}/data/test.json",
-            f"serve {out}/run",
-            f"analyze {out}/run",
-            f"export {out}/run --format merged --out {out}/merged",
-        )
+    run, test = str(out / "run"), str(out / "data" / "test.json")
+    commands = (
+        ["inspect", "--model", base, "--data", test, "-n", "1"],
+        ["evaluate", run, "--data", test],
+        ["serve", run],
+        ["analyze", run],
+        ["export", run, "--format", "merged", "--out", str(out / "merged")],
     )
+    return "\n".join(f"  {shlex.join([program, *command])}" for command in commands)
