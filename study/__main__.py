@@ -5,11 +5,13 @@ prints the tables of what is done.
 """
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
 
+from loraqa.errors import InputError, LoraqaError, explain
 from loraqa.squad import read_passages
 from study.experiments import Experiment, confirmation, curve, screening
 from study.report import Results
@@ -22,17 +24,39 @@ _STAGES = ("screening", "confirmation", "curve")
 
 def main() -> None:
     """Do the experiments of a stage that have no result yet, or print tables."""
-    options = _parser().parse_args()
+    try:
+        _main(_parser().parse_args())
+    except (LoraqaError, OSError) as error:
+        message, status = explain(error)
+        sys.stderr.write(f"study: {message}\n")
+        sys.exit(status)
+
+
+def _main(options: argparse.Namespace) -> None:
     results = Results(options.results, read_passages(str(options.dev)))
     if options.stage == "report":
         _print_tables(results)
         return
+    if not options.train:
+        raise InputError("There is nothing to train on; name SQuAD v1.1 files with --train.")
+    if options.stage == "confirmation":
+        _tell_of_missing(results)
     study = Study(str(options.model), options.train, options.dev, options.runs, results)
     for experiment in _experiments(options.stage, results):
         wanted = options.only in f"{experiment.group} {experiment.name}"
         if wanted and not results.has(experiment):
             Console(stderr=True).rule(f"{experiment.group}: {experiment.name}, {experiment.id}")
             study.do(experiment)
+
+
+def _tell_of_missing(results: Results) -> None:
+    """Say which screened experiments have no result and so cannot be among the best."""
+    missing = [f"{e.group} {e.name}" for e in screening() if not results.has(e)]
+    if missing:
+        sys.stderr.write(
+            f"Screening has no result yet for {', '.join(missing)}; the best two of each group are "
+            "chosen among the others.\n"
+        )
 
 
 def _parser() -> argparse.ArgumentParser:

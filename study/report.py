@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loraqa.errors import InputError
 from loraqa.report.tables import Column, Table
 from loraqa.squad import QADataset
 from study.experiments import STRATEGIES, Experiment, grouped
@@ -49,7 +50,9 @@ class Results:
         columns += [Column(f"{how}, {metric}") for how in STRATEGIES for metric in _METRICS]
         columns += [Column("span's F1 against the recipe"), Column("minutes", ".0f")]
         groups = grouped([e for e in experiments if self.has(e)])
-        recipe = next((seeds for seeds in groups.values() if seeds[0].is_recipe), None)
+        recipes = [seeds for seeds in groups.values() if seeds[0].is_recipe]
+        # On growing data all are the recipe.
+        recipe = recipes[0] if len(recipes) == 1 else None
         rows = [
             (
                 name,
@@ -78,15 +81,25 @@ class Results:
 
     def _by_question(self, seeds: Sequence[Experiment], how: str) -> Floats:
         """Return exact match and F1 in percent, means over the seeds, (questions, 2)."""
+        ids = self._ids(seeds[0])
         answers = [self._read(experiment)["answers"][how]["by_question"] for experiment in seeds]
-        scores = [np.array(list(each.values()), dtype=np.float64) for each in answers]
+        scores = [np.array([each[id] for id in ids], dtype=np.float64) for each in answers]
         mean: Floats = 100 * np.mean(scores, axis=0)
         return mean
 
     def _clusters(self, experiment: Experiment) -> NDArray[np.int64]:
         """Number the contexts of the scored questions from 0, (questions,)."""
-        ids = self._read(experiment)["answers"]["span"]["by_question"]
+        ids = self._ids(experiment)
+        if not self._passage.keys() >= set(ids):
+            raise InputError(
+                f"{self.file(experiment)} has scores of questions that the dev data lack; give the "
+                "file that was scored with --dev."
+            )
         return np.unique([self._passage[id] for id in ids], return_inverse=True)[1]
+
+    def _ids(self, experiment: Experiment) -> list[str]:
+        """Return the ids of the scored questions, in one order for all experiments."""
+        return sorted(self._read(experiment)["answers"]["span"]["by_question"])
 
     def file(self, experiment: Experiment) -> Path:
         """Return the file of an experiment's result."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from loraqa.answer.evaluate import evaluate, sample_questions
 from loraqa.answer.strategies import parse_strategy
+from loraqa.errors import InputError
 from loraqa.files import write_text
 from loraqa.finetune import finetune
 from loraqa.reader import Reader
@@ -82,12 +83,21 @@ class Study:
         return load_settings(overrides=[f"{key}={value}" for key, value in values.items()])
 
     def _questions(self, experiment: Experiment) -> QADataset:
-        """Return the experiment's questions: a sample of the first file, or of all."""
-        first = self._train[0]
-        if experiment.questions > len(first.questions):
-            passages = [passage for data in self._train for passage in data.passages]
-            first = first.with_passages(passages)
-        return sample_questions(first, experiment.questions, experiment.seed)
+        """Return the experiment's questions: a sample of the first file, or of all.
+
+        Raises:
+            InputError: the files do not have so many.
+        """
+        data = self._train[0]
+        if experiment.questions > len(data.questions):
+            passages = [passage for part in self._train for passage in part.passages]
+            data = data.with_passages(passages)
+        if experiment.questions > len(data.questions):
+            raise InputError(
+                f"The files to train on have {len(data.questions):,} questions, but this "
+                f"experiment takes {experiment.questions:,}; name more files with --train."
+            )
+        return sample_questions(data, experiment.questions, experiment.seed)
 
 
 def _losses(run: Path) -> list[tuple[int, float]]:

@@ -1,14 +1,17 @@
 """The study's experiments and intervals."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
+import pytest
 from study.experiments import SEEDS, Experiment, confirmation, curve, screening
 from study.report import Results, interval
 from tests.model.conftest import PASSAGES
 
+from loraqa.errors import InputError
 from loraqa.squad import QADataset
 
 
@@ -44,20 +47,47 @@ def test_the_best_two_of_each_group_are_confirmed() -> None:
     assert {e.questions for e in curve()} == {1_000, 3_000, 11_877, 16_161}
 
 
+def write_result(
+    folder: Path, experiment: Experiment, dev: QADataset, f1: list[float], *, turned: bool = False
+) -> None:
+    """Write F1 of each question of the dev data, in the order of the data or the other one."""
+    pairs = list(zip(dev.questions, f1, strict=True))
+    questions = {q.id: [int(x == 1), x] for q, x in (reversed(pairs) if turned else pairs)}
+    answers = {"f1": 100 * np.mean(f1), "by_question": questions}
+    result = {"answers": {"greedy": answers, "span": answers}, "training_seconds": 60}
+    (folder / f"{experiment.id}.json").write_text(json.dumps(result))
+
+
 def test_a_table_compares_with_the_recipe(tmp_path: Path) -> None:
     dev = QADataset.from_passages(PASSAGES[:2], "1.1")
     recipe = Experiment("rank", "16")
     other = Experiment("rank", "4", {"lora.rank": 4})
-    for experiment, f1 in ((recipe, [1.0, 0.0, 0.5, 1.0]), (other, [1.0, 1.0, 0.5, 1.0])):
-        questions = {q.id: [int(x == 1), x] for q, x in zip(dev.questions, f1, strict=True)}
-        answers = {"f1": 100 * np.mean(f1), "by_question": questions}
-        result = {"answers": {"greedy": answers, "span": answers}, "training_seconds": 60}
-        (tmp_path / f"{experiment.id}.json").write_text(json.dumps(result))
+    write_result(tmp_path, recipe, dev, [1.0, 0.0, 0.5, 1.0])
+    write_result(tmp_path, other, dev, [1.0, 1.0, 0.5, 1.0], turned=True)
     table = Results(tmp_path, dev).table(
         "rank", [other, recipe, Experiment("rank", "64", {"lora.rank": 64})]
     )
     cells = {row[0]: row for row in table.rows}
     assert str(cells["16"][5]).startswith("62.5 (")
     assert cells["16"][6] is None
-    assert str(cells["4"][6]).startswith("+25.0 (")
+    # One context gains 1/3, the other nothing.
+    assert cells["4"][6] == "+25.0 (+0.0 to +33.3)"
     assert "64" not in cells
+
+
+def test_a_curve_is_not_compared_with_its_first_point(tmp_path: Path) -> None:
+    dev = QADataset.from_passages(PASSAGES[:2], "1.1")
+    points = [replace(e, seed=0) for e in curve() if e.seed == 0]
+    for point in points:
+        write_result(tmp_path, point, dev, [1.0, 0.0, 0.5, 1.0])
+    rows = Results(tmp_path, dev).table("data", points).rows
+    assert [row[6] for row in rows] == [None] * 4
+
+
+def test_other_dev_data_are_refused(tmp_path: Path) -> None:
+    dev = QADataset.from_passages(PASSAGES[:2], "1.1")
+    experiment = Experiment("rank", "16")
+    write_result(tmp_path, experiment, dev, [1.0, 0.0, 0.5, 1.0])
+    other = QADataset.from_passages(PASSAGES[2:], "1.1")
+    with pytest.raises(InputError, match="that the dev data lack; give the file that was scored"):
+        Results(tmp_path, other).table("rank", [experiment])
