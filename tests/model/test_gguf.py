@@ -75,6 +75,19 @@ def test_model_and_tokenizer_are_those_that_were_written(
 
 
 @in_own_cache
+def test_a_sentencepiece_tokenizer_is_the_one_that_transformers_reads(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf", tiny_model("llama"), None)
+    segments, _ = load_tokenizer(path)
+    expected = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name)
+    for text in ("the old town", "Context: the\n1203 é <s>", "they"):
+        (encoded,) = segments.encode([text])
+        plain = text.replace("<s>", "")
+        assert expected(plain)["input_ids"] == [*segments.start, *segments.encode([plain])[0].ids]
+        assert segments.decode(encoded.ids) == text
+    assert (segments.start, segments.eos) == ([1], 2)
+
+
+@in_own_cache
 def test_quantised_weights_are_unpacked(tmp_path: Path, tiny_tokenizer: Any) -> None:
     path = write_gguf(
         tmp_path / "tiny.gguf", tiny_model("llama"), tiny_tokenizer, quantisation=Q8_0

@@ -20,11 +20,16 @@ def write_gguf(
     with_tokenizer: bool = True,
     leave_out: str = "nothing",
 ) -> Path:
-    """Write a GPT-2, Llama or Qwen 2 with a byte-level tokenizer, and return the path."""
+    """Write a GPT-2, Llama or Qwen 2, and return the path.
+
+    Without `tokenizer`, which is a byte-level one, the file gets a small sentencepiece tokenizer.
+    """
     kind = model.config.model_type
     writer = gguf.GGUFWriter(path, architecture or kind)
     _write_config(writer, model.config)
-    if with_tokenizer:
+    if with_tokenizer and tokenizer is None:
+        _write_sentencepiece(writer, model.config.vocab_size)
+    elif with_tokenizer:
         _write_tokenizer(writer, tokenizer, model.config.vocab_size)
     kinds = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(kinds[kind], model.config.num_hidden_layers)
@@ -75,6 +80,22 @@ def _write_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, size: int) -> None
     writer.add_token_merges([" ".join(pair) for pair in state["model"]["merges"]])
     writer.add_bos_token_id(tokenizer.bos_token_id)
     writer.add_eos_token_id(tokenizer.eos_token_id)
+
+
+def _write_sentencepiece(writer: gguf.GGUFWriter, size: int) -> None:
+    """Write bytes, letters and some words; as in older files, nothing says that bos is added."""
+    control, piece = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL
+    kinds = {"<unk>": gguf.TokenType.UNKNOWN, "<s>": control, "</s>": control}
+    kinds |= {f"<0x{byte:02X}>": gguf.TokenType.BYTE for byte in range(256)}
+    kinds |= dict.fromkeys(["▁", *"abcdefghijklmnopqrstuvwxyz", "▁t", "▁th", "▁the", "he"], piece)
+    kinds |= {f"[PAD{id}]": gguf.TokenType.UNUSED for id in range(len(kinds), size)}
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(list(kinds))
+    writer.add_token_types(list(kinds.values()))
+    writer.add_token_scores([-float(id) for id in range(size)])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
 
 
 def _is_kept(name: str, config: Any) -> bool:
