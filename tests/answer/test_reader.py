@@ -69,6 +69,18 @@ def test_progress_counts_prompts(segments: SegmentTokenizer) -> None:
     assert calls == [(3, 6), (6, 6)]
 
 
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+@pytest.mark.parametrize("strategy", ["span", "greedy", "beam:2", "top-p:0.9"])
+def test_logits_that_are_not_finite_give_no_answer(
+    strategy: str, number: float, segments: SegmentTokenizer
+) -> None:
+    reader = reader_of(segments)
+    with torch.no_grad():
+        reader.runner.model.lm_head.weight[7] = number
+    with pytest.raises(LoraqaError, match=r"^The model gives logits that are not finite .*\.$"):
+        reader.answer("The mill was built by Ruth Olen.", ["Who?"], strategy)
+
+
 def test_out_of_memory_raises_a_clear_error(
     segments: SegmentTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@
 
 import hashlib
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,7 +19,7 @@ from loraqa.answer.journal import Journal
 from loraqa.answer.locate import locate
 from loraqa.answer.progress import Progress
 from loraqa.answer.strategies import DEFAULT_STRATEGY, parse_strategy
-from loraqa.errors import InputError, counted
+from loraqa.errors import InputError, LoraqaError, counted
 from loraqa.model.memory import explaining_lack_of_memory
 from loraqa.model.runner import Runner
 from loraqa.model.stop import stopping
@@ -118,7 +119,7 @@ class Reader:
 
         Raises:
             InputError: a question leaves no room for a context.
-            LoraqaError: memory is out.
+            LoraqaError: memory is out, or logits are not finite.
         """
         encoder = PromptEncoder(self.tokenizer, self.template, self.max_length, self.stride)
         encoded = encoder.encode_prompts(passages, self.max_answer_tokens)
@@ -221,8 +222,17 @@ class _Batch:
 
 
 def _write(prompts: Prompts, strategy: Strategy) -> list[list[Answered]]:
-    """Return the answers to each prompt, from its window alone."""
+    """Return the answers to each prompt, from its window alone.
+
+    Raises:
+        LoraqaError: logits are not finite. Nothing could be chosen by them.
+    """
     no_answer = prompts.logits.float().softmax(dim=-1)[:, prompts.rules.tokenizer.eos].tolist()
+    if any(map(math.isnan, no_answer)):
+        raise LoraqaError(
+            "The model gives logits that are not finite for some questions; answer with another "
+            "dtype, such as float32, or train again with a lower learning rate."
+        )
     rows = zip(prompts.rows(), strategy.write(prompts), no_answer, strict=True)
     return [
         [
