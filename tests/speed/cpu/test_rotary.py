@@ -64,15 +64,24 @@ def test_it_is_the_rotation_of_transformers(
 def test_what_the_kernel_does_not_know_goes_to_the_models_function() -> None:
     query, key = (drawn(1, 2, 3, 8, dtype=torch.float32, seed=0) for _ in range(2))
     wide, narrow = torch.ones(1, 3, 8), torch.ones(1, 3, 4)
+    flat = torch.ones(3, 2, 8)
     asked: list[Any] = []
 
     def plain(*args: Any, **options: Any) -> Any:
-        asked.append((len(args), options))
+        asked.append((args, options))
         return args[:2]
 
-    for angles, options in ((narrow, {}), (wide.double(), {}), (wide, {"unsqueeze_dim": 1})):
-        rotate_or(plain, query, key, angles, angles, **options)
-    assert asked == [(4, {}), (4, {}), (4, {"unsqueeze_dim": 1})]
+    for given, options in (
+        ((query, key, narrow, narrow), {}),
+        ((query, key, wide.double(), wide.double()), {}),
+        ((query, key, wide, wide), {"unsqueeze_dim": 1}),
+        ((query, key, wide, narrow), {}),
+        ((query, key[..., :4], wide, wide), {}),
+        ((query, key[:, :, :2], wide, wide), {}),
+        ((flat, flat, wide[0], wide[0]), {}),
+    ):
+        assert rotate_or(plain, *given, **options) == given[:2]
+        assert asked.pop() == (given, options)
 
 
 @needs_compiler

@@ -93,9 +93,9 @@ def rotate_or(
         cos, sin: (B, T, d). Where they are narrower, a part of each head is rotated.
         args, options: what families pass besides; the kernel knows none.
     """
-    tokens = (query.shape[0], query.shape[2], query.shape[3])
+    shapes = {cos.shape, sin.shape, *(x.shape[:1] + x.shape[2:] for x in (query, key))}
     alike = all(each.dtype == query.dtype and each.is_cpu for each in (query, key, cos, sin))
-    if args or options or not alike or cos.shape != tokens or sin.shape != tokens:
+    if args or options or not alike or len(shapes) > 1 or query.dim() != 4:
         return plain(query, key, cos, sin, *args, **options)
     cos, sin = cos.contiguous(), sin.contiguous()
     rotated, rotated_key = (
