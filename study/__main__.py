@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from loraqa.errors import InputError, LoraqaError, explain
+from loraqa.errors import InputError, LoraqaError, explain, quote
 from loraqa.squad import read_passages
 from study.experiments import Experiment, confirmation, curve, screening
 from study.report import Results
@@ -41,10 +41,16 @@ def _main(options: argparse.Namespace) -> None:
         raise InputError("There is nothing to train on; name SQuAD v1.1 files with --train.")
     if options.stage == "confirmation":
         _tell_of_missing(results)
+    everything = _experiments(options.stage, results)
+    wanted = [e for e in everything if options.only in f"{e.group} {e.name}"]
+    if not wanted:
+        raise InputError(
+            f"No experiment of this stage is called {quote(options.only)}; give --only a group, a "
+            "name or a part of both, such as 'rank 4'."
+        )
     study = Study(str(options.model), options.train, options.dev, options.runs, results)
-    for experiment in _experiments(options.stage, results):
-        wanted = options.only in f"{experiment.group} {experiment.name}"
-        if wanted and not results.has(experiment):
+    for experiment in wanted:
+        if not results.has(experiment):
             Console(stderr=True).rule(f"{experiment.group}: {experiment.name}, {experiment.id}")
             study.do(experiment)
 

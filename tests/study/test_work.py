@@ -79,7 +79,11 @@ def test_the_command_says_what_is_wrong_in_one_sentence(
 
     assert "name SQuAD v1.1 files with --train" in said("screening")
     assert "study: " in said("screening", "--train", "nowhere.json")
-    errors = said("confirmation", "--train", data["few"], "--model", "nowhere/at/all")
+    train = ["--train", data["few"]]
+    assert "No experiment of this stage is called 'rang'" in said(
+        "screening", *train, "--only", "rang"
+    )
+    errors = said("confirmation", *train, "--model", "nowhere/at/all")
     missing = ", ".join(f"{e.group} {e.name}" for e in screening())
     assert f"no result yet for {missing}; the best two" in errors
     assert "have 6 questions, but this experiment takes 11,877" in errors
