@@ -176,12 +176,12 @@ def test_two_processes_convert_once(llama: Path, cache: Path) -> None:
     assert len(folders(cache)) == 1
 
 
-def cut_head(path: Path, _: Any) -> None:
-    path.write_bytes(path.read_bytes()[:1000])
+def cut(kept: float, path: Path, _: Any) -> None:
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
 
 
-def cut_tail(path: Path, _: Any) -> None:
-    path.write_bytes(path.read_bytes()[:-1000])
+def cut_after_a_few_bytes(path: Path, _: Any) -> None:
+    path.write_bytes(path.read_bytes()[:10])
 
 
 def empty(path: Path, _: Any) -> None:
@@ -198,6 +198,14 @@ def noise(path: Path, _: Any) -> None:
 
 def other_architecture(path: Path, tokenizer: Any) -> None:
     write_gguf(path, tiny_model("llama"), tokenizer, architecture="clip")
+
+
+def projector_without_tokenizer(path: Path, tokenizer: Any) -> None:
+    write_gguf(path, tiny_model("llama"), tokenizer, architecture="clip", with_tokenizer=False)
+
+
+def encoder_decoder(path: Path, tokenizer: Any) -> None:
+    write_gguf(path, tiny_model("llama"), tokenizer, architecture="t5")
 
 
 def no_tokenizer(path: Path, tokenizer: Any) -> None:
@@ -232,17 +240,28 @@ def one_part(path: Path, _: Any) -> None:
     writer.close()
 
 
+CUT = (
+    " is cut or damaged, or newer than the installed package gguf; compare its size, [0-9,]+ "
+    "bytes, with that where it came from, and download it again"
+)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (cut_head, "is cut or damaged.*download it again"),
-        (cut_tail, "is cut or damaged.*download it again"),
-        (noise, "is cut or damaged.*download it again"),
+        (partial(cut, 0.01), CUT),
+        (partial(cut, 0.1), CUT),
+        (partial(cut, 0.5), CUT),
+        (partial(cut, 0.99), CUT),
+        (cut_after_a_few_bytes, CUT),
+        (noise, CUT),
         (empty, "is not a GGUF file.*download it again"),
         (wrong_magic, "is not a GGUF file.*download it again"),
-        (other_architecture, "architecture clip is not supported.*; take another"),
-        (no_tokenizer, "holds no tokenizer; take another"),
-        (no_weight, "lacks 2 tensors .*: model.layers.0.mlp.up_proj.*; take another"),
+        (other_architecture, "architecture clip is not supported.*; take another model"),
+        (projector_without_tokenizer, "architecture clip is not supported.*; take another model"),
+        (encoder_decoder, "is not a causal language model: a t5 model .*; choose one"),
+        (no_tokenizer, "holds no tokenizer; take another file"),
+        (no_weight, "lacks 2 tensors that a llama .*: model.layers.0.mlp.up_proj.*; take another"),
         (
             other_sizes,
             "lacks 1 tensor .* or has them in another size: transformer.wpe.*; take",

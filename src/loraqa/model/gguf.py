@@ -29,6 +29,7 @@ from loraqa.files import (
     writing_a_tokenizer,
     writing_tensors,
 )
+from loraqa.model.causal import check_causal
 from loraqa.model.quiet import no_bars, no_report
 
 logger = logging.getLogger("loraqa")
@@ -39,10 +40,8 @@ _PACKAGES = ("gguf", "accelerate")
 _CACHE = "gguf"
 # How many converted models stay: the ones used last.
 _KEPT = 4
-_OTHERWISE = (
-    "take another quantisation of the model, such as Q8_0, or the model that the file was made "
-    "from, in transformers' format"
-)
+_ORIGIN = "the model that the file was made from, in transformers' format"
+_OTHERWISE = f"take another quantisation of the model, such as Q8_0, or {_ORIGIN}"
 
 # The folders that this process has found or made, by file, its time of change and its size.
 # Checking a folder takes half a second for a gigabyte.
@@ -142,7 +141,7 @@ def _convert(path: Path, folder: Path) -> None:
             model, tokenizer = _load(path, alone, f"model{ENDING}")
         except InputError:
             # This says more exactly what is wrong, but reading a vocabulary takes seconds.
-            _check_content(path)
+            _check_content(path, alone, f"model{ENDING}")
             raise
         with writing_tensors(folder):
             model.save_pretrained(folder)
@@ -150,8 +149,8 @@ def _convert(path: Path, folder: Path) -> None:
             tokenizer.save_pretrained(folder)
 
 
-def _check_content(path: Path) -> None:
-    """Raise `InputError` if a file is cut, has no tokenizer, or cannot be unpacked."""
+def _check_content(path: Path, folder: Path, name: str) -> None:
+    """Raise `InputError` if a file is cut, or its architecture, tokenizer or weights are no use."""
     from gguf import GGUFReader
 
     try:
@@ -159,17 +158,34 @@ def _check_content(path: Path) -> None:
     # A damaged file may raise any kind of error.
     except Exception as error:
         raise InputError(
-            f"{path} is cut or damaged, or newer than the installed package gguf "
-            f"({in_a_line(error)}); download it again."
+            f"{path} is cut or damaged, or newer than the installed package gguf; compare its "
+            f"size, {path.stat().st_size:,} bytes, with that where it came from, and download it "
+            "again."
         ) from error
     if reader.get_field("split.count") is not None:
         raise InputError(
             f"{path} is one part of a model in several files; join them with llama.cpp's "
             "`llama-gguf-split --merge` first."
         )
+    _check_architecture(path, folder, name)
     if reader.get_field("tokenizer.ggml.tokens") is None:
-        raise InputError(f"{path} holds no tokenizer; {_OTHERWISE}.")
+        raise InputError(
+            f"{path} holds no tokenizer; take another file of the model, or {_ORIGIN}."
+        )
     _check_quantisation(path, reader.tensors)
+
+
+def _check_architecture(path: Path, folder: Path, name: str) -> None:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, gguf_file=name)
+    except Exception as error:
+        raise InputError(
+            f"transformers cannot read {path} ({in_a_line(error)}); take another model, or "
+            f"{_ORIGIN}."
+        ) from error
+    check_causal(str(path), config)
 
 
 def _check_quantisation(path: Path, tensors: Any) -> None:
@@ -213,8 +229,9 @@ def _load(path: Path, folder: Path, name: str) -> tuple[Any, Any]:
     mismatched = {key for key, *_ in report["mismatched_keys"]}
     if missing := sorted(mismatched | report["missing_keys"]):
         raise InputError(
-            f"{path} lacks {counted(len(missing), 'tensor')} of the model that transformers takes "
-            f"it for, or has them in another size: {some_of(missing, 3)}; {_OTHERWISE}."
+            f"{path} lacks {counted(len(missing), 'tensor')} that a {model.config.model_type} "
+            f"model has in transformers, or has them in another size: {some_of(missing, 3)}; take "
+            f"another file of the model, or {_ORIGIN}."
         )
     # transformers takes the model for a quantised one, and would not save it.
     model.hf_quantizer = None

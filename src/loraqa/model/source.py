@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loraqa.errors import InputError, LoraqaError, in_a_line
+from loraqa.model.causal import check_causal
 from loraqa.model.folder import (
     CONFIG,
     check_folder,
@@ -112,7 +113,7 @@ class ModelSource:
         from transformers import AutoConfig
 
         config = self._load("configuration", AutoConfig)
-        _check_causal(config)
+        check_causal(self.name, config)
         return config
 
     def tokenizer(self) -> Any:
@@ -218,28 +219,3 @@ class ModelSource:
             "check the name and the connection, or download the model on another machine "
             f"(`hf download {self.name} --local-dir FOLDER`) and give the folder."
         )
-
-
-def _check_causal(config: Any) -> None:
-    """Raise `InputError` if a model is no causal language model, by what its configuration is.
-
-    An encoder of random weights may pass any trial of its outputs.
-    """
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    )
-
-    kind = config.model_type
-    if config.is_encoder_decoder:
-        reason = "is an encoder-decoder"
-    elif kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        reason = "has no head that predicts the next token"
-    elif kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
-        reason = "is an encoder, which sees the tokens after the one to predict"
-    else:
-        return
-    raise InputError(
-        f"The model is not a causal language model: a {kind} model {reason}; choose one that "
-        "writes text from left to right, such as GPT-2, Llama or Qwen."
-    )
