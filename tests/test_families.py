@@ -135,6 +135,12 @@ def test_asking_and_serving_give_the_answers_of_the_reader(
     status, printed, error = call("ask", run, *questions, *words, "--json")
     assert (status, json.loads(printed)["answers"]) == (0, expected), error
     assert expected[0]["text"] in " ".join(call("ask", run, *questions, *words)[1].split())
+    best = [[asdict(a) for a in some] for some in reader.candidates(TOWN, questions, 3, "span")]
+    status, printed, error = call("ask", run, *questions, *words, "--answers", 3, "--json")
+    assert (status, json.loads(printed)["candidates"]) == (0, best), error
+    assert [len(answers) for answers in best] == [3, 3]
+    printed = " ".join(call("ask", run, *questions, *words, "--answers", 3)[1].split())
+    assert all(" ".join(answer["text"].split()) in printed for answer in best[0])
     with TestClient(create_app(reader, Served.describe(run, reader)), "http://localhost") as client:
         body = {"context": TOWN, "questions": questions, "strategy": "span"}
         assert client.post("/api/answer", json=body).json()["answers"] == expected

@@ -443,6 +443,10 @@ def ask(
     questions: Annotated[list[str], typer.Argument(help="Questions to ask.")],
     context_file: Annotated[Path, typer.Option(help="Text file (UTF-8); - is standard input.")],
     strategy: Strategy = DEFAULT_STRATEGY,
+    answers: Annotated[
+        int,
+        typer.Option(help="Answers to each question, at most, best first.", min=1, max=MAX_SAMPLES),
+    ] = 1,
     max_answer_tokens: MaxAnswer = None,
     base: Base = None,
     template: Prompts = None,
@@ -461,16 +465,16 @@ def ask(
     with importing():
         from loraqa.answer.reader import check_asked
         from loraqa.answer.strategies import parse_strategy
-        from loraqa.report.answers import answer_lines
+        from loraqa.report.answers import answer_lines, answers_json
 
     check_asked(context, questions)
     decoding = parse_strategy(strategy)
     reader = _reader(run, base, max_answer_tokens, template, without)
-    answers = reader.answer(context, questions, decoding, seed=seed)
+    found = reader.candidates(context, questions, answers, decoding, seed=seed)
     if as_json:
-        _print_json({"answers": [asdict(answer) for answer in answers]})
+        _print_json(answers_json(found, answers))
     else:
-        for line in answer_lines(context, questions, answers):
+        for line in answer_lines(context, questions, found):
             _console().print(line)
 
 

@@ -104,16 +104,23 @@ def run(tmp_path: Path, adapted: Any, info: AdapterInfo) -> Path:
 
 
 def prompts_of(
-    runner: Runner, trees: Sequence[Tree], rules: Rules, samples: int = 1, seed: int = 0
+    runner: Runner, trees: Sequence[Tree], rules: Rules, answers: int = 1, seed: int = 0
 ) -> Prompts:
     """Return the prompts of the trees, with keys and values computed."""
     session, logits = runner.prefill(trees)
     contexts = [PASSAGES[tree.passage].context for tree in trees]
-    return Prompts(trees, contexts, session, logits, rules, samples, seed)
+    return Prompts(trees, contexts, session, logits, rules, answers, seed)
 
 
 def generate(model: Any, prompts: Prompts, **options: Any) -> list[tuple[tuple[int, ...], float]]:
     """Return transformers' answer to each prompt alone: tokens and, with beams, the score."""
+    return [first for first, *_ in generate_all(model, prompts, **options)]
+
+
+def generate_all(
+    model: Any, prompts: Prompts, **options: Any
+) -> list[list[tuple[tuple[int, ...], float]]]:
+    """Return transformers' answers to each prompt alone: tokens and, with beams, the score."""
     answers = []
     for tree, branch, _ in prompts.rows():
         ids = torch.tensor([[*tree.trunk, *branch.prompt]])
@@ -128,7 +135,15 @@ def generate(model: Any, prompts: Prompts, **options: Any) -> list[tuple[tuple[i
             output_scores=True,
             **options,
         )
-        tokens = output.sequences[0, ids.shape[1] :].tolist()
-        score = float(output.sequences_scores[0]) if "sequences_scores" in output else 0.0
-        answers.append((tuple(tokens), score))
+        sequences = output.sequences[:, ids.shape[1] :].tolist()
+        scores = output.get("sequences_scores", torch.zeros(len(sequences))).tolist()
+        answers.append(
+            [(_up_to_stop(row, prompts.rules), s) for row, s in zip(sequences, scores, strict=True)]
+        )
     return answers
+
+
+def _up_to_stop(row: list[int], rules: Rules) -> tuple[int, ...]:
+    """Cut off the padding, which follows a token that ends the answer."""
+    ends = (place + 1 for place, token in enumerate(row) if token in rules.stops)
+    return tuple(row[: next(ends, len(row))])

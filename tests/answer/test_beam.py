@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from tests.answer.conftest import generate, prompts_of, stopping_model
+from tests.answer.conftest import generate, generate_all, prompts_of, stopping_model
 
 from loraqa.answer.beam import BeamSearch
 from loraqa.answer.decode import Greedy, Rules
@@ -44,6 +44,20 @@ def test_early_stopping_equals_transformers(
 ) -> None:
     search = BeamSearch(3, length_penalty, early_stopping)
     check(search, TreeRunner, kind, "float64", trees, rules)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("count", [1, 3, 9])
+def test_the_best_answers_equal_transformers(
+    kind: str, count: int, trees: list[Tree], rules: Rules
+) -> None:
+    prompts = prompts_of(TreeRunner(stopping_model(kind)), trees, rules, answers=count)
+    ours = BeamSearch(5).write(prompts)
+    best = min(count, 5)
+    theirs = generate_all(stopping_model(kind), prompts, num_beams=5, num_return_sequences=best)
+    assert [[w.tokens for w in answers] for answers in ours] == [
+        [tokens for tokens, _ in answers] for answers in theirs
+    ]
 
 
 def test_one_beam_is_greedy(trees: list[Tree], rules: Rules) -> None:

@@ -25,7 +25,7 @@ def log_probability(model: Any, prompt: list[int], tokens: tuple[int, ...]) -> f
 
 def sample(runner: Runner, trees: list[Tree], rules: Rules, n: int, seed: int = 0) -> Any:
     strategy = parse_strategy("temperature:1.5+top-k:20")
-    return strategy.write(prompts_of(runner, trees, rules, samples=n, seed=seed))
+    return strategy.write(prompts_of(runner, trees, rules, answers=n, seed=seed))
 
 
 def tokens_of(answers: list[list[Written]]) -> list[list[tuple[int, ...]]]:
@@ -72,7 +72,7 @@ def test_an_answer_stops_at_a_line_break(trees: list[Tree], rules: Rules) -> Non
 
 @pytest.mark.parametrize("path", [TreeRunner, PaddedRunner])
 def test_log_probability_is_the_models_own(path: Any, trees: list[Tree], rules: Rules) -> None:
-    prompts = prompts_of(path(stopping_model("llama")), trees, rules, samples=3)
+    prompts = prompts_of(path(stopping_model("llama")), trees, rules, answers=3)
     answers = parse_strategy("temperature:2+top-p:0.8").write(prompts)
     for of_prompt, (tree, branch, _) in zip(answers, prompts.rows(), strict=True):
         for written in of_prompt:

@@ -38,7 +38,7 @@ class Scripted:
 
     def write(self, prompts: Prompts) -> list[list[Written]]:
         return [
-            [self._written(text) for text in self.answers[branch.question_id][: prompts.samples]]
+            [self._written(text) for text in self.answers[branch.question_id][: prompts.answers]]
             for _, branch, _ in prompts.rows()
         ]
 

@@ -223,3 +223,83 @@ def test_an_unknown_strategy_is_refused(segments: SegmentTokenizer) -> None:
 
 def test_no_questions_give_no_answers(segments: SegmentTokenizer) -> None:
     assert reader_of(segments).answer("A king.", []) == []
+
+
+@dataclass(frozen=True)
+class ManyAnswers(Scripted):
+    """A strategy with fixed answers to each prompt; those to a window are a list."""
+
+    script: tuple[list[tuple[str, float]], ...] = ()
+
+    def write(self, prompts: Prompts) -> list[list[Written]]:
+        found = []
+        for tree, _, _ in prompts.rows():
+            answers = self.script[tree.window[0] * len(self.script) // len(LONG)]
+            tokens = [self.tokenizer.encode([f" {t}"])[0].ids if t else [] for t, _ in answers]
+            found.append(
+                [
+                    Written((*ids, self.tokenizer.eos), score)
+                    for ids, (_, score) in zip(tokens, answers, strict=True)
+                ]
+            )
+        return found
+
+
+def candidates(
+    segments: SegmentTokenizer, script: tuple[list[tuple[str, float]], ...], draws: bool, count: int
+) -> list[tuple[str, int]]:
+    strategy = ManyAnswers(segments, [], draws=draws, script=script)
+    reader = reader_of(segments, max_length=140)
+    context = LONG if len(script) > 1 else "A king."
+    (answers,) = reader.candidates(context, ["Who?"], count, strategy)
+    return [(answer.text, answer.votes) for answer in answers]
+
+
+def test_samples_that_read_the_same_are_one_answer_and_the_most_frequent_is_first(
+    segments: SegmentTokenizer,
+) -> None:
+    script = ([("mason 9", -0.5), ("the mason 5", -3.0), ("", -0.1), ("Mason 5.", -2.0)],)
+    expected = [("Mason 5.", 2), ("mason 9", 1), ("", 1)]
+    assert candidates(segments, script, draws=True, count=4) == expected
+
+
+def test_beams_that_read_the_same_are_one_answer_and_the_most_probable_is_first(
+    segments: SegmentTokenizer,
+) -> None:
+    script = ([("mason 9", -0.5), ("Mason 5.", -2.0), ("the mason 5", -3.0)],)
+    expected = [("mason 9", 1), ("Mason 5.", 2)]
+    assert candidates(segments, script, draws=False, count=3) == expected
+
+
+def test_the_best_answers_come_from_all_windows(segments: SegmentTokenizer) -> None:
+    script = (
+        [("mason 1", -3.0), ("", -4.0)],
+        [("", -0.1), ("mason 5", -1.0)],
+        [("mason 9", -2.0), ("The mason 5", -2.5)],
+    )
+    found = [text for text, _ in candidates(segments, script, draws=False, count=4)]
+    assert found == ["mason 5", "mason 9", "mason 1", ""]
+    assert [text for text, _ in candidates(segments, script, False, count=2)] == found[:2]
+
+
+@pytest.mark.parametrize("strategy", ["span", "beam:3", "top-p:0.9", "greedy"])
+def test_the_first_of_the_candidates_is_the_answer(
+    strategy: str, segments: SegmentTokenizer
+) -> None:
+    reader = reader_of(segments)
+    context, questions = PASSAGES[0].context, ["Who built the mill?", "When?"]
+    answers = reader.answer(context, questions, strategy)
+    if strategy != "top-p:0.9":
+        found = reader.candidates(context, questions, 4, strategy)
+        assert [best.text for best, *_ in found] == [answer.text for answer in answers]
+        for (best, *others), answer in zip(found, answers, strict=True):
+            assert best.log_probability == pytest.approx(answer.log_probability)
+            key = "mean_log_probability" if strategy == "beam:3" else "log_probability"
+            assert all(getattr(other, key) <= getattr(best, key) for other in others)
+    assert all((a.probability_at_least is not None) == (strategy == "span") for a in answers)
+
+
+@pytest.mark.parametrize("count", [0, 101])
+def test_the_number_of_candidates_is_bounded(count: int, segments: SegmentTokenizer) -> None:
+    with pytest.raises(InputError, match=f"{count} answers are out of range"):
+        reader_of(segments).candidates("A king.", ["Who?"], count)

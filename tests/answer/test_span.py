@@ -2,8 +2,9 @@
 
 import re
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import accumulate, combinations
+from math import exp, inf
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -24,7 +25,7 @@ from loraqa.model.stop import StoppedError, stopping
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
 from loraqa.prompt.tree import Tree
-from loraqa.squad import read_passages
+from loraqa.squad import normalize_answer, read_passages
 
 
 def every_span(context: str, rules: Rules) -> dict[str, list[int]]:
@@ -87,6 +88,31 @@ def test_equals_brute_force(
         assert written.log_probability == pytest.approx(score, abs=1e-4)
         start = context.index(text)
         assert written.place == ((start, start + len(text)) if text else None)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_the_n_best_equal_brute_force(kind: str, trees: list[Tree], rules: Rules) -> None:
+    rules = replace(rules, no_answer=True)
+    prompts = replace(prompts_of(TreeRunner(stopping_model(kind)), trees, rules), answers=5)
+    for (tree, branch, context), found in zip(
+        prompts.rows(), SpanSearch().write(prompts), strict=True
+    ):
+        spans = {**every_span(context, rules), "": []}
+        prompt = (*tree.trunk.tolist(), *branch.prompt.tolist())
+        scores = brute_force(kind, prompt, tuple(map(tuple, spans.values())))
+        answers: dict[str, list[tuple[float, str]]] = {}
+        for text, score in zip(spans, scores, strict=True):
+            answers.setdefault(normalize_answer(text) or text, []).append((score, text))
+        best = sorted(map(max, answers.values()), reverse=True)[:5]
+        total = sum(exp(score) for score in scores)
+        assert [written.log_probability for written in found] == pytest.approx(
+            [score for score, _ in best], abs=1e-4
+        )
+        for written, (_, text) in zip(found, best, strict=True):
+            assert context[slice(*(written.place or (0, 0)))] == text
+            share = sum(exp(s) for s, _ in answers[normalize_answer(text) or text]) / total
+            assert written.search is not None
+            assert written.search.at_least - 1e-4 <= share <= written.search.at_most + 1e-4
 
 
 def test_some_best_answers_are_empty_and_some_are_not(trees: list[Tree], rules: Rules) -> None:
@@ -251,22 +277,92 @@ class Oracle:
 SEQUENCES = st.lists(st.lists(st.integers(0, 3), max_size=6), min_size=1, max_size=30)
 
 
-@given(st.lists(SEQUENCES, min_size=1, max_size=3), st.integers(1, 2), st.integers(1, 9))
+def reading(sequences: list[list[int]], index: int) -> str:
+    """Let some sequences read the same; the empty one is "no answer"."""
+    return str(sum(sequences[index]) % 5) if sequences[index] else ""
+
+
+def every_answer(prompt: tuple[int, ...], sequences: list[list[int]]) -> dict[str, list[float]]:
+    """Return the probabilities of all different sequences, by how they read."""
+    answers: dict[str, list[float]] = {}
+    for index, ids in enumerate(sequences):
+        if ids not in sequences[:index]:
+            steps = Oracle([(*prompt, *ids[:n]) for n in range(len(ids) + 1)]).logits()
+            log_probs = steps.log_softmax(dim=-1).gather(1, torch.tensor([[*ids, 4]]).T)
+            answers.setdefault(reading(sequences, index), []).append(float(log_probs.sum().exp()))
+    return answers
+
+
+def search_of(
+    choices: list[list[list[int]]], branches: int, count: int, rows: int, most_paths: float
+) -> _Search:
+    oracle = Oracle([(number,) for number in range(branches * len(choices))])
+    read = [partial(reading, sequences) for sequences in choices for _ in range(branches)]
+    forest = _Forest([Trie.of(sequences) for sequences in choices], [branches] * len(choices))
+    search = _Search(forest, 4, read, count, rows, most_paths)
+    search.run(oracle, oracle.logits())
+    return search
+
+
+@given(
+    st.lists(SEQUENCES, min_size=1, max_size=3),
+    st.integers(1, 2),
+    st.integers(1, 4),
+    st.integers(1, 9),
+)
 def test_finds_the_best_of_any_sequences(
-    choices: list[list[list[int]]], branches: int, rows: int
+    choices: list[list[list[int]]], branches: int, count: int, rows: int
 ) -> None:
     """Random logits make long sequences win too, which an untrained model would not."""
-    prompts = [(number,) for number in range(branches * len(choices))]
-    oracle = Oracle(prompts)
-    tries = [Trie.of(sequences) for sequences in choices]
-    search = _Search(_Forest(tries, [branches] * len(choices)), eos=4, rows=rows)
-    search.run(oracle, oracle.logits())
-    for number, prompt in enumerate(prompts):
+    found = search_of(choices, branches, count, rows, inf).answers()
+    for number, answers in enumerate(found):
         sequences = choices[number // branches]
-        scores = []
-        for ids in sequences:
-            steps = Oracle([(*prompt, *ids[:n]) for n in range(len(ids) + 1)]).logits()
-            log_probs = steps.log_softmax(dim=-1)
-            scores.append(float(log_probs.gather(1, torch.tensor([[*ids, 4]]).T).sum()))
-        assert search.best[number] == pytest.approx(max(scores), abs=1e-4)
-        assert scores[search.winner[number]] == pytest.approx(max(scores), abs=1e-4)
+        expected = every_answer((number,), sequences)
+        best = sorted(map(max, expected.values()), reverse=True)[:count]
+        assert [exp(answer.score) for answer in answers] == pytest.approx(best, rel=1e-4)
+        for answer, probability in zip(answers, best, strict=True):
+            same = expected[reading(sequences, answer.index)]
+            assert max(same) == pytest.approx(probability, rel=1e-4)
+            assert answer.search.exact
+
+
+@given(
+    st.lists(SEQUENCES, min_size=1, max_size=3),
+    st.integers(1, 4),
+    st.integers(1, 9),
+    st.one_of(st.just(inf), st.integers(0, 12)),
+)
+def test_the_share_of_an_answer_is_within_its_bounds(
+    choices: list[list[list[int]]], count: int, rows: int, most_paths: float
+) -> None:
+    found = search_of(choices, 1, count, rows, most_paths).answers()
+    for number, (sequences, answers) in enumerate(zip(choices, found, strict=True)):
+        expected = every_answer((number,), sequences)
+        no_answer = float(Oracle([(number,)]).logits().softmax(dim=-1)[0, 4])
+        total = sum(map(sum, ({"": [no_answer]} | expected).values()))
+        for answer in answers:
+            share = sum(expected[reading(sequences, answer.index)]) / total
+            search = answer.search
+            assert search.at_least - 1e-6 <= share <= search.at_most + 1e-6
+            assert 0 <= search.at_least <= search.at_most <= 1 + 1e-6
+
+
+@given(SEQUENCES)
+def test_bounds_are_equal_if_every_path_was_computed(sequences: list[list[int]]) -> None:
+    (answers,) = search_of([sequences], 1, 100, 9, inf).answers()
+    for answer in answers:
+        assert answer.search.at_least == pytest.approx(answer.search.at_most)
+
+
+@given(SEQUENCES, st.integers(1, 4), st.integers(0, 12))
+def test_a_search_that_stops_early_says_so_if_it_may_have_missed_something(
+    sequences: list[list[int]], rows: int, most_paths: int
+) -> None:
+    (whole,) = search_of([sequences], 1, 1, rows, inf).answers()
+    (short,) = search_of([sequences], 1, 1, rows, most_paths).answers()
+    assert short[0].score <= whole[0].score + 1e-6
+    assert short[0].search.paths <= whole[0].search.paths
+    if short[0].search.exact:
+        assert short[0].score == pytest.approx(whole[0].score)
+    else:
+        assert most_paths <= short[0].search.paths < whole[0].search.paths

@@ -110,7 +110,7 @@ def test_a_similar_name_is_suggested(text: str, hint: str) -> None:
         parse_strategy(text)
 
 
-@pytest.mark.parametrize("text", ["best", "beam:0", "greedy+span", "top-p+top-p", "span:1"])
+@pytest.mark.parametrize("text", ["best", "beam:0", "greedy+span", "top-p+top-p", "span:0"])
 def test_checking_refuses_what_parsing_refuses(text: str) -> None:
     with pytest.raises(InputError) as parsed:
         parse_strategy(text)
@@ -119,7 +119,7 @@ def test_checking_refuses_what_parsing_refuses(text: str) -> None:
     assert str(checked.value) == str(parsed.value)
 
 
-@pytest.mark.parametrize("text", ["greedy:1", "span:2", "span:"])
+@pytest.mark.parametrize("text", ["greedy:1", "greedy:"])
 def test_numbers_after_strategies_without_one_are_refused(text: str) -> None:
     with pytest.raises(InputError, match="takes no number"):
         parse_strategy(text)

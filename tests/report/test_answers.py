@@ -1,6 +1,8 @@
 """Answers are shown in their context, with an ellipsis wherever it is shortened."""
 
 import io
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -17,7 +19,7 @@ def shown(context: str, text: str) -> str:
     answer = Answered("q", text, -0.1, -0.1, start, start + len(text), 0.0)
     terminal = io.StringIO()
     console = Console(file=terminal, width=400)
-    *_, place = answer_lines(context, ["Where?"], [answer])
+    *_, place = answer_lines(context, ["Where?"], [[answer]])
     console.print(place)
     return terminal.getvalue().strip()
 
@@ -33,3 +35,46 @@ def shown(context: str, text: str) -> str:
 )
 def test_an_ellipsis_marks_omitted_context_only(context: str, expected: str) -> None:
     assert shown(context, "mill") == expected
+
+
+def lines(*answers: Answered) -> list[str]:
+    terminal = io.StringIO()
+    console = Console(file=terminal, width=400)
+    for line in answer_lines("The mill is old.", ["What?"], [answers]):
+        console.print(line)
+    return terminal.getvalue().splitlines()
+
+
+def answer(text: str, **values: Any) -> Answered:
+    return replace(Answered("q", text, -0.1, -0.1, None, None, 0.0), **values)
+
+
+def test_other_answers_follow_the_first() -> None:
+    shown = lines(answer("mill", votes=3), answer("old"), answer(""))
+    assert [line.strip() for line in shown] == [
+        "What?",
+        "mill  probability 0.90, 3 votes",
+        "not in the context",
+        "old  probability 0.90",
+        "no answer  probability 0.90",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "expected"),
+    [
+        (0.5, 0.5, "probability 0.50"),
+        (0.25, 0.75, "probability 0.25 to 0.75"),
+        (0.0, 0.004, "probability below 0.01"),
+    ],
+)
+def test_bounds_of_a_probability_are_shown_if_they_differ(
+    least: float, most: float, expected: str
+) -> None:
+    found = answer("mill", probability_at_least=least, probability_at_most=most, exact=True)
+    assert lines(found)[1].endswith(f"mill  {expected}")
+
+
+def test_a_search_that_stopped_early_is_told() -> None:
+    told = lines(answer("mill", paths=1200, exact=False))[1]
+    assert "the search stopped after 1,200 paths and may have missed a better one" in told

@@ -37,8 +37,14 @@ class Stub:
 
 
 def app_of(answer: Any, **limits: Any) -> FastAPI:
-    """Return an app whose reader answers with this function."""
-    reader: Any = SimpleNamespace(answer=answer)
+    """Return an app whose reader answers with this function, and knows no other answers."""
+
+    def candidates(
+        context: str, questions: list[str], _: int, *rest: Any, **named: Any
+    ) -> list[list[Answered]]:
+        return [[best] for best in answer(context, questions, *rest, **named)]
+
+    reader: Any = SimpleNamespace(candidates=candidates)
     served = Served(base="b", adapter=None, template="t", max_length=1, max_answer_tokens=1)
     return create_app(reader, served, **limits)
 

@@ -46,7 +46,7 @@ def test_answers_are_those_of_the_reader(client: TestClient, reader: Reader, str
     reply = client.post("/api/answer", json=body)
     own = [asdict(answer) for answer in reader.answer(CONTEXT, QUESTIONS, strategy, seed=3)]
     assert reply.status_code == 200
-    assert reply.json() == {"answers": own}
+    assert reply.json() == {"answers": own, "candidates": []}
 
 
 def test_offsets_count_code_points(client: TestClient) -> None:
@@ -104,6 +104,7 @@ GOOD = {"context": CONTEXT, "questions": ["When?"]}
         ({"strategy": "top-p:7"}, "out of range"),
         ({"seed": -1}, "seed: "),
         ({"seed": "1"}, "seed: "),
+        ({"answers": 0}, "answers: "),
         ({"sede": 1}, "sede: "),
         ({"s" * 100_000: 1}, f"{'s' * 30} … {'s' * 30}: Extra inputs are not permitted"),
         ({"context": None}, "context: "),
@@ -225,6 +226,18 @@ def test_a_request_interrupted_by_shutdown_gets_status_503() -> None:
 def test_no_cors_header_allows_other_sites(client: TestClient) -> None:
     reply = client.post("/api/answer", json=GOOD, headers={"Origin": "https://elsewhere.example"})
     assert not [name for name in reply.headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize("strategy", ["span", "beam:3", "top-k:5"])
+def test_several_answers_are_those_of_the_reader(
+    client: TestClient, reader: Reader, strategy: str
+) -> None:
+    body = {"context": CONTEXT, "questions": QUESTIONS, "strategy": strategy, "answers": 3}
+    reply = client.post("/api/answer", json=body | {"seed": 3}).json()
+    own = reader.candidates(CONTEXT, QUESTIONS, 3, strategy, seed=3)
+    assert reply["candidates"] == [[asdict(answer) for answer in answers] for answers in own]
+    assert reply["answers"] == [answers[0] for answers in reply["candidates"]]
+    assert strategy != "span" or len(own[0]) == 3
 
 
 @pytest.fixture

@@ -196,7 +196,7 @@ from types import SimpleNamespace
 from loraqa.serve import server
 from loraqa.serve.app import Served, create_app
 
-def answer(*_, **__):
+def candidates(*_, **__):
     print("busy", file=sys.stderr, flush=True)
     threading.Event().wait()
 
@@ -204,7 +204,7 @@ logging.basicConfig(level=logging.INFO)
 served = Served(base="b", adapter=None, template="t", max_length=1, max_answer_tokens=1)
 with server.listen("127.0.0.1", 0) as listener:
     print("at", server.address(listener), file=sys.stderr, flush=True)
-    server.run(create_app(SimpleNamespace(answer=answer), served), listener)
+    server.run(create_app(SimpleNamespace(candidates=candidates), served), listener)
 print("over", file=sys.stderr, flush=True)
 """
 

@@ -48,7 +48,7 @@ class _Beams(NamedTuple):
 
 @dataclass(frozen=True)
 class BeamSearch:
-    """The best finished answer that beam search finds.
+    """The best finished answers that beam search finds, at most one per beam.
 
     Attributes:
         width: number of beams per question.
@@ -81,7 +81,8 @@ class BeamSearch:
         questions = torch.arange(len(logits), device=logits.device)
         beams = _Beams.none(len(logits), 1, limit, 0.0, logits.device)
         finished = _Beams.none(len(logits), self.width, limit, -torch.inf, logits.device)
-        answers = _Beams.none(len(logits), 1, limit, -torch.inf, logits.device)
+        count = min(prompts.answers, self.width)
+        answers = _Beams.none(len(logits), count, limit, -torch.inf, logits.device)
         for step in range(limit):
             log_probs = logits.float().log_softmax(dim=-1)
             scores = beams.scores[:, :, None] + log_probs.view(*beams.scores.shape, -1)
@@ -90,8 +91,8 @@ class BeamSearch:
             ended |= step + 1 == limit
             normalised = (best.scores / (step + 1) ** self.length_penalty).where(ended, -torch.inf)
             finished = finished.best(best._replace(scores=normalised), self.width)
-            answers.tokens[questions] = finished.tokens[:, :1]
-            answers.scores[questions] = finished.scores[:, :1]
+            answers.tokens[questions] = finished.tokens[:, :count]
+            answers.scores[questions] = finished.scores[:, :count]
             scores.masked_fill_(ends.after(ends.begun(beams.tokens[:, :, :step])), -torch.inf)
             first_rows = beams.scores.shape[1] * torch.arange(len(questions), device=logits.device)
             beams, parents = self._extend(beams, scores, step)
@@ -102,7 +103,7 @@ class BeamSearch:
             beams, finished = beams.of(going_on), finished.of(going_on)
             questions = questions[going_on]
             logits = session.advance(beams.tokens[:, :, step].flatten())
-        return [[written] for written in self._written(answers)]
+        return self._written(answers)
 
     def _extend(self, beams: _Beams, scores: Tensor, step: int) -> tuple[_Beams, Tensor]:
         """Return the best continuations by `scores` (Q, W, vocabulary) and the beam of each."""
@@ -121,7 +122,12 @@ class BeamSearch:
         divisor: float = (limit if hopeful else length) ** self.length_penalty
         return (beams.scores[:, 0] / divisor > worst) & (length < limit)
 
-    def _written(self, answers: _Beams) -> list[Written]:
-        tokens, scores = answers.tokens[:, 0], answers.scores[:, 0]
-        lengths = (tokens >= 0).sum(dim=-1)
-        return collect(tokens, scores * lengths**self.length_penalty)
+    def _written(self, answers: _Beams) -> list[list[Written]]:
+        lengths = (answers.tokens >= 0).sum(dim=-1)
+        totals = answers.scores * lengths**self.length_penalty
+        return [
+            collect(tokens[finished], scores[finished])
+            for tokens, scores, finished in zip(
+                answers.tokens, totals, answers.scores > -torch.inf, strict=True
+            )
+        ]

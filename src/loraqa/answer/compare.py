@@ -78,7 +78,12 @@ def compare(
         show = partial(_show, progress, strategies, index) if progress else None
         stopwatch = Stopwatch(journal)
         answers = reader.read(
-            dataset.passages, strategy, samples=samples, seed=seed, progress=show, journal=journal
+            dataset.passages,
+            strategy,
+            answers=samples if strategy.draws else 1,
+            seed=seed,
+            progress=show,
+            journal=journal,
         )
         compared.append(summarize(strategy.name, dataset, answers, stopwatch.seconds))
     return compared

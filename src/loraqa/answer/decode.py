@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -101,7 +101,7 @@ class Prompts:
         session: the computation, one row per prompt; a strategy can use it only once.
         logits: (N, vocabulary) logits of the first token of each answer.
         rules: how answers are tokenized and where they end.
-        samples: number of answers to draw per prompt.
+        answers: how many answers to each prompt are wanted.
         seed: random seed.
     """
 
@@ -110,7 +110,7 @@ class Prompts:
     session: DecodingSession
     logits: Tensor
     rules: Rules
-    samples: int
+    answers: int
     seed: int
 
     def rows(self) -> Iterator[tuple[Tree, Branch, str]]:
@@ -118,6 +118,22 @@ class Prompts:
         for tree, context in zip(self.trees, self.contexts, strict=True):
             for branch in tree.branches:
                 yield tree, branch, context
+
+
+class Searched(NamedTuple):
+    """What a span search knows about an answer.
+
+    Attributes:
+        at_least, at_most: bounds of the answer's share of the probability of all spans and "no
+            answer". Spans that read the same count together.
+        paths: how many paths were extended by a token for the question.
+        exact: whether no better answer can have been missed.
+    """
+
+    at_least: float
+    at_most: float
+    paths: int
+    exact: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +145,13 @@ class Written:
         log_probability: sum of ln p(token | prompt, tokens before it) over all tokens, including
             the end token, in the model's own distribution, before any filter.
         place: (start, end) in the context if the answer was copied from it, else None.
+        search: of a span search.
     """
 
     tokens: tuple[int, ...]
     log_probability: float
     place: tuple[int, int] | None = None
+    search: Searched | None = None
 
 
 class Strategy(Protocol):
@@ -155,7 +173,7 @@ class Strategy(Protocol):
         ...
 
     def write(self, prompts: Prompts) -> list[list[Written]]:
-        """Return the answers to each prompt: `samples` if the strategy draws, else one."""
+        """Return at most `prompts.answers` answers to each prompt: all draws, or the best first."""
         ...
 
 
@@ -190,7 +208,7 @@ class Sampling:
 
     def write(self, prompts: Prompts) -> list[list[Written]]:
         """See `Strategy`."""
-        samples, device = prompts.samples, prompts.logits.device
+        samples, device = prompts.answers, prompts.logits.device
         shape = samples, prompts.rules.max_answer_tokens
         uniforms = np.concatenate(
             [_uniforms(prompts.seed, branch.question_id, shape) for _, branch, _ in prompts.rows()]

@@ -4,10 +4,11 @@
 """
 
 import hashlib
+import itertools
 import logging
 import math
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property, partial
@@ -18,7 +19,7 @@ from loraqa.answer.decode import Prompts, Rules, Strategy, Written
 from loraqa.answer.journal import Journal
 from loraqa.answer.locate import locate
 from loraqa.answer.progress import Progress
-from loraqa.answer.strategies import DEFAULT_STRATEGY, parse_strategy
+from loraqa.answer.strategies import DEFAULT_STRATEGY, MAX_SAMPLES, parse_strategy
 from loraqa.errors import InputError, LoraqaError, counted
 from loraqa.model.memory import explaining_lack_of_memory
 from loraqa.model.runner import Runner
@@ -29,7 +30,7 @@ from loraqa.prompt.plan import pack
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
 from loraqa.prompt.tree import Tree
-from loraqa.squad import Passage, Question
+from loraqa.squad import Passage, Question, normalize_answer
 
 logger = logging.getLogger("loraqa")
 
@@ -47,6 +48,11 @@ class Answered:
         start, end: where the answer stands in the context (see `locate`); None if it does not.
         no_answer_probability: the probability of ending the answer before it starts; of several
             windows the lowest.
+        probability_at_least, probability_at_most: bounds of the answer's share of the probability
+            of all spans and "no answer" (see `Searched`); None if no spans were searched.
+        paths: how many paths the span search extended by a token for this question.
+        exact: whether the span search can have missed no better answer.
+        votes: how many of the answers to the question read the same as this one, itself included.
     """
 
     question_id: str
@@ -56,6 +62,11 @@ class Answered:
     start: int | None
     end: int | None
     no_answer_probability: float
+    probability_at_least: float | None = None
+    probability_at_most: float | None = None
+    paths: int | None = None
+    exact: bool | None = None
+    votes: int = 1
 
 
 @dataclass(frozen=True)
@@ -95,27 +106,52 @@ class Reader:
                 no such strategy.
             StoppedError: another thread has set `stop`.
         """
+        found = self.candidates(context, questions, 1, strategy, seed=seed, stop=stop)
+        return [best for best, *_ in found]
+
+    def candidates(
+        self,
+        context: str,
+        questions: Sequence[str],
+        count: int,
+        strategy: str | Strategy = DEFAULT_STRATEGY,
+        *,
+        seed: int = 0,
+        stop: Event | None = None,
+    ) -> list[list[Answered]]:
+        """Return at most `count` answers to each question, best first.
+
+        Span search returns the best spans, beam search its beams, a strategy that samples its
+        samples, and greedy decoding a single answer. Answers that read the same are one; samples
+        are ordered by their votes.
+
+        Raises:
+            InputError: as for `answer`, or `count` is out of range.
+            StoppedError: another thread has set `stop`.
+        """
         check_asked(context, questions)
+        check_count(count)
         asked = tuple(Question(str(number), text) for number, text in enumerate(questions))
         chosen = parse_strategy(strategy) if isinstance(strategy, str) else strategy
         with stopping(self.runner.model, stop) if stop else nullcontext():
-            return [first for first, *_ in self.read([Passage(context, asked)], chosen, seed=seed)]
+            read = self.read([Passage(context, asked)], chosen, answers=count, seed=seed)
+        return [_merge_votes(answers, chosen.draws) for answers in read]
 
     def read(
         self,
         passages: Sequence[Passage],
         strategy: Strategy,
         *,
-        samples: int = 1,
+        answers: int = 1,
         seed: int = 0,
         progress: Progress | None = None,
         journal: Journal | None = None,
     ) -> list[list[Answered]]:
         """Answer all questions of some passages, in their order.
 
-        Each question gets `samples` answers, or a single one if the strategy draws nothing. Answers
-        do not depend on the other questions, except for rounding. Batches in `journal` are not
-        computed again, and the others are added to it.
+        Each question gets `answers` answers; fewer, best first, if the strategy draws nothing and
+        finds no more. Answers do not depend on the other questions, except for rounding. Batches in
+        `journal` are not computed again, and the others are added to it.
 
         Raises:
             InputError: a question leaves no room for a context.
@@ -124,20 +160,20 @@ class Reader:
         encoder = PromptEncoder(self.tokenizer, self.template, self.max_length, self.stride)
         encoded = encoder.encode_prompts(passages, self.max_answer_tokens)
         self._note_windows(encoded.counts)
-        rows = strategy.rows * (samples if strategy.draws else 1)
+        rows = strategy.rows * (answers if strategy.draws else 1)
         windows: dict[tuple[int, str], list[list[Answered]]] = defaultdict(list)
         done = 0
         for trees in pack(encoded.trees, self.tokens_per_batch, partial(self._cost, rows=rows)):
             contexts = [passages[tree.passage].context for tree in trees]
-            batch = _Batch(trees, contexts, strategy, self._rules, samples, seed)
+            batch = _Batch(trees, contexts, strategy, self._rules, answers, seed)
             answered = self._recall(batch, journal) if journal else self._answers(batch)
-            for (passage, question_id), answers in zip(batch.places, answered, strict=True):
-                windows[passage, question_id].append(answers)
+            for (passage, question_id), found in zip(batch.places, answered, strict=True):
+                windows[passage, question_id].append(found)
             done += len(answered)
             if progress:
                 progress(done, encoded.counts.examples)
         return [
-            _merge(windows[index, question.id])
+            _merge_windows(windows[index, question.id], answers, strategy.draws)
             for index, passage in enumerate(passages)
             for question in passage.questions
         ]
@@ -156,7 +192,7 @@ class Reader:
         with self._explaining_lack_of_memory():
             session, logits = self.runner.prefill(batch.trees)
             prompts = Prompts(
-                batch.trees, batch.contexts, session, logits, batch.rules, batch.samples, batch.seed
+                batch.trees, batch.contexts, session, logits, batch.rules, batch.answers, batch.seed
             )
             return _write(prompts, batch.strategy)
 
@@ -201,7 +237,7 @@ class _Batch:
     contexts: Sequence[str]
     strategy: Strategy
     rules: Rules
-    samples: int
+    answers: int
     seed: int
 
     @property
@@ -213,7 +249,7 @@ class _Batch:
     def fingerprint(self) -> str:
         """SHA-256 (hex) of everything but the passages' numbers."""
         rules = self.rules
-        how = (self.strategy, self.samples, self.seed, rules.max_answer_tokens, rules.no_answer)
+        how = (self.strategy, self.answers, self.seed, rules.max_answer_tokens, rules.no_answer)
         digest = hashlib.sha256(f"{how} {rules.template} {rules.tokenizer.fingerprint}".encode())
         for tree, context in zip(self.trees, self.contexts, strict=True):
             prompts = [(branch.question_id, branch.prompt.tolist()) for branch in tree.branches]
@@ -262,21 +298,62 @@ def _answered(
         start,
         end,
         no_answer_probability,
+        *(written.search or (None, None, None, None)),
     )
 
 
-def _merge(windows: Sequence[Sequence[Answered]]) -> list[Answered]:
-    """Choose between the answers of a context's windows, sample by sample.
+def _merge_windows(
+    windows: Sequence[Sequence[Answered]], count: int, draws: bool
+) -> list[Answered]:
+    """Choose between the answers of a context's windows: sample by sample, or the best of all.
 
     Any answer comes before "no answer", because a window without the answer rightly says that.
     Among several answers the most probable is chosen.
     """
+    if len(windows) == 1:
+        return list(windows[0])
+    if draws:
+        best = [max(candidates, key=_rank) for candidates in zip(*windows, strict=True)]
+    else:
+        best = _of_each_reading(_ranked(itertools.chain(*windows)))[:count]
     no_answer = min(answers[0].no_answer_probability for answers in windows)
-    best = (
-        max(candidates, key=lambda answer: (answer.text != "", answer.log_probability))
-        for candidates in zip(*windows, strict=True)
-    )
     return [replace(answer, no_answer_probability=no_answer) for answer in best]
+
+
+def _ranked(answers: Iterable[Answered]) -> list[Answered]:
+    return sorted(answers, key=_rank, reverse=True)
+
+
+def _rank(answer: Answered) -> tuple[bool, float]:
+    return answer.text != "", answer.log_probability
+
+
+def _of_each_reading(answers: Sequence[Answered]) -> list[Answered]:
+    """Keep the first of the answers that read the same."""
+    first: dict[str, Answered] = {}
+    for answer in answers:
+        first.setdefault(_reading(answer), answer)
+    return list(first.values())
+
+
+def _merge_votes(answers: Sequence[Answered], draws: bool) -> list[Answered]:
+    """Make one of the answers that read the same. Order samples by their votes."""
+    votes = Counter(map(_reading, answers))
+    best = [
+        replace(answer, votes=votes[_reading(answer)])
+        for answer in _of_each_reading(_ranked(answers) if draws else answers)
+    ]
+    return sorted(best, key=lambda answer: -answer.votes) if draws else best
+
+
+def _reading(answer: Answered) -> str:
+    return normalize_answer(answer.text) or answer.text
+
+
+def check_count(count: int) -> None:
+    """Raise `InputError` unless 1 to `MAX_SAMPLES` answers are wanted."""
+    if not 1 <= count <= MAX_SAMPLES:
+        raise InputError(f"{count} answers are out of range; give from 1 to {MAX_SAMPLES}.")
 
 
 def check_asked(context: str, questions: Sequence[str]) -> None:

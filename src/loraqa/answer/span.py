@@ -2,12 +2,19 @@
 
 A span is encoded as answers are in training; its score is ln p(its tokens, eos | prompt). The spans
 of a context form a trie of tokens. The log-probability only falls along a path, so a path that is
-no more probable than the best complete span so far is dropped with everything below it. The result
-is that of trying every span, but only a small part of the trie is computed.
+no more probable than the n-th best answer so far is dropped with everything below it. The result is
+that of trying every span, but only a small part of the trie is computed.
+
+Spans that read the same, such as "the Nile" and "Nile", are one answer. Its share is the sum of
+their probabilities divided by that of all spans and "no answer". What lies below dropped paths is
+not known, but together it is no more probable than they are, so the share has bounds.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from heapq import nlargest
 from typing import NamedTuple
 
 import numpy as np
@@ -15,12 +22,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loraqa.answer.decode import Prompts, Rules, Written
+from loraqa.answer.decode import Prompts, Rules, Searched, Written
 from loraqa.garbage import no_garbage
 from loraqa.model.session import DecodingSession
 from loraqa.model.stop import check_stop
 from loraqa.prompt.segments import SegmentTokenizer, all_offsets
 from loraqa.prompt.tree import TokenIds
+from loraqa.squad import normalize_answer
 from loraqa.squad.segmentation import pieces
 
 Ints = NDArray[np.int64]
@@ -33,17 +41,25 @@ _SHORTER_ALONE = 8
 
 @dataclass(frozen=True)
 class SpanSearch:
-    """The span with the highest probability, or "no answer" if the rules allow it.
+    """The spans with the highest probability; also "no answer" if the rules allow it.
 
-    `at_once` bounds the number of paths that one step extends (at least one per prompt), and with
-    it the memory. The result does not depend on it.
+    Attributes:
+        most_paths: when so many paths were extended for a question that has an answer, the search
+            stops. Then a better answer may be missed, and `Searched.exact` says so.
+        at_once: bounds the number of paths that one step extends (at least one per prompt), and
+            with it the memory. The result does not depend on it.
     """
 
-    name: str = "span"
+    most_paths: float = math.inf
     draws: bool = False
     # Several paths of a prompt may wait, but most are much shorter than the longest answer.
     rows: int = 1
     at_once: int = 64
+
+    @property
+    def name(self) -> str:
+        """See `Strategy`."""
+        return "span" if math.isinf(self.most_paths) else f"span:{self.most_paths:.0f}"
 
     def write(self, prompts: Prompts) -> list[list[Written]]:
         """See `Strategy`."""
@@ -53,14 +69,23 @@ class SpanSearch:
         ]
         tries = [Trie.of([span.tokens for span in choices]) for choices in spans]
         branches = [len(tree.branches) for tree in prompts.trees]
-        search = _Search(_Forest(tries, branches), prompts.rules.tokenizer.eos, self.at_once)
+        of_prompts = [
+            each
+            for each, count in zip(zip(prompts.contexts, spans, strict=True), branches, strict=True)
+            for _ in range(count)
+        ]
+        search = _Search(
+            _Forest(tries, branches),
+            prompts.rules.tokenizer.eos,
+            [partial(_reading, context, choices) for context, choices in of_prompts],
+            prompts.answers,
+            self.at_once,
+            self.most_paths,
+        )
         search.run(prompts.session, prompts.logits)
-        eos = prompts.rules.tokenizer.eos
-        of_prompt = [choices for choices, n in zip(spans, branches, strict=True) for _ in range(n)]
-        winners = zip(of_prompt, search.winner.tolist(), search.best.tolist(), strict=True)
         return [
-            [Written((*choices[index].tokens.tolist(), eos), score, choices[index].place)]
-            for choices, index, score in winners
+            [_written(choices[found.index], found, prompts.rules) for found in answers]
+            for (_, choices), answers in zip(of_prompts, search.answers(), strict=True)
         ]
 
 
@@ -69,6 +94,18 @@ class _Span(NamedTuple):
 
     tokens: TokenIds
     place: tuple[int, int] | None
+
+
+def _reading(context: str, spans: Sequence[_Span], index: int) -> str:
+    """Return what two spans have in common that read the same."""
+    place = spans[index].place
+    text = context[slice(*place)] if place else ""
+    return normalize_answer(text) or text
+
+
+def _written(span: _Span, found: "_Found", rules: Rules) -> Written:
+    tokens = (*span.tokens.tolist(), rules.tokenizer.eos)
+    return Written(tokens, found.score, span.place, found.search)
 
 
 @no_garbage()
@@ -209,36 +246,107 @@ class _Frontier:
         return chosen
 
 
+@dataclass(frozen=True)
+class _Found:
+    """An answer to a prompt: its most probable span's index and log-probability."""
+
+    index: int
+    score: float
+    search: Searched
+
+
+@dataclass
+class _Answer:
+    """The spans met so far that read the same: the best one's index and score, and their sum."""
+
+    index: int
+    score: float
+    probability: float
+
+
 class _Search:
     """Branch and bound through a forest, for all prompts at once.
 
-    Attributes:
-        best: (prompts,) log-probability of the best span so far.
-        winner: (prompts,) index of that span.
+    Args:
+        forest: the tries of all spans.
+        eos: the token that ends a span.
+        read: for each prompt, how the span of an index reads.
+        count: how many answers to find for each prompt.
+        rows: how many paths one step extends, at least one per prompt.
+        most_paths: when so many paths were extended for a prompt that has an answer, the rest is
+            dropped.
     """
 
-    def __init__(self, forest: _Forest, eos: int, rows: int) -> None:
-        self._forest = forest
-        self._eos = eos
-        self._rows = rows
-        self.best = np.full(len(forest.roots), -np.inf)
-        self.winner = np.full(len(forest.roots), -1)
+    def __init__(
+        self,
+        forest: _Forest,
+        eos: int,
+        read: Sequence[Callable[[int], str]],
+        count: int,
+        rows: int,
+        most_paths: float = math.inf,
+    ) -> None:
+        prompts = len(forest.roots)
+        self._forest, self._eos, self._read = forest, eos, read
+        self._count, self._rows, self._most_paths = count, rows, most_paths
+        self._met: list[dict[str, _Answer]] = [{} for _ in range(prompts)]
+        # (prompts,) log-probability that a path must exceed to matter.
+        self._worst = np.full(prompts, -np.inf)
+        # (prompts,) probability of "no answer", and of all dropped paths together.
+        self._none, self._dropped = np.zeros(prompts), np.zeros(prompts)
+        self._paths, self._exact = np.zeros(prompts, dtype=int), np.ones(prompts, dtype=bool)
+        self._answered = np.zeros(prompts, dtype=bool)
 
     def run(self, session: DecodingSession, logits: Tensor) -> None:
         """Search from the first logits of each prompt."""
-        prompts = np.arange(len(self.best))
+        prompts = np.arange(len(self._met))
+        self._none = np.exp(_log_probabilities(logits, prompts, np.full_like(prompts, self._eos)))
         start = _Frontier(session, prompts, prompts, self._forest.roots, np.zeros(len(prompts)))
         # Depth first: complete spans found early bound the paths that wait higher up.
         waiting = [self._look(start, session, logits)]
         while waiting:
-            frontier = waiting.pop()
-            frontier = frontier.only(frontier.scores > self.best[frontier.prompts])
+            frontier = self._worthwhile(waiting.pop())
             if not len(frontier):
                 continue
             now = frontier.most_probable(self._rows)
             waiting += [frontier.only(~now), self._step(frontier.only(now), logits.device)]
 
+    def answers(self) -> list[list[_Found]]:
+        """Return the best answers to each prompt, best first."""
+        return [
+            [_Found(a.index, a.score, self._searched(prompt, a)) for a in self._best(prompt)]
+            for prompt in range(len(self._met))
+        ]
+
+    def _best(self, prompt: int) -> list[_Answer]:
+        return nlargest(self._count, self._met[prompt].values(), key=lambda answer: answer.score)
+
+    def _searched(self, prompt: int, answer: _Answer) -> Searched:
+        met = self._met[prompt]
+        known = sum(each.probability for each in met.values())
+        if "" not in met:
+            known += float(self._none[prompt])
+        dropped = float(self._dropped[prompt])
+        return Searched(
+            answer.probability / (known + dropped),
+            (answer.probability + dropped) / (known + dropped),
+            int(self._paths[prompt]),
+            bool(self._exact[prompt]),
+        )
+
+    def _worthwhile(self, paths: _Frontier) -> _Frontier:
+        """Drop the paths that can no longer lead to one of the best answers."""
+        better = paths.scores > self._worst[paths.prompts]
+        allowed = self._paths[paths.prompts] < self._most_paths
+        # Every prompt gets an answer.
+        allowed |= ~self._answered[paths.prompts]
+        self._exact[paths.prompts[better & ~allowed]] = False
+        kept = better & allowed
+        np.add.at(self._dropped, paths.prompts[~kept], np.exp(paths.scores[~kept]))
+        return paths.only(kept)
+
     def _step(self, paths: _Frontier, device: torch.device) -> _Frontier:
+        np.add.at(self._paths, paths.prompts, 1)
         session = paths.session.fork(torch.from_numpy(paths.rows).to(device))
         tokens = torch.from_numpy(self._forest.tokens[paths.nodes])
         return self._look(paths, session, session.advance(tokens.to(device)))
@@ -261,13 +369,27 @@ class _Search:
         return _Frontier(session, parents, paths.prompts[parents], nodes, ahead)
 
     def _end(self, paths: _Frontier, of_eos: Floats) -> None:
-        ending = self._forest.ending[paths.nodes]
-        scores = np.where(ending >= 0, paths.scores + of_eos, -np.inf)
-        better = np.flatnonzero(scores > self.best[paths.prompts])
-        # If a prompt has several, the last assignment wins, so the best goes last.
-        better = better[scores[better].argsort(kind="stable")]
-        self.best[paths.prompts[better]] = scores[better]
-        self.winner[paths.prompts[better]] = ending[better]
+        """Note the spans that end at the paths' nodes."""
+        indices = self._forest.ending[paths.nodes]
+        ended = indices >= 0
+        ends = zip(
+            paths.prompts[ended].tolist(),
+            indices[ended].tolist(),
+            (paths.scores + of_eos)[ended].tolist(),
+            strict=True,
+        )
+        for prompt, index, score in ends:
+            self._note(prompt, index, score)
+        self._answered[paths.prompts[ended]] = True
+
+    def _note(self, prompt: int, index: int, score: float) -> None:
+        reading = self._read[prompt](index)
+        answer = self._met[prompt].setdefault(reading, _Answer(index, -math.inf, 0.0))
+        answer.probability += math.exp(score)
+        if score > answer.score:
+            answer.index, answer.score = index, score
+        if score > self._worst[prompt] and len(self._met[prompt]) >= self._count:
+            self._worst[prompt] = self._best(prompt)[-1].score
 
 
 def _log_probabilities(logits: Tensor, rows: Ints, tokens: Ints) -> Floats:

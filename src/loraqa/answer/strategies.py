@@ -3,6 +3,7 @@
 Importing this and checking a name load no PyTorch, so a wrong name is reported at once.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -59,7 +60,9 @@ _FILTERS = {
     "typical": _Parameter(0.95, 0.0001, 0.9999),
 }
 _WIDTH = _Parameter(4, 1, MAX_BEAMS, whole=True)
-_PARAMETERS = {**_FILTERS, "beam": _WIDTH}
+# A number for the message; without one the search has no limit.
+_PATHS = _Parameter(1000, 1, 999_999, whole=True)
+_PARAMETERS = {**_FILTERS, "beam": _WIDTH, "span": _PATHS}
 
 STRATEGIES = ("greedy", *_FILTERS, "beam", "span")
 """The names that `parse_strategy` knows."""
@@ -89,7 +92,7 @@ def parse_strategy(text: str) -> "Strategy":
     if "greedy" in numbers:
         return Greedy()
     if "span" in numbers:
-        return SpanSearch()
+        return SpanSearch(numbers["span"])
     if "beam" in numbers:
         return BeamSearch(int(numbers["beam"]))
     return _sampling(numbers)
@@ -137,6 +140,8 @@ def _number(name: str, text: str | None) -> float:
             f"There is no strategy {quote(name)}{did_you_mean(name, STRATEGIES)}; there are "
             f"{', '.join(STRATEGIES)}, some with a number, as in top-p:0.9."
         )
+    if name == "span" and text is None:
+        return math.inf
     if name in _PARAMETERS:
         return float(_PARAMETERS[name].parse(name, text))
     if text is not None:

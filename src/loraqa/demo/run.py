@@ -161,7 +161,7 @@ def _run_demo(
 
     for passage, question, answer in _shown(after, test):
         console.print(f"\n{passage.context}", style="dim")
-        for line in answer_lines(passage.context, [question.text], [answer]):
+        for line in answer_lines(passage.context, [question.text], [[answer]]):
             console.print(line)
 
     report = out / "report.html"

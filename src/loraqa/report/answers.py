@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from loraqa.answer.reader import Answered
 from loraqa.report.tables import printable
@@ -15,17 +16,46 @@ _AROUND = 60
 
 
 def answer_lines(
-    context: str, questions: Sequence[str], answers: Sequence[Answered]
+    context: str, questions: Sequence[str], candidates: Sequence[Sequence[Answered]]
 ) -> Iterator["Text"]:
-    """Yield lines for a `rich` console: question, answer with its probability, and its place."""
+    """Yield lines for a `rich` console: each question, its answers, and the first one's place."""
     from rich.text import Text
 
-    for question, answer in zip(questions, answers, strict=True):
+    for question, (best, *others) in zip(questions, candidates, strict=True):
         yield Text(printable(question), "bold")
-        probability = math.exp(answer.log_probability)
-        text = printable(answer.text) or "no answer"
-        yield Text.assemble("  ", (text, "green"), (f"  probability {probability:.2f}", "dim"))
-        yield _place(context, answer)
+        yield _answer(best)
+        yield _place(context, best)
+        yield from map(_answer, others)
+
+
+def answers_json(candidates: Sequence[Sequence[Answered]], count: int) -> dict[str, Any]:
+    """Return the best answer to each question, and if `count` is more than 1, all candidates."""
+    listed = [[asdict(answer) for answer in answers] for answers in candidates]
+    best = {"answers": [first for first, *_ in listed]}
+    return best | {"candidates": listed} if count > 1 else best
+
+
+def _answer(answer: Answered) -> "Text":
+    from rich.text import Text
+
+    facts = f"  {_probability(answer)}"
+    if answer.votes > 1:
+        facts += f", {answer.votes} votes"
+    if answer.exact is False:
+        facts += (
+            f"; the search stopped after {answer.paths:,} paths and may have missed a better one"
+        )
+    return Text.assemble("  ", (printable(answer.text) or "no answer", "green"), (facts, "dim"))
+
+
+def _probability(answer: Answered) -> str:
+    """Name the share among spans, as bounds if they differ, else the answer's own probability."""
+    if answer.probability_at_least is None or answer.probability_at_most is None:
+        return f"probability {math.exp(answer.log_probability):.2f}"
+    if answer.probability_at_most < 0.005:
+        return "probability below 0.01"
+    least, most = f"{answer.probability_at_least:.2f}", f"{answer.probability_at_most:.2f}"
+    return f"probability {least}" if least == most else f"probability {least} to {most}"
 
 
 def _place(context: str, answer: Answered) -> "Text":

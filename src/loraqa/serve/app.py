@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from loraqa import __version__
 from loraqa.adapter.find import find_adapter
 from loraqa.answer.reader import Answered, Reader, check_asked
-from loraqa.answer.strategies import DEFAULT_STRATEGY, STRATEGIES, check_strategy
+from loraqa.answer.strategies import DEFAULT_STRATEGY, MAX_SAMPLES, STRATEGIES, check_strategy
 from loraqa.errors import InputError, LoraqaError, shortened
 from loraqa.serve.guard import MAX_BODY_BYTES, Guard, LimitBody
 from loraqa.serve.problem import Problem, problem
@@ -40,7 +40,7 @@ _PAGE = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
 
 
 class Asked(BaseModel):
-    """A request: questions about a text, the decoding strategy, and the seed for sampling."""
+    """A request: questions about a text, how to decode, and how many answers each may have."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -48,12 +48,17 @@ class Asked(BaseModel):
     questions: list[str] = Field(min_length=1, max_length=MAX_QUESTIONS)
     strategy: str = DEFAULT_STRATEGY
     seed: int = Field(0, ge=0, le=MAX_SEED)
+    answers: int = Field(1, ge=1, le=MAX_SAMPLES)
 
 
 class Answers(BaseModel):
-    """The reply: one answer per question, in order. Offsets count Unicode code points."""
+    """The reply: the best answer to each question, in order. Offsets count Unicode code points.
+
+    `candidates` lists all answers to each question, if more than one was asked for.
+    """
 
     answers: list[Answered]
+    candidates: list[list[Answered]] = []
 
 
 class Served(BaseModel):
@@ -144,12 +149,19 @@ def create_app(
         check_asked(asked.context, asked.questions)
         check_strategy(asked.strategy)
 
-        def read(stop: Event) -> list[Answered]:
-            return reader.answer(
-                asked.context, asked.questions, asked.strategy, seed=asked.seed, stop=stop
+        def read(stop: Event) -> list[list[Answered]]:
+            return reader.candidates(
+                asked.context,
+                asked.questions,
+                asked.answers,
+                asked.strategy,
+                seed=asked.seed,
+                stop=stop,
             )
 
-        return Answers(answers=await _while_wanted(request, worker.do(read), seconds))
+        found = await _while_wanted(request, worker.do(read), seconds)
+        best = [first for first, *_ in found]
+        return Answers(answers=best, candidates=found if asked.answers > 1 else [])
 
     return app
 
