@@ -22,6 +22,7 @@ from loraqa.adapter.card import CARD, model_card
 from loraqa.adapter.evaluation import Evaluation
 from loraqa.adapter.info import AdapterInfo, BaseInfo, write_adapter_info
 from loraqa.answer.evaluate import evaluate, sample_questions
+from loraqa.answer.progress import Progress
 from loraqa.answer.reader import Reader
 from loraqa.errors import InputError, counted, some_of
 from loraqa.files import replacing_folder, write_text
@@ -146,15 +147,16 @@ def _finetune(
     begin = run.resume if resume else run.start
     begin(settings, facts, environment(model.device, model.dtype, command, accelerations))
 
-    with training_progress(total_steps(plan, settings.optimisation), step_of(checkpoint)) as report:
+    steps = total_steps(plan, settings.optimisation)
+    with training_progress(steps, step_of(checkpoint)) as progress:
         state = train(
             runner,
             plan,
             settings,
             run,
             checkpoint=checkpoint,
-            evaluate=_scorer(settings, reader, dev),
-            report=report,
+            evaluate=_scorer(settings, reader, dev, progress.scoring),
+            report=progress.record,
         )
     info = _adapter_info(reader, base)
     _write_adapter(run, state, info, _card(info, settings, state, training.facts, shared, command))
@@ -275,14 +277,14 @@ def _describe_base(
 
 
 def _scorer(
-    settings: RunSettings, reader: Reader, data: QADataset | None
+    settings: RunSettings, reader: Reader, data: QADataset | None, progress: Progress
 ) -> Callable[[], Scores] | None:
     """Return a function that scores answers to the same dev sample each time."""
     if data is None:
         return None
     count = settings.evaluation.questions or len(data.questions)
     sample = sample_questions(data, count, settings.seed)
-    return lambda: evaluate(reader, sample).scores
+    return lambda: evaluate(reader, sample, progress=progress).scores
 
 
 def _adapter_info(reader: Reader, base: BaseInfo) -> AdapterInfo:

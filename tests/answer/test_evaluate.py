@@ -165,8 +165,8 @@ def test_progress_counts_the_prompts_of_all_strategies(reader: Reader) -> None:
     compare(one_by_one, DATA, strategies, progress=lambda *news: told.append(news))
     greedy, top_k = "strategy 1 of 2: greedy", "strategy 2 of 2: top-k:3"
     assert told == [
-        *((done, 12, greedy) for done in range(1, 7)),
-        *((done, 12, top_k) for done in range(7, 13)),
+        *((done, 12, greedy) for done in range(7)),
+        *((done, 12, top_k) for done in range(6, 13)),
     ]
 
 

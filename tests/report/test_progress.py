@@ -19,11 +19,16 @@ class Terminal(io.StringIO):
         return True
 
 
-def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+def plain(text: str) -> str:
+    """Return the text without the codes for colours and cursor."""
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
+
+
+def on_terminal(monkeypatch: pytest.MonkeyPatch, columns: int = 120) -> Terminal:
     """Replace standard error by a terminal."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("TERM", "xterm")
     return terminal
 
@@ -41,9 +46,9 @@ def test_lines_show_first_and_last_step_and_every_evaluation(
 ) -> None:
     with training_progress(total=4) as show:
         for step in range(1, 5):
-            show({**STEP, "step": step})
+            show.record({**STEP, "step": step})
             if step == 2:
-                show(SCORED)
+                show.record(SCORED)
     out, err = capsys.readouterr()
     first, scored, last = err.splitlines()
     assert out == ""
@@ -59,7 +64,7 @@ def test_a_resumed_training_estimates_time_from_its_own_steps(
     with training_progress(total=1000, done=900) as show:
         for step in range(901, 912):
             clock(6.0 * (step - 900))
-            show({**STEP, "step": step})
+            show.record({**STEP, "step": step})
     told = [line.split(", ") for line in capsys.readouterr().err.splitlines()]
     steps = [int(re.match(r"step (\d+)/1000", line)[1]) for line, _ in told]
     assert steps == [901, 903, 905, 907, 909, 911]
@@ -71,7 +76,7 @@ def test_long_times_are_in_hours(
 ) -> None:
     with training_progress(total=3) as show:
         clock(3723)
-        show({**STEP, "step": 1})
+        show.record({**STEP, "step": 1})
     assert capsys.readouterr().err.endswith("2:04:06 left\n")
 
 
@@ -79,27 +84,55 @@ def test_answering_estimates_the_time_for_all_parts(
     capsys: pytest.CaptureFixture[str], clock: Callable[[float], None]
 ) -> None:
     with answering_progress() as show:
-        for done, seconds in ((1, 4), (10, 40), (11, 44), (30, 120)):
+        for done, seconds in ((0, 0), (1, 4), (10, 40), (11, 44), (30, 120)):
             clock(seconds)
             show(done, 40, "strategy 1 of 2: greedy")
         clock(130)
         show(40, 40)
     assert capsys.readouterr().err.splitlines() == [
+        "answering 40 prompts (strategy 1 of 2: greedy)",
         "answered 10 of 40 prompts (strategy 1 of 2: greedy), 2:00 left",
         "answered 30 of 40 prompts (strategy 1 of 2: greedy), 0:40 left",
         "answered 40 of 40 prompts, 0:00 left",
     ]
 
 
+def test_each_scoring_estimates_its_own_time(
+    capsys: pytest.CaptureFixture[str], clock: Callable[[float], None]
+) -> None:
+    with training_progress(total=4) as show:
+        for start in (0, 1000):
+            for done, seconds in ((0, 0), (10, 20)):
+                clock(start + seconds)
+                show.scoring(done, 40)
+    assert capsys.readouterr().err.splitlines() == 2 * [
+        "answering 40 prompts",
+        "answered 10 of 40 prompts, 1:00 left",
+    ]
+
+
 def test_training_shows_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = on_terminal(monkeypatch, columns=80)
+    with training_progress(5474) as show:
+        show.record({**STEP, "step": 1234})
+        show.record(SCORED)
+    seen = terminal.getvalue()
+    assert "1234/5474 loss 2.346  12.3 questions/s 0:00:00 -:--:--" in plain(seen)
+    assert "step 2/5474  EM 40.0  F1 51.3 of 500 dev questions\n" in plain(seen)
+
+
+def test_scoring_has_its_own_bar_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = on_terminal(monkeypatch)
     with training_progress(4) as show:
-        show({**STEP, "step": 2})
-        show(SCORED)
-    seen = terminal.getvalue()
-    assert "2/4" in seen
-    assert "loss 2.346  12.3 questions/s" in seen
-    assert "EM 40.0  F1 51.3" in seen
+        for done in (0, 8):
+            show.scoring(done, 8)
+        show.record(SCORED)
+        scored = len(terminal.getvalue())
+        show.scoring(0, 9)
+    before, after = terminal.getvalue()[:scored], terminal.getvalue()[scored:]
+    assert "Scoring" in before
+    assert "0/9" in after
+    assert "8/9" not in after
 
 
 def test_answering_shows_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

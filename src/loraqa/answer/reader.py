@@ -163,6 +163,8 @@ class Reader:
         rows = strategy.rows * (answers if strategy.draws else 1)
         windows: dict[tuple[int, str], list[list[Answered]]] = defaultdict(list)
         done = 0
+        if progress:
+            progress(done, encoded.counts.examples)
         for trees in pack(encoded.trees, self.tokens_per_batch, partial(self._cost, rows=rows)):
             contexts = [passages[tree.passage].context for tree in trees]
             batch = _Batch(trees, contexts, strategy, self._rules, answers, seed)

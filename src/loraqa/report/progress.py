@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import rich.progress
 from rich.console import Console
@@ -15,14 +16,21 @@ from loraqa.train.run import Record
 _INTERVAL = 10.0
 
 
+class TrainingProgress(NamedTuple):
+    """Two callbacks: for each record of a training, and while it scores the model."""
+
+    record: Callable[[Record], None]
+    scoring: Progress
+
+
 @contextmanager
-def training_progress(total: int, done: int = 0) -> Iterator[Callable[[Record], None]]:
-    """Yield a callback for each record of a training of `total` steps, `done` of them before."""
+def training_progress(total: int, done: int = 0) -> Iterator[TrainingProgress]:
+    """Yield the callbacks for a training of `total` steps, `done` of them before."""
     if sys.stderr.isatty():
         with _training_bar(total, done) as show:
             yield show
     else:
-        yield _training_lines(total, done)
+        yield TrainingProgress(_training_lines(total, done), _answering_lines())
 
 
 @contextmanager
@@ -67,20 +75,25 @@ def _training_lines(total: int, done: int) -> Callable[[Record], None]:
         if not pace.is_due(at_once=scored or step in (done + 1, total)):
             return
         if scored:
-            news = f"{_scores(record)} of {record['total']} dev questions"
+            _write(_scored(record, total))
         else:
-            news = f"{_speed(record)}, {pace.left(step - done, total - step)}"
-        _write(f"step {step}/{total}  {news}")
+            left = pace.left(step - done, total - step)
+            _write(f"step {step}/{total}  {_speed(record)}, {left}")
 
     return show
 
 
 def _answering_lines() -> Progress:
+    """Write a line at the beginning, because the first prompts may take minutes, and some more."""
     pace = _Pace()
 
     def show(done: int, total: int, part: str = "") -> None:
-        if pace.is_due(at_once=False):
-            where = f" ({part})" if part else ""
+        nonlocal pace
+        where = f" ({part})" if part else ""
+        if done == 0:
+            pace = _Pace()
+            _write(f"answering {total:,} prompts{where}")
+        elif pace.is_due(at_once=False):
             left = pace.left(done, total - done)
             _write(f"answered {done:,} of {total:,} prompts{where}, {left}")
 
@@ -88,37 +101,44 @@ def _answering_lines() -> Progress:
 
 
 @contextmanager
-def _training_bar(total: int, done: int) -> Iterator[Callable[[Record], None]]:
-    news = rich.progress.TextColumn("{task.fields[speed]}  {task.fields[scores]}")
-    with _bar(news) as bar:
-        task = bar.add_task("Training", total=total, completed=done, speed="", scores="")
+def _training_bar(total: int, done: int) -> Iterator[TrainingProgress]:
+    """Show a bar for the steps, a second one while the model is scored, and lines with scores."""
+    with _bar() as bar:
+        training = bar.add_task("Training", total=total, completed=done, news="")
+        answering = bar.add_task("Scoring", visible=False, news="")
 
-        def show(record: Record) -> None:
+        def record(record: Record) -> None:
             if record["kind"] == "evaluation":
-                bar.update(task, scores=_scores(record))
+                bar.update(answering, visible=False)
+                bar.console.print(_scored(record, total), highlight=False, markup=False)
             else:
-                bar.update(task, completed=record["step"], speed=_speed(record))
+                bar.update(training, completed=record["step"], news=_speed(record))
 
-        yield show
+        def scoring(done: int, total: int, part: str = "") -> None:
+            if done == 0:
+                bar.reset(answering, visible=True)
+            bar.update(answering, completed=done, total=total, news=part)
+
+        yield TrainingProgress(record, scoring)
 
 
 @contextmanager
 def _answering_bar() -> Iterator[Progress]:
-    with _bar(rich.progress.TextColumn("{task.fields[part]}"), transient=True) as bar:
-        task = bar.add_task("Answering", total=None, part="")
+    with _bar(transient=True) as bar:
+        task = bar.add_task("Answering", total=None, news="")
 
         def show(done: int, total: int, part: str = "") -> None:
-            bar.update(task, completed=done, total=total, part=part)
+            bar.update(task, completed=done, total=total, news=part)
 
         yield show
 
 
-def _bar(news: rich.progress.ProgressColumn, *, transient: bool = False) -> rich.progress.Progress:
+def _bar(*, transient: bool = False) -> rich.progress.Progress:
     return rich.progress.Progress(
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(),
         rich.progress.MofNCompleteColumn(),
-        news,
+        rich.progress.TextColumn("{task.fields[news]}"),
         rich.progress.TimeElapsedColumn(),
         rich.progress.TimeRemainingColumn(),
         console=Console(stderr=True),
@@ -135,5 +155,8 @@ def _speed(record: Record) -> str:
     return f"loss {record['loss']:.3f}  {record['questions_per_second']:.1f} questions/s"
 
 
-def _scores(record: Record) -> str:
-    return f"EM {record['exact_match']:.1f}  F1 {record['f1']:.1f}"
+def _scored(record: Record, total: int) -> str:
+    return (
+        f"step {record['step']}/{total}  EM {record['exact_match']:.1f}  F1 {record['f1']:.1f} "
+        f"of {record['total']} dev questions"
+    )
