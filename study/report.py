@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -48,7 +47,7 @@ class Results:
         """
         columns = [Column(title), Column("seeds")]
         columns += [Column(f"{how}, {metric}") for how in STRATEGIES for metric in _METRICS]
-        columns += [Column("span's F1 against the recipe"), Column("minutes", ".0f")]
+        columns += [Column("span's F1 against the recipe"), Column("steps", ",d")]
         groups = grouped([e for e in experiments if self.has(e)])
         recipes = [seeds for seeds in groups.values() if seeds[0].is_recipe]
         # On growing data all are the recipe.
@@ -59,7 +58,7 @@ class Results:
                 len(seeds),
                 *self._scores(seeds),
                 self._gain(seeds, recipe),
-                self._minutes(seeds),
+                self._read(seeds[0])["steps"],
             )
             for (_, name), seeds in groups.items()
         ]
@@ -75,9 +74,6 @@ class Results:
             return None
         change = self._by_question(seeds, "span") - self._by_question(recipe, "span")
         return _with_interval(change[:, 1], self._clusters(seeds[0]), sign="+")
-
-    def _minutes(self, seeds: Sequence[Experiment]) -> float:
-        return fmean(self._read(experiment)["training_seconds"] / 60 for experiment in seeds)
 
     def _by_question(self, seeds: Sequence[Experiment], how: str) -> Floats:
         """Return exact match and F1 in percent, means over the seeds, (questions, 2)."""
