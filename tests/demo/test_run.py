@@ -19,7 +19,6 @@ from loraqa.demo.run import (
     STRATEGIES,
     DemoResult,
     _make_room,
-    _minutes_after_training,
     _next_steps,
     run_demo,
 )
@@ -127,7 +126,8 @@ def test_the_report_shows_scores_training_strategies_and_answers(demo: Demo) -> 
 def test_the_console_shows_scores_answers_and_next_steps(demo: Demo) -> None:
     assert "60 paragraphs" in demo.printed
     for evaluated in (demo.result.before, demo.result.after):
-        assert f"F1 {evaluated.scores.f1:.1f}" in demo.printed
+        scores = f"F1 {evaluated.scores.f1:.1f} on {evaluated.scores.total} questions"
+        assert f"{scores} in {evaluated.seconds:.1f} seconds" in demo.printed.replace("\n", " ")
     assert demo.data("test").passages[0].questions[0].text in demo.printed
     assert _next_steps(demo.out, str(BASE)) in demo.printed
 
@@ -226,13 +226,6 @@ def test_it_is_not_tested_on_what_chose_the_weights(own: Demo) -> None:
     assert dev
     assert test
     assert not dev & test
-
-
-def test_the_time_after_training_is_estimated_from_that_before() -> None:
-    size = DemoSize(compared_questions=10)
-    # Greedy, beam:4 and span count as 1 + 4 + 1 answers, four strategies that draw as 20.
-    assert _minutes_after_training(0.5, 40, size) == (40 + 26 * 10) / 0.5 / 60
-    assert _minutes_after_training(1000.0, 40, size) == 1
 
 
 @pytest.mark.parametrize(

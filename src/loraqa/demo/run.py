@@ -140,10 +140,9 @@ def _run_demo(
         before = evaluate(Reader.load(base.source, without=without), test, progress=progress)
     console.print(_scores(before))
 
-    minutes = _minutes_after_training(before.questions_per_second, len(test.questions), base.size)
     console.print(
-        f"\nTraining a LoRA adapter; it shows the time left. Scoring and comparing afterwards take "
-        f"about {counted(minutes, 'minute')}."
+        "\nTraining a LoRA adapter, then scoring it and comparing decoding strategies; each shows "
+        "the time left."
     )
     run = RunDirectory(out / "run")
     with run.telling_what_is_kept():
@@ -170,17 +169,6 @@ def _run_demo(
     steps = _next_steps(out, base.source)
     console.print(f"\nThe report is {report}. To go on:\n{steps}", soft_wrap=True)
     return result
-
-
-def _minutes_after_training(speed: float, questions: int, size: DemoSize) -> int:
-    """Estimate the minutes to score and compare from the speed before, in questions per second.
-
-    A strategy that draws gives five answers to a question, beam search holds four, and the span
-    search takes little longer than greedy decoding.
-    """
-    rows = sum({"greedy": 1, "beam:4": 4, "span": 1}.get(name, 5) for name in STRATEGIES)
-    answers = questions + rows * min(size.compared_questions, questions)
-    return max(1, round(answers / speed / 60))
 
 
 def _make_room(out: Path) -> None:
@@ -215,7 +203,7 @@ def _scores(evaluated: Evaluated) -> str:
     scores = evaluated.scores
     return (
         f"exact match {scores.exact_match:.1f}, F1 {scores.f1:.1f} "
-        f"on {counted(scores.total, 'question')} ({evaluated.questions_per_second:.0f} a second)"
+        f"on {counted(scores.total, 'question')} in {evaluated.seconds:.1f} seconds"
     )
 
 
@@ -233,7 +221,7 @@ def _report(
                     ("exact match", f"{before['exact_match']:.1f} → {after['exact_match']:.1f}"),
                     ("F1", f"{before['f1']:.1f} → {after['f1']:.1f}"),
                     ("training", f"{result.trained.training_seconds:.0f} s"),
-                    ("answers a second", f"{result.after.questions_per_second:.0f}"),
+                    ("answers a second", f"{result.after.questions_per_second:.1f}"),
                 ]
             ),
             before_after_table(before, after),
