@@ -474,8 +474,10 @@ def ask(
     if as_json:
         _print_json(answers_json(found, answers))
     else:
+        console = _console()
         for line in answer_lines(context, questions, found):
-            _console().print(line)
+            # In a file or a pipe a line stays a line.
+            console.print(line, soft_wrap=not console.is_terminal)
 
 
 @app.command()

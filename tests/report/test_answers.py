@@ -21,7 +21,7 @@ def shown(context: str, text: str) -> str:
     console = Console(file=terminal, width=400)
     *_, place = answer_lines(context, ["Where?"], [[answer]])
     console.print(place)
-    return terminal.getvalue().strip()
+    return terminal.getvalue().removesuffix("\n").lstrip()
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,7 @@ def shown(context: str, text: str) -> str:
     [
         ("The mill is old.", "characters 4 to 8: The mill is old."),
         ("mill", "characters 0 to 4: mill"),
+        ("\n The mill \n", "characters 6 to 10: The mill"),
         (f"{FAR}The mill is old.", f"characters 84 to 88: …{FAR[-56:]}The mill is old."),
         (f"The mill is {FAR}", f"characters 4 to 8: The mill is {FAR[:56]}…"),
     ],

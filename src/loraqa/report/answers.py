@@ -64,8 +64,9 @@ def _place(context: str, answer: Answered) -> "Text":
     if answer.start is None or answer.end is None:
         return Text("  not in the context" if answer.text else "", "dim")
     first, last = max(answer.start - _AROUND, 0), answer.end + _AROUND
-    before = ("…" if first else "") + _one_line(context[first : answer.start])
-    after = _one_line(context[answer.end : last]) + ("…" if last < len(context) else "")
+    before, after = _one_line(context[first : answer.start]), _one_line(context[answer.end : last])
+    before = f"…{before}" if first else before.lstrip()
+    after = f"{after}…" if last < len(context) else after.rstrip()
     return Text.assemble(
         (f"  characters {answer.start} to {answer.end}: {before}", "dim"),
         (_one_line(context[answer.start : answer.end]), "green underline"),
