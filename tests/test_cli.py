@@ -171,9 +171,22 @@ def test_a_run_resumes_with_its_own_settings(call: Call, run: Path) -> None:
     assert "lora.rank was 16, now 3" in error
 
 
+def without_ids(path: Path) -> Path:
+    rows = [
+        {"context": passage.context, "question": question.text, "answer": question.golds[0]}
+        for passage in PASSAGES
+        for question in passage.questions
+    ]
+    path.write_text(json.dumps(rows))
+    return path
+
+
+@pytest.mark.parametrize("ids", ["their own", "made by loraqa"])
 def test_evaluate_writes_predictions_that_score_the_same(
-    call: Call, run: Path, data: Path, tmp_path: Path
+    ids: str, call: Call, run: Path, data: Path, tmp_path: Path
 ) -> None:
+    if ids != "their own":
+        data = without_ids(tmp_path / "rows.json")
     predictions = tmp_path / "predictions.json"
     status, out, _ = call("evaluate", run, "--data", data, "--out", predictions, "--json")
     evaluated = json.loads(out)

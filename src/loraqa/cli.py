@@ -347,7 +347,7 @@ def score(
         read_no_answer_probabilities(no_answer_probabilities) if no_answer_probabilities else None
     )
     dataset = read_passages(data, on_bad=on_bad)
-    check_ids(dataset)
+    check_ids(dataset, answers)
     scores = official_score(answers, dataset, probabilities).to_json()
     if as_json:
         _print_json(scores)

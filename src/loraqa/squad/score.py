@@ -158,12 +158,12 @@ def score(
     )
 
 
-def check_ids(dataset: QADataset) -> None:
-    """Raise `InputError` if the data have questions without ids of their own.
+def check_ids(dataset: QADataset, predictions: Collection[str]) -> None:
+    """Raise `InputError` if data without ids of their own lack predictions.
 
-    The ids of predictions made elsewhere cannot fit the ids that loraqa makes.
+    Predictions that loraqa wrote have the ids that it makes; those made elsewhere cannot.
     """
-    if dataset.made_ids:
+    if dataset.made_ids and not set(dataset.order) <= set(predictions):
         raise InputError(
             f"{dataset.source} has {counted(dataset.made_ids, 'question')} without an id, and "
             "predictions are found by id; add the column `id`."
