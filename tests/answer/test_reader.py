@@ -62,6 +62,13 @@ def test_answers_and_probabilities_equal_transformers(
         assert answer.no_answer_probability == pytest.approx(none, rel=1e-3)
 
 
+def test_one_question_is_not_taken_for_a_list(segments: SegmentTokenizer) -> None:
+    with pytest.raises(
+        InputError, match=r"^The questions are one text; give a list, \['Who\?'\]\.$"
+    ):
+        reader_of(segments).answer("Ruth built the mill.", "Who?")
+
+
 def test_progress_counts_prompts(segments: SegmentTokenizer) -> None:
     calls: list[tuple[int, int]] = []
     reader = reader_of(segments, tokens_per_batch=300)

@@ -20,7 +20,7 @@ from loraqa.answer.journal import Journal
 from loraqa.answer.locate import locate
 from loraqa.answer.progress import Progress
 from loraqa.answer.strategies import DEFAULT_STRATEGY, MAX_SAMPLES, parse_strategy
-from loraqa.errors import InputError, LoraqaError, counted
+from loraqa.errors import InputError, LoraqaError, counted, quote
 from loraqa.model.memory import explaining_lack_of_memory
 from loraqa.model.runner import Runner
 from loraqa.model.stop import stopping
@@ -359,7 +359,9 @@ def check_count(count: int) -> None:
 
 
 def check_asked(context: str, questions: Sequence[str]) -> None:
-    """Raise `InputError` if a text is blank or not valid Unicode."""
+    """Raise `InputError` if a text is blank or not valid Unicode, or the questions are no list."""
+    if isinstance(questions, str):
+        raise InputError(f"The questions are one text; give a list, [{quote(questions)}].")
     _check_text("context", context)
     for question in questions:
         _check_text("question", question)
