@@ -45,6 +45,7 @@ Run = Annotated[
     Path,
     typer.Argument(help="Run, adapter (loraqa's or PEFT's), merged model, or base model."),
 ]
+Trained = Annotated[Path, typer.Argument(help="Run, or adapter (loraqa's or PEFT's).")]
 
 
 def _check_base(source: str | None) -> str | None:
@@ -94,7 +95,7 @@ Prompts = Annotated[
     typer.Option(
         "--template",
         callback=_check_template,
-        help="Prompt template instead of that of the training; chat is the model's own.",
+        help="Prompt template; chat is the model's own; default: that of the training, if any.",
     ),
 ]
 Without = Annotated[
@@ -534,7 +535,7 @@ def serve(
 
 @app.command()
 def analyze(
-    run: Run,
+    run: Trained,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -570,7 +571,7 @@ def analyze(
 
 @app.command()
 def export(
-    run: Run,
+    run: Trained,
     out: Annotated[Path, typer.Option(help="New folder.")],
     format: Annotated[
         Literal["peft", "merged"],

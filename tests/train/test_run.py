@@ -115,7 +115,8 @@ def test_settings_are_only_chosen_for_a_usable_folder(begun: RunDirectory, tmp_p
     with pytest.raises(InputError) as caught:
         begun.choose_settings(None, {"seed": 1}, [], resume=True)
     assert str(caught.value) == (
-        "A resumed run keeps its settings, but seed was 0, now 1: restore them, or start a new run."
+        "A resumed run keeps its settings, but seed was 0, now 1: leave the change out, or start a "
+        "new run in another folder."
     )
     with pytest.raises(InputError) as caught:
         RunDirectory(tmp_path / "nowhere").choose_settings(None, {}, [], resume=True)

@@ -70,18 +70,17 @@ class QADataset:
             InputError: there are such questions and `on_bad` is "stop", or there are no others.
         """
         without = {q.id for q in self.questions if q.answerable and not q.answers}
+        problems = [problem for problem in self.unplaced if problem.place.id in without]
+        told = listing(self.source, problems)
+        if without and on_bad == "stop":
+            raise InputError(f"{told}\nCorrect them, or leave them out with --on-bad skip.")
         if self.unplaced:
             logger.warning(
-                f"{self.source}: answers without a place in the context, which are left out of "
-                f"training: {len(self.unplaced):,}; {counted(len(without), 'question')} without "
-                "any other answer."
+                f"{self.source}: training leaves out "
+                f"{counted(len(self.unplaced), 'answer')} without a place in the context."
             )
         if not without:
             return self
-        problems = [problem for problem in self.unplaced if problem.place.id in without]
-        told = listing(self.source, problems)
-        if on_bad == "stop":
-            raise InputError(f"{told}\nCorrect them, or leave them out with --on-bad skip.")
         logger.warning("%s", told)
         kept = [
             replace(passage, questions=tuple(q for q in passage.questions if q.id not in without))

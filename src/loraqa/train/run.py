@@ -333,7 +333,8 @@ class RunDirectory:
 def _check_same_settings(before: RunSettings, after: RunSettings) -> None:
     if listed := _difference(before, after):
         raise InputError(
-            f"A resumed run keeps its settings, but {listed}: restore them, or start a new run."
+            f"A resumed run keeps its settings, but {listed}: leave the change out, or start a new "
+            "run in another folder."
         )
 
 
