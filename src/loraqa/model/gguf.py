@@ -125,7 +125,9 @@ def _check_packages(path: Path) -> None:
 
 def _convert(path: Path, folder: Path) -> None:
     """Write the model of a GGUF file to a folder in transformers' format."""
-    logger.info(f"Converting {path} to transformers' format; later runs find it in the cache.")
+    logger.info(
+        f"Converting {path} to transformers' format; later runs find it in {cache_folder(_CACHE)}."
+    )
     from loraqa.model.memory import ADVICE_TO_LOADERS, explaining_lack_of_memory
 
     with (
