@@ -106,6 +106,16 @@ def test_another_base_causes_a_warning(
     assert "is not the one that the adapter was trained on" in caplog.text
 
 
+def test_a_base_that_the_adapter_does_not_fit_is_refused_without_a_warning(
+    run: Path, tmp_path: Path, tiny_tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny_model("llama").save_pretrained(tmp_path / "other")
+    tiny_tokenizer.save_pretrained(tmp_path / "other")
+    with pytest.raises(InputError, match="load the base model it was trained on"):
+        load_model(run, base=tmp_path / "other", device="cpu")
+    assert not caplog.records
+
+
 def test_a_base_that_changed_in_its_place_is_refused_with_what_changed(
     run: Path, info: AdapterInfo, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

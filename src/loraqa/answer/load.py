@@ -103,28 +103,19 @@ def _load_adapted(
     )
     if info is None:
         info = _assumed_info(folder, found, model)
-    elif changes := info.base.changes(found):
-        _tell_of_changes(folder, found, info.base, changes, chosen=base is not None)
-    load_adapter(model, folder)
-    return model, tokenizer, info.model_copy(update={"base": found})
-
-
-def _tell_of_changes(
-    folder: Path, found: BaseInfo, trained_on: BaseInfo, changes: list[str], *, chosen: bool
-) -> None:
-    """Warn of another base that the user chose. Raises `InputError` if the user did not choose."""
-    if not chosen:
+    changes = " and ".join(info.base.changes(found))
+    if changes and base is None:
         raise InputError(
             f"The base model {found.source} is not what it was when the adapter in {folder} was "
-            f"trained: {' and '.join(changes)} changed; restore it, or name a base with --base."
+            f"trained: {changes} changed; restore it, or name a base with --base."
         )
-    logger.warning(
-        "The base model %s is not the one that the adapter was trained on, %s: %s changed; its "
-        "answers may be worse.",
-        found,
-        trained_on,
-        " and ".join(changes),
-    )
+    load_adapter(model, folder)
+    if changes:
+        logger.warning(
+            f"The base model {found} is not the one that the adapter was trained on, {info.base}: "
+            f"{changes} changed; its answers may be worse."
+        )
+    return model, tokenizer, info.model_copy(update={"base": found})
 
 
 def _named_base(folder: Path, info: AdapterInfo | None) -> tuple[str, str | None]:
