@@ -294,12 +294,17 @@ def every_answer(prompt: tuple[int, ...], sequences: list[list[int]]) -> dict[st
 
 
 def search_of(
-    choices: list[list[list[int]]], branches: int, count: int, rows: int, most_paths: float
+    choices: list[list[list[int]]],
+    branches: int,
+    count: int,
+    rows: int,
+    most_paths: float = inf,
+    slack: float = inf,
 ) -> _Search:
     oracle = Oracle([(number,) for number in range(branches * len(choices))])
     read = [partial(reading, sequences) for sequences in choices for _ in range(branches)]
     forest = _Forest([Trie.of(sequences) for sequences in choices], [branches] * len(choices))
-    search = _Search(forest, 4, read, count, rows, most_paths)
+    search = _Search(forest, 4, read, count, rows, most_paths, slack)
     search.run(oracle, oracle.logits())
     return search
 
@@ -314,7 +319,7 @@ def test_finds_the_best_of_any_sequences(
     choices: list[list[list[int]]], branches: int, count: int, rows: int
 ) -> None:
     """Random logits make long sequences win too, which an untrained model would not."""
-    found = search_of(choices, branches, count, rows, inf).answers()
+    found = search_of(choices, branches, count, rows).answers()
     for number, answers in enumerate(found):
         sequences = choices[number // branches]
         expected = every_answer((number,), sequences)
@@ -347,9 +352,26 @@ def test_the_share_of_an_answer_is_within_its_bounds(
             assert 0 <= search.at_least <= search.at_most <= 1 + 1e-6
 
 
+@given(
+    st.lists(SEQUENCES, min_size=1, max_size=3), st.integers(1, 9), st.sampled_from([0, 0.1, 0.5])
+)
+def test_the_search_goes_on_until_the_bounds_are_close(
+    choices: list[list[list[int]]], rows: int, slack: float
+) -> None:
+    found = search_of(choices, 1, 1, rows, slack=slack).answers()
+    for number, (sequences, (best,)) in enumerate(zip(choices, found, strict=True)):
+        expected = every_answer((number,), sequences)
+        no_answer = float(Oracle([(number,)]).logits().softmax(dim=-1)[0, 4])
+        total = sum(map(sum, ({"": [no_answer]} | expected).values()))
+        share = sum(expected[reading(sequences, best.index)]) / total
+        assert best.search.at_most - best.search.at_least <= slack + 1e-6
+        assert best.search.at_least - 1e-6 <= share <= best.search.at_most + 1e-6
+        assert exp(best.score) == pytest.approx(max(map(max, expected.values())), rel=1e-4)
+
+
 @given(SEQUENCES)
 def test_bounds_are_equal_if_every_path_was_computed(sequences: list[list[int]]) -> None:
-    (answers,) = search_of([sequences], 1, 100, 9, inf).answers()
+    (answers,) = search_of([sequences], 1, 100, 9).answers()
     for answer in answers:
         assert answer.search.at_least == pytest.approx(answer.search.at_most)
 
@@ -358,7 +380,7 @@ def test_bounds_are_equal_if_every_path_was_computed(sequences: list[list[int]])
 def test_a_search_that_stops_early_says_so_if_it_may_have_missed_something(
     sequences: list[list[int]], rows: int, most_paths: int
 ) -> None:
-    (whole,) = search_of([sequences], 1, 1, rows, inf).answers()
+    (whole,) = search_of([sequences], 1, 1, rows).answers()
     (short,) = search_of([sequences], 1, 1, rows, most_paths).answers()
     assert short[0].score <= whole[0].score + 1e-6
     assert short[0].search.paths <= whole[0].search.paths

@@ -19,6 +19,7 @@ from loraqa.answer.decode import Prompts, Rules, Strategy, Written
 from loraqa.answer.journal import Journal
 from loraqa.answer.locate import locate
 from loraqa.answer.progress import Progress
+from loraqa.answer.span import SpanSearch
 from loraqa.answer.strategies import DEFAULT_STRATEGY, MAX_SAMPLES, parse_strategy
 from loraqa.errors import InputError, LoraqaError, counted, quote
 from loraqa.model.memory import explaining_lack_of_memory
@@ -33,6 +34,9 @@ from loraqa.prompt.tree import Tree
 from loraqa.squad import Passage, Question, normalize_answer
 
 logger = logging.getLogger("loraqa")
+
+# How far apart the bounds of an answer's probability are at most, where people look at them.
+_SLACK = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +137,8 @@ class Reader:
         check_count(count)
         asked = tuple(Question(str(number), text) for number, text in enumerate(questions))
         chosen = parse_strategy(strategy) if isinstance(strategy, str) else strategy
+        if isinstance(chosen, SpanSearch):
+            chosen = replace(chosen, slack=min(chosen.slack, _SLACK))
         with stopping(self.runner.model, stop) if stop else nullcontext():
             read = self.read([Passage(context, asked)], chosen, answers=count, seed=seed)
         return [_merge_votes(answers, chosen.draws) for answers in read]

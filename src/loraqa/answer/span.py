@@ -46,11 +46,14 @@ class SpanSearch:
     Attributes:
         most_paths: when so many paths were extended for a question that has an answer, the search
             stops. Then a better answer may be missed, and `Searched.exact` says so.
+        slack: how far apart the bounds of a share may be. The search goes on after the best answers
+            are found until they are so close.
         at_once: bounds the number of paths that one step extends (at least one per prompt), and
             with it the memory. The result does not depend on it.
     """
 
     most_paths: float = math.inf
+    slack: float = math.inf
     draws: bool = False
     # Several paths of a prompt may wait, but most are much shorter than the longest answer.
     rows: int = 1
@@ -81,6 +84,7 @@ class SpanSearch:
             prompts.answers,
             self.at_once,
             self.most_paths,
+            self.slack,
         )
         search.run(prompts.session, prompts.logits)
         return [
@@ -275,6 +279,7 @@ class _Search:
         rows: how many paths one step extends, at least one per prompt.
         most_paths: when so many paths were extended for a prompt that has an answer, the rest is
             dropped.
+        slack: how far apart the bounds of a share may be.
     """
 
     def __init__(
@@ -285,22 +290,24 @@ class _Search:
         count: int,
         rows: int,
         most_paths: float = math.inf,
+        slack: float = math.inf,
     ) -> None:
         prompts = len(forest.roots)
         self._forest, self._eos, self._read = forest, eos, read
-        self._count, self._rows, self._most_paths = count, rows, most_paths
+        self._count, self._rows = count, rows
+        self._most_paths, self._slack = most_paths, slack
         self._met: list[dict[str, _Answer]] = [{} for _ in range(prompts)]
         # (prompts,) log-probability that a path must exceed to matter.
         self._worst = np.full(prompts, -np.inf)
-        # (prompts,) probability of "no answer", and of all dropped paths together.
-        self._none, self._dropped = np.zeros(prompts), np.zeros(prompts)
+        # (prompts,) probability of all spans met and "no answer", and of all dropped paths.
+        self._known, self._dropped = np.zeros(prompts), np.zeros(prompts)
         self._paths, self._exact = np.zeros(prompts, dtype=int), np.ones(prompts, dtype=bool)
         self._answered = np.zeros(prompts, dtype=bool)
 
     def run(self, session: DecodingSession, logits: Tensor) -> None:
         """Search from the first logits of each prompt."""
         prompts = np.arange(len(self._met))
-        self._none = np.exp(_log_probabilities(logits, prompts, np.full_like(prompts, self._eos)))
+        self._known = np.exp(_log_probabilities(logits, prompts, np.full_like(prompts, self._eos)))
         start = _Frontier(session, prompts, prompts, self._forest.roots, np.zeros(len(prompts)))
         # Depth first: complete spans found early bound the paths that wait higher up.
         waiting = [self._look(start, session, logits)]
@@ -322,28 +329,42 @@ class _Search:
         return nlargest(self._count, self._met[prompt].values(), key=lambda answer: answer.score)
 
     def _searched(self, prompt: int, answer: _Answer) -> Searched:
-        met = self._met[prompt]
-        known = sum(each.probability for each in met.values())
-        if "" not in met:
-            known += float(self._none[prompt])
         dropped = float(self._dropped[prompt])
+        total = float(self._known[prompt]) + dropped
         return Searched(
-            answer.probability / (known + dropped),
-            (answer.probability + dropped) / (known + dropped),
+            answer.probability / total,
+            (answer.probability + dropped) / total,
             int(self._paths[prompt]),
             bool(self._exact[prompt]),
         )
 
     def _worthwhile(self, paths: _Frontier) -> _Frontier:
-        """Drop the paths that can no longer lead to one of the best answers."""
-        better = paths.scores > self._worst[paths.prompts]
+        """Drop the paths that are not needed, or no longer allowed."""
         allowed = self._paths[paths.prompts] < self._most_paths
         # Every prompt gets an answer.
         allowed |= ~self._answered[paths.prompts]
+        better = paths.scores > self._worst[paths.prompts]
         self._exact[paths.prompts[better & ~allowed]] = False
-        kept = better & allowed
+        kept = allowed & (better | self._weighty(paths, better))
         np.add.at(self._dropped, paths.prompts[~kept], np.exp(paths.scores[~kept]))
         return paths.only(kept)
+
+    def _weighty(self, paths: _Frontier, better: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return which paths would widen the bounds beyond `slack` if they were dropped.
+
+        Of those that are not better, the least probable are dropped first.
+        """
+        probabilities = np.where(better, 0.0, np.exp(paths.scores))
+        order = np.lexsort((probabilities, paths.prompts))
+        sums = probabilities[order].cumsum()
+        prompts, first = np.unique(paths.prompts[order], return_index=True)
+        before = np.zeros(len(self._met))
+        before[prompts] = sums[first] - probabilities[order[first]]
+        dropped = np.empty(len(paths))
+        dropped[order] = sums - before[paths.prompts[order]]
+        room = self._slack * self._known - self._dropped
+        weighty: NDArray[np.bool_] = dropped > room[paths.prompts]
+        return weighty
 
     def _step(self, paths: _Frontier, device: torch.device) -> _Frontier:
         np.add.at(self._paths, paths.prompts, 1)
@@ -386,6 +407,9 @@ class _Search:
         reading = self._read[prompt](index)
         answer = self._met[prompt].setdefault(reading, _Answer(index, -math.inf, 0.0))
         answer.probability += math.exp(score)
+        # "No answer" is known from the start.
+        if reading:
+            self._known[prompt] += math.exp(score)
         if score > answer.score:
             answer.index, answer.score = index, score
         if score > self._worst[prompt] and len(self._met[prompt]) >= self._count:
