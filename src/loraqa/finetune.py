@@ -24,6 +24,7 @@ from loraqa.adapter.info import AdapterInfo, BaseInfo, write_adapter_info
 from loraqa.answer.evaluate import evaluate, sample_questions
 from loraqa.answer.progress import Progress
 from loraqa.answer.reader import Reader
+from loraqa.answer.span import SpanSearch
 from loraqa.errors import InputError, counted, some_of
 from loraqa.files import replacing_folder, write_text
 from loraqa.lora.adapt import adapt, parameter_counts
@@ -51,6 +52,10 @@ from loraqa.train.schedule import total_steps
 from loraqa.train.settings import DataSettings, ModelSettings, RunSettings
 
 logger = logging.getLogger("loraqa")
+
+# A fine-tuned model needs about five paths for a question, and hardly ever more than 32. A model
+# that has learned nothing needs hundreds, and its score is not worth so much.
+_SCORING = SpanSearch(most_paths=32)
 
 # Scoring keeps only keys and values, so its batches can be four times larger than in training.
 _SCORING_BATCH_FACTOR = 4
@@ -284,7 +289,7 @@ def _scorer(
         return None
     count = settings.evaluation.questions or len(data.questions)
     sample = sample_questions(data, count, settings.seed)
-    return lambda: evaluate(reader, sample, progress=progress).scores
+    return lambda: evaluate(reader, sample, _SCORING, progress=progress).scores
 
 
 def _adapter_info(reader: Reader, base: BaseInfo) -> AdapterInfo:
