@@ -171,9 +171,9 @@ def test_scoring_computes_the_tokens_of_four_training_batches_at_once(
 ) -> None:
     budgets: set[int] = set()
 
-    def watched(reader: Reader, *rest: Any) -> Any:
+    def watched(reader: Reader, *rest: Any, **named: Any) -> Any:
         budgets.add(reader.tokens_per_batch)
-        return evaluate(reader, *rest)
+        return evaluate(reader, *rest, **named)
 
     monkeypatch.setattr("loraqa.finetune.evaluate", watched)
     finetune(chosen, tmp_path / "run")
