@@ -7,7 +7,7 @@ from benchmarks.harness import Contender, Job
 from benchmarks.suites import FULL
 from tests.conftest import needs_compiler
 
-IN_BOTH = ["kept-memory", "fused-gelu", "compiled-gelu", "compiled-trees"]
+IN_BOTH = ["fused-gelu", "compiled-gelu", "compiled-trees"]
 OF_LLAMA = ["compiled-norms", "compiled-gates", "compiled-rotary", "shared-inputs"]
 IN_ANSWERING = ["compiled-rows", "prepacked-weights"]
 
@@ -33,7 +33,7 @@ def test_each_acceleration_of_a_cpu_is_left_out_and_then_all() -> None:
 def test_a_llama_has_others() -> None:
     sides = ablation("", "llama", "", "", FULL, "float32").sides
     assert list(sides) == [
-        *("nothing", "kept-memory", *OF_LLAMA, "compiled-trees", "all"),
+        *("nothing", *OF_LLAMA, "compiled-trees", "all"),
         "trees: padded rows instead",
     ]
 

@@ -1,6 +1,7 @@
 """Loading a base model: its device, its dtype, its weights (or random ones)."""
 
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,9 @@ from loraqa.prompt.segments import SegmentTokenizer
 logger = logging.getLogger("loraqa")
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+# How many compiled products oneDNN and PyTorch keep. A step has about 20, the same in all layers.
+_COMPILED_PRODUCTS = "64"
 
 
 def load_base(
@@ -96,6 +100,7 @@ def check_vocabulary(tokenizer: SegmentTokenizer, model: PreTrainedModel) -> Non
 def _load(
     where: ModelSource, config: Any, dtype: str, device: str, random_weights: bool
 ) -> PreTrainedModel:
+    _keep_few_compiled_products()
     torch_device = choose_device(device)
     if torch_device.type == "cuda":
         # Triton kernels and CUDA graphs run on the current GPU.
@@ -162,6 +167,17 @@ def choose_device(device: str) -> torch.device:
         raise InputError(
             f"The device {device!r} cannot be used ({reason}); give auto, cpu or another one."
         ) from None
+
+
+def _keep_few_compiled_products() -> None:
+    """Bound what a processor's products in bfloat16 keep in memory, unless the user has done so.
+
+    oneDNN compiles a product for each number of rows, and nearly every batch has its own. 1,024 are
+    kept by default; on a processor with AMX each takes 5 MB. Both read these variables at the first
+    such product.
+    """
+    for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(variable, _COMPILED_PRODUCTS)
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:

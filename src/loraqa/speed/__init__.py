@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from loraqa.errors import InputError, did_you_mean, quote
 
 OF_MODELS = {
-    "kept-memory": "loraqa.speed.cpu.memory",
     "fused-gelu": "loraqa.speed.fused_gelu",
     "compiled-gelu": "loraqa.speed.cpu.gelu",
     "compiled-norms": "loraqa.speed.cpu.norm",
