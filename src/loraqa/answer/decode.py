@@ -127,7 +127,7 @@ class Searched(NamedTuple):
         at_least, at_most: bounds of the answer's share of the probability of all spans and "no
             answer". Spans that read the same count together.
         paths: how many paths were extended by a token for the question.
-        exact: whether no better answer can have been missed.
+        exact: false if the search stopped before it was sure of the best answers.
     """
 
     at_least: float
@@ -145,7 +145,7 @@ class Written:
         log_probability: sum of ln p(token | prompt, tokens before it) over all tokens, including
             the end token, in the model's own distribution, before any filter.
         place: (start, end) in the context if the answer was copied from it, else None.
-        search: of a span search.
+        search: what a span search knows about the answer; None for other strategies.
     """
 
     tokens: tuple[int, ...]

@@ -19,7 +19,7 @@ from loraqa.answer.decode import Prompts, Rules, Strategy, Written
 from loraqa.answer.journal import Journal
 from loraqa.answer.locate import locate
 from loraqa.answer.progress import Progress
-from loraqa.answer.span import SpanSearch
+from loraqa.answer.span import SpanSearch, reading
 from loraqa.answer.strategies import DEFAULT_STRATEGY, MAX_SAMPLES, parse_strategy
 from loraqa.errors import InputError, LoraqaError, counted, quote
 from loraqa.model.memory import explaining_lack_of_memory
@@ -31,7 +31,7 @@ from loraqa.prompt.plan import pack
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
 from loraqa.prompt.tree import Tree
-from loraqa.squad import Passage, Question, normalize_answer
+from loraqa.squad import Passage, Question
 
 logger = logging.getLogger("loraqa")
 
@@ -55,8 +55,8 @@ class Answered:
         probability_at_least, probability_at_most: bounds of the answer's share of the probability
             of all spans and "no answer" (see `Searched`); None if no spans were searched.
         paths: how many paths the span search extended by a token for this question.
-        exact: whether the span search can have missed no better answer.
-        votes: how many of the answers to the question read the same as this one, itself included.
+        exact: false if the span search stopped before it was sure of the best answers.
+        votes: how many of the answers to the question read like this one; it counts itself.
     """
 
     question_id: str
@@ -340,22 +340,18 @@ def _of_each_reading(answers: Sequence[Answered]) -> list[Answered]:
     """Keep the first of the answers that read the same."""
     first: dict[str, Answered] = {}
     for answer in answers:
-        first.setdefault(_reading(answer), answer)
+        first.setdefault(reading(answer.text), answer)
     return list(first.values())
 
 
 def _merge_votes(answers: Sequence[Answered], draws: bool) -> list[Answered]:
     """Make one of the answers that read the same. Order samples by their votes."""
-    votes = Counter(map(_reading, answers))
+    votes = Counter(reading(answer.text) for answer in answers)
     best = [
-        replace(answer, votes=votes[_reading(answer)])
+        replace(answer, votes=votes[reading(answer.text)])
         for answer in _of_each_reading(_ranked(answers) if draws else answers)
     ]
     return sorted(best, key=lambda answer: -answer.votes) if draws else best
-
-
-def _reading(answer: Answered) -> str:
-    return normalize_answer(answer.text) or answer.text
 
 
 def check_count(count: int) -> None:

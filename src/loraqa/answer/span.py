@@ -80,7 +80,7 @@ class SpanSearch:
         search = _Search(
             _Forest(tries, branches),
             prompts.rules.tokenizer.eos,
-            [partial(_reading, context, choices) for context, choices in of_prompts],
+            [partial(_read, context, choices) for context, choices in of_prompts],
             prompts.answers,
             self.at_once,
             self.most_paths,
@@ -100,11 +100,14 @@ class _Span(NamedTuple):
     place: tuple[int, int] | None
 
 
-def _reading(context: str, spans: Sequence[_Span], index: int) -> str:
-    """Return what two spans have in common that read the same."""
-    place = spans[index].place
-    text = context[slice(*place)] if place else ""
+def reading(text: str) -> str:
+    """Return the text as SQuAD normalizes it, by which answers read the same; "" for no answer."""
     return normalize_answer(text) or text
+
+
+def _read(context: str, spans: Sequence[_Span], index: int) -> str:
+    place = spans[index].place
+    return reading(context[slice(*place)]) if place else ""
 
 
 def _written(span: _Span, found: "_Found", rules: Rules) -> Written:
@@ -345,7 +348,8 @@ class _Search:
         allowed |= ~self._answered[paths.prompts]
         better = paths.scores > self._worst[paths.prompts]
         self._exact[paths.prompts[better & ~allowed]] = False
-        kept = allowed & (better | self._weighty(paths, better))
+        needed = better if math.isinf(self._slack) else better | self._weighty(paths, better)
+        kept = allowed & needed
         np.add.at(self._dropped, paths.prompts[~kept], np.exp(paths.scores[~kept]))
         return paths.only(kept)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MAX_BEAMS = 32
 """The most beams. Each is a row of the batch."""
 MAX_SAMPLES = 100
-"""The most answers that can be drawn for a question."""
+"""The most answers that a question can have."""
 
 # A number that is written out exactly; neither an exponent, nor an infinity, nor Unicode digits.
 _NUMBER = re.compile(r"(?=[0-9.]{1,7}$)[0-9]*\.?[0-9]+")
@@ -60,7 +60,7 @@ _FILTERS = {
     "typical": _Parameter(0.95, 0.0001, 0.9999),
 }
 _WIDTH = _Parameter(4, 1, MAX_BEAMS, whole=True)
-# A number for the message; without one the search has no limit.
+# The default stands in messages only: without a number the search has no limit.
 _PATHS = _Parameter(1000, 1, 999_999, whole=True)
 _PARAMETERS = {**_FILTERS, "beam": _WIDTH, "span": _PATHS}
 
