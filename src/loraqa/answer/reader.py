@@ -57,6 +57,8 @@ class Answered:
         paths: how many paths the span search extended by a token for this question.
         exact: false if the span search stopped before it was sure of the best answers.
         votes: how many of the answers to the question read like this one; it counts itself.
+        confidence: the calibrated probability that the answer is right; None where the model was
+            not calibrated, or no spans were searched.
     """
 
     question_id: str
@@ -71,6 +73,7 @@ class Answered:
     paths: int | None = None
     exact: bool | None = None
     votes: int = 1
+    confidence: float | None = None
 
 
 @dataclass(frozen=True)
