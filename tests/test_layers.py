@@ -14,6 +14,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "loraqa"
 # From the foundation up; each room may import the rooms listed before it.
 ROOMS = [
     "squad",
+    "analysis",
     "lora",
     "prompt",
     "model",
@@ -38,7 +39,10 @@ TIED = {
     "loraqa.speed.gpu.trees": {"speed/gpu/graphs.py"},
     "loraqa.speed.start.process": {"cli.py"},
 }
-HEAVY = ["torch", "transformers", "tokenizers", "datasets", "pyarrow", "pandas", "matplotlib"]
+HEAVY = [
+    *("torch", "transformers", "tokenizers", "datasets", "pyarrow", "pandas", "matplotlib"),
+    *("sklearn", "scipy"),
+]
 UNSAFE_MODULES = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 UNSAFE_CALLS = {"torch.load", "torch.save"}
 UNSAFE_OPTIONS = {"trust_remote_code", "allow_pickle"}
@@ -237,4 +241,4 @@ def test_checks_see_what_they_look_for() -> None:
     assert prints(ast.parse("print('x')"))
     assert not prints(ast.parse("'print'"))
     assert loaded_by("import tokenizers") == {"tokenizers"}
-    assert allowed_in("lora") == {*FOR_ALL, "squad", "lora"}
+    assert allowed_in("lora") == {*FOR_ALL, "squad", "analysis", "lora"}

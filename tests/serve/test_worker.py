@@ -124,9 +124,7 @@ def reader(tiny_folder: Path) -> Reader:
 
 
 @pytest.mark.parametrize("strategy", ["greedy", "span", "beam:32", "temperature:100"])
-def test_a_real_model_stops_halfway_and_answers_as_before(
-    reader: Reader, strategy: str
-) -> None:
+def test_a_real_model_stops_halfway_and_answers_as_before(reader: Reader, strategy: str) -> None:
     begun, ended = Event(), Event()
 
     def answer(context: str, *rest: Any, stop: Event, **named: Any) -> list[Answered]:
