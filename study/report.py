@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loraqa.analysis.significance import interval
 from loraqa.errors import InputError
 from loraqa.report.tables import Column, Table
 from loraqa.squad import QADataset
@@ -15,7 +16,6 @@ from study.experiments import STRATEGIES, Experiment, grouped
 
 Floats = NDArray[np.float64]
 
-_RESAMPLES = 2_000
 _METRICS = ("exact match", "F1")
 
 
@@ -104,22 +104,6 @@ class Results:
     def _read(self, experiment: Experiment) -> Mapping[str, Any]:
         read: Mapping[str, Any] = json.loads(self.file(experiment).read_text())
         return read
-
-
-def interval(values: Floats, clusters: NDArray[np.int64]) -> tuple[float, float]:
-    """Return the 95% interval of the mean by bootstrap over clusters.
-
-    Questions on one context are not independent, so whole contexts are drawn again.
-
-    Args:
-        values: (questions,) a number for each question.
-        clusters: (questions,) the context of each question, numbered from 0.
-    """
-    sums, counts = np.bincount(clusters, values), np.bincount(clusters)
-    drawn = np.random.default_rng(0).integers(len(sums), size=(_RESAMPLES, len(sums)))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def _with_interval(values: Floats, clusters: NDArray[np.int64], sign: str = "") -> str:

@@ -1,34 +1,17 @@
-"""The study's experiments and intervals."""
+"""The study's experiments and tables."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
-from statistics import NormalDist
 
 import numpy as np
 import pytest
 from study.experiments import SEEDS, Experiment, confirmation, curve, screening
-from study.report import Results, interval
+from study.report import Results
 from tests.model.conftest import PASSAGES
 
 from loraqa.errors import InputError
 from loraqa.squad import QADataset
-
-
-def test_the_interval_of_independent_questions_is_that_of_the_normal_distribution() -> None:
-    values = np.random.default_rng(1).normal(60, 20, 4_000)
-    low, high = interval(values, np.arange(4_000))
-    error = values.std() / np.sqrt(4_000)
-    normal = NormalDist(values.mean(), error)
-    expected = [normal.inv_cdf(0.025), normal.inv_cdf(0.975)]
-    assert np.allclose([low, high], expected, atol=error / 5)
-
-
-def test_questions_on_one_context_that_agree_count_once() -> None:
-    values = np.random.default_rng(1).normal(60, 20, 400)
-    once = np.subtract(*interval(values, np.arange(400)))
-    five_times = np.subtract(*interval(np.repeat(values, 5), np.repeat(np.arange(400), 5)))
-    assert np.isclose(once, five_times)
 
 
 def test_experiments_that_do_the_same_have_one_result() -> None:
