@@ -63,5 +63,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 ifneq ($(TORCH_INDEX),)
 	$(BIN)/pip install --no-deps --index-url $(TORCH_INDEX) -c constraints.txt torch
 endif
-	$(BIN)/pip install -c constraints.txt -e '.[dev,gguf,serve]'
+	$(BIN)/pip install -c constraints.txt -e '.[dev,documents,gguf,serve]'
 	@touch $@

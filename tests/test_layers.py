@@ -19,6 +19,7 @@ ROOMS = [
     "prompt",
     "model",
     "adapter",
+    "documents",
     "train",
     "answer",
     "report",

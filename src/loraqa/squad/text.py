@@ -31,11 +31,17 @@ def read_text(path: Path) -> str:
     Line ends are kept, so that offsets match the file; a byte order mark is removed. Raises
     `InputError` like `read_bytes` and `decode`.
     """
+    return decode(*read_source(path)).removeprefix(BYTE_ORDER_MARK)
+
+
+def read_source(path: Path) -> tuple[bytes, str]:
+    """Return the bytes of a file, or of standard input if `path` is "-", and a name for messages.
+
+    Raises `InputError` like `read_bytes`.
+    """
     if str(path) == "-":
-        text = decode(sys.stdin.buffer.read(), "standard input")
-    else:
-        text = decode(read_bytes(path), str(path))
-    return text.removeprefix(BYTE_ORDER_MARK)
+        return sys.stdin.buffer.read(), "standard input"
+    return read_bytes(path), str(path)
 
 
 def decode(data: bytes, source: str) -> str:
