@@ -24,6 +24,7 @@ from loraqa.speed import OF_COMMANDS, OF_MODELS, OF_PREPARATION
 from loraqa.speed.trial import fastest
 from loraqa.squad import Answer, Passage, Question, write_official
 from tests.conftest import TOWN, Call, assert_near, town_passages
+from tests.documents.conftest import pdf_of
 
 PASSAGES = town_passages(8)
 
@@ -249,6 +250,35 @@ def test_ask_finds_a_span(call: Call, run: Path, tmp_path: Path) -> None:
     *_, place = printed.splitlines()
     assert place.startswith("  characters")
     assert len(place) > 80
+
+
+@pytest.mark.parametrize("piped", [False, True])
+def test_ask_tells_the_page_of_a_pdf(
+    call: Call, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piped: bool
+) -> None:
+    pages = ["A book about towns", TOWN]
+    book, text = tmp_path / "book.pdf", tmp_path / "book.txt"
+    book.write_bytes(pdf_of([page] for page in pages))
+    standard_input(monkeypatch, book.read_bytes())
+    ask = ("ask", run, "--context-file", "-" if piped else book, "Who built the mill?")
+    status, out, _ = call(*ask, "--strategy", "span", "--text-out", text, "--json")
+    (answer,) = json.loads(out)["answers"]
+    assert status == 0
+    assert text.read_text("utf-8") == "\n".join(pages)
+    assert text.read_text("utf-8")[answer["start"] : answer["end"]] == answer["text"] != ""
+    assert answer["page"] == 1 + (answer["start"] > len(pages[0]))
+    standard_input(monkeypatch, book.read_bytes())
+    _, printed, _ = call(*ask, "--strategy", "span")
+    assert f"page {answer['page']}, characters {answer['start']} to" in printed
+
+
+def test_text_out_never_replaces_the_file_itself(call: Call, run: Path, tmp_path: Path) -> None:
+    context = tmp_path / "town.txt"
+    context.write_text(TOWN)
+    ask = ("ask", run, "--context-file", context, "Who?", "--text-out")
+    assert "is the data file itself" in call(*ask, context)[2]
+    assert context.read_text() == TOWN
+    assert "is a folder; name a file" in call(*ask, tmp_path)[2]
 
 
 def test_analyze_lists_every_layer(call: Call, run: Path, tmp_path: Path) -> None:

@@ -442,7 +442,9 @@ def compare(
 def ask(
     run: Run,
     questions: Annotated[list[str], typer.Argument(help="Questions to ask.")],
-    context_file: Annotated[Path, typer.Option(help="Text file (UTF-8); - is standard input.")],
+    context_file: Annotated[
+        Path, typer.Option(help="Text, PDF, HTML or DOCX; - is standard input.")
+    ],
     strategy: Strategy = DEFAULT_STRATEGY,
     answers: Annotated[
         int,
@@ -453,30 +455,40 @@ def ask(
     template: Prompts = None,
     without: Without = "",
     seed: Seed = 0,
+    text_out: Annotated[
+        Path | None,
+        typer.Option(help="File for the text of a PDF, HTML or DOCX, in which offsets count."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Ask questions about a text."""
     from loraqa.adapter.find import check_source
-    from loraqa.squad.text import read_text
+    from loraqa.documents import read_document
+    from loraqa.files import check_file_writable, write_text
 
     _check_order_of_ask(run, questions, context_file)
+    if text_out:
+        check_file_writable(text_out)
+        _check_not_input(text_out, str(context_file), "--text-out")
     check_source(run)
-    context = read_text(context_file)
+    document = read_document(context_file)
+    if text_out:
+        write_text(text_out, document.text)
 
     with importing():
         from loraqa.answer.reader import check_asked
         from loraqa.answer.strategies import parse_strategy
         from loraqa.report.answers import answer_lines, answers_json
 
-    check_asked(context, questions)
+    check_asked(document.text, questions)
     decoding = parse_strategy(strategy)
     reader = _reader(run, base, max_answer_tokens, template, without)
-    found = reader.candidates(context, questions, answers, decoding, seed=seed)
+    found = reader.candidates(document.text, questions, answers, decoding, seed=seed)
     if as_json:
-        _print_json(answers_json(found, answers))
+        _print_json(answers_json(document, found, answers))
     else:
         console = _console()
-        for line in answer_lines(context, questions, found):
+        for line in answer_lines(document, questions, found):
             # In a file or a pipe a line stays a line.
             console.print(line, soft_wrap=not console.is_terminal)
 
@@ -706,10 +718,10 @@ def _is(text: str, kind: Callable[[Path], bool]) -> bool:
         return False
 
 
-def _check_not_input(out: Path, data: str) -> None:
+def _check_not_input(out: Path, data: str, option: str = "--out") -> None:
     """Raise `InputError` if writing `out` would overwrite the data."""
     if out.exists() and Path(data).exists() and out.samefile(data):
-        raise InputError(f"--out {out} is the data file itself; name another file.")
+        raise InputError(f"{option} {out} is the data file itself; name another file.")
 
 
 def _place_for(source: Path, name: str) -> Path:

@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from loraqa.answer.reader import Answered
-from loraqa.report.answers import answer_lines
+from loraqa.documents import Document
+from loraqa.report.answers import answer_lines, answers_json
 
 FAR = "far " * 20
 
@@ -19,7 +20,7 @@ def shown(context: str, text: str) -> str:
     answer = Answered("q", text, -0.1, -0.1, start, start + len(text), 0.0)
     terminal = io.StringIO()
     console = Console(file=terminal, width=400)
-    *_, place = answer_lines(context, ["Where?"], [[answer]])
+    *_, place = answer_lines(Document(context), ["Where?"], [[answer]])
     console.print(place)
     return terminal.getvalue().removesuffix("\n").lstrip()
 
@@ -41,7 +42,7 @@ def test_an_ellipsis_marks_omitted_context_only(context: str, expected: str) -> 
 def lines(*answers: Answered) -> list[str]:
     terminal = io.StringIO()
     console = Console(file=terminal, width=400)
-    for line in answer_lines("The mill is old.", ["What?"], [answers]):
+    for line in answer_lines(Document("The mill is old."), ["What?"], [answers]):
         console.print(line)
     return terminal.getvalue().splitlines()
 
@@ -79,3 +80,14 @@ def test_bounds_of_a_probability_are_shown_if_they_differ(
 def test_a_search_that_stopped_early_is_told() -> None:
     told = lines(answer("mill", paths=1200, exact=False))[1]
     assert "the search stopped after 1,200 paths and may have missed a better one" in told
+
+
+def test_the_page_of_an_answer_is_told() -> None:
+    document = Document.of_pages(["The mill", "is old."])
+    old = replace(answer("old"), start=12, end=15)
+    *_, place = answer_lines(document, ["What?"], [[old]])
+    assert place.plain == "  page 2, characters 12 to 15: The mill is old."
+    listed = answers_json(document, [[old, answer("new")]], 2)
+    assert [each["page"] for each in listed["candidates"][0]] == [2, None]
+    assert listed["answers"] == [listed["candidates"][0][0]]
+    assert answers_json(Document(document.text), [[old]], 1)["answers"][0]["page"] is None

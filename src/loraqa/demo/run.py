@@ -24,6 +24,7 @@ from loraqa.answer.reader import Answered
 from loraqa.answer.strategies import parse_strategy
 from loraqa.demo import check_room
 from loraqa.demo.parts import DemoBase, DemoData, DemoSize
+from loraqa.documents import Document
 from loraqa.errors import counted
 from loraqa.files import contents, one_writer, replacing_folder, temporary_folder
 from loraqa.finetune import FinetuneResult, finetune
@@ -160,7 +161,7 @@ def _run_demo(
 
     for passage, question, answer in _shown(after, test):
         console.print(f"\n{passage.context}", style="dim")
-        for line in answer_lines(passage.context, [question.text], [[answer]]):
+        for line in answer_lines(Document(passage.context), [question.text], [[answer]]):
             console.print(line)
 
     report = out / "report.html"

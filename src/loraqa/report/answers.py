@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from loraqa.answer.reader import Answered
+from loraqa.documents import Document
 from loraqa.report.tables import printable
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ _AROUND = 60
 
 
 def answer_lines(
-    context: str, questions: Sequence[str], candidates: Sequence[Sequence[Answered]]
+    document: Document, questions: Sequence[str], candidates: Sequence[Sequence[Answered]]
 ) -> Iterator["Text"]:
     """Yield lines for a `rich` console: each question, its answers, and the first one's place."""
     from rich.text import Text
@@ -24,13 +25,21 @@ def answer_lines(
     for question, (best, *others) in zip(questions, candidates, strict=True):
         yield Text(printable(question), "bold")
         yield _answer(best)
-        yield _place(context, best)
+        yield _place(document, best)
         yield from map(_answer, others)
 
 
-def answers_json(candidates: Sequence[Sequence[Answered]], count: int) -> dict[str, Any]:
-    """Return the best answer to each question, and if `count` is more than 1, all candidates."""
-    listed = [[asdict(answer) for answer in answers] for answers in candidates]
+def answers_json(
+    document: Document, candidates: Sequence[Sequence[Answered]], count: int
+) -> dict[str, Any]:
+    """Return the best answer to each question, and if `count` is more than 1, all candidates.
+
+    Each has the number of the page where it starts, from 1; None if the document has no pages.
+    """
+    listed = [
+        [asdict(answer) | {"page": document.page_at(answer.start)} for answer in answers]
+        for answers in candidates
+    ]
     best = {"answers": [first for first, *_ in listed]}
     return best | {"candidates": listed} if count > 1 else best
 
@@ -58,17 +67,19 @@ def _probability(answer: Answered) -> str:
     return f"probability {least}" if least == most else f"probability {least} to {most}"
 
 
-def _place(context: str, answer: Answered) -> "Text":
+def _place(document: Document, answer: Answered) -> "Text":
     from rich.text import Text
 
+    context, page = document.text, document.page_at(answer.start)
     if answer.start is None or answer.end is None:
         return Text("  not in the context" if answer.text else "", "dim")
     first, last = max(answer.start - _AROUND, 0), answer.end + _AROUND
     before, after = _one_line(context[first : answer.start]), _one_line(context[answer.end : last])
     before = f"…{before}" if first else before.lstrip()
     after = f"{after}…" if last < len(context) else after.rstrip()
+    place = f"page {page}, " if page else ""
     return Text.assemble(
-        (f"  characters {answer.start} to {answer.end}: {before}", "dim"),
+        (f"  {place}characters {answer.start} to {answer.end}: {before}", "dim"),
         (_one_line(context[answer.start : answer.end]), "green underline"),
         (after, "dim"),
     )
