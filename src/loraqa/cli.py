@@ -18,7 +18,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from loraqa import __version__
-from loraqa.answer.strategies import DEFAULT_STRATEGY, MAX_SAMPLES, check_strategy
+from loraqa.answer.strategies import (
+    DEFAULT_STRATEGY,
+    MAX_SAMPLES,
+    check_strategy,
+    strategy_names,
+)
 from loraqa.errors import InputError, LoraqaError, explain, quote
 from loraqa.garbage import importing
 from loraqa.notices import show_notices
@@ -114,7 +119,7 @@ def _check_strategy(name: str) -> str:
 
 
 def _check_strategies(names: str) -> str:
-    for name in names.split(","):
+    for name in strategy_names(names):
         check_strategy(name)
     return names
 
@@ -367,11 +372,17 @@ def compare(
         typer.Option(
             metavar="NAMES",
             callback=_check_strategies,
-            help="Decoding strategies with commas between, such as greedy,top-p:0.9,beam:4.",
+            help="Decoding strategies with commas between, such as span,top-p:0.5|0.9,beam:4; the "
+            "others are compared with the first. grid names 16.",
         ),
-    ] = "greedy,temperature,top-k,top-p,min-p,typical,beam,span",
+    ] = "grid",
     samples: Annotated[
-        int, typer.Option(help="Answers to draw for each question.", min=1, max=MAX_SAMPLES)
+        int,
+        typer.Option(
+            help="Answers to each question: samples, or the best that a search finds.",
+            min=1,
+            max=MAX_SAMPLES,
+        ),
     ] = 5,
     questions: Annotated[
         int | None, typer.Option(help="Use about so many questions, on whole contexts.", min=1)
@@ -379,8 +390,8 @@ def compare(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for table and plot, made if it is missing; default: RUN/comparison for a "
-            "run, else ./comparison."
+            help="Folder for words, tables and plot, made if it is missing; default: "
+            "RUN/comparison for a run, else ./comparison."
         ),
     ] = None,
     max_answer_tokens: MaxAnswer = None,
@@ -414,7 +425,7 @@ def compare(
         from loraqa.report.progress import answering_progress
         from loraqa.report.tables import strategies_table
 
-    decodings = [parse_strategy(name) for name in strategies.split(",")]
+    decodings = [parse_strategy(name) for name in strategy_names(strategies)]
     if questions:
         dataset = sample_questions(dataset, questions, seed)
     reader = _reader(run, base, max_answer_tokens, template, without)
@@ -432,10 +443,10 @@ def compare(
             )
         save_comparison(compared, folder)
     if as_json:
-        _print_json({"strategies": [asdict(row) for row in compared]})
+        _print_json({"strategies": [row.to_json() for row in compared]})
     else:
         _console().print(strategies_table(compared).to_rich())
-        _console(stderr=True).print(f"Table and plot are in {folder}.")
+        _console(stderr=True).print(f"Words, tables and plot are in {folder}.")
 
 
 @app.command()

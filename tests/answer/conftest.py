@@ -1,6 +1,7 @@
 """Fixtures for tests of answering: passages, prompts, a model, and a run."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from tests.conftest import tiny_model
 
 from loraqa.adapter.base import describe_base
 from loraqa.adapter.info import AdapterInfo, write_adapter_info
-from loraqa.answer.decode import Prompts, Rules
+from loraqa.answer.decode import Prompts, Rules, Written
 from loraqa.lora.adapt import adapt
 from loraqa.lora.adapter import save_adapter
 from loraqa.lora.layer import lora_layers
@@ -44,7 +45,37 @@ PASSAGES = [
 
 DATA = QADataset.from_passages(PASSAGES, "1.1")
 
+RIGHT = {
+    "a1": ["Ruth Olen"],
+    "a2": ["1203"],
+    "a3": ["river Aune"],
+    "b1": ["king"],
+    "c1": ["Salt"],
+    "c2": ["the hills"],
+}
+
 LIMIT = 12
+
+
+@dataclass(frozen=True)
+class Scripted:
+    """A strategy with a fixed list of answers to each question."""
+
+    tokenizer: SegmentTokenizer
+    answers: dict[str, Sequence[str]]
+    draws: bool = True
+    rows: int = 1
+    name: str = "scripted"
+
+    def write(self, prompts: Prompts) -> list[list[Written]]:
+        return [
+            [self._written(text) for text in self.answers[branch.question_id][: prompts.answers]]
+            for _, branch, _ in prompts.rows()
+        ]
+
+    def _written(self, text: str) -> Written:
+        tokens = self.tokenizer.encode([f" {text}"])[0].ids if text else []
+        return Written((*tokens, self.tokenizer.eos), -1.0)
 
 
 def stopping_model(kind: str, dtype: str = "float64") -> Any:

@@ -1,19 +1,14 @@
-"""Evaluation and comparison: scores of scripted answers against computation by hand."""
+"""Evaluation: scores of scripted answers against computation by hand."""
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
-from tests.answer.conftest import DATA, PASSAGES, stopping_model
+from tests.answer.conftest import DATA, PASSAGES, RIGHT, Scripted, stopping_model
 
-from loraqa.answer.compare import compare, entropy
-from loraqa.answer.decode import Prompts, Written
 from loraqa.answer.evaluate import evaluate, sample_questions
 from loraqa.answer.reader import Reader
 from loraqa.answer.span import SpanSearch
-from loraqa.answer.strategies import MAX_SAMPLES, parse_strategy
-from loraqa.errors import InputError
+from loraqa.answer.strategies import parse_strategy
 from loraqa.model.runner import TreeRunner
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
@@ -24,37 +19,6 @@ from loraqa.squad import Passage, QADataset, Question, score
 def reader(segments: SegmentTokenizer) -> Reader:
     runner = TreeRunner(stopping_model("gpt2", "float32"))
     return Reader(runner, segments, Template(), 250, 20, max_answer_tokens=12)
-
-
-@dataclass(frozen=True)
-class Scripted:
-    """A strategy with a fixed list of answers to each question."""
-
-    tokenizer: SegmentTokenizer
-    answers: dict[str, Sequence[str]]
-    draws: bool = True
-    rows: int = 1
-    name: str = "scripted"
-
-    def write(self, prompts: Prompts) -> list[list[Written]]:
-        return [
-            [self._written(text) for text in self.answers[branch.question_id][: prompts.answers]]
-            for _, branch, _ in prompts.rows()
-        ]
-
-    def _written(self, text: str) -> Written:
-        tokens = self.tokenizer.encode([f" {text}"])[0].ids if text else []
-        return Written((*tokens, self.tokenizer.eos), -1.0)
-
-
-RIGHT = {
-    "a1": ["Ruth Olen"],
-    "a2": ["1203"],
-    "a3": ["river Aune"],
-    "b1": ["king"],
-    "c1": ["Salt"],
-    "c2": ["the hills"],
-}
 
 
 def test_right_answers_score_full_marks(reader: Reader) -> None:
@@ -117,65 +81,3 @@ def test_a_sample_keeps_the_version_and_the_order_of_the_source() -> None:
 def test_seeds_draw_different_samples() -> None:
     samples = [sample_questions(DATA, 1, seed).passages[0].context for seed in range(10)]
     assert len(set(samples)) == 3
-
-
-def test_comparison_equals_computation_by_hand(reader: Reader) -> None:
-    """Golds: a1 Ruth Olen, b1 king; four samples each."""
-    first = replace(PASSAGES[0], questions=PASSAGES[0].questions[:1])
-    data = DATA.with_passages([first, PASSAGES[1]])
-    script = {
-        "a1": ["Ruth Olen", "ruth olen.", "Ruth", "the moon"],
-        "b1": ["queen", "queen", "", "A queen"],
-    }
-    (row,) = compare(reader, data, [Scripted(reader.tokenizer, script)], samples=4)
-    assert (row.strategy, row.samples) == ("scripted", 4)
-    assert row.exact_match == pytest.approx(100 * 2 / 8)
-    assert row.f1 == pytest.approx(100 * (1 + 1 + 2 / 3 + 0) / 8)
-    assert row.oracle_f1 == pytest.approx(100 * (1 + 0) / 2)
-    # Three of the seven non-empty answers are found in their context.
-    assert row.found == pytest.approx(3 / 7)
-    assert row.distinct == pytest.approx((3 + 2) / 2)
-    first = -(0.5 * math.log(0.5) + 2 * 0.25 * math.log(0.25))
-    second = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
-    assert row.entropy == pytest.approx((first + second) / 2)
-    assert row.seconds > 0
-
-
-def test_deterministic_strategies_have_one_answer(reader: Reader) -> None:
-    names = ["greedy", "beam:2", "span", "temperature:3"]
-    rows = compare(reader, DATA, [parse_strategy(name) for name in names], samples=3)
-    assert [row.strategy for row in rows] == names
-    assert [row.samples for row in rows] == [1, 1, 1, 3]
-    for row in rows[:3]:
-        assert (row.distinct, row.entropy, row.oracle_f1) == (1, 0, row.f1)
-    assert rows[2].found == 1
-    assert rows[3].distinct > 1
-
-
-@pytest.mark.parametrize("samples", [0, MAX_SAMPLES + 1])
-def test_the_number_of_samples_is_bounded(reader: Reader, samples: int) -> None:
-    with pytest.raises(InputError, match=f"{samples} samples are out of range"):
-        compare(reader, DATA, [parse_strategy("top-k")], samples=samples)
-
-
-def test_progress_counts_the_prompts_of_all_strategies(reader: Reader) -> None:
-    told: list[tuple[int, int, str]] = []
-    strategies = [parse_strategy("greedy"), parse_strategy("top-k:3")]
-    one_by_one = replace(reader, tokens_per_batch=1)
-    compare(one_by_one, DATA, strategies, progress=lambda *news: told.append(news))
-    greedy, top_k = "strategy 1 of 2: greedy", "strategy 2 of 2: top-k:3"
-    assert told == [
-        *((done, 12, greedy) for done in range(7)),
-        *((done, 12, top_k) for done in range(6, 13)),
-    ]
-
-
-def test_the_share_in_context_is_none_if_all_answers_are_empty(reader: Reader) -> None:
-    script = {id: [""] for id in RIGHT}
-    (row,) = compare(reader, DATA, [Scripted(reader.tokenizer, script)], samples=1)
-    assert row.found is None
-
-
-def test_entropy() -> None:
-    assert entropy(["a"]) == 0
-    assert entropy(["a", "b"]) == pytest.approx(math.log(2))

@@ -1,7 +1,7 @@
 """The reader: order of answers, batches, windows, places, and refused texts."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -185,12 +185,13 @@ def test_places_match_the_answers(context: str, strategy: str, segments: Segment
             assert context[answer.start : answer.end].strip()
 
 
-def test_windows_are_logged_once_for_the_same_data(
+def test_windows_are_logged_once_for_the_same_contexts(
     segments: SegmentTokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
     reader = reader_of(segments, max_length=140)
     with caplog.at_level(logging.INFO, logger="loraqa"):
-        for passages in ([LONG_PASSAGE], [LONG_PASSAGE], [LONG_PASSAGE, PASSAGES[1]]):
+        other = replace(LONG_PASSAGE, context=f"{LONG_PASSAGE.context} A king.")
+        for passages in ([LONG_PASSAGE], [LONG_PASSAGE, PASSAGES[1]], [other, PASSAGES[1]]):
             reader.read(passages, Greedy())
     assert caplog.messages == [
         "Too long for 140 tokens and read in windows: 1 of 1 context.",

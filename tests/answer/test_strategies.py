@@ -9,7 +9,14 @@ from loraqa.answer.beam import BeamSearch
 from loraqa.answer.decode import Greedy, Sampling
 from loraqa.answer.filters import temperature, top_k, top_p
 from loraqa.answer.span import SpanSearch
-from loraqa.answer.strategies import MAX_BEAMS, STRATEGIES, check_strategy, parse_strategy
+from loraqa.answer.strategies import (
+    GRID,
+    MAX_BEAMS,
+    STRATEGIES,
+    check_strategy,
+    parse_strategy,
+    strategy_names,
+)
 from loraqa.errors import InputError
 
 
@@ -26,6 +33,37 @@ def test_joined_filters_have_transformers_order() -> None:
         "temperature:0.5+top-k:50+top-p:0.9",
         ((temperature, 0.5), (top_k, 50), (top_p, 0.9)),
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("greedy", ["greedy"]),
+        ("span,top-p:0.5|0.9, beam", ["span", "top-p:0.5", "top-p:0.9", "beam"]),
+        (
+            "temperature:0.5|1 + top-k:5|40",
+            [f"temperature:{t}+top-k:{k}" for t in ("0.5", "1") for k in ("5", "40")],
+        ),
+        ("top-k:5,greedy,top-k:5|6,greedy", ["top-k:5", "greedy", "top-k:6"]),
+        ("", [""]),
+        ("greedy,,span", ["greedy", "", "span"]),
+        ("top-k:|5", ["top-k:", "top-k:5"]),
+    ],
+)
+def test_a_list_names_strategies_once_and_each_number(text: str, names: list[str]) -> None:
+    assert strategy_names(text) == names
+
+
+def test_the_grid_has_all_kinds_of_strategies_and_can_be_part_of_a_list() -> None:
+    grid = strategy_names("grid")
+    assert grid == strategy_names(GRID)
+    assert {name.partition(":")[0] for name in grid} == {*STRATEGIES}
+    assert [parse_strategy(name).name for name in grid] == grid
+    assert strategy_names("greedy,grid,top-k:7") == [
+        "greedy",
+        *(name for name in grid if name != "greedy"),
+        "top-k:7",
+    ]
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

@@ -1,5 +1,6 @@
 """Plots: figures show the given data, and files are complete."""
 
+import itertools
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -7,7 +8,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
+from tests.report.comparisons import drawn, searched
 
 from loraqa.answer.compare import Comparison
 from loraqa.report import plots
@@ -21,12 +24,9 @@ EVALUATIONS = [
     {"kind": "evaluation", "step": 100, "exact_match": 30.0, "f1": 45.0},
 ]
 STRATEGIES = [
-    Comparison(name, 100, 5, 70.0, f1, 95.0, 0.9, distinct, 0.3, 1.0)
-    for name, f1, distinct in (
-        ("greedy", 91.0, 1.0),
-        ("$top_p$ 0.9", 88.0, 1.5),
-        ("temperature", 80.0, 2.5),
-    )
+    searched("greedy", 91.0),
+    drawn("$top_p$ 0.9", 88.0, distinct=1.5),
+    drawn("temperature", 80.0, distinct=2.5),
 ]
 SPECTRA = {
     f"base.h.{layer}.{kind}": [3.0 + layer, 1.0, 0.0]
@@ -77,11 +77,67 @@ def test_bars_show_before_left_of_after() -> None:
     assert [height for _, height in bars] == [1.0, 90.0, 2.0, 95.0]
 
 
+def markers(figure: Figure) -> list[tuple[tuple[float, float], float, str]]:
+    """Return place, size and shape of each marker."""
+    lines = [line for line in figure.axes[0].lines if line.get_marker() != "None"]
+    return [
+        (tuple(line.get_xydata()[0]), line.get_markersize(), line.get_marker()) for line in lines
+    ]
+
+
 def test_strategies_are_named_at_their_points() -> None:
-    axes = plots.quality_against_diversity(STRATEGIES).axes[0]
-    named = {label.get_text(): label.xy for label in axes.texts}
+    figure = plots.quality_against_diversity(STRATEGIES)
+    named = {label.get_text(): label.xy for label in figure.axes[0].texts}
     assert named == {"temperature": (2.5, 80), "$top_p$ 0.9": (1.5, 88), "greedy": (1, 91)}
-    assert [tuple(line.get_xydata()[0]) for line in axes.lines] == list(named.values())
+    assert [place for place, _, _ in markers(figure)] == list(named.values())
+
+
+def test_intervals_are_drawn_at_their_points() -> None:
+    lines = plots.quality_against_diversity(STRATEGIES).axes[0].lines
+    drawn_ends = [line.get_xydata().tolist() for line in lines if len(line.get_xdata()) == 2]
+    assert [[1, 89], [1, 93]] in drawn_ends
+    assert [[2.5, 78], [2.5, 82]] in drawn_ends
+
+
+SAME = [
+    *(searched(name, 97.0) for name in ("span", "beam:4", "greedy")),
+    *(drawn(name, 95.0, distinct=1.1) for name in ("temperature:1", "top-k:40")),
+    drawn("top-p:0.5", 97.4, distinct=1.001),
+    drawn("top-p:0.9", 96.0, distinct=1.05),
+]
+
+
+def test_points_that_lie_on_one_another_are_rings_of_different_sizes() -> None:
+    drawn_at = markers(plots.quality_against_diversity(SAME))
+    sizes = {}
+    for place, size, _ in drawn_at:
+        sizes.setdefault(place, []).append(size)
+    assert sizes[1, 97] == [7, 13, 19]
+    assert sizes[1.1, 95] == [7, 13]
+    # Alone there, and so close to the first three that it would lie on them.
+    assert (sizes[1.05, 96], len(sizes[1.001, 97.4])) == ([7], 1)
+
+
+MANY = [drawn(f"temperature:{n}", 80.0 - n, distinct=1 + n / 10) for n in range(40)]
+
+
+@pytest.mark.parametrize("rows", [SAME, STRATEGIES, [searched("greedy")], MANY])
+def test_names_of_strategies_do_not_overlap(rows: list[Comparison]) -> None:
+    figure = plots.quality_against_diversity(rows)
+    plots.to_svg(figure)
+    # An annotation's own extent includes its line to the point.
+    boxes = [Text.get_window_extent(label) for label in figure.axes[0].texts]
+    heights = sorted((box.y0, box.y1) for box in boxes)
+    assert len(boxes) == len(rows)
+    assert all(upper[0] >= lower[1] for lower, upper in itertools.pairwise(heights))
+
+
+def test_strategies_of_a_kind_share_shape_and_are_joined() -> None:
+    figure = plots.quality_against_diversity(SAME)
+    shapes = {place: shape for place, _, shape in markers(figure)}
+    assert shapes[1.001, 97.4] == shapes[1.05, 96]
+    joining = [line for line in figure.axes[0].lines if line.get_linestyle() == ":"]
+    assert [line.get_xydata().tolist() for line in joining] == [[[1.001, 97.4], [1.05, 96]]]
 
 
 def test_spectra_have_a_panel_per_kind_sorted_by_layer() -> None:

@@ -1,16 +1,14 @@
 """Tables: the same cells on a terminal, in Markdown and in HTML."""
 
-from dataclasses import replace
 from html.parser import HTMLParser
 from io import StringIO
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from tests.report.comparisons import drawn, searched
 
-from loraqa.answer.compare import Comparison
 from loraqa.lora.spectra import Spectrum
 from loraqa.report.tables import (
     Column,
@@ -115,41 +113,22 @@ def test_row_of_the_wrong_length_is_refused() -> None:
         Table("", (Column("a"), Column("b")), ((1,),))
 
 
-def comparison(strategy: str, **changes: Any) -> Comparison:
-    same = Comparison(
-        strategy=strategy,
-        questions=1234,
-        samples=1,
-        exact_match=50.0,
-        f1=60.06,
-        oracle_f1=60.06,
-        found=0.9,
-        distinct=1.0,
-        entropy=0.0,
-        seconds=1.5,
-    )
-    return replace(same, **changes)
-
-
-def test_only_sampling_strategies_show_diversity() -> None:
-    drawn = comparison("top-p", samples=5, oracle_f1=70, found=None, distinct=2.345, entropy=0.5)
-    table = strategies_table([comparison("greedy"), drawn])
+def test_choices_and_variety_stand_where_there_are_several_answers() -> None:
+    table = strategies_table([searched("greedy"), drawn("top-p", found=None)])
     assert table.title == "Decoding strategies on 1,234 questions"
     assert Cells(table.to_html()).rows[1:] == [
-        ["greedy", "50.0", "60.1", "90%", "–", "–", "–", "1.5"],
-        ["top-p", "50.0", "60.1", "–", "2.35", "0.50", "70.0", "1.5"],
+        ["greedy", "50.1", "60.1", "–", "–", "–", "90%", "–", "0.100"],
+        ["top-p", "50.1", "60.1", "62.1", "63.1", "80.1", "–", "2.35", "0.100"],
     ]
 
 
-@pytest.mark.parametrize("parameter", ["temperature:0.7", "min-p:0.05"])
-def test_strategies_fit_on_one_line_of_80_columns(parameter: str) -> None:
-    drawn = comparison(parameter, samples=5, f1=95.62, oracle_f1=100, entropy=0.5, seconds=12.3)
-    (row,) = [
-        line
-        for line in on_terminal(strategies_table([drawn]), width=80).splitlines()
-        if parameter in line
-    ]
-    assert row.split() == [parameter, "50.0", "95.6", "90%", "1.00", "0.50", "100.0", "12.3"]
+@pytest.mark.parametrize("strategy", ["temperature:0.7", "temperature:1.5+min-p:0.1"])
+def test_strategies_fit_on_one_line_of_80_columns(strategy: str) -> None:
+    rows = [drawn(strategy, f1=77.62, distinct=4.68)]
+    shown = on_terminal(strategies_table(rows), width=80).splitlines()
+    (row,) = [line for line in shown if strategy in line]
+    figures = ["67.6", "77.6", "79.6", "80.6", "97.6", "90%", "4.68", "0.100"]
+    assert row.split() == [strategy, *figures]
 
 
 def spectrum(name: str) -> Spectrum:

@@ -1,5 +1,7 @@
 """How sure a score is, and whether two scores differ: bootstrap intervals and McNemar's test."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -7,6 +9,25 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 _RESAMPLES = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """The mean of a figure over questions, and its 95% interval (see `interval`)."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Floats, clusters: Ints) -> "Estimate":
+        """Return the mean and the interval of `values`; the arguments are those of `interval`."""
+        return cls(float(values.mean()), *interval(values, clusters))
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 if the whole interval is above or below 0, else 0."""
+        return (self.low > 0) - (self.high < 0)
 
 
 def interval(values: Floats, clusters: Ints) -> tuple[float, float]:

@@ -26,7 +26,7 @@ from loraqa.model.memory import explaining_lack_of_memory
 from loraqa.model.runner import Runner
 from loraqa.model.stop import stopping
 from loraqa.prompt.defaults import DEFAULT_MAX_ANSWER_TOKENS, DEFAULT_STRIDE
-from loraqa.prompt.encode import EncodingCounts, PromptEncoder
+from loraqa.prompt.encode import Encoded, PromptEncoder
 from loraqa.prompt.plan import pack
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
@@ -59,6 +59,7 @@ class Answered:
         votes: how many of the answers to the question read like this one; it counts itself.
         confidence: the calibrated probability that the answer is right; None where the model was
             not calibrated, or no spans were searched.
+        tokens: how many tokens it has, its end included.
     """
 
     question_id: str
@@ -74,6 +75,7 @@ class Answered:
     exact: bool | None = None
     votes: int = 1
     confidence: float | None = None
+    tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -166,9 +168,7 @@ class Reader:
             InputError: a question leaves no room for a context.
             LoraqaError: memory is out, or logits are not finite.
         """
-        encoder = PromptEncoder(self.tokenizer, self.template, self.max_length, self.stride)
-        encoded = encoder.encode_prompts(passages, self.max_answer_tokens)
-        self._note_windows(encoded.counts)
+        encoded = self._encode(passages)
         rows = strategy.rows * (answers if strategy.draws else 1)
         windows: dict[tuple[int, str], list[list[Answered]]] = defaultdict(list)
         done = 0
@@ -189,6 +189,20 @@ class Reader:
             for question in passage.questions
         ]
 
+    def count_prompts(self, passages: Sequence[Passage]) -> int:
+        """Return how many prompts all questions have: one for each window of the context.
+
+        Raises:
+            InputError: a question leaves no room for a context.
+        """
+        return self._encode(passages).counts.examples
+
+    def _encode(self, passages: Sequence[Passage]) -> Encoded:
+        encoder = PromptEncoder(self.tokenizer, self.template, self.max_length, self.stride)
+        encoded = encoder.encode_prompts(passages, self.max_answer_tokens)
+        self._note_windows(passages, encoded)
+        return encoded
+
     def _recall(self, batch: "_Batch", journal: Journal) -> list[list[Answered]]:
         """Return the answers to each prompt from the journal if they are there."""
 
@@ -207,18 +221,21 @@ class Reader:
             )
             return _write(prompts, batch.strategy)
 
-    def _note_windows(self, counts: EncodingCounts) -> None:
-        """Log windows once for the same data, which training scores again and again."""
-        note = (
-            f"Too long for {self.max_length:,} tokens and read in windows: {counts.windowed:,} of "
-            f"{counted(counts.passages, 'context')}."
+    def _note_windows(self, passages: Sequence[Passage], encoded: Encoded) -> None:
+        """Log windows once for the same contexts, which may be read again and again."""
+        trees = Counter(tree.passage for tree in encoded.trees)
+        windowed = {passages[index].context for index, count in trees.items() if count > 1}
+        if windowed <= self._noted:
+            return
+        self._noted.update(windowed)
+        logger.info(
+            f"Too long for {self.max_length:,} tokens and read in windows: "
+            f"{encoded.counts.windowed:,} of {counted(len(passages), 'context')}."
         )
-        if counts.windowed and note not in self._noted:
-            self._noted.add(note)
-            logger.info(note)
 
     @cached_property
     def _noted(self) -> set[str]:
+        """The contexts whose windows were noted."""
         return set()
 
     @cached_property
@@ -301,6 +318,7 @@ def _answered(
     place = written.place
     text = context[slice(*place)] if place else rules.text(written.tokens)
     start, end = place or locate(text, context, window) or (None, None)
+    at_least, at_most, paths, exact = written.search or (None, None, None, None)
     return Answered(
         question_id,
         text,
@@ -309,7 +327,11 @@ def _answered(
         start,
         end,
         no_answer_probability,
-        *(written.search or (None, None, None, None)),
+        at_least,
+        at_most,
+        paths,
+        exact,
+        tokens=len(written.tokens),
     )
 
 

@@ -5,8 +5,9 @@ Importing this and checking a name load no PyTorch, so a wrong name is reported 
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
 from loraqa.errors import InputError, did_you_mean, quote
@@ -68,6 +69,32 @@ STRATEGIES = ("greedy", *_FILTERS, "beam", "span")
 """The names that `parse_strategy` knows."""
 DEFAULT_STRATEGY = "span"
 """Answers are pieces of their context, and span search gives the best scores (docs/quality.md)."""
+
+
+GRID = (
+    "span,greedy,beam:4,temperature:0.3|0.7|1|1.5,top-k:5|40,top-p:0.5|0.9,min-p:0.05|0.2,"
+    "typical:0.2|0.95,temperature:1.5+min-p:0.1"
+)
+"""What `grid` stands for in a list of strategies: one in front, then others to compare with it."""
+
+
+def strategy_names(text: str) -> list[str]:
+    """Return the names in a list with commas between, each once.
+
+    `top-p:0.5|0.9` is short for `top-p:0.5,top-p:0.9`, and `grid` for `GRID`. The names are not
+    checked.
+    """
+    parts = ",".join(GRID if part.strip() == "grid" else part for part in text.split(","))
+    return list(dict.fromkeys(name for part in parts.split(",") for name in _each_number(part)))
+
+
+def _each_number(text: str) -> Iterator[str]:
+    """Return a strategy for each of the numbers between `|`, in all combinations."""
+    choices = []
+    for part in text.split("+"):
+        name, colon, numbers = part.strip().partition(":")
+        choices.append([f"{name}{colon}{number}" for number in numbers.split("|")])
+    return map("+".join, product(*choices))
 
 
 def check_strategy(text: str) -> None:

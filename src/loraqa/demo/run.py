@@ -12,7 +12,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ class DemoResult:
             "before": self.before.to_json(),
             "after": self.after.to_json(),
             "train_seconds": self.trained.training_seconds,
-            "strategies": [asdict(row) for row in self.compared],
+            "strategies": [row.to_json() for row in self.compared],
             "report": str(self.report),
         }
 

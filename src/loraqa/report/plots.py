@@ -54,6 +54,18 @@ STYLE: Any = {
     # Users choose the names, so a dollar sign must not start a formula.
     "text.parse_math": False,
 }
+# Colour and marker of the strategies of `loraqa compare`.
+_FAMILIES = {
+    "search": (INK, "o"),
+    "temperature": (VERMILLION, "s"),
+    "top-k": (BLUE, "^"),
+    "top-p": (GREEN, "D"),
+    "min-p": (ORANGE, "v"),
+    "typical": ("#cc79a7", "p"),
+    "joined": ("#56b4e9", "h"),
+}
+# Diameter of a marker, and how much larger the next ring around it is, in points.
+_MARKER, _RING = 7, 6
 # Text stays text (small, searchable), and equal figures have equal bytes.
 SVG_STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "loraqa"}
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -115,12 +127,31 @@ def before_after(before: Mapping[str, float], after: Mapping[str, float]) -> "Fi
 
 @_styled
 def quality_against_diversity(comparisons: Iterable["Comparison"]) -> "Figure":
-    """Plot a point for each decoding strategy: F1 against distinct answers per question."""
-    points = sorted(comparisons, key=lambda point: point.f1)
-    figure = _figure(3.8)
+    """Plot F1 of one answer, with its interval, against distinct answers per question.
+
+    Strategies with the same filter share a colour and a marker, and a line joins them. Where points
+    lie on one another, each further one is a larger ring around the same centre.
+    """
+    points = sorted(comparisons, key=lambda point: (point.f1, -point.distinct))
+    figure = _figure(max(3.8, 1 + 0.2 * len(points)))
     axes = figure.subplots()
-    for index, point in enumerate(points):
-        axes.plot(point.distinct, point.f1, "o", color=BLUE, markersize=8)
+    looks = _looks([point.strategy for point in points])
+    for family, (color, _) in looks.items():
+        of_family = [point for point in points if _family(point.strategy) == family]
+        _join(axes, of_family, color)
+    for index, (point, size) in enumerate(zip(points, _sizes(points), strict=True)):
+        color, marker = looks[_family(point.strategy)]
+        f1 = point.plain.f1
+        axes.plot([point.distinct] * 2, [f1.low, f1.high], color=color, alpha=0.3, linewidth=1)
+        axes.plot(
+            point.distinct,
+            point.f1,
+            marker,
+            color=color,
+            markersize=size,
+            fillstyle="none",
+            markeredgewidth=1.4,
+        )
         # Names form a column, in the order of their points, so that they do not overlap.
         axes.annotate(
             printable(point.strategy),
@@ -128,10 +159,23 @@ def quality_against_diversity(comparisons: Iterable["Comparison"]) -> "Figure":
             xytext=(1.06, (index + 0.5) / len(points)),
             textcoords="axes fraction",
             verticalalignment="center",
-            arrowprops={"arrowstyle": "-", "color": INK, "alpha": 0.35, "shrinkB": 5},
+            color=color,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": color,
+                "alpha": 0.5,
+                "linewidth": 0.8,
+                # From the middle of the name's left side.
+                "relpos": (0, 0.5),
+                "shrinkB": size / 2,
+            },
         )
     axes.margins(0.1)
-    axes.set(title="Quality against diversity", xlabel="distinct answers per question", ylabel="F1")
+    axes.set(
+        title="Quality against diversity",
+        xlabel="distinct answers per question",
+        ylabel="F1 of one answer",
+    )
     return figure
 
 
@@ -189,6 +233,39 @@ def _figure(height: float) -> "Figure":
     from matplotlib.figure import Figure
 
     return Figure(figsize=(6, height), layout="constrained")
+
+
+def _family(strategy: str) -> str:
+    """Return the filter of a strategy that samples, "joined" for several; else "search"."""
+    if "+" in strategy:
+        return "joined"
+    name = strategy.partition(":")[0]
+    return name if name in _FAMILIES else "search"
+
+
+def _looks(strategies: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Return colour and marker of each family that there is."""
+    families = {_family(strategy) for strategy in strategies}
+    return {family: look for family, look in _FAMILIES.items() if family in families}
+
+
+def _join(axes: "Axes", points: Sequence["Comparison"], color: str) -> None:
+    """Draw a line through the points of a family of samplers, in the order of their variety."""
+    through = sorted((point.distinct, point.f1) for point in points if point.draws)
+    if len(through) > 1:
+        axes.plot(*zip(*through, strict=True), ":", color=color, alpha=0.6)
+
+
+def _sizes(points: Sequence["Comparison"]) -> list[float]:
+    """Return the size of each marker, larger for each earlier one that it would lie on."""
+    x, y = [point.distinct for point in points], [point.f1 for point in points]
+    # The axes are some 200 points wide and high, and hold a little more than the points.
+    reach = [_MARKER / 200 * (max(values) - min(values)) for values in (x, y)]
+
+    def covers(i: int, j: int) -> bool:
+        return abs(x[i] - x[j]) <= reach[0] and abs(y[i] - y[j]) <= reach[1]
+
+    return [_MARKER + _RING * sum(covers(i, j) for j in range(i)) for i in range(len(points))]
 
 
 def _draw_loss(axes: "Axes", steps: Sequence[Mapping[str, Any]]) -> None:

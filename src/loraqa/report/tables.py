@@ -110,22 +110,32 @@ def printable(text: str) -> str:
 def strategies_table(comparisons: Iterable["Comparison"]) -> Table:
     """Return a table of decoding strategies, all on the same questions.
 
-    The number of distinct answers and the entropy of the answers (in nats) are means per question.
-    They and the oracle F1 are missing for strategies with one sample per question.
+    EM and F1 are those of any sample, or of the best answer. Next to them stands F1 of the answers
+    that are chosen by vote, by MBR, and by an oracle. These and the number of distinct answers per
+    question are missing where there is one answer.
     """
     comparisons = list(comparisons)
     columns = (
         Column("strategy"),
         Column("EM", ".1f"),
         Column("F1", ".1f"),
+        Column("F1 by vote", ".1f"),
+        Column("F1 by MBR", ".1f"),
+        Column("oracle F1", ".1f"),
         Column("in context", ".0%"),
         Column("distinct", ".2f"),
-        Column("entropy", ".2f"),
-        Column("oracle F1", ".1f"),
-        Column("seconds", ".1f"),
+        Column("seconds a question", ".3f"),
     )
     rows = tuple(
-        (each.strategy, each.exact_match, each.f1, each.found, *_spread(each), each.seconds)
+        (
+            each.strategy,
+            each.exact_match,
+            each.f1,
+            *(_f1(each, name) for name in ("vote", "MBR", "oracle")),
+            each.found,
+            each.distinct if each.draws and each.samples > 1 else None,
+            each.seconds / each.questions,
+        )
         for each in comparisons
     )
     asked = max((each.questions for each in comparisons), default=0)
@@ -226,10 +236,9 @@ def _common_module(names: Iterable[str]) -> str:
     return ".".join(parts[0] for parts in shared)
 
 
-def _spread(comparison: "Comparison") -> tuple[Cell, Cell, Cell]:
-    if comparison.samples == 1:
-        return None, None, None
-    return comparison.distinct, comparison.entropy, comparison.oracle_f1
+def _f1(comparison: "Comparison", name: str) -> float | None:
+    choice = comparison.choice(name)
+    return choice.f1.mean if choice else None
 
 
 def _loss(steps: Sequence[Mapping[str, Any]]) -> str:

@@ -13,6 +13,7 @@ from loraqa.squad.score import (
     normalize_answer,
     score,
     score_question,
+    token_f1,
 )
 
 __all__ = [
@@ -34,5 +35,6 @@ __all__ = [
     "read_predictions",
     "score",
     "score_question",
+    "token_f1",
     "write_official",
 ]

@@ -193,6 +193,11 @@ def score_question(prediction: str | None, question: Question, version: Version)
     )
 
 
+def token_f1(first: str, second: str) -> float:
+    """Return F1 of two answers' words after normalization, 0 to 1; 1 if both have none."""
+    return _f1(normalize_answer(first).split(), normalize_answer(second).split(), "2.0")
+
+
 def normalize_answer(text: str) -> str:
     """Lower-case the text, remove punctuation and articles, and join the words by one space."""
     text = text.lower().translate(_NO_PUNCTUATION)
