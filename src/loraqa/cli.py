@@ -317,7 +317,7 @@ def evaluate(
     reader = _reader(run, base, max_answer_tokens, template, without)
     identity, work = reader.identify(), (dataset.fingerprint, strategy, seed)
     with Journal.beside(out, identity) if out else Journal.in_cache(identity, *work) as journal:
-        with answering_progress() as progress:
+        with answering_progress(journal) as progress:
             result = evaluate_reader(
                 reader, dataset, decoding, seed=seed, progress=progress, journal=journal
             )
@@ -431,7 +431,7 @@ def compare(
     reader = _reader(run, base, max_answer_tokens, template, without)
     journal = Journal.beside(folder / "comparison.json", reader.identify())
     with one_writer(folder), journal:
-        with answering_progress() as progress:
+        with answering_progress(journal) as progress:
             compared = compare_strategies(
                 reader,
                 dataset,

@@ -5,9 +5,12 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
+from loraqa.answer.journal import Journal
 from loraqa.report.progress import answering_progress, training_progress
 
 STEP = {"kind": "train", "loss": 2.3456, "questions_per_second": 12.34}
@@ -37,7 +40,8 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch, columns: int = 120) -> Terminal
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Return a function that sets the clock to a number of seconds."""
     now = [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    for name in ("monotonic", "perf_counter"):
+        monkeypatch.setattr(time, name, lambda: now[0])
     return lambda seconds: now.__setitem__(0, seconds)
 
 
@@ -95,6 +99,38 @@ def test_answering_estimates_the_time_for_all_parts(
         "answered 30 of 40 prompts (strategy 1 of 2: greedy), 0:40 left",
         "answered 40 of 40 prompts, 0:00 left",
     ]
+
+
+def kept_journal(path: Path, clock: Callable[[float], None], batches: int) -> None:
+    """Leave the journal of a work that was stopped; each of its batches took 20 seconds."""
+    with suppress(KeyboardInterrupt), Journal(path, "model") as journal:
+        for batch in range(batches):
+            journal.once(str(batch), lambda batch=batch: clock(20.0 * (batch + 1)))
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_answers_from_a_journal_count_with_the_time_that_they_took(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    clock: Callable[[float], None],
+    tmp_path: Path,
+    terminal: bool,
+) -> None:
+    """Ten batches are answered in no time, which took 200 seconds before; thirty are left."""
+    kept_journal(tmp_path / "journal", clock, 10)
+    stream = on_terminal(monkeypatch) if terminal else None
+    with Journal(tmp_path / "journal", "model") as journal:
+        clock(5000)
+        with answering_progress(journal) as show:
+            show(0, 40)
+            for batch in range(10):
+                journal.once(str(batch), lambda: None)
+            clock(5010)
+            show(10, 40)
+    seen = plain(stream.getvalue()) if stream else capsys.readouterr().err
+    # 210 seconds for ten.
+    assert "10:30 left" in seen
 
 
 def test_each_scoring_estimates_its_own_time(

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import rich.progress
 from rich.console import Console
 
+from loraqa.answer.journal import Journal, Stopwatch
 from loraqa.answer.progress import Progress
 from loraqa.train.run import Record
 
@@ -34,20 +35,26 @@ def training_progress(total: int, done: int = 0) -> Iterator[TrainingProgress]:
 
 
 @contextmanager
-def answering_progress() -> Iterator[Progress]:
-    """Yield a callback that shows how many prompts are answered."""
+def answering_progress(journal: Journal | None = None) -> Iterator[Progress]:
+    """Yield a callback that shows how many prompts are answered.
+
+    Args:
+        journal: that of the answers. The time that its answers took before counts, so that a work
+            that goes on does not seem as fast as reading them from the file.
+    """
     if sys.stderr.isatty():
-        with _answering_bar() as show:
+        with _answering_bar(journal) as show:
             yield show
     else:
-        yield _answering_lines()
+        yield _answering_lines(journal)
 
 
 class _Pace:
     """Decides when the next plain line is due, and estimates the remaining time."""
 
-    def __init__(self) -> None:
-        self._start = self._last_line = time.monotonic()
+    def __init__(self, journal: Journal | None = None) -> None:
+        self._stopwatch = Stopwatch(journal)
+        self._last_line = time.monotonic()
 
     def is_due(self, *, at_once: bool) -> bool:
         """Return whether to write a line now; if so, the next is due an interval later."""
@@ -59,7 +66,7 @@ class _Pace:
 
     def left(self, done: int, remaining: int) -> str:
         """Return the time for the remaining units, at the average pace since the start."""
-        minutes, seconds = divmod(round((time.monotonic() - self._start) / done * remaining), 60)
+        minutes, seconds = divmod(round(self._stopwatch.seconds / done * remaining), 60)
         hours, minutes = divmod(minutes, 60)
         clock = f"{hours}:{minutes:02}" if hours else f"{minutes}"
         return f"{clock}:{seconds:02} left"
@@ -83,15 +90,15 @@ def _training_lines(total: int, done: int) -> Callable[[Record], None]:
     return show
 
 
-def _answering_lines() -> Progress:
+def _answering_lines(journal: Journal | None = None) -> Progress:
     """Write a line at the beginning, because the first prompts may take minutes, and some more."""
-    pace = _Pace()
+    pace = _Pace(journal)
 
     def show(done: int, total: int, part: str = "") -> None:
         nonlocal pace
         where = f" ({part})" if part else ""
         if done == 0:
-            pace = _Pace()
+            pace = _Pace(journal)
             _write(f"answering {total:,} prompts{where}")
         elif pace.is_due(at_once=False):
             left = pace.left(done, total - done)
@@ -103,7 +110,7 @@ def _answering_lines() -> Progress:
 @contextmanager
 def _training_bar(total: int, done: int) -> Iterator[TrainingProgress]:
     """Show a bar for the steps, a second one while the model is scored, and lines with scores."""
-    with _bar() as bar:
+    with _bar(rich.progress.TimeRemainingColumn()) as bar:
         training = bar.add_task("Training", total=total, completed=done, news="")
         answering = bar.add_task("Scoring", visible=False, news="")
 
@@ -123,24 +130,31 @@ def _training_bar(total: int, done: int) -> Iterator[TrainingProgress]:
 
 
 @contextmanager
-def _answering_bar() -> Iterator[Progress]:
-    with _bar(transient=True) as bar:
-        task = bar.add_task("Answering", total=None, news="")
+def _answering_bar(journal: Journal | None) -> Iterator[Progress]:
+    # rich's own estimate looks at the last half minute, in which a single strategy may answer.
+    with _bar(rich.progress.TextColumn("{task.fields[left]}"), transient=True) as bar:
+        task = bar.add_task("Answering", total=None, news="", left="")
+        pace = _Pace(journal)
 
         def show(done: int, total: int, part: str = "") -> None:
-            bar.update(task, completed=done, total=total, news=part)
+            nonlocal pace
+            if done == 0:
+                pace = _Pace(journal)
+            left = pace.left(done, total - done) if done else ""
+            bar.update(task, completed=done, total=total, news=part, left=left)
 
         yield show
 
 
-def _bar(*, transient: bool = False) -> rich.progress.Progress:
+def _bar(left: rich.progress.ProgressColumn, *, transient: bool = False) -> rich.progress.Progress:
+    """Return a bar whose last column, `left`, shows the time that is left."""
     return rich.progress.Progress(
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(),
         rich.progress.MofNCompleteColumn(),
         rich.progress.TextColumn("{task.fields[news]}"),
         rich.progress.TimeElapsedColumn(),
-        rich.progress.TimeRemainingColumn(),
+        left,
         console=Console(stderr=True),
         transient=transient,
     )
