@@ -10,7 +10,10 @@ import gzip
 import io
 import json
 import random
+import zipfile
 from collections.abc import Callable
+from datetime import UTC, datetime
+from html import escape
 from typing import Any
 
 _LETTERS = (
@@ -260,6 +263,48 @@ def as_yaml(value: Any, chance: random.Random) -> bytes:
 
     dumped = yaml.dump(value, allow_unicode=chance.random() < 0.5, sort_keys=False)
     return _encoded(dumped, chance)
+
+
+def as_html(value: Any, _: random.Random) -> bytes:
+    paragraphs = "".join(f"<p>{escape(line)}</p>" for line in _words(value).split("\n"))
+    return f"<html><body>{paragraphs}</body></html>".encode()
+
+
+def as_docx(value: Any, _: random.Random) -> bytes:
+    """Write the least that a Word file holds."""
+    openxml = "http://schemas.openxmlformats.org"
+    main = f"{openxml}/officeDocument/2006/relationships/officeDocument"
+    parts = {
+        "_rels/.rels": f'<Relationships xmlns="{openxml}/package/2006/relationships">'
+        f'<Relationship Id="r" Type="{main}" Target="word/document.xml"/></Relationships>',
+        "word/document.xml": f'<w:document xmlns:w="{openxml}/wordprocessingml/2006/main"><w:body>'
+        f"<w:p><w:r><w:t>{escape(_words(value))}</w:t></w:r></w:p></w:body></w:document>",
+    }
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in parts.items():
+            # A fixed date.
+            archive.writestr(zipfile.ZipInfo(name), content)
+    return file.getvalue()
+
+
+def as_pdf(value: Any, chance: random.Random) -> bytes:
+    """Write pages without compression, so that noise reaches what PDFium reads."""
+    from fpdf import FPDF
+
+    pdf = FPDF()
+    pdf.set_creation_date(datetime(2000, 1, 1, tzinfo=UTC))
+    pdf.set_compression(False)
+    pdf.set_font("Times", size=12)
+    for _ in range(chance.randint(1, 3)):
+        pdf.add_page()
+        pdf.multi_cell(60, 6, _words(value).encode("latin-1", "replace").decode("latin-1"))
+    return bytes(pdf.output())
+
+
+def _words(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text.encode("utf-8", "replace").decode()
 
 
 def zipped(content: bytes) -> bytes:

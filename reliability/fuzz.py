@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from loraqa.adapter.info import INFO, read_adapter_info, write_adapter_info
+from loraqa.documents import read_document
 from loraqa.errors import InputError
 from loraqa.lora.peft_config import PeftConfig
 from loraqa.prompt.template import Template
@@ -130,6 +131,9 @@ def kinds(folder: Path) -> list[Kind]:
         Kind("loraqa.json", INFO, documents.adapter_info, documents.as_json, _read_info),
         Kind("template", "template.txt", documents.text, _as_text, _read_template),
         Kind("ask", "context.txt", documents.text, _as_text, ask),
+        Kind("HTML", "page.html", documents.text, documents.as_html, _read_pages),
+        Kind("DOCX", "text.docx", documents.text, documents.as_docx, _read_pages),
+        Kind("PDF", "book.pdf", documents.text, documents.as_pdf, _read_pages),
     ]
 
 
@@ -338,6 +342,15 @@ def _ask(folder: Path, path: Path) -> None:
             if answer.start is not None:
                 found = context[answer.start : answer.end]
                 _check(strategy != "span" or found == answer.text, f"{answer} is not at its place")
+
+
+def _read_pages(path: Path) -> None:
+    """Read a document; each page begins where it says."""
+    read = read_document(path)
+    _check(read.text.encode().decode() == read.text, "the text cannot be written")
+    for number, start in enumerate(read.pages, start=1):
+        _check(start <= len(read.text), f"page {number} begins behind the text")
+        _check(read.page_at(start) == number, f"page {number} is elsewhere")
 
 
 def _as_text(value: Any, _: random.Random) -> bytes:

@@ -154,6 +154,15 @@ def test_too_much_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         read_pdf(pdf_of([[TOWN]]), "book.pdf")
 
 
+def test_a_file_that_lacks_its_end_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    data = pdf_of([[TOWN]])
+    with caplog.at_level(logging.WARNING, "loraqa"):
+        assert read_pdf(data, "book.pdf").text == TOWN
+        assert caplog.text == ""
+        assert read_pdf(data[:-6], "book.pdf").text == TOWN
+    assert "book.pdf lacks the end of a PDF" in caplog.text
+
+
 def words_or_refusal(data: bytes) -> set[str]:
     """Return the words of a PDF, or of the place that a message names."""
     try:

@@ -19,6 +19,9 @@ from loraqa.errors import InputError, counted, in_a_line
 logger = logging.getLogger("loraqa")
 
 _MOST_CHARACTERS = 20_000_000
+# What a whole PDF ends with, and in how many last bytes.
+_END = b"%%EOF"
+_LENGTH_OF_END = 1024
 _LINE_END = "\r\n"
 _ITEM = re.compile(r"[•◦▪‣·*–—-]\s")
 # A shorter line, as a multiple of its height, is an item of a list and no line of a paragraph.
@@ -64,6 +67,10 @@ def read_pdf(data: bytes, source: str) -> Document:
             "example with ocrmypdf.",
             counted(pictures, "page"),
             source,
+        )
+    if _END not in data[-_LENGTH_OF_END:]:
+        logger.warning(
+            "%s lacks the end of a PDF, so pages may be missing; look for the whole file.", source
         )
     return Document.of_pages(pages)
 
