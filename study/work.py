@@ -75,6 +75,9 @@ class Study:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_official(file, changed, "1.1")
         values = {
+            # So that all questions count, and none is asked twice, unless an experiment says so.
+            "data.held_out": 0,
+            "data.negatives": 0,
             **experiment.all_settings,
             "model.source": self._model,
             "data.train": str(file),

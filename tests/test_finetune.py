@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import peft
@@ -16,6 +16,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from loraqa.adapter.info import read_adapter_info
 from loraqa.answer.evaluate import evaluate
 from loraqa.answer.span import _spans
 from loraqa.errors import InputError
@@ -86,6 +87,7 @@ def choose(model: Path, train: Path, *overrides: str) -> RunSettings:
             f"model.source={model}",
             "model.dtype=float32",
             f"data.train={train}",
+            "data.negatives=0",
             "lora.rank=4",
             "optimisation.epochs=4",
             "optimisation.questions_per_step=4",
@@ -469,3 +471,64 @@ def test_random_weights_are_reported(
     finetune(chosen, tmp_path / "run")
     assert "RANDOM WEIGHTS" in caplog.text
     assert "random weights" in (tmp_path / "run" / "adapter" / "README.md").read_text()
+
+
+def many_passages(count: int) -> list[Passage]:
+    """Return passages of ten questions each."""
+    texts = [f"Salt came from hill {n}, and bread from house {n}." for n in range(count)]
+    asked = ["Where did salt come from?", "Where did bread come from?"]
+    return [
+        Passage(
+            text,
+            tuple(
+                Question(f"{n}-{k}", asked[k % 2], (Answer(where, text.index(where)),))
+                for k in range(10)
+                for where in [f"hill {n}" if k % 2 == 0 else f"house {n}"]
+            ),
+        )
+        for n, text in enumerate(texts)
+    ]
+
+
+@pytest.mark.parametrize("version", ["1.1", "2.0"])
+def test_a_run_learns_when_there_is_no_answer_and_how_far_to_trust_one(
+    version: Literal["1.1", "2.0"],
+    tiny_folder: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    passages = many_passages(52)
+    if version == "2.0":
+        passages = [
+            Passage(p.context, (*p.questions, Question(f"{n}-none", "Why?")))
+            for n, p in enumerate(passages)
+        ]
+    write_official(tmp_path / "many.json", passages, version)
+    chosen = choose(
+        *(tiny_folder, tmp_path / "many.json", "data.negatives=0.3", "optimisation.epochs=1"),
+        *("optimisation.questions_per_step=100", "optimisation.tokens_per_batch=4000"),
+    )
+    run = tmp_path / "run"
+    with caplog.at_level(logging.INFO, logger="loraqa"):
+        finetune(chosen, run)
+    facts = read(run / "data.json")["train"]
+    held_out = 60 if version == "1.1" else 66
+    assert facts["held_out"] == held_out
+    assert facts["questions"] == len(passages) * (10 if version == "1.1" else 11)
+    assert facts["negatives"] > 50
+    assert f"{facts['negatives']} of the questions are asked on another context" in caplog.text
+    assert f"{held_out} questions are held out" in caplog.text
+    info = read_adapter_info(run / "adapter")
+    assert info.compared
+    assert (info.no_answer_threshold is None) == (version == "1.1")
+    reader = Reader.load(run)
+    assert (reader.compared, reader.calibration) == (True, info.calibration)
+    assert reader.no_answer_threshold == info.no_answer_threshold
+    if info.calibration is not None:
+        assert info.calibration.questions == held_out
+        (answer,) = reader.answer(passages[0].context, ["Where did salt come from?"])
+        assert answer.confidence is not None
+    # As if it had been killed before the adapter was written.
+    shutil.rmtree(run / "adapter")
+    finetune(load_settings([run / "settings.yaml"]), run, resume=True)
+    assert read_adapter_info(run / "adapter") == info

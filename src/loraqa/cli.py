@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -27,13 +27,16 @@ from loraqa.answer.strategies import (
 from loraqa.errors import InputError, LoraqaError, explain, quote
 from loraqa.garbage import importing
 from loraqa.notices import show_notices
-from loraqa.prompt.defaults import DEFAULT_STRIDE
+from loraqa.prompt.defaults import DEFAULT_STRIDE, DEFAULT_WINDOWS
 from loraqa.speed import chosen
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from loraqa.reader import Reader
+
+# So many characters are read before a progress bar would be seen.
+_LONG = 10_000
 
 # The load, in processes that run or want to, from which on other work is taken to be busy.
 _BUSY = 0.5
@@ -79,6 +82,31 @@ Json = Annotated[
 Seed = Annotated[int, typer.Option(help="Random seed.", min=0)]
 MaxAnswer = Annotated[
     int | None, typer.Option(help="Longest answer in tokens; default: as in the run.", min=1)
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        "--no-answer-threshold",
+        help='Say "no answer" above this probability of it; default: as in the run.',
+        min=0,
+        max=1,
+    ),
+]
+
+
+def _check_windows(text: str) -> str:
+    if text != "all" and not (text.isascii() and text.isdigit() and int(text)):
+        raise InputError(f"--windows {quote(text)} is neither a number from 1 on nor all.")
+    return text
+
+
+Windows = Annotated[
+    str,
+    typer.Option(
+        metavar="N|all",
+        callback=_check_windows,
+        help="Of a long text, read the N windows that match a question best, or all.",
+    ),
 ]
 
 
@@ -283,6 +311,8 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="File for the predictions; missing folders are made.")
     ] = None,
+    windows: Windows = str(DEFAULT_WINDOWS),
+    no_answer_threshold: Threshold = None,
     max_answer_tokens: MaxAnswer = None,
     base: Base = None,
     template: Prompts = None,
@@ -314,7 +344,7 @@ def evaluate(
         from loraqa.report.tables import scores_table
 
     decoding = parse_strategy(strategy)
-    reader = _reader(run, base, max_answer_tokens, template, without)
+    reader = _reader(run, base, template, without, windows, max_answer_tokens, no_answer_threshold)
     identity, work = reader.identify(), (dataset.fingerprint, strategy, seed)
     with Journal.beside(out, identity) if out else Journal.in_cache(identity, *work) as journal:
         with answering_progress(journal) as progress:
@@ -323,6 +353,8 @@ def evaluate(
             )
         if out:
             write_json(out, result.predictions)
+            if dataset.version == "2.0":
+                write_json(out.with_suffix(".na_prob.json"), result.no_answer_probabilities)
     if as_json:
         _print_json(result.to_json())
     else:
@@ -394,6 +426,7 @@ def compare(
             "RUN/comparison for a run, else ./comparison."
         ),
     ] = None,
+    windows: Windows = str(DEFAULT_WINDOWS),
     max_answer_tokens: MaxAnswer = None,
     base: Base = None,
     template: Prompts = None,
@@ -428,7 +461,7 @@ def compare(
     decodings = [parse_strategy(name) for name in strategy_names(strategies)]
     if questions:
         dataset = sample_questions(dataset, questions, seed)
-    reader = _reader(run, base, max_answer_tokens, template, without)
+    reader = _reader(run, base, template, without, windows, max_answer_tokens)
     journal = Journal.beside(folder / "comparison.json", reader.identify())
     with one_writer(folder), journal:
         with answering_progress(journal) as progress:
@@ -461,6 +494,8 @@ def ask(
         int,
         typer.Option(help="Answers to each question, at most, best first.", min=1, max=MAX_SAMPLES),
     ] = 1,
+    windows: Windows = str(DEFAULT_WINDOWS),
+    no_answer_threshold: Threshold = None,
     max_answer_tokens: MaxAnswer = None,
     base: Base = None,
     template: Prompts = None,
@@ -490,11 +525,15 @@ def ask(
         from loraqa.answer.reader import check_asked
         from loraqa.answer.strategies import parse_strategy
         from loraqa.report.answers import answer_lines, answers_json
+        from loraqa.report.progress import answering_progress
 
     check_asked(document.text, questions)
     decoding = parse_strategy(strategy)
-    reader = _reader(run, base, max_answer_tokens, template, without)
-    found = reader.candidates(document.text, questions, answers, decoding, seed=seed)
+    reader = _reader(run, base, template, without, windows, max_answer_tokens, no_answer_threshold)
+    with answering_progress() if len(document.text) > _LONG else nullcontext() as progress:
+        found = reader.candidates(
+            document.text, questions, answers, decoding, seed=seed, progress=progress
+        )
     if as_json:
         _print_json(answers_json(document, found, answers))
     else:
@@ -524,6 +563,8 @@ def serve(
     timeout: Annotated[
         int, typer.Option(help="Seconds for a request, waiting included.", min=1)
     ] = 120,
+    windows: Windows = str(DEFAULT_WINDOWS),
+    no_answer_threshold: Threshold = None,
     base: Base = None,
     template: Prompts = None,
     without: Without = "",
@@ -543,7 +584,7 @@ def serve(
 
     token = server.read_token(token_file) if token_file else None
     with server.listen(host, port, token) as listener:
-        reader = _reader(run, base, None, template, without)
+        reader = _reader(run, base, template, without, windows, None, no_answer_threshold)
         reader = replace(reader, tokens_per_batch=min(reader.tokens_per_batch, TOKENS_PER_BATCH))
         app = create_app(
             reader,
@@ -746,14 +787,22 @@ def _place_for(source: Path, name: str) -> Path:
 def _reader(
     run: Path,
     base: str | None,
-    max_answer_tokens: int | None,
     template: str | None,
     without: str,
+    windows: str,
+    max_answer_tokens: int | None,
+    no_answer_threshold: float | None = None,
 ) -> "Reader":
+    """Load a reader, and change what the user chose."""
     from loraqa.reader import Reader
 
     reader = Reader.load(run, base=base, template=template, without=without)
-    return replace(reader, max_answer_tokens=max_answer_tokens) if max_answer_tokens else reader
+    chosen: dict[str, Any] = {"most_windows": None if windows == "all" else int(windows)}
+    if max_answer_tokens is not None:
+        chosen["max_answer_tokens"] = max_answer_tokens
+    if no_answer_threshold is not None:
+        chosen["no_answer_threshold"] = no_answer_threshold
+    return replace(reader, **chosen)
 
 
 def _console(*, stderr: bool = False) -> "Console":

@@ -21,6 +21,7 @@ from loraqa.adapter.base import describe_base
 from loraqa.adapter.card import CARD, model_card
 from loraqa.adapter.evaluation import Evaluation
 from loraqa.adapter.info import AdapterInfo, BaseInfo, write_adapter_info
+from loraqa.answer.calibrate import calibrate
 from loraqa.answer.evaluate import evaluate, sample_questions
 from loraqa.answer.progress import Progress
 from loraqa.answer.reader import Reader
@@ -38,7 +39,7 @@ from loraqa.prompt.encode import Encoded
 from loraqa.prompt.plan import BatchPlan
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
-from loraqa.report.progress import training_progress
+from loraqa.report.progress import answering_progress, training_progress
 from loraqa.speed.start import accelerated_preparation
 from loraqa.speed.trial import fastest
 from loraqa.squad import Overlap, QADataset, Scores, overlap, read_passages
@@ -56,6 +57,14 @@ logger = logging.getLogger("loraqa")
 # A fine-tuned model needs about five paths for a question, and hardly ever more than 32. A model
 # that has learned nothing needs hundreds, and its score is not worth so much.
 _SCORING = SpanSearch(most_paths=32)
+
+# The threshold on the probability of "no answer" until a better one is found.
+_EVEN = 0.5
+
+# Lengths of texts, in tokens, that a model can read whatever its training data were. Longer texts
+# are read in windows that are as long as nearly all contexts of the training.
+_ANY_LENGTH = 512
+_USUAL = 0.95
 
 # Scoring keeps only keys and values, so its batches can be four times larger than in training.
 _SCORING_BATCH_FACTOR = 4
@@ -163,6 +172,7 @@ def _finetune(
             evaluate=_scorer(settings, reader, dev, progress.scoring),
             report=progress.record,
         )
+    reader = _calibrated(reader, training.held_out, run, state)
     info = _adapter_info(reader, base)
     _write_adapter(run, state, info, _card(info, settings, state, training.facts, shared, command))
     return FinetuneResult(
@@ -200,11 +210,22 @@ def _runner(
 def _report_training(training: TrainingData, max_length: int) -> None:
     """Log what the run learns from. Raises `InputError` if there is nothing to learn from."""
     source, counts = training.facts["source"], training.encoded.counts
+    negatives, held_out = training.facts["negatives"], training.facts["held_out"]
     logger.info(
-        f"Training on {counted(counts.questions, 'question')} on "
+        f"Training on {counted(counts.questions - negatives, 'question')} on "
         f"{counted(counts.passages, 'context')} of {source}: {counts.tree_tokens:,} tokens as "
         f"trees, {counts.separate_tokens:,} as separate examples."
     )
+    if negatives:
+        logger.info(
+            f"To learn when a text holds no answer, {negatives:,} of the questions are asked on "
+            "another context, too (data.negatives)."
+        )
+    if held_out:
+        logger.info(
+            f"To learn how far answers can be trusted, {held_out:,} questions are held out "
+            "(data.held_out)."
+        )
     if counts.windowed:
         logger.warning(
             f"Too long for {max_length} tokens and read in windows: "
@@ -232,16 +253,48 @@ def _reader(
     settings: RunSettings, runner: Runner, max_length: int, training: TrainingData
 ) -> Reader:
     """Return a reader that writes prompts as in training."""
+    encoded = training.encoded
+    longest = settings.evaluation.max_answer_tokens or _longest_answer(encoded, max_length)
     return Reader(
         runner,
         training.tokenizer,
         Template(settings.prompt.template),
-        max_length,
+        min(max_length, _longest_path(encoded) + longest),
         settings.prompt.stride,
-        settings.evaluation.max_answer_tokens or _longest_answer(training.encoded, max_length),
-        no_answer=bool(training.facts["unanswerable"]),
+        _usual_context(encoded),
+        max_answer_tokens=longest,
+        compared=_learns_no_answer(encoded),
+        no_answer_threshold=_EVEN if training.facts["unanswerable"] else None,
         tokens_per_batch=_SCORING_BATCH_FACTOR * settings.optimisation.tokens_per_batch,
     )
+
+
+def _longest_path(encoded: Encoded) -> int:
+    """Return how long the longest prompt with its answer is, but no less than any base can read."""
+    paths = (len(tree.trunk) + max(map(len, tree.branches)) for tree in encoded.trees)
+    return max(*paths, _ANY_LENGTH)
+
+
+def _usual_context(encoded: Encoded) -> int:
+    """Return a length that few of the contexts exceed."""
+    lengths = sorted(len(tree.trunk) for tree in encoded.trees)
+    return max(lengths[math.ceil(_USUAL * len(lengths)) - 1], _ANY_LENGTH // 2)
+
+
+def _learns_no_answer(encoded: Encoded) -> bool:
+    # "No answer" is one token.
+    return any(len(branch.answer) == 1 for tree in encoded.trees for branch in tree.branches)
+
+
+def _calibrated(
+    reader: Reader, held_out: QADataset, run: RunDirectory, state: TrainState
+) -> Reader:
+    """Return the reader of the best weights, with a calibration fitted on questions held out."""
+    if not held_out.order:
+        return reader
+    load_adapter(reader.runner.model, _best_checkpoint(run, state) / ADAPTER)
+    with answering_progress() as progress:
+        return calibrate(reader, held_out, progress)
 
 
 def _longest_answer(encoded: Encoded, max_length: int) -> int:
@@ -299,7 +352,11 @@ def _adapter_info(reader: Reader, base: BaseInfo) -> AdapterInfo:
         max_length=reader.max_length,
         stride=reader.stride,
         max_answer_tokens=reader.max_answer_tokens,
-        version="2.0" if reader.no_answer else "1.1",
+        version="1.1" if reader.no_answer_threshold is None else "2.0",
+        window_length=reader.window_length,
+        compared=reader.compared,
+        no_answer_threshold=reader.no_answer_threshold,
+        calibration=reader.calibration,
     )
 
 
@@ -324,10 +381,16 @@ def _card(
     )
 
 
-def _write_adapter(run: RunDirectory, state: TrainState, info: AdapterInfo, card: str) -> None:
-    """Write the adapter of the best checkpoint; of the last one if nothing was scored."""
+def _best_checkpoint(run: RunDirectory, state: TrainState) -> Path:
+    """Return the checkpoint of the best scores; the last one if nothing was scored."""
     checkpoint = checkpoint_folder(run.checkpoints, state.best.step if state.best else state.step)
     check_whole(checkpoint)
+    return checkpoint
+
+
+def _write_adapter(run: RunDirectory, state: TrainState, info: AdapterInfo, card: str) -> None:
+    """Write the adapter of the best checkpoint."""
+    checkpoint = _best_checkpoint(run, state)
     with replacing_folder(run.adapter) as folder:
         shutil.copytree(checkpoint / ADAPTER, folder, dirs_exist_ok=True)
         write_adapter_info(folder, info)

@@ -105,8 +105,11 @@ class Reader(PlainReader):
             written,
             max_length,
             info.stride,
-            info.max_answer_tokens,
-            no_answer=info.version == "2.0",
+            info.window_length,
+            max_answer_tokens=info.max_answer_tokens,
+            compared=info.compared,
+            no_answer_threshold=info.no_answer_threshold,
+            calibration=info.calibration,
             tokens_per_batch=tokens,
             identify=identify,
         )

@@ -1,7 +1,7 @@
 """Fixtures for tests of answering: passages, prompts, a model, and a run."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from tests.conftest import tiny_model
 
 from loraqa.adapter.base import describe_base
 from loraqa.adapter.info import AdapterInfo, write_adapter_info
-from loraqa.answer.decode import Prompts, Rules, Written
+from loraqa.answer.decode import Prompts, Rules, Written, split_no_answer
 from loraqa.lora.adapt import adapt
 from loraqa.lora.adapter import save_adapter
 from loraqa.lora.layer import lora_layers
@@ -137,10 +137,20 @@ def run(tmp_path: Path, adapted: Any, info: AdapterInfo) -> Path:
 def prompts_of(
     runner: Runner, trees: Sequence[Tree], rules: Rules, answers: int = 1, seed: int = 0
 ) -> Prompts:
-    """Return the prompts of the trees, with keys and values computed."""
+    """Return the prompts of the trees, with keys and values computed.
+
+    Their logits are those of the model, as transformers' `generate` has them.
+    """
     session, logits = runner.prefill(trees)
     contexts = [PASSAGES[tree.passage].context for tree in trees]
-    return Prompts(trees, contexts, session, logits, rules, answers, seed)
+    _, no_answer = split_no_answer(logits, rules.tokenizer.eos)
+    return Prompts(trees, contexts, session, logits, no_answer, rules, answers, seed)
+
+
+def answers_only(prompts: Prompts) -> Prompts:
+    """Return the prompts as a reader gives them to a strategy, without "no answer"."""
+    logits, no_answer = split_no_answer(prompts.logits, prompts.rules.tokenizer.eos)
+    return replace(prompts, logits=logits, no_answer=no_answer)
 
 
 def generate(model: Any, prompts: Prompts, **options: Any) -> list[tuple[tuple[int, ...], float]]:

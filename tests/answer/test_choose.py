@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.answer.conftest import PASSAGES, stopping_model
 
+from loraqa.answer.answered import Answered
 from loraqa.answer.choose import least_risk, vote
-from loraqa.answer.reader import Answered, Reader
+from loraqa.answer.reader import Reader
 from loraqa.answer.strategies import parse_strategy
 from loraqa.model.runner import TreeRunner
 from loraqa.prompt.template import Template

@@ -52,7 +52,7 @@ def prompts(logits: Tensor, limit: int, samples: int = 1) -> Prompts:
     none = torch.empty(0, dtype=torch.int32).numpy()
     tree = Tree(none, (Branch("q", none, none),), 0, (0, 0))
     chain = Chain(logits)
-    return Prompts([tree], [""], chain, logits[-1:], rules, samples, 0)  # type: ignore[arg-type]
+    return Prompts([tree], [""], chain, logits[-1:], [0.0], rules, samples, 0)  # type: ignore[arg-type]
 
 
 def leading_to(*path: int) -> Tensor:

@@ -177,7 +177,6 @@ def test_no_flipped_byte_changes_an_answer(reader: Reader, tmp_path: Path) -> No
     "change",
     [
         {"max_answer_tokens": 11},
-        {"no_answer": True},
         {"template": Template("{context}\n{question} So: {answer}")},
     ],
     ids=str,

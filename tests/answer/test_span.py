@@ -14,12 +14,14 @@ import regex
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.answer.conftest import PASSAGES, prompts_of, stopping_model
+from tests.answer.conftest import PASSAGES, answers_only, prompts_of, stopping_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from loraqa.answer.decode import Prompts, Rules
+from loraqa.answer.answered import Answered
+from loraqa.answer.decode import Prompts, Rules, Written, split_no_answer
 from loraqa.answer.span import SpanSearch, Trie, _Forest, _Search, _spans
+from loraqa.answer.windows import Choice, Found, Window, choose
 from loraqa.model.runner import PaddedRunner, TreeRunner
 from loraqa.model.stop import StoppedError, stopping
 from loraqa.prompt.segments import SegmentTokenizer
@@ -56,8 +58,6 @@ def best_of_all(kind: str, prompts: Prompts) -> list[tuple[str, tuple[int, ...],
     found = []
     for tree, branch, context in prompts.rows():
         answers = every_span(context, prompts.rules)
-        if prompts.rules.no_answer:
-            answers[""] = []
         tokens = tuple(map(tuple, answers.values()))
         scores = brute_force(kind, (*tree.trunk.tolist(), *branch.prompt.tolist()), tokens)
         score, text = max(zip(scores, answers, strict=True))
@@ -67,17 +67,10 @@ def best_of_all(kind: str, prompts: Prompts) -> list[tuple[str, tuple[int, ...],
 
 @pytest.mark.parametrize("kind", ["gpt2", "qwen2"])
 @pytest.mark.parametrize("path", [TreeRunner, PaddedRunner])
-@pytest.mark.parametrize("no_answer", [False, True])
 @pytest.mark.parametrize("rows", [1, 256])
 def test_equals_brute_force(
-    kind: str,
-    path: Any,
-    no_answer: bool,
-    rows: int,
-    trees: list[Tree],
-    rules: Rules,
+    kind: str, path: Any, rows: int, trees: list[Tree], rules: Rules
 ) -> None:
-    rules = replace(rules, no_answer=no_answer)
     prompts = prompts_of(path(stopping_model(kind)), trees, rules)
     found = [written for (written,) in SpanSearch(at_once=rows).write(prompts)]
     best = best_of_all(kind, prompts)
@@ -86,40 +79,56 @@ def test_equals_brute_force(
     ):
         assert written.tokens == tokens
         assert written.log_probability == pytest.approx(score, abs=1e-4)
-        start = context.index(text)
-        assert written.place == ((start, start + len(text)) if text else None)
+        assert written.place == (context.index(text), context.index(text) + len(text))
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_the_n_best_equal_brute_force(kind: str, trees: list[Tree], rules: Rules) -> None:
-    rules = replace(rules, no_answer=True)
-    prompts = replace(prompts_of(TreeRunner(stopping_model(kind)), trees, rules), answers=5)
-    for (tree, branch, context), found in zip(
-        prompts.rows(), SpanSearch().write(prompts), strict=True
-    ):
-        spans = {**every_span(context, rules), "": []}
+def test_the_n_best_and_their_shares_equal_brute_force(
+    kind: str, trees: list[Tree], rules: Rules
+) -> None:
+    asked = prompts_of(TreeRunner(stopping_model(kind)), trees, rules, answers=5)
+    prompts = answers_only(asked)
+    rows = zip(prompts.rows(), SpanSearch().write(prompts), prompts.no_answer, strict=True)
+    for (tree, branch, context), written, odds in rows:
+        spans = every_span(context, rules)
         prompt = (*tree.trunk.tolist(), *branch.prompt.tolist())
-        scores = brute_force(kind, prompt, tuple(map(tuple, spans.values())))
+        *scores, none = brute_force(kind, prompt, (*map(tuple, spans.values()), ()))
         answers: dict[str, list[tuple[float, str]]] = {}
         for text, score in zip(spans, scores, strict=True):
             answers.setdefault(normalize_answer(text) or text, []).append((score, text))
         best = sorted(map(max, answers.values()), reverse=True)[:5]
-        total = sum(exp(score) for score in scores)
-        assert [written.log_probability for written in found] == pytest.approx(
+        total = sum(exp(score) for score in [*scores, none])
+        found = chosen(context, odds, written)
+        assert [answer.log_probability for answer in found.answers] == pytest.approx(
             [score for score, _ in best], abs=1e-4
         )
-        for written, (_, text) in zip(found, best, strict=True):
-            assert context[slice(*(written.place or (0, 0)))] == text
+        assert found.no_answer.log_probability == pytest.approx(none, abs=1e-4)
+        for answer, (_, text) in zip(found.answers, best, strict=True):
+            assert (answer.text, context[answer.start : answer.end]) == (text, text)
             share = sum(exp(s) for s, _ in answers[normalize_answer(text) or text]) / total
-            assert written.search is not None
-            assert written.search.at_least - 1e-4 <= share <= written.search.at_most + 1e-4
+            assert_within_bounds(share, answer)
+        assert_within_bounds(exp(none) / total, found.no_answer)
+        against_best = exp(none) / (exp(none) + exp(best[0][0]))
+        assert found.no_answer.no_answer_probability == pytest.approx(against_best, rel=1e-3)
 
 
-def test_some_best_answers_are_empty_and_some_are_not(trees: list[Tree], rules: Rules) -> None:
-    """The test above relies on this."""
-    rules = replace(rules, no_answer=True)
-    prompts = prompts_of(TreeRunner(stopping_model("qwen2")), trees, rules)
-    assert len({text == "" for text, _, _ in best_of_all("qwen2", prompts)}) == 2
+def chosen(context: str, no_answer: float, written: list[Written]) -> Choice:
+    """Choose among the answers of a single window."""
+    found = [
+        Found(context[slice(*w.place)], w.log_probability, len(w.tokens), *w.place)
+        for w in written
+        if w.place
+    ]
+    window = Window(no_answer, tuple(found), written[0].searched)
+    return choose("q", [window], len(found), draws=False, compared=True)
+
+
+def assert_within_bounds(share: float, answer: Answered) -> None:
+    least, most = answer.probability_at_least, answer.probability_at_most
+    assert least is not None
+    assert most is not None
+    assert 0 <= least <= most <= 1 + 1e-6
+    assert least - 1e-4 <= share <= most + 1e-4
 
 
 def test_few_prefixes_are_computed_and_at_most_at_once_together(
@@ -157,13 +166,10 @@ def test_finding_spans_stops_although_no_model_is_run(trees: list[Tree], rules: 
         _spans(context, trees[0].window, rules)
 
 
-def test_the_answer_is_empty_if_all_spans_are_too_long(trees: list[Tree], rules: Rules) -> None:
+def test_there_is_no_answer_if_all_spans_are_too_long(trees: list[Tree], rules: Rules) -> None:
     rules = replace(rules, max_answer_tokens=1)
-    prompts = prompts_of(TreeRunner(stopping_model("gpt2")), trees, rules)
-    expected = prompts.logits.log_softmax(dim=-1)[:, 0].tolist()
-    for (written,), log_probability in zip(SpanSearch().write(prompts), expected, strict=True):
-        assert (written.tokens, written.place) == ((0,), None)
-        assert written.log_probability == pytest.approx(log_probability, abs=1e-5)
+    prompts = answers_only(prompts_of(TreeRunner(stopping_model("gpt2")), trees, rules))
+    assert SpanSearch().write(prompts) == [[] for _ in prompts.no_answer]
 
 
 def test_nearly_all_of_the_annotators_answers_are_spans(shared: Path) -> None:
@@ -172,7 +178,7 @@ def test_nearly_all_of_the_annotators_answers_are_spans(shared: Path) -> None:
     found = []
     for passage in read_passages(shared / "data" / "squad1-dev.json").passages[::200]:
         spans = _spans(passage.context, (0, len(passage.context)), rules)
-        texts = {passage.context[slice(*span.place)] for span in spans if span.place}
+        texts = {passage.context[slice(*span.place)] for span in spans}
         answers = [answer for question in passage.questions for answer in question.answers]
         found += [answer.text in texts for answer in answers]
     assert sum(found) > 0.99 * len(found)
@@ -213,7 +219,7 @@ def test_spans_start_and_end_at_any_character_in_unspaced_scripts(
             if text == text.strip() and 0 < len(tokenizer.encode([f" {text}"])[0].ids) < most
         }
         spans = _spans(f"A. {CAPITAL} B.", (3, 3 + len(CAPITAL)), rules)
-        assert {f"A. {CAPITAL} B."[slice(*span.place)] for span in spans if span.place} == expected
+        assert {f"A. {CAPITAL} B."[slice(*span.place)] for span in spans} == expected
     assert CAPITAL in expected or most < 12
 
 
@@ -235,13 +241,13 @@ def test_answers_in_every_script_are_spans_and_no_span_cuts_a_grapheme(
     context: str, answers: list[str], segments: SegmentTokenizer
 ) -> None:
     rules = Rules(segments, Template(), max_answer_tokens=200)
-    spans = {span.place for span in _spans(context, (0, len(context)), rules) if span.place}
+    spans = {span.place for span in _spans(context, (0, len(context)), rules)}
     assert set(answers) <= {context[slice(*place)] for place in spans}
     edges = {0, *accumulate(map(len, regex.findall(r"\X", context)))}
     assert {offset for place in spans for offset in place} <= edges
 
 
-@given(st.lists(st.lists(st.integers(0, 3), max_size=4), min_size=1, max_size=12))
+@given(st.lists(st.lists(st.integers(0, 3), max_size=4), max_size=12))
 def test_a_trie_has_a_node_for_each_prefix(sequences: list[list[int]]) -> None:
     trie = Trie.of(sequences)
     prefixes: dict[int, tuple[int, ...]] = {0: ()}
@@ -274,17 +280,17 @@ class Oracle:
         return Oracle([self.rows[row] for row in rows.tolist()])
 
 
-SEQUENCES = st.lists(st.lists(st.integers(0, 3), max_size=6), min_size=1, max_size=30)
+SEQUENCES = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6), min_size=1, max_size=30)
 
 
 def reading(sequences: list[list[int]], index: int) -> str:
-    """Let some sequences read the same; the empty one is "no answer"."""
-    return str(sum(sequences[index]) % 5) if sequences[index] else ""
+    """Let some sequences read the same."""
+    return str(sum(sequences[index]) % 5)
 
 
 def every_answer(prompt: tuple[int, ...], sequences: list[list[int]]) -> dict[str, list[float]]:
-    """Return the probabilities of all different sequences, by how they read."""
-    answers: dict[str, list[float]] = {}
+    """Return the probabilities of all different sequences, by how they read; "" is no answer."""
+    answers = {"": [float(Oracle([prompt]).logits().softmax(dim=-1)[0, 4])]}
     for index, ids in enumerate(sequences):
         if ids not in sequences[:index]:
             steps = Oracle([(*prompt, *ids[:n]) for n in range(len(ids) + 1)]).logits()
@@ -304,9 +310,27 @@ def search_of(
     oracle = Oracle([(number,) for number in range(branches * len(choices))])
     read = [partial(reading, sequences) for sequences in choices for _ in range(branches)]
     forest = _Forest([Trie.of(sequences) for sequences in choices], [branches] * len(choices))
-    search = _Search(forest, 4, read, count, rows, most_paths, slack)
-    search.run(oracle, oracle.logits())
+    logits, no_answer = split_no_answer(oracle.logits(), 4)
+    search = _Search(forest, 4, read, no_answer, count, rows, most_paths, slack)
+    search.run(oracle, logits)
     return search
+
+
+def choices_of(search: _Search, choices: list[list[list[int]]], count: int = 1) -> list[Choice]:
+    """Choose among the answers to each prompt; an answer's text is how it reads."""
+    found = []
+    branches = len(search.answers()) // len(choices)
+    for number, answers in enumerate(search.answers()):
+        sequences = choices[number // branches]
+        _, (no_answer,) = split_no_answer(Oracle([(number,)]).logits(), 4)
+        texts = [reading(sequences, answer.index) for answer in answers]
+        window = Window(
+            no_answer,
+            tuple(Found(t, a.score, 1, 0, 1) for t, a in zip(texts, answers, strict=True)),
+            answers[0].searched,
+        )
+        found.append(choose("q", [window], count, draws=False, compared=True))
+    return found
 
 
 @given(
@@ -319,16 +343,17 @@ def test_finds_the_best_of_any_sequences(
     choices: list[list[list[int]]], branches: int, count: int, rows: int
 ) -> None:
     """Random logits make long sequences win too, which an untrained model would not."""
-    found = search_of(choices, branches, count, rows).answers()
-    for number, answers in enumerate(found):
-        sequences = choices[number // branches]
-        expected = every_answer((number,), sequences)
+    search = search_of(choices, branches, count, rows)
+    for number, choice in enumerate(choices_of(search, choices, count)):
+        expected = every_answer((number,), choices[number // branches])
+        (none,) = expected.pop("")
         best = sorted(map(max, expected.values()), reverse=True)[:count]
-        assert [exp(answer.score) for answer in answers] == pytest.approx(best, rel=1e-4)
-        for answer, probability in zip(answers, best, strict=True):
-            same = expected[reading(sequences, answer.index)]
-            assert max(same) == pytest.approx(probability, rel=1e-4)
-            assert answer.search.exact
+        found = [exp(answer.log_probability) for answer in choice.answers]
+        assert found == pytest.approx(best, rel=1e-4)
+        for answer, probability in zip(choice.answers, best, strict=True):
+            assert max(expected[answer.text]) == pytest.approx(probability, rel=1e-4)
+            assert answer.exact
+        assert exp(choice.no_answer.log_probability) == pytest.approx(none, rel=1e-4)
 
 
 @given(
@@ -340,16 +365,12 @@ def test_finds_the_best_of_any_sequences(
 def test_the_share_of_an_answer_is_within_its_bounds(
     choices: list[list[list[int]]], count: int, rows: int, most_paths: float
 ) -> None:
-    found = search_of(choices, 1, count, rows, most_paths).answers()
-    for number, (sequences, answers) in enumerate(zip(choices, found, strict=True)):
-        expected = every_answer((number,), sequences)
-        no_answer = float(Oracle([(number,)]).logits().softmax(dim=-1)[0, 4])
-        total = sum(map(sum, ({"": [no_answer]} | expected).values()))
-        for answer in answers:
-            share = sum(expected[reading(sequences, answer.index)]) / total
-            search = answer.search
-            assert search.at_least - 1e-6 <= share <= search.at_most + 1e-6
-            assert 0 <= search.at_least <= search.at_most <= 1 + 1e-6
+    search = search_of(choices, 1, count, rows, most_paths)
+    for number, choice in enumerate(choices_of(search, choices, count)):
+        expected = every_answer((number,), choices[number])
+        total = sum(map(sum, expected.values()))
+        for answer in [*choice.answers, choice.no_answer]:
+            assert_within_bounds(sum(expected[answer.text]) / total, answer)
 
 
 @given(
@@ -358,22 +379,26 @@ def test_the_share_of_an_answer_is_within_its_bounds(
 def test_the_search_goes_on_until_the_bounds_are_close(
     choices: list[list[list[int]]], rows: int, slack: float
 ) -> None:
-    found = search_of(choices, 1, 1, rows, slack=slack).answers()
-    for number, (sequences, (best,)) in enumerate(zip(choices, found, strict=True)):
-        expected = every_answer((number,), sequences)
-        no_answer = float(Oracle([(number,)]).logits().softmax(dim=-1)[0, 4])
-        total = sum(map(sum, ({"": [no_answer]} | expected).values()))
-        share = sum(expected[reading(sequences, best.index)]) / total
-        assert best.search.at_most - best.search.at_least <= slack + 1e-6
-        assert best.search.at_least - 1e-6 <= share <= best.search.at_most + 1e-6
-        assert exp(best.score) == pytest.approx(max(map(max, expected.values())), rel=1e-4)
+    search = search_of(choices, 1, 1, rows, slack=slack)
+    for number, choice in enumerate(choices_of(search, choices)):
+        expected = every_answer((number,), choices[number])
+        total = sum(map(sum, expected.values()))
+        (best,) = choice.answers
+        assert_within_bounds(sum(expected[best.text]) / total, best)
+        assert best.probability_at_most is not None
+        assert best.probability_at_least is not None
+        assert best.probability_at_most - best.probability_at_least <= slack + 1e-6
+        expected.pop("")
+        assert exp(best.log_probability) == pytest.approx(
+            max(map(max, expected.values())), rel=1e-4
+        )
 
 
 @given(SEQUENCES)
 def test_bounds_are_equal_if_every_path_was_computed(sequences: list[list[int]]) -> None:
-    (answers,) = search_of([sequences], 1, 100, 9).answers()
-    for answer in answers:
-        assert answer.search.at_least == pytest.approx(answer.search.at_most)
+    (choice,) = choices_of(search_of([sequences], 1, 100, 9), [sequences], 100)
+    for answer in [*choice.answers, choice.no_answer]:
+        assert answer.probability_at_least == pytest.approx(answer.probability_at_most)
 
 
 @given(SEQUENCES, st.integers(1, 4), st.integers(0, 12))
@@ -383,8 +408,8 @@ def test_a_search_that_stops_early_says_so_if_it_may_have_missed_something(
     (whole,) = search_of([sequences], 1, 1, rows).answers()
     (short,) = search_of([sequences], 1, 1, rows, most_paths).answers()
     assert short[0].score <= whole[0].score + 1e-6
-    assert short[0].search.paths <= whole[0].search.paths
-    if short[0].search.exact:
+    assert short[0].searched.paths <= whole[0].searched.paths
+    if short[0].searched.exact:
         assert short[0].score == pytest.approx(whole[0].score)
     else:
-        assert most_paths <= short[0].search.paths < whole[0].search.paths
+        assert most_paths <= short[0].searched.paths < whole[0].searched.paths

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from loraqa.answer.reader import Answered
+from loraqa.answer.answered import Answered
 from loraqa.documents import Document
 from loraqa.report.answers import answer_lines, answers_json
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from loraqa.answer.reader import Answered
+from loraqa.answer.answered import Answered
 from loraqa.errors import LoraqaError
 from loraqa.serve.app import Served, create_app
 from loraqa.serve.server import listen, make_server

@@ -15,7 +15,7 @@ import pytest
 from fastapi.testclient import TestClient
 from tests.serve.conftest import app_of
 
-from loraqa.answer.reader import Answered
+from loraqa.answer.answered import Answered
 from loraqa.answer.strategies import parse_strategy
 from loraqa.errors import LoraqaError
 from loraqa.reader import Reader

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.serve.conftest import ENDLESS, PATIENCE, QUICK, Stub, app_of, ask, connect, post, serving
 
-from loraqa.answer.reader import Answered
+from loraqa.answer.answered import Answered
 from loraqa.errors import LoraqaError
 from loraqa.model.stop import StoppedError
 from loraqa.reader import Reader

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from loraqa.errors import InputError, quote, some_of
 from loraqa.files import read_json, sha256, write_json
@@ -90,6 +90,32 @@ def _both(one: str | None, other: str | None) -> bool:
     return bool(one and other) and one != other
 
 
+class Logistic(BaseModel):
+    """The probability 1 / (1 + exp(-(slope * x + intercept))) of an event by a number x."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False)
+
+    slope: float
+    intercept: float
+
+
+class Calibration(BaseModel):
+    """How often an answer is right, by what the model thinks of it.
+
+    Attributes:
+        answer: by the log-odds of an answer's share of the probability of all spans.
+        no_answer: of "no answer", by the log-odds of its probability against the best answer; None
+            for a model that never says it.
+        questions: how many questions it was fitted on.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+
+    answer: Logistic
+    no_answer: Logistic | None = None
+    questions: int = Field(ge=1)
+
+
 class AdapterInfo(BaseModel):
     """The base model of an adapter and the prompts of its training, needed to answer alike.
 
@@ -98,6 +124,13 @@ class AdapterInfo(BaseModel):
         template, max_length, stride: as for `PromptEncoder`.
         max_answer_tokens: length of the longest answer that training scored, in tokens.
         version: "2.0" if some of the training questions had no answer.
+        window_length: how many tokens of a text that is longer than `max_length` are read at once;
+            None is as many as fit.
+        compared: whether the model has learned to say that a text holds no answer.
+        no_answer_threshold: from which probability on it says "no answer"; None is never.
+        calibration: the confidence of its answers; None if it was not fitted.
+
+    Files of older versions lack the last four.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
@@ -108,6 +141,18 @@ class AdapterInfo(BaseModel):
     stride: int = Field(ge=0)
     max_answer_tokens: int = Field(ge=1)
     version: Version
+    window_length: int | None = Field(default=None, ge=1)
+    compared: bool = False
+    no_answer_threshold: float | None = Field(default=None, ge=0, le=1)
+    calibration: Calibration | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, values: Any) -> Any:
+        """Add what files of older versions leave to the version of the data."""
+        if isinstance(values, dict) and values.get("version") == "2.0":
+            return {"compared": True, "no_answer_threshold": 0.5, **values}
+        return values
 
 
 def write_adapter_info(folder: Path, info: AdapterInfo) -> None:

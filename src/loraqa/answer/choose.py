@@ -4,8 +4,8 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from loraqa.answer.reader import Answered
-from loraqa.answer.span import reading
+from loraqa.answer.answered import Answered
+from loraqa.answer.windows import reading
 from loraqa.squad import token_f1
 
 

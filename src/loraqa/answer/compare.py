@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from loraqa.analysis.diversity import distinct_ngrams, entropy, self_bleu
 from loraqa.analysis.significance import Estimate, mcnemar
+from loraqa.answer.answered import Answered
 from loraqa.answer.choose import least_risk, vote
 from loraqa.answer.decode import Strategy
 from loraqa.answer.journal import Journal, Stopwatch
 from loraqa.answer.progress import Progress
-from loraqa.answer.reader import Answered, Reader
+from loraqa.answer.reader import Reader
 from loraqa.answer.strategies import MAX_SAMPLES
 from loraqa.errors import InputError
 from loraqa.squad import Passage, QADataset, QuestionScore, normalize_answer, score_question
@@ -185,7 +186,7 @@ def compare(
         prompts = reader.count_prompts(passages)
         for index, strategy in enumerate(strategies):
             stopwatch = Stopwatch(journal)
-            answers[index] += reader.read(
+            read = reader.read(
                 passages,
                 strategy,
                 answers=samples,
@@ -193,9 +194,18 @@ def compare(
                 progress=progress and partial(_show, progress, strategy.name, done, total),
                 journal=journal,
             )
+            answers[index] += [_settled(found, reader.no_answer_threshold) for found in read]
             seconds[index] += stopwatch.seconds
             done += prompts
     return summarize(strategies, dataset, answers, seconds)
+
+
+def _settled(answers: list[Answered], threshold: float | None) -> list[Answered]:
+    """Let "no answer" take the place of all others where it comes before them."""
+    no_answer, *others = answers
+    if threshold is None or no_answer.no_answer_probability <= threshold:
+        return answers
+    return [no_answer] * len(others)
 
 
 def _parts(passages: Sequence[Passage]) -> Iterator[Sequence[Passage]]:

@@ -8,13 +8,14 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from loraqa.answer.filters import draw
+from loraqa.answer.windows import Searched
 from loraqa.model.session import DecodingSession
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
@@ -32,14 +33,11 @@ class Rules:
         tokenizer: the tokenizer of the prompts.
         template: the template of the prompts.
         max_answer_tokens: maximum tokens of an answer, including the end token.
-        no_answer: whether an answer may be empty (SQuAD v2.0). Only the span search uses this; with
-            other strategies the model decides.
     """
 
     tokenizer: SegmentTokenizer
     template: Template
     max_answer_tokens: int
-    no_answer: bool = False
 
     @cached_property
     def stops(self) -> frozenset[int]:
@@ -99,7 +97,9 @@ class Prompts:
         trees: the trees; each of their branches is a prompt.
         contexts: the whole context of each tree.
         session: the computation, one row per prompt; a strategy can use it only once.
-        logits: (N, vocabulary) logits of the first token of each answer.
+        logits: (N, vocabulary) logits of the first token of each answer; that of eos is -inf,
+            because it would be "no answer".
+        no_answer: the log-odds of "no answer" to each prompt.
         rules: how answers are tokenized and where they end.
         answers: how many answers to each prompt are wanted.
         seed: random seed.
@@ -109,6 +109,7 @@ class Prompts:
     contexts: Sequence[str]
     session: DecodingSession
     logits: Tensor
+    no_answer: Sequence[float]
     rules: Rules
     answers: int
     seed: int
@@ -120,20 +121,10 @@ class Prompts:
                 yield tree, branch, context
 
 
-class Searched(NamedTuple):
-    """What a span search knows about an answer.
-
-    Attributes:
-        at_least, at_most: bounds of the answer's share of the probability of all spans and "no
-            answer". Spans that read the same count together.
-        paths: how many paths were extended by a token for the question.
-        exact: false if the search stopped before it was sure of the best answers.
-    """
-
-    at_least: float
-    at_most: float
-    paths: int
-    exact: bool
+def split_no_answer(logits: Tensor, eos: int) -> tuple[Tensor, list[float]]:
+    """Return logits (N, vocabulary) without eos, and the log-odds of eos against all others."""
+    answers = logits.index_fill(1, torch.tensor([eos], device=logits.device), -torch.inf)
+    return answers, (logits[:, eos].double() - answers.double().logsumexp(dim=-1)).tolist()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,15 +134,15 @@ class Written:
     Attributes:
         tokens: token ids, including the end token unless `max_answer_tokens` was reached.
         log_probability: sum of ln p(token | prompt, tokens before it) over all tokens, including
-            the end token, in the model's own distribution, before any filter.
+            the end token, in the model's own distribution but for "no answer", before any filter.
         place: (start, end) in the context if the answer was copied from it, else None.
-        search: what a span search knows about the answer; None for other strategies.
+        searched: what the span search of the prompt met; None for other strategies.
     """
 
     tokens: tuple[int, ...]
     log_probability: float
     place: tuple[int, int] | None = None
-    search: Searched | None = None
+    searched: Searched | None = None
 
 
 class Strategy(Protocol):

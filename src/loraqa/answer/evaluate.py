@@ -1,16 +1,18 @@
 """Answer a whole data set and score the answers as SQuAD does."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from loraqa.answer.answered import Answered
 from loraqa.answer.decode import Strategy
 from loraqa.answer.journal import Journal, Stopwatch
 from loraqa.answer.progress import Progress
-from loraqa.answer.reader import Answered, Reader
+from loraqa.answer.reader import Reader, with_close_bounds
 from loraqa.answer.strategies import DEFAULT_STRATEGY, parse_strategy
-from loraqa.squad import Passage, QADataset, Scores, score
+from loraqa.squad import BestScore, Passage, QADataset, Scores, score
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Evaluated:
     Attributes:
         answers: one answer to each question, in the order of the passages.
         scores: the official scores, overall and by question; for v2.0 with the best thresholds on
-            the probability of no answer.
+            the probability of no answer, which are chosen on these very questions.
         seconds: time spent on answering, before an interruption too.
     """
 
@@ -32,6 +34,11 @@ class Evaluated:
     def predictions(self) -> dict[str, str]:
         """Question id to text: a predictions file in the official format."""
         return {answer.question_id: answer.text for answer in self.answers}
+
+    @property
+    def no_answer_probabilities(self) -> dict[str, float]:
+        """Question id to probability of no answer: a file in the official format."""
+        return {answer.question_id: answer.no_answer_probability for answer in self.answers}
 
     @property
     def questions_per_second(self) -> float:
@@ -71,19 +78,34 @@ def evaluate(
         InputError: there are no questions, or one leaves no room for a context.
     """
     stopwatch = Stopwatch(journal)
+    strategy = strategy or parse_strategy(DEFAULT_STRATEGY)
     read = reader.read(
         dataset.passages,
-        strategy or parse_strategy(DEFAULT_STRATEGY),
+        strategy if reader.calibration is None else with_close_bounds(strategy),
         seed=seed,
         progress=progress,
         journal=journal,
     )
     seconds = stopwatch.seconds
     answers = tuple(first for first, *_ in read)
+    scores = score({answer.question_id: answer.text for answer in answers}, dataset)
+    # The last answer is the best one, also where "no answer" came before it.
+    best = best_of([best for *_, best in read], dataset)
+    return Evaluated(answers, replace(scores, best=best), seconds)
+
+
+def best_of(answers: Sequence[Answered], dataset: QADataset) -> BestScore | None:
+    """Return the best scores that a no-answer threshold reaches; None for SQuAD v1.1.
+
+    Args:
+        answers: an answer to each question, chosen without a threshold.
+        dataset: the questions.
+    """
+    if dataset.version == "1.1":
+        return None
     predictions = {answer.question_id: answer.text for answer in answers}
-    no_answer = {answer.question_id: answer.no_answer_probability for answer in answers}
-    scores = score(predictions, dataset, no_answer if dataset.version == "2.0" else None)
-    return Evaluated(answers, scores, seconds)
+    probabilities = {answer.question_id: answer.no_answer_probability for answer in answers}
+    return score(predictions, dataset, probabilities).best
 
 
 def sample_questions(dataset: QADataset, count: int, seed: int) -> QADataset:

@@ -4,28 +4,32 @@
 """
 
 import hashlib
-import itertools
 import logging
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from threading import Event
 from typing import Any
 
-from loraqa.answer.decode import Prompts, Rules, Strategy, Written
+from loraqa.adapter.info import Calibration
+from loraqa.answer.answered import Answered
+from loraqa.answer.confidence import with_confidence
+from loraqa.answer.decode import Prompts, Rules, Strategy, Written, split_no_answer
 from loraqa.answer.journal import Journal
 from loraqa.answer.locate import locate
 from loraqa.answer.progress import Progress
-from loraqa.answer.span import SpanSearch, reading
+from loraqa.answer.relevant import keep_relevant
+from loraqa.answer.span import SpanSearch
 from loraqa.answer.strategies import DEFAULT_STRATEGY, MAX_SAMPLES, parse_strategy
+from loraqa.answer.windows import Choice, Found, Window, choose, of_each_reading, reading
 from loraqa.errors import InputError, LoraqaError, counted, quote
 from loraqa.model.memory import explaining_lack_of_memory
 from loraqa.model.runner import Runner
 from loraqa.model.stop import stopping
-from loraqa.prompt.defaults import DEFAULT_MAX_ANSWER_TOKENS, DEFAULT_STRIDE
+from loraqa.prompt.defaults import DEFAULT_MAX_ANSWER_TOKENS, DEFAULT_STRIDE, DEFAULT_WINDOWS
 from loraqa.prompt.encode import Encoded, PromptEncoder
 from loraqa.prompt.plan import pack
 from loraqa.prompt.segments import SegmentTokenizer
@@ -39,54 +43,21 @@ logger = logging.getLogger("loraqa")
 _SLACK = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """An answer to a question.
-
-    Attributes:
-        question_id: the id of the question.
-        text: the answer; empty if the model finds none.
-        log_probability: ln p of its tokens and its end, summed, in nats, in the model's own
-            distribution.
-        mean_log_probability: `log_probability` divided by the number of tokens.
-        start, end: where the answer stands in the context (see `locate`); None if it does not.
-        no_answer_probability: the probability of ending the answer before it starts; of several
-            windows the lowest.
-        probability_at_least, probability_at_most: bounds of the answer's share of the probability
-            of all spans and "no answer" (see `Searched`); None if no spans were searched.
-        paths: how many paths the span search extended by a token for this question.
-        exact: false if the span search stopped before it was sure of the best answers.
-        votes: how many of the answers to the question read like this one; it counts itself.
-        confidence: the calibrated probability that the answer is right; None where the model was
-            not calibrated, or no spans were searched.
-        tokens: how many tokens it has, its end included.
-    """
-
-    question_id: str
-    text: str
-    log_probability: float
-    mean_log_probability: float
-    start: int | None
-    end: int | None
-    no_answer_probability: float
-    probability_at_least: float | None = None
-    probability_at_most: float | None = None
-    paths: int | None = None
-    exact: bool | None = None
-    votes: int = 1
-    confidence: float | None = None
-    tokens: int = 0
-
-
 @dataclass(frozen=True)
 class Reader:
     """A model, and how its prompts are written.
 
     Attributes:
         runner: computes the model.
-        tokenizer, template, max_length, stride: as for `PromptEncoder`.
+        tokenizer, template, max_length, stride, window_length: as for `PromptEncoder`.
+        most_windows: how many windows of a long text are read for a question, those whose words
+            match it best; None reads all.
         max_answer_tokens: the longest answer in tokens, its end included.
-        no_answer: whether the model has learned to say that the context holds no answer.
+        compared: whether the model has learned to say that a text holds no answer, so that the
+            windows of a text are compared by odds (see `choose`).
+        no_answer_threshold: from which probability on `answer` and `candidates` say "no answer";
+            None is never.
+        calibration: turns an answer's share of the probability into its confidence, if any.
         tokens_per_batch: how many tokens, read and written, are in memory at once.
     """
 
@@ -95,8 +66,12 @@ class Reader:
     template: Template
     max_length: int
     stride: int = DEFAULT_STRIDE
+    window_length: int | None = None
+    most_windows: int | None = DEFAULT_WINDOWS
     max_answer_tokens: int = DEFAULT_MAX_ANSWER_TOKENS
-    no_answer: bool = False
+    compared: bool = False
+    no_answer_threshold: float | None = None
+    calibration: Calibration | None = None
     tokens_per_batch: int = 16384
 
     def answer(
@@ -127,6 +102,7 @@ class Reader:
         *,
         seed: int = 0,
         stop: Event | None = None,
+        progress: Progress | None = None,
     ) -> list[list[Answered]]:
         """Return at most `count` answers to each question, best first.
 
@@ -142,11 +118,16 @@ class Reader:
         check_count(count)
         asked = tuple(Question(str(number), text) for number, text in enumerate(questions))
         chosen = parse_strategy(strategy) if isinstance(strategy, str) else strategy
-        if isinstance(chosen, SpanSearch):
-            chosen = replace(chosen, slack=min(chosen.slack, _SLACK))
+        chosen = with_close_bounds(chosen)
         with stopping(self.runner.model, stop) if stop else nullcontext():
-            read = self.read([Passage(context, asked)], chosen, answers=count, seed=seed)
-        return [_merge_votes(answers, chosen.draws) for answers in read]
+            choices = self._choices([Passage(context, asked)], chosen, count, seed, progress, None)
+        threshold = self.no_answer_threshold
+        return [
+            replace(choice, answers=_merge_votes(choice.answers, chosen.draws)).above(threshold)[
+                :count
+            ]
+            for choice in choices
+        ]
 
     def read(
         self,
@@ -161,63 +142,87 @@ class Reader:
         """Answer all questions of some passages, in their order.
 
         Each question gets `answers` answers; fewer, best first, if the strategy draws nothing and
-        finds no more. Answers do not depend on the other questions, except for rounding. Batches in
-        `journal` are not computed again, and the others are added to it.
+        finds no more. Before them comes "no answer", if it is more probable than the threshold.
+        Answers do not depend on the other questions, except for rounding. Batches in `journal` are
+        not computed again, and the others are added to it.
 
         Raises:
             InputError: a question leaves no room for a context.
             LoraqaError: memory is out, or logits are not finite.
         """
-        encoded = self._encode(passages)
+        choices = self._choices(passages, strategy, answers, seed, progress, journal)
+        return [choice.above(self.no_answer_threshold) for choice in choices]
+
+    def _choices(
+        self,
+        passages: Sequence[Passage],
+        strategy: Strategy,
+        answers: int,
+        seed: int,
+        progress: Progress | None,
+        journal: Journal | None,
+    ) -> list[Choice]:
+        """Return the answers to all questions of some passages, and "no answer" to each."""
+        trees = self._trees(passages)
         rows = strategy.rows * (answers if strategy.draws else 1)
-        windows: dict[tuple[int, str], list[list[Answered]]] = defaultdict(list)
-        done = 0
+        windows: dict[tuple[int, str], list[Window]] = defaultdict(list)
+        done, prompts = 0, sum(len(tree.branches) for tree in trees)
         if progress:
-            progress(done, encoded.counts.examples)
-        for trees in pack(encoded.trees, self.tokens_per_batch, partial(self._cost, rows=rows)):
-            contexts = [passages[tree.passage].context for tree in trees]
-            batch = _Batch(trees, contexts, strategy, self._rules, answers, seed)
-            answered = self._recall(batch, journal) if journal else self._answers(batch)
-            for (passage, question_id), found in zip(batch.places, answered, strict=True):
-                windows[passage, question_id].append(found)
-            done += len(answered)
+            progress(done, prompts)
+        for together in pack(trees, self.tokens_per_batch, partial(self._cost, rows=rows)):
+            contexts = [passages[tree.passage].context for tree in together]
+            batch = _Batch(together, contexts, strategy, self._rules, answers, seed)
+            read = self._recall(batch, journal) if journal else self._read(batch)
+            for place, window in zip(batch.places, read, strict=True):
+                windows[place].append(window)
+            done += len(read)
             if progress:
-                progress(done, encoded.counts.examples)
+                progress(done, prompts)
         return [
-            _merge_windows(windows[index, question.id], answers, strategy.draws)
+            self._choose(question, windows[index, question.id], strategy, answers)
             for index, passage in enumerate(passages)
             for question in passage.questions
         ]
 
+    def _choose(
+        self, question: Question, windows: Sequence[Window], strategy: Strategy, count: int
+    ) -> Choice:
+        choice = choose(question.id, windows, count, draws=strategy.draws, compared=self.compared)
+        if self.calibration is None:
+            return choice
+        answers = [with_confidence(answer, self.calibration) for answer in choice.answers]
+        return Choice(answers, with_confidence(choice.no_answer, self.calibration))
+
+    def _trees(self, passages: Sequence[Passage]) -> list[Tree]:
+        """Encode the passages. Of a long text each question gets the windows that fit it best."""
+        encoded = self.encoder.encode_prompts(passages, self.max_answer_tokens)
+        self._note_windows(passages, encoded)
+        return keep_relevant(encoded.trees, passages, self.most_windows)
+
     def count_prompts(self, passages: Sequence[Passage]) -> int:
-        """Return how many prompts all questions have: one for each window of the context.
+        """Return how many prompts all questions have: one for each window that is read.
 
         Raises:
             InputError: a question leaves no room for a context.
         """
-        return self._encode(passages).counts.examples
+        return sum(len(tree.branches) for tree in self._trees(passages))
 
-    def _encode(self, passages: Sequence[Passage]) -> Encoded:
-        encoder = PromptEncoder(self.tokenizer, self.template, self.max_length, self.stride)
-        encoded = encoder.encode_prompts(passages, self.max_answer_tokens)
-        self._note_windows(passages, encoded)
-        return encoded
+    def _recall(self, batch: "_Batch", journal: Journal) -> list[Window]:
+        """Return what was read for each prompt from the journal if it is there."""
 
-    def _recall(self, batch: "_Batch", journal: Journal) -> list[list[Answered]]:
-        """Return the answers to each prompt from the journal if they are there."""
+        def compute() -> list[list[Any]]:
+            return [window.to_json() for window in self._read(batch)]
 
-        def compute() -> list[list[tuple[Any, ...]]]:
-            return [[astuple(answer) for answer in answers] for answers in self._answers(batch)]
+        return [Window.from_json(kept) for kept in journal.once(batch.fingerprint, compute)]
 
-        kept = journal.once(batch.fingerprint, compute)
-        return [[Answered(*fields) for fields in answers] for answers in kept]
-
-    def _answers(self, batch: "_Batch") -> list[list[Answered]]:
-        """Return the answers to each prompt, from its window alone."""
+    def _read(self, batch: "_Batch") -> list[Window]:
+        """Return what is read for each prompt, from its window alone."""
         with self._explaining_lack_of_memory():
-            session, logits = self.runner.prefill(batch.trees)
+            session, first = self.runner.prefill(batch.trees)
+            logits, no_answer = split_no_answer(first, self.tokenizer.eos)
             prompts = Prompts(
-                batch.trees, batch.contexts, session, logits, batch.rules, batch.answers, batch.seed
+                *(batch.trees, batch.contexts, session, logits, no_answer),
+                *(batch.rules, batch.answers, batch.seed),
             )
             return _write(prompts, batch.strategy)
 
@@ -228,9 +233,20 @@ class Reader:
         if windowed <= self._noted:
             return
         self._noted.update(windowed)
-        logger.info(
+        note = (
             f"Too long for {self.max_length:,} tokens and read in windows: "
-            f"{encoded.counts.windowed:,} of {counted(len(passages), 'context')}."
+            f"{encoded.counts.windowed:,} of {counted(len(passages), 'context')}"
+        )
+        most = self.most_windows
+        if most is not None and max(trees.values()) > most:
+            note += f"; for each question only the {most} windows that match it best"
+        logger.info(f"{note}.")
+
+    @cached_property
+    def encoder(self) -> PromptEncoder:
+        """Writes the prompts."""
+        return PromptEncoder(
+            self.tokenizer, self.template, self.max_length, self.stride, self.window_length
         )
 
     @cached_property
@@ -240,7 +256,7 @@ class Reader:
 
     @cached_property
     def _rules(self) -> Rules:
-        return Rules(self.tokenizer, self.template, self.max_answer_tokens, self.no_answer)
+        return Rules(self.tokenizer, self.template, self.max_answer_tokens)
 
     def _cost(self, trees: Sequence[Tree], rows: int) -> int:
         """Count the tokens in memory while each question takes `rows` rows."""
@@ -277,7 +293,7 @@ class _Batch:
     def fingerprint(self) -> str:
         """SHA-256 (hex) of everything but the passages' numbers."""
         rules = self.rules
-        how = (self.strategy, self.answers, self.seed, rules.max_answer_tokens, rules.no_answer)
+        how = (self.strategy, self.answers, self.seed, rules.max_answer_tokens)
         digest = hashlib.sha256(f"{how} {rules.template} {rules.tokenizer.fingerprint}".encode())
         for tree, context in zip(self.trees, self.contexts, strict=True):
             prompts = [(branch.question_id, branch.prompt.tolist()) for branch in tree.branches]
@@ -285,98 +301,58 @@ class _Batch:
         return digest.hexdigest()
 
 
-def _write(prompts: Prompts, strategy: Strategy) -> list[list[Answered]]:
-    """Return the answers to each prompt, from its window alone.
+def _write(prompts: Prompts, strategy: Strategy) -> list[Window]:
+    """Return what `strategy` reads for each prompt.
 
     Raises:
         LoraqaError: logits are not finite. Nothing could be chosen by them.
     """
-    no_answer = prompts.logits.float().softmax(dim=-1)[:, prompts.rules.tokenizer.eos].tolist()
-    if any(map(math.isnan, no_answer)):
+    if any(map(math.isnan, prompts.no_answer)):
         raise LoraqaError(
             "The model gives logits that are not finite for some questions; answer with another "
             "dtype, such as float32, or train again with a lower learning rate."
         )
-    rows = zip(prompts.rows(), strategy.write(prompts), no_answer, strict=True)
+    rows = zip(prompts.rows(), strategy.write(prompts), prompts.no_answer, strict=True)
     return [
-        [
-            _answered(prompts.rules, branch.question_id, context, tree.window, written, probability)
-            for written in answers
-        ]
-        for (tree, branch, context), answers, probability in rows
+        Window(
+            no_answer,
+            tuple(_found(prompts.rules, context, tree.window, each) for each in written),
+            next((each.searched for each in written), None),
+        )
+        for (tree, _, context), written, no_answer in rows
     ]
 
 
-def _answered(
-    rules: Rules,
-    question_id: str,
-    context: str,
-    window: tuple[int, int],
-    written: Written,
-    no_answer_probability: float,
-) -> Answered:
-    place = written.place
-    text = context[slice(*place)] if place else rules.text(written.tokens)
-    start, end = place or locate(text, context, window) or (None, None)
-    at_least, at_most, paths, exact = written.search or (None, None, None, None)
-    return Answered(
-        question_id,
-        text,
-        written.log_probability,
-        written.log_probability / len(written.tokens),
-        start,
-        end,
-        no_answer_probability,
-        at_least,
-        at_most,
-        paths,
-        exact,
-        tokens=len(written.tokens),
-    )
+def _found(rules: Rules, context: str, window: tuple[int, int], written: Written) -> Found:
+    text = context[slice(*written.place)] if written.place else rules.text(written.tokens)
+    start, end = written.place or locate(text, context, window) or (None, None)
+    return Found(text, written.log_probability, len(written.tokens), start, end)
 
 
-def _merge_windows(
-    windows: Sequence[Sequence[Answered]], count: int, draws: bool
-) -> list[Answered]:
-    """Choose between the answers of a context's windows: sample by sample, or the best of all.
-
-    Any answer comes before "no answer", because a window without the answer rightly says that.
-    Among several answers the most probable is chosen.
-    """
-    if len(windows) == 1:
-        return list(windows[0])
-    if draws:
-        best = [max(candidates, key=_rank) for candidates in zip(*windows, strict=True)]
-    else:
-        best = _of_each_reading(_ranked(itertools.chain(*windows)))[:count]
-    no_answer = min(answers[0].no_answer_probability for answers in windows)
-    return [replace(answer, no_answer_probability=no_answer) for answer in best]
-
-
-def _ranked(answers: Iterable[Answered]) -> list[Answered]:
-    return sorted(answers, key=_rank, reverse=True)
+def _merge_votes(answers: Sequence[Answered], draws: bool) -> list[Answered]:
+    """Make one of the answers that read the same. Order samples by their votes."""
+    votes = Counter(reading(answer.text) for answer in answers)
+    ranked = sorted(answers, key=_rank, reverse=True) if draws else answers
+    best = [
+        replace(answer, votes=votes[reading(answer.text)])
+        for answer in of_each_reading(ranked, _text)
+    ]
+    return sorted(best, key=lambda answer: -answer.votes) if draws else best
 
 
 def _rank(answer: Answered) -> tuple[bool, float]:
     return answer.text != "", answer.log_probability
 
 
-def _of_each_reading(answers: Sequence[Answered]) -> list[Answered]:
-    """Keep the first of the answers that read the same."""
-    first: dict[str, Answered] = {}
-    for answer in answers:
-        first.setdefault(reading(answer.text), answer)
-    return list(first.values())
+def _text(answer: Answered) -> str:
+    return answer.text
 
 
-def _merge_votes(answers: Sequence[Answered], draws: bool) -> list[Answered]:
-    """Make one of the answers that read the same. Order samples by their votes."""
-    votes = Counter(reading(answer.text) for answer in answers)
-    best = [
-        replace(answer, votes=votes[reading(answer.text)])
-        for answer in _of_each_reading(_ranked(answers) if draws else answers)
-    ]
-    return sorted(best, key=lambda answer: -answer.votes) if draws else best
+def with_close_bounds(strategy: Strategy) -> Strategy:
+    """Let a span search go on until it knows how probable its answers are."""
+    if isinstance(strategy, SpanSearch):
+        return replace(strategy, slack=min(strategy.slack, _SLACK))
+    return strategy
 
 
 def check_count(count: int) -> None:

@@ -5,9 +5,8 @@ of a context form a trie of tokens. The log-probability only falls along a path,
 no more probable than the n-th best answer so far is dropped with everything below it. The result is
 that of trying every span, but only a small part of the trie is computed.
 
-Spans that read the same, such as "the Nile" and "Nile", are one answer. Its share is the sum of
-their probabilities divided by that of all spans and "no answer". What lies below dropped paths is
-not known, but together it is no more probable than they are, so the share has bounds.
+Spans that read the same, such as "the Nile" and "Nile", are one answer. `choose` says how answers
+are weighed against all others and "no answer".
 """
 
 import math
@@ -22,13 +21,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loraqa.answer.decode import Prompts, Rules, Searched, Written
+from loraqa.answer.decode import Prompts, Rules, Written
+from loraqa.answer.windows import Searched, reading
 from loraqa.garbage import no_garbage
 from loraqa.model.session import DecodingSession
 from loraqa.model.stop import check_stop
 from loraqa.prompt.segments import SegmentTokenizer, all_offsets
 from loraqa.prompt.tree import TokenIds
-from loraqa.squad import normalize_answer
 from loraqa.squad.segmentation import pieces
 
 Ints = NDArray[np.int64]
@@ -37,17 +36,19 @@ Floats = NDArray[np.float64]
 # A span encoded alone has at most this many tokens fewer than the context's tokens that cover it,
 # because these may extend beyond its ends.
 _SHORTER_ALONE = 8
+# Log-odds beyond this are certain, and do not overflow.
+_SURE = 100
 
 
 @dataclass(frozen=True)
 class SpanSearch:
-    """The spans with the highest probability; also "no answer" if the rules allow it.
+    """The spans with the highest probability.
 
     Attributes:
         most_paths: when so many paths were extended for a question that has an answer, the search
             stops. Then a better answer may be missed, and `Searched.exact` says so.
-        slack: how far apart the bounds of a share may be. The search goes on after the best answers
-            are found until they are so close.
+        slack: how far apart the bounds of a share may be, in a window alone. The search goes on
+            after the best answers are found until they are so close.
         at_once: bounds the number of paths that one step extends (at least one per prompt), and
             with it the memory. The result does not depend on it.
     """
@@ -81,6 +82,7 @@ class SpanSearch:
             _Forest(tries, branches),
             prompts.rules.tokenizer.eos,
             [partial(_read, context, choices) for context, choices in of_prompts],
+            prompts.no_answer,
             prompts.answers,
             self.at_once,
             self.most_paths,
@@ -94,25 +96,19 @@ class SpanSearch:
 
 
 class _Span(NamedTuple):
-    """A candidate answer: its tokens without eos, and its (start, end). "No answer" has neither."""
+    """A candidate answer: its tokens without eos, and its (start, end)."""
 
     tokens: TokenIds
-    place: tuple[int, int] | None
-
-
-def reading(text: str) -> str:
-    """Return the text as SQuAD normalizes it, by which answers read the same; "" for no answer."""
-    return normalize_answer(text) or text
+    place: tuple[int, int]
 
 
 def _read(context: str, spans: Sequence[_Span], index: int) -> str:
-    place = spans[index].place
-    return reading(context[slice(*place)]) if place else ""
+    return reading(context[slice(*spans[index].place)])
 
 
 def _written(span: _Span, found: "_Found", rules: Rules) -> Written:
     tokens = (*span.tokens.tolist(), rules.tokenizer.eos)
-    return Written(tokens, found.score, span.place, found.search)
+    return Written(tokens, found.score, span.place, found.searched)
 
 
 @no_garbage()
@@ -123,16 +119,11 @@ def _spans(context: str, window: tuple[int, int], rules: Rules) -> list[_Span]:
     for start, end in _places(context, window, rules.tokenizer, longest + _SHORTER_ALONE):
         places.setdefault(context[start:end], (start, end))
     encodings = rules.tokenizer.encode([rules.template.answer(text) for text in places])
-    spans = [
+    return [
         _Span(encoding.ids, place)
         for encoding, place in zip(encodings, places.values(), strict=True)
         if len(encoding.ids) <= longest
     ]
-    return (
-        [*spans, _Span(np.empty(0, dtype=np.int32), None)]
-        if rules.no_answer or not spans
-        else spans
-    )
 
 
 def _places(
@@ -168,7 +159,9 @@ class Trie:
 
     @classmethod
     def of(cls, sequences: Sequence[TokenIds | Sequence[int]]) -> "Trie":
-        """Build the trie of one or more sequences."""
+        """Build the trie of some sequences."""
+        if not sequences:
+            return cls(np.array([-1]), np.array([1, 1]), np.array([-1]))
         lengths = np.array([len(sequence) for sequence in sequences])
         table = np.full((len(sequences), max(lengths.max(), 1)), -1)
         table[np.arange(table.shape[1]) < lengths[:, None]] = np.concatenate(sequences)
@@ -259,7 +252,7 @@ class _Found:
 
     index: int
     score: float
-    search: Searched
+    searched: Searched
 
 
 @dataclass
@@ -278,6 +271,7 @@ class _Search:
         forest: the tries of all spans.
         eos: the token that ends a span.
         read: for each prompt, how the span of an index reads.
+        no_answer: for each prompt, the log-odds of "no answer".
         count: how many answers to find for each prompt.
         rows: how many paths one step extends, at least one per prompt.
         most_paths: when so many paths were extended for a prompt that has an answer, the rest is
@@ -290,6 +284,7 @@ class _Search:
         forest: _Forest,
         eos: int,
         read: Sequence[Callable[[int], str]],
+        no_answer: Sequence[float],
         count: int,
         rows: int,
         most_paths: float = math.inf,
@@ -302,15 +297,16 @@ class _Search:
         self._met: list[dict[str, _Answer]] = [{} for _ in range(prompts)]
         # (prompts,) log-probability that a path must exceed to matter.
         self._worst = np.full(prompts, -np.inf)
-        # (prompts,) probability of all spans met and "no answer", and of all dropped paths.
-        self._known, self._dropped = np.zeros(prompts), np.zeros(prompts)
+        # (prompts,) probability of all spans met and "no answer", and of all dropped paths; both
+        # among the answers, where "no answer" has its odds.
+        self._known = np.exp(np.clip(no_answer, -_SURE, _SURE))
+        self._dropped = np.zeros(prompts)
         self._paths, self._exact = np.zeros(prompts, dtype=int), np.ones(prompts, dtype=bool)
         self._answered = np.zeros(prompts, dtype=bool)
 
     def run(self, session: DecodingSession, logits: Tensor) -> None:
         """Search from the first logits of each prompt."""
         prompts = np.arange(len(self._met))
-        self._known = np.exp(_log_probabilities(logits, prompts, np.full_like(prompts, self._eos)))
         start = _Frontier(session, prompts, prompts, self._forest.roots, np.zeros(len(prompts)))
         # Depth first: complete spans found early bound the paths that wait higher up.
         waiting = [self._look(start, session, logits)]
@@ -324,19 +320,17 @@ class _Search:
     def answers(self) -> list[list[_Found]]:
         """Return the best answers to each prompt, best first."""
         return [
-            [_Found(a.index, a.score, self._searched(prompt, a)) for a in self._best(prompt)]
+            [_Found(best.index, best.score, self._searched(prompt)) for best in self._best(prompt)]
             for prompt in range(len(self._met))
         ]
 
     def _best(self, prompt: int) -> list[_Answer]:
         return nlargest(self._count, self._met[prompt].values(), key=lambda answer: answer.score)
 
-    def _searched(self, prompt: int, answer: _Answer) -> Searched:
-        dropped = float(self._dropped[prompt])
-        total = float(self._known[prompt]) + dropped
+    def _searched(self, prompt: int) -> Searched:
         return Searched(
-            answer.probability / total,
-            (answer.probability + dropped) / total,
+            {text: answer.probability for text, answer in self._met[prompt].items()},
+            float(self._dropped[prompt]),
             int(self._paths[prompt]),
             bool(self._exact[prompt]),
         )
@@ -408,12 +402,10 @@ class _Search:
         self._answered[paths.prompts[ended]] = True
 
     def _note(self, prompt: int, index: int, score: float) -> None:
-        reading = self._read[prompt](index)
-        answer = self._met[prompt].setdefault(reading, _Answer(index, -math.inf, 0.0))
+        text = self._read[prompt](index)
+        answer = self._met[prompt].setdefault(text, _Answer(index, -math.inf, 0.0))
         answer.probability += math.exp(score)
-        # "No answer" is known from the start.
-        if reading:
-            self._known[prompt] += math.exp(score)
+        self._known[prompt] += math.exp(score)
         if score > answer.score:
             answer.index, answer.score = index, score
         if score > self._worst[prompt] and len(self._met[prompt]) >= self._count:

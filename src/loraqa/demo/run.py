@@ -18,9 +18,9 @@ from typing import Any
 
 from rich.console import Console
 
+from loraqa.answer.answered import Answered
 from loraqa.answer.compare import Comparison, compare
 from loraqa.answer.evaluate import Evaluated, evaluate, sample_questions
-from loraqa.answer.reader import Answered
 from loraqa.answer.strategies import parse_strategy
 from loraqa.demo import check_room
 from loraqa.demo.parts import DemoBase, DemoData, DemoSize

@@ -114,15 +114,23 @@ class PromptEncoder:
         template: the template of the prompt.
         max_length: maximum length of a path from the trunk's start to a branch's end, in tokens.
         stride: number of tokens shared by two neighbouring windows of a long context.
+        window_length: how many tokens of a long context a window holds; None is as many as fit.
+            Short windows share less: a quarter of their tokens.
     """
 
     def __init__(
-        self, tokenizer: SegmentTokenizer, template: Template, max_length: int, stride: int
+        self,
+        tokenizer: SegmentTokenizer,
+        template: Template,
+        max_length: int,
+        stride: int,
+        window_length: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.template = template
         self.max_length = max_length
-        self.stride = stride
+        self.stride = stride if window_length is None else min(stride, window_length // 4)
+        self.window_length = window_length
         self._eos = np.array([tokenizer.eos], dtype=np.int32)
         self._before_context = self._fixed(template.before_context, tokenizer.start)
         self._before_question = self._fixed(template.before_question)
@@ -145,6 +153,7 @@ class PromptEncoder:
         fixed = self._before_context, self._before_question, self._after_question
         parts = [
             *(self.tokenizer.fingerprint, self.template.text, self.max_length, self.stride),
+            self.window_length,
             # Two tokenizers may give a control token of the template different ids.
             [ids.tolist() for ids in fixed],
         ]
@@ -267,6 +276,8 @@ class PromptEncoder:
         size = self.max_length - len(context.lead) - length - room
         if len(context.ids) <= size:
             return [(0, len(context.ids))]
+        if self.window_length is not None:
+            size = min(size, self.window_length)
         if size < max(_SMALLEST_WINDOW, self.stride + 1):
             raise InputError(self._explain_no_room(longest, length, room))
         cuts = _Cuts(context, slack=self.max_length // 10)

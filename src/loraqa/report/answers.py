@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from loraqa.answer.reader import Answered
+from loraqa.answer.answered import Answered
 from loraqa.documents import Document
 from loraqa.report.tables import printable
 
@@ -47,7 +47,7 @@ def answers_json(
 def _answer(answer: Answered) -> "Text":
     from rich.text import Text
 
-    facts = f"  {_probability(answer)}"
+    facts = f"  {_trust(answer)}"
     if answer.votes > 1:
         facts += f", {answer.votes} votes"
     if answer.exact is False:
@@ -57,8 +57,10 @@ def _answer(answer: Answered) -> "Text":
     return Text.assemble("  ", (printable(answer.text) or "no answer", "green"), (facts, "dim"))
 
 
-def _probability(answer: Answered) -> str:
-    """Name the share among spans, as bounds if they differ, else the answer's own probability."""
+def _trust(answer: Answered) -> str:
+    """Name the confidence; of a model that was not calibrated, the share among spans, if known."""
+    if answer.confidence is not None:
+        return f"confidence {answer.confidence:.2f}"
     if answer.probability_at_least is None or answer.probability_at_most is None:
         return f"probability {math.exp(answer.log_probability):.2f}"
     if answer.probability_at_most < 0.005:

@@ -14,7 +14,8 @@ from starlette.exceptions import HTTPException
 
 from loraqa import __version__
 from loraqa.adapter.find import find_adapter
-from loraqa.answer.reader import Answered, Reader, check_asked
+from loraqa.answer.answered import Answered
+from loraqa.answer.reader import Reader, check_asked
 from loraqa.answer.strategies import DEFAULT_STRATEGY, MAX_SAMPLES, STRATEGIES, check_strategy
 from loraqa.errors import InputError, LoraqaError, shortened
 from loraqa.serve.guard import MAX_BODY_BYTES, Guard, LimitBody

@@ -7,6 +7,7 @@ from loraqa.squad.passage import Answer, Passage, Question, Version
 from loraqa.squad.predictions import read_no_answer_probabilities, read_predictions
 from loraqa.squad.read import check_there, read_passages
 from loraqa.squad.score import (
+    BestScore,
     QuestionScore,
     Scores,
     check_ids,
@@ -18,6 +19,7 @@ from loraqa.squad.score import (
 
 __all__ = [
     "Answer",
+    "BestScore",
     "Overlap",
     "Passage",
     "QADataset",

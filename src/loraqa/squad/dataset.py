@@ -6,9 +6,11 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
+
+from pydantic import TypeAdapter
 
 from loraqa.errors import InputError, counted
 from loraqa.garbage import no_garbage
@@ -54,6 +56,17 @@ class QADataset:
         passages = tuple(passages)
         order = tuple(question.id for passage in passages for question in passage.questions)
         return cls(source, version, passages, order)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return source, version and passages as plain JSON values."""
+        passages = [asdict(passage) for passage in self.passages]
+        return {"source": self.source, "version": self.version, "passages": passages}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "QADataset":
+        """Read what `to_json` returned, with the questions in the order of the passages."""
+        passages = TypeAdapter(tuple[Passage, ...]).validate_python(values["passages"])
+        return cls.from_passages(passages, values["version"], values["source"])
 
     def with_passages(self, passages: Iterable[Passage]) -> "QADataset":
         """Return the data set with these passages only; they hold some of its questions."""

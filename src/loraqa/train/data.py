@@ -12,6 +12,8 @@ from loraqa.prompt.encode import Encoded, EncodingCounts, PromptEncoder
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
 from loraqa.squad import QADataset, Seen, check_there, read_passages
+from loraqa.squad.held_out import hold_out
+from loraqa.squad.negatives import with_negatives
 
 if TYPE_CHECKING:
     from loraqa.train.settings import RunSettings
@@ -23,6 +25,7 @@ class TrainingData(Protocol):
     Attributes:
         facts: source, fingerprint and counts of the questions, as plain JSON values.
         encoded: the trees, and what encoding did.
+        held_out: questions that are not learned from, to calibrate by.
         tokenizer: the tokenizer that they were encoded with.
         seen: hashes of the texts, to find them in dev data.
         base_sha256: the hash of the base model's weights, if it is known already. Computing it
@@ -34,6 +37,9 @@ class TrainingData(Protocol):
 
     @property
     def encoded(self) -> Encoded: ...
+
+    @property
+    def held_out(self) -> QADataset: ...
 
     @property
     def tokenizer(self) -> SegmentTokenizer: ...
@@ -51,6 +57,7 @@ class EncodedTrainingData:
 
     facts: dict[str, Any]
     encoded: Encoded
+    held_out: QADataset
     tokenizer: SegmentTokenizer
     seen: Seen
     base_sha256: str | None
@@ -89,10 +96,14 @@ class Preparation:
         """
         questions = read_questions(settings)
         encoder = self.encoder(settings)
-        encoded = self.encode(encoder, questions)
-        facts = describe_encoded(questions, encoded.counts)
+        encoded = self.encode(encoder, questions.learned)
         return EncodedTrainingData(
-            facts, encoded, encoder.tokenizer, Seen.in_data(questions), base_hash(settings)
+            questions.describe(encoded.counts),
+            encoded,
+            questions.held_out,
+            encoder.tokenizer,
+            Seen.in_data(questions.all),
+            base_hash(settings),
         )
 
     def encoder(self, settings: "RunSettings") -> PromptEncoder:
@@ -116,14 +127,38 @@ def base_hash(settings: "RunSettings") -> str | None:
     return weights_hash(source)
 
 
-def read_questions(settings: "RunSettings") -> QADataset:
-    """Read the questions that a run learns from.
+@dataclass(frozen=True)
+class Questions:
+    """The questions of a run.
+
+    Attributes:
+        all: those of the training data.
+        learned: those that are learned from, and negatives, which are made of them.
+        held_out: the others, to calibrate by.
+    """
+
+    all: QADataset
+    learned: QADataset
+    held_out: QADataset
+
+    def describe(self, counts: EncodingCounts) -> dict[str, Any]:
+        """Like `describe`, with what was held out and added, and what encoding did."""
+        held_out = len(self.held_out.order)
+        negatives = len(self.learned.order) + held_out - len(self.all.order)
+        told = {"held_out": held_out, "negatives": negatives, "encoding": counts.to_json()}
+        return describe(self.all) | told
+
+
+def read_questions(settings: "RunSettings") -> Questions:
+    """Read the questions of a run, hold some out, and add negatives to the others.
 
     Raises `InputError` as `read_passages` and `QADataset.to_learn_from` do.
     """
     options = settings.data
     data = read_passages(options.train, on_bad=options.on_bad, split="train")
-    return data.to_learn_from(options.on_bad)
+    data = data.to_learn_from(options.on_bad)
+    learned, held_out = hold_out(data, options.held_out, settings.seed)
+    return Questions(data, with_negatives(learned, options.negatives, settings.seed), held_out)
 
 
 def check_sources(settings: "RunSettings") -> None:
@@ -138,8 +173,3 @@ def describe(data: QADataset) -> dict[str, Any]:
     """Source, fingerprint and counts of a data set, as plain JSON values."""
     told = {"source": data.source, "version": data.version, "sha256": data.fingerprint}
     return told | data.counts()
-
-
-def describe_encoded(data: QADataset, counts: EncodingCounts) -> dict[str, Any]:
-    """Like `describe`, of data to learn from, with what encoding did."""
-    return describe(data) | {"encoding": counts.to_json()}

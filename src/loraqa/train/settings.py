@@ -58,6 +58,10 @@ class DataSettings(_Group):
     """Questions to score on during training; without them the last weights are kept."""
     on_bad: Literal["stop", "skip"] = "stop"
     """Whether a bad question stops the run, or is skipped and counted."""
+    negatives: Share = 0.5
+    """Share of the questions that are also asked on a context without their answer."""
+    held_out: int = Field(default=200, ge=0)
+    """Questions not trained on, to calibrate confidence by; a tenth at most, of 500 or more."""
 
 
 class PromptSettings(_Group):

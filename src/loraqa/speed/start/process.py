@@ -28,8 +28,8 @@ from loraqa.files import read_json, temporary_folder, write_json
 from loraqa.notices import show_notices
 from loraqa.speed import OF_COMMANDS, chosen
 from loraqa.speed.start import accelerated_preparation
-from loraqa.squad import Seen
-from loraqa.train.data import TrainingData, check_sources, describe_encoded
+from loraqa.squad import QADataset, Seen
+from loraqa.train.data import TrainingData, check_sources
 from loraqa.train.settings import RunSettings, load_settings
 
 if TYPE_CHECKING:
@@ -131,6 +131,11 @@ class _DataFromProcess:
         return self._data.encoded
 
     @property
+    def held_out(self) -> QADataset:
+        """See `TrainingData`."""
+        return self._data.held_out
+
+    @property
     def tokenizer(self) -> "SegmentTokenizer":
         """See `TrainingData`."""
         return self._data.tokenizer
@@ -158,6 +163,7 @@ class _DataFromProcess:
                 return EncodedTrainingData(
                     outcome["facts"],
                     load_encoded(self._folder / _ENCODED),
+                    QADataset.from_json(outcome["held_out"]),
                     encoder.tokenizer,
                     Seen.from_json(outcome["seen"]),
                     outcome["base_sha256"],
@@ -230,17 +236,17 @@ def _prepare(folder: Path) -> dict[str, Any]:
     if encoder is None:
         return {"encoder": None}
     try:
-        encoded = preparation.encode(encoder, questions)
+        encoded = preparation.encode(encoder, questions.learned)
     except InputError:
         # The guess may be wrong. The training process will find out.
         return {"encoder": None}
     with _WRITING:
         save_encoded(encoded, folder / _ENCODED)
-    facts = describe_encoded(questions, encoded.counts)
     return {
         "encoder": encoder.fingerprint,
-        "facts": facts,
-        "seen": Seen.in_data(questions).to_json(),
+        "facts": questions.describe(encoded.counts),
+        "held_out": questions.held_out.to_json(),
+        "seen": Seen.in_data(questions.all).to_json(),
         "base_sha256": base_hash(settings),
     }
 

@@ -1,0 +1,55 @@
+"""Learn from held-out questions how far answers can be trusted, and when to say "no answer"."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from loraqa.adapter.info import Calibration, Logistic
+from loraqa.answer.answered import Answered
+from loraqa.answer.confidence import fit_logistic, log_odds
+from loraqa.answer.evaluate import best_of
+from loraqa.answer.progress import Progress
+from loraqa.answer.reader import Reader, with_close_bounds
+from loraqa.answer.span import SpanSearch
+from loraqa.squad import QADataset, score
+
+
+def calibrate(reader: Reader, held_out: QADataset, progress: Progress | None = None) -> Reader:
+    """Return the reader with a calibration and, for SQuAD v2.0, with the best threshold.
+
+    The threshold is the one with the best F1 on the held-out questions. Where all answers are right
+    or all are wrong, nothing can be fitted, and the calibration is None.
+
+    Args:
+        reader: the model.
+        held_out: questions that it was not trained on.
+        progress: called with the number of prompts answered so far.
+
+    Raises:
+        InputError, LoraqaError: as for `Reader.read`.
+    """
+    candid = replace(reader, no_answer_threshold=None)
+    read = candid.read(held_out.passages, with_close_bounds(SpanSearch()), progress=progress)
+    answers = [best for best, *_ in read]
+    if best := best_of(answers, held_out):
+        reader = replace(reader, no_answer_threshold=best.f1_threshold)
+    return replace(reader, calibration=_calibration(answers, held_out))
+
+
+def _calibration(answers: Sequence[Answered], data: QADataset) -> Calibration | None:
+    scores = score({answer.question_id: answer.text for answer in answers}, data)
+    right = [scores.by_question[answer.question_id].exact_match == 1 for answer in answers]
+    fitted = _fitted(answers, right)
+    if fitted is None:
+        return None
+    unanswerable = [not question.answerable for question in data.questions]
+    no_answer = [replace(answer, text="") for answer in answers]
+    return Calibration(
+        answer=fitted,
+        no_answer=_fitted(no_answer, unanswerable) if data.version == "2.0" else None,
+        questions=len(answers),
+    )
+
+
+def _fitted(answers: Sequence[Answered], right: Sequence[bool]) -> Logistic | None:
+    odds = [x for answer in answers if (x := log_odds(answer)) is not None]
+    return fit_logistic(odds, right)

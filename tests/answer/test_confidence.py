@@ -1,0 +1,160 @@
+"""Confidence: the fit, what it is computed from, and what is learned from held-out questions."""
+
+from dataclasses import replace
+from math import log
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+from tests.answer.conftest import DATA, LIMIT, PASSAGES, stopping_model
+
+from loraqa.adapter.info import Calibration, Logistic
+from loraqa.answer.answered import Answered
+from loraqa.answer.calibrate import calibrate
+from loraqa.answer.confidence import fit_logistic, log_odds, with_confidence
+from loraqa.answer.evaluate import evaluate
+from loraqa.answer.reader import Reader
+from loraqa.answer.span import SpanSearch
+from loraqa.model.runner import TreeRunner
+from loraqa.prompt.segments import SegmentTokenizer
+from loraqa.prompt.template import Template
+from loraqa.squad import Passage, QADataset, Question, score
+
+
+def sigmoid(x: Any) -> Any:
+    return 1 / (1 + np.exp(-x))
+
+
+def answer(text: str = "salt", **values: Any) -> Answered:
+    bounds = {"probability_at_least": 0.2, "probability_at_most": 0.6}
+    return replace(Answered("q", text, -1.0, -1.0, None, None, 0.25), **(bounds | values))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_fit_is_the_logistic_that_scipy_finds(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    x = random.normal(1.0, 3.0, 400)
+    right = random.random(400) < sigmoid(0.6 * x - 0.8)
+
+    def loss(parameters: Any) -> float:
+        slope, intercept = parameters
+        z = np.where(right, 1, -1) * (slope * x + intercept)
+        # scikit-learn's default penalty on the slope.
+        return float(np.logaddexp(0, -z).sum() + slope**2 / 2)
+
+    expected = minimize(loss, [0.0, 0.0]).x
+    fitted = fit_logistic(x.tolist(), right.tolist())
+    assert fitted is not None
+    assert [fitted.slope, fitted.intercept] == pytest.approx(expected, abs=1e-3)
+    assert (fitted.slope, fitted.intercept) == pytest.approx((0.6, -0.8), abs=0.4)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_nothing_is_fitted_if_all_are_right_or_wrong(right: bool) -> None:
+    assert fit_logistic([0.1, 0.5, -2.0], [right] * 3) is None
+
+
+def test_confidence_is_computed_from_the_share_or_from_the_odds_of_no_answer() -> None:
+    calibration = Calibration(
+        answer=Logistic(slope=2.0, intercept=-1.0),
+        no_answer=Logistic(slope=0.5, intercept=1.0),
+        questions=9,
+    )
+    x = log(0.4 / 0.6)
+    assert log_odds(answer()) == pytest.approx(x)
+    assert with_confidence(answer(), calibration).confidence == pytest.approx(sigmoid(2 * x - 1))
+    x = log(0.25 / 0.75)
+    assert log_odds(answer("")) == pytest.approx(x)
+    confident = with_confidence(answer(""), calibration).confidence
+    assert confident == pytest.approx(sigmoid(x / 2 + 1))
+
+
+def test_without_a_search_or_a_fit_there_is_no_confidence() -> None:
+    calibration = Calibration(answer=Logistic(slope=2.0, intercept=-1.0), questions=9)
+    unsearched = answer(probability_at_least=None, probability_at_most=None)
+    assert with_confidence(unsearched, calibration) == unsearched
+    assert with_confidence(answer(""), calibration) == answer("")
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.0])
+def test_certainty_has_a_finite_confidence(probability: float) -> None:
+    calibration = Calibration(answer=Logistic(slope=50.0, intercept=0.0), questions=9)
+    certain = answer(probability_at_least=probability, probability_at_most=probability)
+    assert with_confidence(certain, calibration).confidence == pytest.approx(probability, abs=1e-6)
+
+
+def reader_of(segments: SegmentTokenizer, kind: str, **values: Any) -> Reader:
+    runner = TreeRunner(stopping_model(kind, "float32"))
+    options = {"max_answer_tokens": LIMIT} | values
+    return Reader(runner, segments, Template(), 250, 20, **options)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_the_fit_is_that_of_the_best_spans(kind: str, segments: SegmentTokenizer) -> None:
+    reader = reader_of(segments, kind)
+    found = [best for (best,) in reader.read(PASSAGES, SpanSearch(slack=0.1))]
+    # Some of the answers are declared right, so that there is something to fit.
+    golds = {answer.question_id: answer.text for answer in found[::2]}
+    passages = [
+        Passage(
+            passage.context,
+            tuple(
+                replace(question, golds=(golds.get(question.id, "another"),))
+                for question in passage.questions
+            ),
+        )
+        for passage in PASSAGES
+    ]
+    data = QADataset.from_passages(passages, "1.1")
+    calibrated = calibrate(reader, data)
+    right = [answer.question_id in golds for answer in found]
+    expected = fit_logistic([x for a in found if (x := log_odds(a)) is not None], right)
+    assert calibrated.calibration is not None
+    assert calibrated.calibration.answer == expected
+    assert calibrated.calibration.no_answer is None
+    assert calibrated.no_answer_threshold is None
+    assert calibrated.calibration.questions == 6
+    answers = evaluate(calibrated, data).answers
+    assert all(answer.confidence is not None for answer in answers)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_the_threshold_is_the_official_best_one(kind: str, segments: SegmentTokenizer) -> None:
+    reader = reader_of(segments, kind, compared=True, no_answer_threshold=0.5)
+    found = [best for *_, best in reader.read(PASSAGES, SpanSearch())]
+    probabilities = {answer.question_id: answer.no_answer_probability for answer in found}
+    surest = min(probabilities, key=lambda id: probabilities[id])
+    passages = [
+        Passage(
+            passage.context,
+            tuple(
+                replace(q, golds=(next(a.text for a in found if a.question_id == q.id),))
+                if q.id == surest
+                else Question(q.id, q.text)
+                for q in passage.questions
+            ),
+        )
+        for passage in PASSAGES
+    ]
+    data = QADataset.from_passages(passages, "2.0")
+    calibrated = calibrate(reader, data)
+    official = score({a.question_id: a.text for a in found}, data, probabilities).best
+    assert official is not None
+    assert calibrated.no_answer_threshold == official.f1_threshold
+    # All questions but one have no answer, and that one is the surest.
+    assert evaluate(calibrated, data).scores.f1 == official.f1 == 100
+    assert calibrated.calibration is not None
+    assert calibrated.calibration.no_answer is not None
+
+
+def test_the_threshold_decides_and_can_be_changed(segments: SegmentTokenizer) -> None:
+    reader = reader_of(segments, "gpt2", compared=True)
+    questions = [question.text for question in PASSAGES[0].questions]
+    for threshold, empty in ((0.0, True), (1.0, False)):
+        strict = replace(reader, no_answer_threshold=threshold)
+        for strategy in ("span", "greedy", "beam:2", "top-p:0.9"):
+            for answers in strict.candidates(PASSAGES[0].context, questions, 3, strategy):
+                assert (answers[0].text == "") == empty
+                assert len(answers) <= 3
+        assert all((a.text == "") == empty for a in evaluate(strict, DATA).answers)

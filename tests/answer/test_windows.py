@@ -1,0 +1,112 @@
+"""Choosing among windows and "no answer", against Bayes' rule written out."""
+
+from math import exp, log
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loraqa.answer.windows import Found, Searched, Window, choose
+
+TEXTS = ["salt", "the mill", "Ruth", "1203"]
+# A window: how probable "no answer" and each text are, in parts of their sum.
+WEIGHTS = st.lists(st.integers(1, 50), min_size=len(TEXTS) + 1, max_size=len(TEXTS) + 1)
+
+
+def read(weights: list[int], hidden: float = 0.0) -> tuple[Window, dict[str, float]]:
+    """Return a window, and the probability of each text and of "" (no answer) in it.
+
+    The search has met all texts, but for a share `hidden` of the last one.
+    """
+    none, *others = [weight / sum(weights) for weight in weights]
+    among_answers = {text: p / (1 - none) for text, p in zip(TEXTS, others, strict=True)}
+    last = TEXTS[-1]
+    dropped = hidden * among_answers[last]
+    met = {
+        text.removeprefix("the ").lower(): p - dropped * (text == last)
+        for text, p in among_answers.items()
+    }
+    found = [Found(text, log(p), 2, None, None) for text, p in among_answers.items()]
+    best_first = sorted(found, key=lambda each: -each.log_probability)
+    window = Window(log(none / (1 - none)), tuple(best_first), Searched(met, dropped, 3, True))
+    return window, {"": none, **dict(zip(TEXTS, others, strict=True))}
+
+
+@given(st.lists(WEIGHTS, min_size=1, max_size=4), st.sampled_from([0.0, 0.4]))
+def test_answers_have_the_shares_that_bayes_rule_gives_them(
+    weights: list[list[int]], hidden: float
+) -> None:
+    """Suppose one of the windows holds the answer, or none does, all with the same chance."""
+    windows, tables = zip(*(read(each, hidden) for each in weights), strict=True)
+    nowhere = exp(sum(log(table[""]) for table in tables))
+    joint = {text: sum(table[text] * nowhere / table[""] for table in tables) for text in TEXTS}
+    total = nowhere + sum(joint.values())
+    choice = choose("q", windows, len(TEXTS), draws=False, compared=True)
+    assert sorted(answer.text for answer in choice.answers) == sorted(TEXTS)
+    for answer in [*choice.answers, choice.no_answer]:
+        share = (joint[answer.text] if answer.text else nowhere) / total
+        assert answer.probability_at_least is not None
+        assert answer.probability_at_most is not None
+        assert answer.probability_at_least - 1e-9 <= share <= answer.probability_at_most + 1e-9
+        if not hidden:
+            assert answer.probability_at_least == pytest.approx(share)
+            assert answer.probability_at_most == pytest.approx(share)
+        assert answer.paths == 3 * len(windows)
+    odds = [max(table[text] / table[""] for table in tables) for text in TEXTS]
+    assert choice.answers[0].text == TEXTS[odds.index(max(odds))] or len(set(odds)) < len(odds)
+    for answer in choice.answers:
+        assert answer.no_answer_probability == pytest.approx(1 / (1 + max(odds)))
+
+
+@given(st.lists(WEIGHTS, min_size=1, max_size=4))
+def test_without_a_learned_no_answer_probabilities_are_compared(weights: list[list[int]]) -> None:
+    windows, tables = zip(*map(read, weights), strict=True)
+    choice = choose("q", windows, 1, draws=False, compared=False)
+    best = max(max(table[text] for text in TEXTS) for table in tables)
+    assert exp(choice.answers[0].log_probability) == pytest.approx(best)
+    total = sum(map(sum, (table.values() for table in tables)))
+    same = sum(table[choice.answers[0].text] for table in tables)
+    assert choice.answers[0].probability_at_least == pytest.approx(same / total)
+
+
+@given(WEIGHTS, st.floats(0, 1))
+def test_no_answer_comes_first_above_the_threshold(weights: list[int], threshold: float) -> None:
+    window, table = read(weights)
+    choice = choose("q", [window], 2, draws=False, compared=True)
+    none = table[""] / (table[""] + max(table[text] for text in TEXTS))
+    texts = [answer.text for answer in choice.above(threshold)]
+    if abs(none - threshold) > 1e-9:
+        assert (texts[0] == "") == (none > threshold)
+    assert [text for text in texts if text] == [answer.text for answer in choice.answers]
+    assert choice.above(None) == choice.answers
+
+
+def test_certainty_does_not_overflow() -> None:
+    found = (Found("salt", -0.1, 2, 0, 4),)
+    for none in (-900.0, 900.0):
+        windows = [Window(none, found, Searched({"salt": 0.9}, 0.0, 1, True)), read([1] * 5)[0]]
+        choice = choose("q", windows, 1, draws=False, compared=True)
+        for answer in [*choice.answers, choice.no_answer]:
+            assert answer.probability_at_least is not None
+            assert 0 <= answer.probability_at_least <= 1
+            assert 0 <= answer.no_answer_probability <= 1
+
+
+def test_a_window_without_spans_has_no_answer() -> None:
+    choice = choose("q", [Window(-3.0, ())], 2, draws=False, compared=False)
+    assert [answer.text for answer in choice.answers] == [""]
+    assert choice.answers[0].no_answer_probability == 1
+
+
+def test_of_draws_each_has_its_best_window() -> None:
+    def drawn(none: float, *texts: tuple[str, float]) -> Window:
+        return Window(none, tuple(Found(text, p, 2, None, None) for text, p in texts))
+
+    windows = [drawn(2.0, ("a", -0.1), ("b", -0.1)), drawn(-2.0, ("c", -3.0), ("d", -9.0))]
+    choice = choose("q", windows, 2, draws=True, compared=True)
+    assert [answer.text for answer in choice.answers] == ["c", "b"]
+
+
+def test_a_window_survives_the_journal() -> None:
+    for window in (read([3, 1, 4, 1, 5])[0], Window(-3.0, ())):
+        assert Window.from_json(window.to_json()) == window
