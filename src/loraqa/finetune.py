@@ -5,6 +5,7 @@ result = finetune(settings, Path("runs/squad"))
 Reader.load("runs/squad").answer(context, questions)
 """
 
+import gc
 import logging
 import math
 import shutil
@@ -20,11 +21,10 @@ from transformers import PreTrainedModel
 from loraqa.adapter.base import describe_base
 from loraqa.adapter.card import CARD, model_card
 from loraqa.adapter.evaluation import Evaluation
-from loraqa.adapter.info import AdapterInfo, BaseInfo, write_adapter_info
+from loraqa.adapter.info import AdapterInfo, BaseInfo, read_adapter_info, write_adapter_info
 from loraqa.answer.calibrate import calibrate
 from loraqa.answer.evaluate import evaluate, sample_questions
 from loraqa.answer.progress import Progress
-from loraqa.answer.reader import Reader
 from loraqa.answer.span import SpanSearch
 from loraqa.errors import InputError, counted, some_of
 from loraqa.files import replacing_folder, write_text
@@ -39,6 +39,7 @@ from loraqa.prompt.encode import Encoded
 from loraqa.prompt.plan import BatchPlan
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
+from loraqa.reader import Reader
 from loraqa.report.progress import answering_progress, training_progress
 from loraqa.speed.start import accelerated_preparation
 from loraqa.speed.trial import fastest
@@ -123,7 +124,10 @@ def finetune(
     settings = settings.with_full_paths().with_template()
     run = RunDirectory(run_dir)
     with run.writing(settings, resume):
-        return _finetune(settings, run, resume, command, prepare, change)
+        result, held_out = _finetune(settings, run, resume, command, prepare, change)
+        if held_out.order:
+            _calibrate(run, held_out, settings)
+    return result
 
 
 def _finetune(
@@ -133,7 +137,8 @@ def _finetune(
     command: str,
     prepare: Callable[[RunSettings], TrainingData] | None,
     change: Callable[[Runner, SegmentTokenizer], Runner] | None,
-) -> FinetuneResult:
+) -> tuple[FinetuneResult, QADataset]:
+    """Train, and write the adapter. Return the questions that were held out, too."""
     prepare = prepare or accelerated_preparation(settings.speed.without)
     training, dev = prepare(settings), _read_dev(settings.data)
 
@@ -172,10 +177,9 @@ def _finetune(
             evaluate=_scorer(settings, reader, dev, progress.scoring),
             report=progress.record,
         )
-    reader = _calibrated(reader, training.held_out, run, state)
     info = _adapter_info(reader, base)
     _write_adapter(run, state, info, _card(info, settings, state, training.facts, shared, command))
-    return FinetuneResult(
+    result = FinetuneResult(
         run=run.path,
         steps=state.step,
         before=state.baseline,
@@ -183,6 +187,26 @@ def _finetune(
         training_seconds=state.training_seconds,
         evaluation_seconds=state.evaluation_seconds,
     )
+    return result, training.held_out
+
+
+def _calibrate(run: RunDirectory, held_out: QADataset, settings: RunSettings) -> None:
+    """Learn from questions that were held out how far the run's answers can be trusted.
+
+    The adapter is read as it will be used, and is there whatever happens here.
+    """
+    # The model that was trained is not needed any more, and may take all memory.
+    gc.collect()
+    reader = Reader.load(run.path, device=settings.model.device, without=settings.speed.without)
+    logger.info("Calibrating on %s that were held out.", counted(len(held_out.order), "question"))
+    with answering_progress() as progress:
+        calibrated = calibrate(reader, held_out, progress)
+    learned = {
+        "no_answer_threshold": calibrated.no_answer_threshold,
+        "calibration": calibrated.calibration,
+    }
+    info = read_adapter_info(run.adapter)
+    write_adapter_info(run.adapter, info.model_copy(update=learned))
 
 
 def _read_dev(settings: DataSettings) -> QADataset | None:
@@ -286,17 +310,6 @@ def _learns_no_answer(encoded: Encoded) -> bool:
     return any(len(branch.answer) == 1 for tree in encoded.trees for branch in tree.branches)
 
 
-def _calibrated(
-    reader: Reader, held_out: QADataset, run: RunDirectory, state: TrainState
-) -> Reader:
-    """Return the reader of the best weights, with a calibration fitted on questions held out."""
-    if not held_out.order:
-        return reader
-    load_adapter(reader.runner.model, _best_checkpoint(run, state) / ADAPTER)
-    with answering_progress() as progress:
-        return calibrate(reader, held_out, progress)
-
-
 def _longest_answer(encoded: Encoded, max_length: int) -> int:
     """Return how many tokens an answer may have by default, its end included.
 
@@ -381,16 +394,10 @@ def _card(
     )
 
 
-def _best_checkpoint(run: RunDirectory, state: TrainState) -> Path:
-    """Return the checkpoint of the best scores; the last one if nothing was scored."""
+def _write_adapter(run: RunDirectory, state: TrainState, info: AdapterInfo, card: str) -> None:
+    """Write the adapter of the best checkpoint; of the last one if nothing was scored."""
     checkpoint = checkpoint_folder(run.checkpoints, state.best.step if state.best else state.step)
     check_whole(checkpoint)
-    return checkpoint
-
-
-def _write_adapter(run: RunDirectory, state: TrainState, info: AdapterInfo, card: str) -> None:
-    """Write the adapter of the best checkpoint."""
-    checkpoint = _best_checkpoint(run, state)
     with replacing_folder(run.adapter) as folder:
         shutil.copytree(checkpoint / ADAPTER, folder, dirs_exist_ok=True)
         write_adapter_info(folder, info)
