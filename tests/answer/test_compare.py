@@ -125,6 +125,10 @@ def test_strategies_are_compared_question_by_question_with_the_first(
     greedy, sampled = f1_of(reader, "greedy")[:, 0], f1_of(reader, "temperature:3", 4)
     assert rows[0].plain.f1_change is None
     assert rows[0].plain.exact_match_p is None
+    of_spans = rows[0].choice(RISK)
+    assert of_spans is not None
+    assert of_spans.f1_change == of_spans.f1_gain is not None
+    assert of_spans.exact_match_p is not None
     for row, f1 in zip(rows[1:3], (greedy, sampled.mean(axis=1)), strict=True):
         change = row.plain.f1_change
         assert change is not None

@@ -1,5 +1,6 @@
 """The demo from its data to its report, small, and what it tells its user."""
 
+import html
 import io
 import json
 import shlex
@@ -25,6 +26,7 @@ from loraqa.demo.run import (
 from loraqa.errors import InputError
 from loraqa.files import contents, one_writer
 from loraqa.reader import Reader
+from loraqa.report.comparison import findings
 from loraqa.squad import QADataset, read_passages, score, write_official
 from loraqa.train.run import RunDirectory
 
@@ -120,6 +122,7 @@ def test_the_report_shows_scores_training_strategies_and_answers(demo: Demo) -> 
         assert strategy in page
     before, after = demo.result.before.scores, demo.result.after.scores
     assert f"{before.f1:.1f} → {after.f1:.1f}" in page
+    assert all(html.escape(paragraph) in page for paragraph in findings(demo.result.compared))
     for passage in demo.data("test").passages[:5]:
         assert passage.questions[0].text in page
 

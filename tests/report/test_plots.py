@@ -102,6 +102,7 @@ def test_intervals_are_drawn_at_their_points() -> None:
 SAME = [
     *(searched(name, 97.0) for name in ("span", "beam:4", "greedy")),
     *(drawn(name, 95.0, distinct=1.1) for name in ("temperature:1", "top-k:40")),
+    drawn("min-p:0.05", 95.001, distinct=1.1001),
     drawn("top-p:0.5", 97.4, distinct=1.001),
     drawn("top-p:0.9", 96.0, distinct=1.05),
 ]
@@ -114,8 +115,9 @@ def test_points_that_lie_on_one_another_are_rings_of_different_sizes() -> None:
         sizes.setdefault(place, []).append(size)
     assert sizes[1, 97] == [7, 13, 19]
     assert sizes[1.1, 95] == [7, 13]
-    # Alone there, and so close to the first three that it would lie on them.
-    assert (sizes[1.05, 96], len(sizes[1.001, 97.4])) == ([7], 1)
+    # Nobody could see that it is not at the same place.
+    assert sizes[1.1001, 95.001] == [19]
+    assert sizes[1.05, 96] == sizes[1.001, 97.4] == [7]
 
 
 MANY = [drawn(f"temperature:{n}", 80.0 - n, distinct=1 + n / 10) for n in range(40)]
@@ -130,6 +132,19 @@ def test_names_of_strategies_do_not_overlap(rows: list[Comparison]) -> None:
     heights = sorted((box.y0, box.y1) for box in boxes)
     assert len(boxes) == len(rows)
     assert all(upper[0] >= lower[1] for lower, upper in itertools.pairwise(heights))
+
+
+@pytest.mark.parametrize(("rows", "ticks"), [(SAME, ["1", "1.1", "1.2"]), (MANY, ["1", "5"])])
+def test_the_axis_of_variety_is_numbered_as_far_as_it_goes(
+    rows: list[Comparison], ticks: list[str]
+) -> None:
+    figure = plots.quality_against_diversity(rows)
+    plots.to_svg(figure)
+    axes = figure.axes[0]
+    numbered = [label.get_text() for label in axes.get_xticklabels()]
+    assert (numbered[0], numbered[-1]) == (ticks[0], ticks[-1])
+    low, high = axes.get_xlim()
+    assert all(low < row.distinct < high for row in rows)
 
 
 def test_strategies_of_a_kind_share_shape_and_are_joined() -> None:

@@ -241,9 +241,9 @@ def summarize(
     for strategy, given, spent in zip(strategies, answers, seconds, strict=True):
         scored = _Scored(dataset, given, strategy.draws)
         ways = scored.ways()
-        choices = _choices(ways, reference, contexts)
         if reference is None:
             reference = next(iter(ways.values()))
+        choices = _choices(ways, reference, contexts)
         compared.append(
             Comparison(
                 strategy=strategy.name,
@@ -337,13 +337,14 @@ def _percent(scores: Sequence[QuestionScore]) -> Floats:
 
 
 def _choices(
-    ways: Mapping[str, Floats], reference: Floats | None, contexts: NDArray[np.int64]
+    ways: Mapping[str, Floats], reference: Floats, contexts: NDArray[np.int64]
 ) -> Iterator[Choice]:
     """Yield the figures of each way to choose, whose scores are (questions, 2)."""
     plain = next(iter(ways.values()))
     for name, scores in ways.items():
-        gain = plain if scores is not plain and name != ORACLE else None
-        change = reference if name != ORACLE else None
+        gain, change = (
+            None if scores is others or name == ORACLE else others for others in (plain, reference)
+        )
         yield Choice(
             name,
             exact_match=Estimate.of(scores[:, 0], contexts),

@@ -35,13 +35,14 @@ from loraqa.report import (
     Highlights,
     Plot,
     Report,
+    Text,
     before_after_table,
     settings_table,
     strategies_table,
     training_table,
 )
 from loraqa.report.answers import answer_lines
-from loraqa.report.comparison import save_comparison
+from loraqa.report.comparison import findings, save_comparison
 from loraqa.report.plots import before_after, quality_against_diversity, training_curves
 from loraqa.report.progress import answering_progress
 from loraqa.squad import Passage, QADataset, Question, write_official
@@ -234,6 +235,7 @@ def _report(
                 quality_against_diversity(result.compared),
                 "F1 of each decoding strategy against how much its answers vary",
             ),
+            Text("What the comparison shows", "\n\n".join(findings(result.compared))),
             Examples("Test questions and answers", _examples(result.after, test)),
             settings_table("Settings", settings.model_dump(mode="json")),
         ],

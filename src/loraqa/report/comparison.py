@@ -69,7 +69,7 @@ def variety_table(compared: Iterable[Comparison]) -> Table:
     columns = (
         Column("strategy"),
         Column("answers", "d"),
-        Column("in context", ".1%"),
+        Column("found", ".1%"),
         Column("distinct", ".2f"),
         Column("entropy", ".2f"),
         Column("distinct-1", ".2f"),

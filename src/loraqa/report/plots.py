@@ -64,6 +64,9 @@ _FAMILIES = {
     "typical": ("#cc79a7", "p"),
     "joined": ("#56b4e9", "h"),
 }
+# The axis of distinct answers is the logarithm of what they exceed this by.
+_BELOW_ONE = 0.9
+_VARIETY_TICKS = (1, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100)
 # Diameter of a marker, and how much larger the next ring around it is, in points.
 _MARKER, _RING = 7, 6
 # Text stays text (small, searchable), and equal figures have equal bytes.
@@ -170,12 +173,13 @@ def quality_against_diversity(comparisons: Iterable["Comparison"]) -> "Figure":
                 "shrinkB": size / 2,
             },
         )
-    axes.margins(0.1)
     axes.set(
         title="Quality against diversity",
         xlabel="distinct answers per question",
         ylabel="F1 of one answer",
     )
+    _scale_variety(axes, max(point.distinct for point in points))
+    axes.margins(0.1)
     return figure
 
 
@@ -257,15 +261,32 @@ def _join(axes: "Axes", points: Sequence["Comparison"], color: str) -> None:
 
 
 def _sizes(points: Sequence["Comparison"]) -> list[float]:
-    """Return the size of each marker, larger for each earlier one that it would lie on."""
-    x, y = [point.distinct for point in points], [point.f1 for point in points]
-    # The axes are some 200 points wide and high, and hold a little more than the points.
-    reach = [_MARKER / 200 * (max(values) - min(values)) for values in (x, y)]
+    """Return the size of each marker, larger for each earlier one at its place."""
+    x, y = [_spread(point.distinct) for point in points], [point.f1 for point in points]
+    # Markers are at one place if they are closer than a point or so: the axes have some 200.
+    near = [(max(values) - min(values)) / 150 for values in (x, y)]
 
     def covers(i: int, j: int) -> bool:
-        return abs(x[i] - x[j]) <= reach[0] and abs(y[i] - y[j]) <= reach[1]
+        return abs(x[i] - x[j]) <= near[0] and abs(y[i] - y[j]) <= near[1]
 
     return [_MARKER + _RING * sum(covers(i, j) for j in range(i)) for i in range(len(points))]
+
+
+def _scale_variety(axes: "Axes", most: float) -> None:
+    """Let the axis of distinct answers spread what is near 1, where most strategies are."""
+    import numpy as np
+    from matplotlib.ticker import NullLocator
+
+    axes.set_xscale("function", functions=(_spread, lambda x: np.exp(x) + _BELOW_ONE))
+    ticks = [tick for tick in _VARIETY_TICKS if tick <= max(1.1 * most, 1.1)]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _spread(distinct: Any) -> Any:
+    import numpy as np
+
+    return np.log(np.maximum(distinct, _BELOW_ONE + 1e-9) - _BELOW_ONE)
 
 
 def _draw_loss(axes: "Axes", steps: Sequence[Mapping[str, Any]]) -> None:
