@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from loraqa import Reader, finetune
 from loraqa.answer.evaluate import evaluate
 from loraqa.answer.load import load_model
 from loraqa.serve.app import Served, create_app
-from loraqa.squad import read_passages, score, write_official
+from loraqa.squad import Passage, Question, read_passages, score, write_official
 from loraqa.train.settings import load_settings
 from tests.conftest import TOWN, Call, assert_near, tiny_model, town_passages
 from tests.model.tiny_gguf import write_gguf
@@ -108,6 +108,53 @@ def test_evaluating_gives_the_official_scores_of_the_reader(
     assert {name: told[name] for name in official} == official
     status, printed, _ = call("score", out, "--data", data, "--json")
     assert (status, json.loads(printed)) == (0, official)
+
+
+def test_the_threshold_is_chosen_on_the_command_line(call: Call, run: Path, tmp_path: Path) -> None:
+    passage = Passage(TOWN, (Question("none", "Why?"),))
+    write_official(tmp_path / "v2.json", [passage], "2.0")
+    words = ("evaluate", run, "--data", tmp_path / "v2.json", "--json")
+    for threshold, right in ((0, 100.0), (1, 0.0)):
+        out = tmp_path / f"{threshold}.json"
+        chosen = ("--no-answer-threshold", threshold, "--out", out)
+        status, printed, error = call(*words, *chosen)
+        assert status == 0, error
+        told = json.loads(printed)
+        # The best threshold is the same, whichever was chosen.
+        assert (told["exact_match"], told["best_exact"]) == (right, 100.0)
+        predictions = json.loads(out.read_text())
+        assert (predictions["none"] == "") == (right == 100.0)
+        probabilities = out.with_suffix(".na_prob.json")
+        assert 0 < json.loads(probabilities.read_text())["none"] < 1
+        status, printed, error = call(
+            *("score", out, "--data", tmp_path / "v2.json", "--json"),
+            *("--no-answer-probabilities", probabilities),
+        )
+        assert (status, json.loads(printed)["exact_match"]) == (0, right), error
+
+
+def test_long_texts_are_read_in_the_windows_that_match_a_question(
+    call: Call, run: Path, tmp_path: Path
+) -> None:
+    filler = " ".join(f"Nothing happened in year {n}, or hardly anything." for n in range(300))
+    long = f"{filler} {TOWN} {filler}"
+    (tmp_path / "long.txt").write_text(long)
+    words = ("ask", run, "Who built the mill?", "--context-file", tmp_path / "long.txt", "--json")
+    status, printed, error = call(*words, "--windows", 1)
+    assert status == 0, error
+    (answer,) = json.loads(printed)["answers"]
+    assert abs(answer["start"] - long.index(TOWN)) < 2000
+    assert "for each question only the window that matches it best" in error
+    assert "answering 1 prompt" in error
+    status, printed, error = call(*words, "--windows", "all")
+    assert status == 0, error
+    reader = replace(Reader.load(run), most_windows=None)
+    (expected,) = reader.answer(long, ["Who built the mill?"])
+    assert json.loads(printed)["answers"][0]["text"] == expected.text
+    for windows in ("0", "-1", "many", "1.5"):
+        status, _, error = call(*words, "--windows", windows)
+        assert status == 2
+        assert "is neither a number from 1 on nor all" in error
 
 
 def test_comparing_answers_by_every_kind_of_strategy(

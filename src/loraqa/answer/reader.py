@@ -239,7 +239,8 @@ class Reader:
         )
         most = self.most_windows
         if most is not None and max(trees.values()) > most:
-            note += f"; for each question only the {most} windows that match it best"
+            matching = "window that matches" if most == 1 else f"{most} windows that match"
+            note += f"; for each question only the {matching} it best"
         logger.info(f"{note}.")
 
     @cached_property

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from loraqa.answer.journal import Journal, Stopwatch
 from loraqa.answer.progress import Progress
+from loraqa.errors import counted
 from loraqa.train.run import Record
 
 # Seconds between two plain lines.
@@ -99,7 +100,7 @@ def _answering_lines(journal: Journal | None = None) -> Progress:
         where = f" ({part})" if part else ""
         if done == 0:
             pace = _Pace(journal)
-            _write(f"answering {total:,} prompts{where}")
+            _write(f"answering {counted(total, 'prompt')}{where}")
         elif pace.is_due(at_once=False):
             left = pace.left(done, total - done)
             _write(f"answered {done:,} of {total:,} prompts{where}, {left}")
