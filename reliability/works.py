@@ -19,7 +19,10 @@ _TEMPORARY = (".loraqa-unfinished", ".lock", ".tmp")
 # What differs between two runs of the same command: times, and what depends on times.
 _TIMES = ("seconds", "per_second", "memory_mib")
 # Files of which only the existence counts: they tell of times and of the command.
-_FREE = ("README.md", "adapter.md", "environment.json", "manifest.json")
+_FREE = (
+    *("README.md", "adapter.md", "environment.json", "manifest.json"),
+    *("report.html", "report.json"),
+)
 
 
 @dataclass(frozen=True)

@@ -232,6 +232,10 @@ def test_only_a_run_is_written_into(
     assert call("compare", source, *options)[0] == 0
     assert call("analyze", source)[0] == (2 if kind == "model" else 0)
     place = source if kind == "run" else Path()
+    if kind == "run":
+        assert (source / "report.html").stat().st_mtime_ns > (
+            run / "report.html"
+        ).stat().st_mtime_ns
     made = {place / "comparison", *(() if kind == "model" else (place / "spectra.png",))}
     tops = {path for path in set(tmp_path.rglob("*")) - before if path.parent.name != "comparison"}
     assert tops == {tmp_path / path for path in made}
@@ -699,7 +703,7 @@ def test_a_training_stopped_before_its_first_step_leaves_nothing(
 
 def stop_in_batch(number: int, batch: int) -> None:
     """Answer few questions at once, and send this process a signal in the given batch."""
-    answers, done = Reader._answers, 0
+    answers, done = Reader._read, 0
 
     def stopping(*arguments: Any) -> Any:
         nonlocal done
@@ -708,14 +712,14 @@ def stop_in_batch(number: int, batch: int) -> None:
             os.kill(os.getpid(), number)
         return answers(*arguments)
 
-    Reader._answers = stopping  # type: ignore[method-assign]
+    Reader._read = stopping  # type: ignore[method-assign]
     loraqa.reader.tokens_at_once = lambda _: 250  # type: ignore[attr-defined]
 
 
 @pytest.fixture
 def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Undo `stop_in_batch`, and answer few questions at once from the start."""
-    monkeypatch.setattr(Reader, "_answers", Reader._answers)
+    monkeypatch.setattr(Reader, "_read", Reader._read)
     monkeypatch.setattr("loraqa.reader.tokens_at_once", lambda _: 250)
 
 

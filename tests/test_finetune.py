@@ -135,6 +135,7 @@ def test_a_run_writes_all_its_files(
     adapter = {"adapter_config.json", "adapter_model.safetensors", "loraqa.json", "README.md"}
     expected = {f"adapter/{name}" for name in adapter}
     expected |= {"settings.yaml", "environment.json", "data.json", "metrics.jsonl"}
+    expected |= {"report.html", "report.json"}
     assert {name for name in names if not name.startswith("checkpoints/")} == expected
     assert load_settings([run / "settings.yaml"]) == chosen
     assert result.steps == 8

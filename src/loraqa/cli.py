@@ -300,7 +300,9 @@ def train(
         with importing():
             from loraqa.finetune import finetune
         finetune(chosen, out, resume=resume, command=_command(), prepare=prepare)
-    _console(stderr=True).print(f"The adapter is in {out / 'adapter'}; its model card says more.")
+    _console(stderr=True).print(
+        f"The adapter is in {out / 'adapter'}; {out / 'report.html'} shows the training."
+    )
 
 
 @app.command()
@@ -311,6 +313,21 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="File for the predictions; missing folders are made.")
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the report, made if it is missing; default: the run, else a folder "
+            "beside --out."
+        ),
+    ] = None,
+    answers: Annotated[
+        int,
+        typer.Option(
+            help="Answers to each question in the report, at most, best first; more take longer.",
+            min=1,
+            max=MAX_SAMPLES,
+        ),
+    ] = 1,
     windows: Windows = str(DEFAULT_WINDOWS),
     no_answer_threshold: Threshold = None,
     max_answer_tokens: MaxAnswer = None,
@@ -323,15 +340,19 @@ def evaluate(
 ) -> None:
     """Answer a data set and score the answers as SQuAD does.
 
+    A report shows slices, calibration and every error.
+
     If it is interrupted, the same command goes on from there.
     """
     from loraqa.adapter.find import check_source
-    from loraqa.files import check_file_writable, write_json
+    from loraqa.files import check_file_writable, check_folder_writable, write_json
     from loraqa.squad import read_passages
 
     if out:
         check_file_writable(out)
         _check_not_input(out, data)
+    if report:
+        check_folder_writable(report)
     _check_order(run, data)
     check_source(run)
     dataset = read_passages(data, on_bad=on_bad)
@@ -339,17 +360,25 @@ def evaluate(
     with importing():
         from loraqa.answer.evaluate import evaluate as evaluate_reader
         from loraqa.answer.journal import Journal
+        from loraqa.answer.outcome import outcome_of
         from loraqa.answer.strategies import parse_strategy
         from loraqa.report.progress import answering_progress
+        from loraqa.report.run import keep_outcome
         from loraqa.report.tables import scores_table
 
     decoding = parse_strategy(strategy)
     reader = _reader(run, base, template, without, windows, max_answer_tokens, no_answer_threshold)
-    identity, work = reader.identify(), (dataset.fingerprint, strategy, seed)
+    identity, work = reader.identify(), (dataset.fingerprint, strategy, answers, seed)
     with Journal.beside(out, identity) if out else Journal.in_cache(identity, *work) as journal:
         with answering_progress(journal) as progress:
             result = evaluate_reader(
-                reader, dataset, decoding, seed=seed, progress=progress, journal=journal
+                reader,
+                dataset,
+                decoding,
+                answers=answers,
+                seed=seed,
+                progress=progress,
+                journal=journal,
             )
         if out:
             write_json(out, result.predictions)
@@ -359,6 +388,11 @@ def evaluate(
         _print_json(result.to_json())
     else:
         _console().print(scores_table(result.to_json()).to_rich())
+    if folder := report or _report_folder(run, out):
+        outcome = outcome_of(result, dataset, model=run, strategy=strategy, command=_command())
+        page = keep_outcome(outcome, folder)
+        if page and not as_json:
+            _console(stderr=True).print(f"The report is {page}.")
 
 
 @app.command()
@@ -456,6 +490,7 @@ def compare(
         from loraqa.answer.strategies import parse_strategy
         from loraqa.report.comparison import save_comparison
         from loraqa.report.progress import answering_progress
+        from loraqa.report.run import rewrite_report
         from loraqa.report.tables import strategies_table
 
     decodings = [parse_strategy(name) for name in strategy_names(strategies)]
@@ -475,11 +510,59 @@ def compare(
                 journal=journal,
             )
         save_comparison(compared, folder)
+    page = rewrite_report(run if out is None and _is_run(run) else folder)
     if as_json:
         _print_json({"strategies": [row.to_json() for row in compared]})
     else:
         _console().print(strategies_table(compared).to_rich())
         _console(stderr=True).print(f"Words, tables and plot are in {folder}.")
+        if page:
+            _console(stderr=True).print(f"The report is {page}.")
+
+
+@app.command()
+def report(
+    run: Annotated[
+        Path, typer.Argument(help="Run, or a folder that evaluate or compare wrote a report into.")
+    ],
+) -> None:
+    """Write the report of a run again, from its files."""
+    from loraqa.report.run import write_report
+
+    _console(stderr=True).print(f"The report is {write_report(run)}.")
+
+
+@app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(help="Run, or folder of a report, with an evaluation.")],
+    second: Annotated[Path, typer.Argument(help="Another one, evaluated on the same data.")],
+    out: Annotated[
+        Path | None, typer.Option(help="CSV file for the questions that were answered differently.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare two evaluations question by question."""
+    from loraqa.analysis.diff import diff as compare_outcomes
+    from loraqa.analysis.outcome import Outcome
+    from loraqa.files import check_file_writable, write_text
+    from loraqa.report import diff as tables
+
+    if out:
+        check_file_writable(out)
+    difference = compare_outcomes(Outcome.load(first), Outcome.load(second))
+    if out:
+        write_text(out, tables.changed_csv(difference))
+    if as_json:
+        _print_json(asdict(difference))
+        return
+    console = _console()
+    for make in (
+        tables.scores_table,
+        tables.mcnemar_table,
+        tables.kinds_table,
+        tables.slices_table,
+    ):
+        console.print(make(difference).to_rich())
 
 
 @app.command()
@@ -778,10 +861,20 @@ def _check_not_input(out: Path, data: str, option: str = "--out") -> None:
 
 def _place_for(source: Path, name: str) -> Path:
     """Return a path inside a run; else in the working directory, not in an adapter or model."""
+    return (source if _is_run(source) else Path()) / name
+
+
+def _is_run(source: Path) -> bool:
     from loraqa.adapter.find import find_adapter
 
-    is_run = find_adapter(source) == source / "adapter"
-    return (source if is_run else Path()) / name
+    return find_adapter(source) == source / "adapter"
+
+
+def _report_folder(source: Path, out: Path | None) -> Path | None:
+    """Return the folder of an evaluation's report: the run, else one beside the predictions."""
+    if _is_run(source):
+        return source
+    return out.with_name(f"{out.stem}-report") if out else None
 
 
 def _reader(

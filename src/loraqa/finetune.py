@@ -41,6 +41,7 @@ from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
 from loraqa.reader import Reader
 from loraqa.report.progress import answering_progress, training_progress
+from loraqa.report.run import rewrite_report
 from loraqa.speed.start import accelerated_preparation
 from loraqa.speed.trial import fastest
 from loraqa.squad import Overlap, QADataset, Scores, overlap, read_passages
@@ -127,6 +128,7 @@ def finetune(
         result, held_out = _finetune(settings, run, resume, command, prepare, change)
         if held_out.order:
             _calibrate(run, held_out, settings)
+        rewrite_report(run.path)
     return result
 
 

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.analysis.examples import CONTEXT, asked, outcome, some_questions
 
-from loraqa.analysis.error_kinds import KINDS, RIGHT, counts_of_kinds, entity_of, kind_of
+from loraqa.analysis.error_kinds import KINDS, RIGHT, entity_of, kind_of
+from loraqa.analysis.examined import counts_of_kinds, examine
 
 TWICE = "Ann met Bob. Later Ann left. Bob Miller stayed."
 
@@ -60,7 +61,7 @@ def test_every_answer_has_one_kind(golds: list[str], answer: str) -> None:
 
 
 def test_kinds_are_counted() -> None:
-    counts = counts_of_kinds(outcome(some_questions()))
+    counts = counts_of_kinds(examine(outcome(some_questions())))
     assert sum(counts.values()) == 4
     assert {kind: count for kind, count in counts.items() if count} == {
         "right": 2,

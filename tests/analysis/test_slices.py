@@ -1,14 +1,16 @@
 """Every question is in one slice of each dimension; a slice has the scores of its questions."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.analysis.examples import CONTEXT, asked, outcome, some_questions
 
+from loraqa.analysis.examined import examine
 from loraqa.analysis.outcome import Asked
-from loraqa.analysis.slices import DIMENSIONS, labels_of, slices
+from loraqa.analysis.scores import slices
+from loraqa.analysis.slices import DIMENSIONS, labels_of
 
 WORDS = st.sampled_from("who many how what Aune mill river 1203 the is".split())
 TEXTS = st.lists(WORDS, min_size=1, max_size=8).map(" ".join)
@@ -116,7 +118,7 @@ def test_scores_of_slices_are_those_of_their_questions() -> None:
         asked("Who built it?", ["Ruth Olen"], "John", contexts[1], id="e", number=1),
         asked("Who died?", ["John Smith"], "John", contexts[1], id="f", number=1),
     ]
-    found = slices(outcome(questions, contexts))
+    found = slices(examine(outcome(questions, contexts)))
     totals = Counter[str]()
     for each in found:
         totals[each.dimension] += each.questions
@@ -128,12 +130,3 @@ def test_scores_of_slices_are_those_of_their_questions() -> None:
     assert who.f1.mean == pytest.approx(100 * (1 + 0 + 2 / 3) / 3)
     # Drawn twice, the second context has no exact match, the first one only matches.
     assert (who.exact_match.low, who.exact_match.high) == (0, 100)
-
-
-def test_one_context_gives_no_interval() -> None:
-    by_dimension = defaultdict(list)
-    for each in slices(outcome(some_questions())):
-        by_dimension[each.dimension].append(each)
-        assert each.f1.low is None
-        assert each.f1.high is None
-    assert set(by_dimension) == {dimension.name for dimension in DIMENSIONS}

@@ -14,9 +14,12 @@ from tests.report.comparisons import choice, drawn, estimate, searched
 
 from loraqa.analysis.significance import Estimate
 from loraqa.answer.compare import BEST, ONE, ORACLE, RISK, VOTE, Comparison
+from loraqa.errors import InputError
+from loraqa.files import write_json
 from loraqa.report.comparison import (
     choices_table,
     findings,
+    load_comparison,
     samples_table,
     save_comparison,
     variety_table,
@@ -198,3 +201,20 @@ def test_the_sign_of_a_difference_is_that_of_its_whole_interval(
     low: float, high: float, sign: int
 ) -> None:
     assert Estimate(0.5, low, high).sign == sign
+
+
+@given(comparisons())
+def test_a_comparison_is_read_back_as_it_was_saved(
+    tmp_path_factory: pytest.TempPathFactory, compared: list[Comparison]
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "read-back"
+    folder.mkdir(exist_ok=True)
+    write_json(folder / "comparison.json", [row.to_json() for row in compared])
+    assert load_comparison(folder) == compared
+
+
+def test_a_damaged_comparison_is_named(tmp_path: Path) -> None:
+    assert load_comparison(tmp_path) == []
+    (tmp_path / "comparison.json").write_text('[{"strategy": "span"}]')
+    with pytest.raises(InputError, match=r"comparison\.json is not what this version"):
+        load_comparison(tmp_path)

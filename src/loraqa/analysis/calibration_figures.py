@@ -79,12 +79,12 @@ def auroc(confidence: ArrayLike, right: ArrayLike) -> float | None:
     This is the area under the receiver operating characteristic. It is None if all answers are
     right, or all are wrong. Raises as `reliability` does.
     """
-    from sklearn.metrics import roc_auc_score
-
     confidence, right = _checked(confidence, right)
-    if right.min() == right.max():
+    of_right, of_wrong = confidence[right == 1], np.sort(confidence[right == 0])
+    if not len(of_right) or not len(of_wrong):
         return None
-    return float(roc_auc_score(right, confidence))
+    below, not_above = (np.searchsorted(of_wrong, of_right, side) for side in ("left", "right"))
+    return float((below + not_above).mean() / 2 / len(of_wrong))
 
 
 def risk_coverage(confidence: ArrayLike, right: ArrayLike) -> tuple[Floats, Floats]:

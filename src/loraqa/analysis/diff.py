@@ -4,14 +4,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
-from loraqa.analysis.error_kinds import kind_of
-from loraqa.analysis.outcome import Asked, Outcome
-from loraqa.analysis.significance import mcnemar
-from loraqa.analysis.slices import Mean, members_of_slices
+from loraqa.analysis.examined import Examined, examine
+from loraqa.analysis.outcome import Outcome
+from loraqa.analysis.scores import members_of_slices, percent
+from loraqa.analysis.significance import Estimate, mcnemar
 from loraqa.errors import InputError
 
-Pair = tuple[Asked, Asked]
+Pair = tuple[Examined, Examined]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +27,16 @@ class Change:
 
     first: float
     second: float
-    change: Mean
+    change: Estimate
 
     @classmethod
     def of(cls, pairs: Sequence[Pair], score: str) -> "Change":
         """Return the change of `score`, which is "exact_match" or "f1"."""
-        first = [getattr(one, score) for one, _ in pairs]
-        second = [getattr(other, score) for _, other in pairs]
+        first = [getattr(one.asked, score) for one, _ in pairs]
+        second = [getattr(other.asked, score) for _, other in pairs]
         changes = [b - a for a, b in zip(first, second, strict=True)]
-        contexts = [one.context for one, _ in pairs]
-        return cls(100 * fmean(first), 100 * fmean(second), Mean.of(changes, contexts))
+        contexts = [one.asked.context for one, _ in pairs]
+        return cls(100 * fmean(first), 100 * fmean(second), percent(changes, contexts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class SliceChange:
     dimension: str
     label: str
     questions: int
+    contexts: int
     exact_match: Change
     f1: Change
 
@@ -106,67 +108,61 @@ def diff(first: Outcome, second: Outcome) -> Difference:
             f"{first.model} and {second.model} were evaluated on different questions "
             f"({first.data['source']} and {second.data['source']}); evaluate both on the same data."
         )
-    right = [(bool(one.exact_match), bool(other.exact_match)) for one, other in pairs]
-    kinds = [_kinds(first, second, pair) for pair in pairs]
+    right = [tuple(bool(each.asked.exact_match) for each in pair) for pair in pairs]
+    kinds = Counter((one.kind, other.kind) for one, other in pairs)
     return Difference(
         questions=len(pairs),
-        contexts=len({one.context for one, _ in pairs}),
+        contexts=len({one.asked.context for one, _ in pairs}),
         left_out=len(first.questions) + len(second.questions) - 2 * len(pairs),
         exact_match=Change.of(pairs, "exact_match"),
         f1=Change.of(pairs, "f1"),
         only_first=right.count((True, False)),
         only_second=right.count((False, True)),
         p_value=mcnemar(*zip(*right, strict=True)),
-        kinds=[(*kind, count) for kind, count in Counter(kinds).most_common()],
-        slices=_slices(first, pairs),
-        changed=_changed(pairs, kinds),
+        kinds=[(*kind, count) for kind, count in kinds.most_common()],
+        slices=_slices(pairs),
+        changed=_changed(pairs),
     )
 
 
 def _pairs(first: Outcome, second: Outcome) -> list[Pair]:
-    """Pair the questions with the same id, words and golds."""
-    others = {other.id: other for other in second.questions}
-    found = ((one, others.get(one.id)) for one in first.questions)
+    """Pair the questions with the same id, words, golds and context."""
+    others = {other.asked.id: other for other in examine(second)}
+    found = ((one, others.get(one.asked.id)) for one in examine(first))
     return [
-        (one, other)
-        for one, other in found
-        if other is not None
-        and (one.question, one.golds) == (other.question, other.golds)
-        and first.contexts[one.context] == second.contexts[other.context]
+        (one, other) for one, other in found if other is not None and _what(one) == _what(other)
     ]
 
 
-def _kinds(first: Outcome, second: Outcome, pair: Pair) -> tuple[str, str]:
-    one, other = pair
-    context, other_context = first.contexts[one.context], second.contexts[other.context]
-    return kind_of(context, one), kind_of(other_context, other)
+def _what(question: Examined) -> tuple[Any, ...]:
+    return question.asked.question, question.asked.golds, question.context
 
 
-def _slices(first: Outcome, pairs: Sequence[Pair]) -> list[SliceChange]:
-    by_id = {one.id: (one, other) for one, other in pairs}
+def _slices(pairs: Sequence[Pair]) -> list[SliceChange]:
+    by_id = {one.asked.id: (one, other) for one, other in pairs}
     changes = []
-    for dimension, label, members in members_of_slices(first):
-        of_slice = [by_id[asked.id] for asked in members if asked.id in by_id]
-        if of_slice:
-            exact_match, f1 = (Change.of(of_slice, score) for score in ("exact_match", "f1"))
-            changes.append(SliceChange(dimension, label, len(of_slice), exact_match, f1))
+    for dimension, label, members in members_of_slices([one for one, _ in pairs]):
+        of_slice = [by_id[each.asked.id] for each in members]
+        exact_match, f1 = (Change.of(of_slice, score) for score in ("exact_match", "f1"))
+        contexts = {each.asked.context for each in members}
+        changes.append(SliceChange(dimension, label, len(of_slice), len(contexts), exact_match, f1))
     return changes
 
 
-def _changed(pairs: Sequence[Pair], kinds: Sequence[tuple[str, str]]) -> list[ChangedQuestion]:
+def _changed(pairs: Sequence[Pair]) -> list[ChangedQuestion]:
     changed = [
         ChangedQuestion(
-            id=one.id,
-            context=one.context,
-            question=one.question,
-            golds=tuple(dict.fromkeys(gold.text for gold in one.golds)),
-            first=one.given.text,
-            second=other.given.text,
-            first_kind=kind,
-            second_kind=other_kind,
-            f1_change=other.f1 - one.f1,
+            id=one.asked.id,
+            context=one.asked.context,
+            question=one.asked.question,
+            golds=tuple(dict.fromkeys(gold.text for gold in one.asked.golds)),
+            first=one.asked.given.text,
+            second=other.asked.given.text,
+            first_kind=one.kind,
+            second_kind=other.kind,
+            f1_change=other.asked.f1 - one.asked.f1,
         )
-        for (one, other), (kind, other_kind) in zip(pairs, kinds, strict=True)
-        if one.given.text != other.given.text
+        for one, other in pairs
+        if one.asked.given.text != other.asked.given.text
     ]
     return sorted(changed, key=lambda each: each.f1_change)

@@ -15,11 +15,9 @@ A date has a month, a day of the week or a year from 1000 to 2099; a number has 
 numeral. In a name each word starts with a capital letter, except small words such as "of".
 """
 
-from collections import Counter
-
 import regex
 
-from loraqa.analysis.outcome import Asked, Candidate, Gold, Outcome
+from loraqa.analysis.outcome import Asked, Candidate, Gold
 from loraqa.analysis.sentences import sentence_at
 from loraqa.squad import normalize_answer
 from loraqa.squad.segmentation import words
@@ -77,12 +75,6 @@ def kind_of(context: str, asked: Asked) -> str:
     if entity is not None and any(entity_of(gold.text) == entity for gold in asked.golds):
         return SAME_KIND
     return ELSEWHERE
-
-
-def counts_of_kinds(outcome: Outcome) -> dict[str, int]:
-    """Return the number of questions of each kind, of "right" too."""
-    counts = Counter(kind_of(outcome.contexts[q.context], q) for q in outcome.questions)
-    return {kind: counts[kind] for kind in KINDS}
 
 
 def entity_of(text: str) -> str | None:

@@ -1,18 +1,14 @@
-"""Slices of a data set: the questions that are alike in one respect, and how they were answered."""
+"""Slices of a data set: the questions that are alike in one respect."""
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from statistics import fmean
 
-import numpy as np
 import regex
 
-from loraqa.analysis.outcome import Asked, Outcome
+from loraqa.analysis.outcome import Asked
 from loraqa.analysis.sentences import sentence_at, sentences
-from loraqa.analysis.significance import interval
 from loraqa.squad import normalize_answer
 from loraqa.squad.segmentation import words
 
@@ -44,72 +40,9 @@ class Dimension:
     label: Callable[[str, Asked], str]
 
 
-@dataclass(frozen=True, slots=True)
-class Mean:
-    """A mean in percent with its 95% interval, None if the questions share one context."""
-
-    mean: float
-    low: float | None
-    high: float | None
-
-    @classmethod
-    def of(cls, values: Sequence[float], contexts: Sequence[int]) -> "Mean":
-        """Return the mean of values from 0 to 1, with the interval by bootstrap over contexts."""
-        mean = 100 * fmean(values)
-        different, clusters = np.unique(contexts, return_inverse=True)
-        if len(different) < 2:
-            return cls(mean, None, None)
-        low, high = interval(np.array(values, dtype=np.float64), clusters)
-        return cls(mean, 100 * low, 100 * high)
-
-
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """The questions with one label: how many, on how many contexts, and their scores."""
-
-    dimension: str
-    label: str
-    questions: int
-    contexts: int
-    exact_match: Mean
-    f1: Mean
-
-
 def labels_of(context: str, asked: Asked) -> dict[str, str]:
     """Return the label of a question in each dimension."""
     return {dimension.name: dimension.label(context, asked) for dimension in DIMENSIONS}
-
-
-def slices(outcome: Outcome) -> list[Slice]:
-    """Return all slices that hold questions, by dimension, in the order of their labels."""
-    return [
-        _scored(dimension, label, members)
-        for dimension, label, members in members_of_slices(outcome)
-    ]
-
-
-def members_of_slices(outcome: Outcome) -> Iterator[tuple[str, str, list[Asked]]]:
-    """Yield dimension, label and questions of all slices that hold questions, in order."""
-    members: dict[tuple[str, str], list[Asked]] = defaultdict(list)
-    for asked in outcome.questions:
-        for pair in labels_of(outcome.contexts[asked.context], asked).items():
-            members[pair].append(asked)
-    for dimension in DIMENSIONS:
-        for label in dimension.labels:
-            if found := members.get((dimension.name, label)):
-                yield dimension.name, label, found
-
-
-def _scored(dimension: str, label: str, members: Sequence[Asked]) -> Slice:
-    contexts = [asked.context for asked in members]
-    return Slice(
-        dimension,
-        label,
-        len(members),
-        len(set(contexts)),
-        Mean.of([asked.exact_match for asked in members], contexts),
-        Mean.of([asked.f1 for asked in members], contexts),
-    )
 
 
 def _question_word(_context: str, asked: Asked) -> str:

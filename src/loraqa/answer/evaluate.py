@@ -20,15 +20,20 @@ class Evaluated:
     """Answers to a data set, and how good they are.
 
     Attributes:
-        answers: one answer to each question, in the order of the passages.
+        candidates: the answers to each question, best first, in the order of the passages.
         scores: the official scores, overall and by question; for v2.0 with the best thresholds on
             the probability of no answer, which are chosen on these very questions.
         seconds: time spent on answering, before an interruption too.
     """
 
-    answers: tuple[Answered, ...]
+    candidates: tuple[tuple[Answered, ...], ...]
     scores: Scores
     seconds: float
+
+    @property
+    def answers(self) -> tuple[Answered, ...]:
+        """The answer to each question, in the order of the passages."""
+        return tuple(first for first, *_ in self.candidates)
 
     @property
     def predictions(self) -> dict[str, str]:
@@ -43,7 +48,7 @@ class Evaluated:
     @property
     def questions_per_second(self) -> float:
         """How fast the questions were answered."""
-        return len(self.answers) / self.seconds
+        return len(self.candidates) / self.seconds
 
     def to_json(self) -> dict[str, Any]:
         """Scores and speed as plain JSON values."""
@@ -59,6 +64,7 @@ def evaluate(
     dataset: QADataset,
     strategy: Strategy | None = None,
     *,
+    answers: int = 1,
     seed: int = 0,
     progress: Progress | None = None,
     journal: Journal | None = None,
@@ -69,6 +75,7 @@ def evaluate(
         reader: the model.
         dataset: the questions.
         strategy: how answers are written.
+        answers: how many answers to search for, of which the first is scored.
         seed: random seed of strategies that sample.
         progress: called with the number of prompts answered so far.
         journal: keeps the answers on disk as they come, so that an interrupted evaluation goes on
@@ -82,16 +89,17 @@ def evaluate(
     read = reader.read(
         dataset.passages,
         strategy if reader.calibration is None else with_close_bounds(strategy),
+        answers=answers,
         seed=seed,
         progress=progress,
         journal=journal,
     )
     seconds = stopwatch.seconds
-    answers = tuple(first for first, *_ in read)
-    scores = score({answer.question_id: answer.text for answer in answers}, dataset)
-    # The last answer is the best one, also where "no answer" came before it.
-    best = best_of([best for *_, best in read], dataset)
-    return Evaluated(answers, replace(scores, best=best), seconds)
+    # "No answer" may come before the best answer.
+    best = [next((each for each in found if each.text), found[0]) for found in read]
+    scores = score({first.question_id: first.text for first, *_ in read}, dataset)
+    scores = replace(scores, best=best_of(best, dataset))
+    return Evaluated(tuple(map(tuple, read)), scores, seconds)
 
 
 def best_of(answers: Sequence[Answered], dataset: QADataset) -> BestScore | None:

@@ -1,12 +1,17 @@
-"""Save a comparison of decoding strategies: what it shows in words, tables, a plot, and JSON."""
+"""Save a comparison of decoding strategies: what it shows in words, tables, a plot, and JSON.
+
+It can be read again from the JSON.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
 from loraqa.analysis.significance import Estimate
 from loraqa.answer.compare import ORACLE, RISK, VOTE, Comparison
-from loraqa.errors import counted
-from loraqa.files import write_json, write_text
+from loraqa.errors import InputError, counted
+from loraqa.files import read_json, write_json, write_text
 from loraqa.report.plots import quality_against_diversity, save_png
 from loraqa.report.tables import Column, Table
 
@@ -15,14 +20,32 @@ _FEWEST_CONTEXTS = 20
 # With fewer strategies, a correlation says nothing.
 _FEWEST_STRATEGIES = 5
 
+_FILE = "comparison.json"
 _PLOT = "quality-against-diversity.png"
 
 
 def save_comparison(compared: Sequence[Comparison], folder: Path) -> None:
     """Write `comparison.json`, `comparison.md` and `quality-against-diversity.png`."""
-    write_json(folder / "comparison.json", [row.to_json() for row in compared])
+    write_json(folder / _FILE, [row.to_json() for row in compared])
     write_text(folder / "comparison.md", _page(compared))
     save_png(quality_against_diversity(compared), folder / _PLOT)
+
+
+def load_comparison(folder: Path) -> list[Comparison]:
+    """Return the comparison in a folder; an empty list if there is none.
+
+    Raises:
+        InputError: the file is damaged, or another version wrote it.
+    """
+    path = folder / _FILE
+    if not path.exists():
+        return []
+    try:
+        return TypeAdapter(list[Comparison]).validate_python(read_json(path))
+    except ValidationError:
+        raise InputError(
+            f"{path} is not what this version of `loraqa compare` writes; compare again."
+        ) from None
 
 
 def _page(compared: Sequence[Comparison]) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, ParamSpec
 
+from loraqa.analysis.calibration_figures import reliability, risk_coverage
 from loraqa.files import replacing
 from loraqa.report.tables import printable
 
@@ -26,10 +27,15 @@ if TYPE_CHECKING:
     from loraqa.answer.compare import Comparison
 
 P = ParamSpec("P")
+Confidences = Mapping[str, tuple[Sequence[float], Sequence[bool]]]
+"""For each kind of confidence: a number for each answer, and whether the answer is right."""
 
 BLUE, VERMILLION, GREEN, ORANGE = "#0072b2", "#d55e00", "#009e73", "#e69f00"
 # Colour of text, axes and grid. `to_svg` replaces it by the page's text colour, light or dark.
 INK = "#33383d"
+
+# Of the model's own probability, and of the calibrated confidence.
+_LOOKS = ((ORANGE, "s--"), (BLUE, "o-"))
 
 # `Any`, because matplotlib's type lists every possible key.
 STYLE: Any = {
@@ -180,6 +186,41 @@ def quality_against_diversity(comparisons: Iterable["Comparison"]) -> "Figure":
     )
     _scale_variety(axes, max(point.distinct for point in points))
     axes.margins(0.1)
+    return figure
+
+
+@_styled
+def reliability_diagram(given: Confidences) -> "Figure":
+    """Plot which share of the answers is right against their confidence, in ten bins."""
+    figure = _figure(3.6)
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], ":", color=INK, linewidth=1, label="fits exactly")
+    for (name, pair), (color, line) in zip(given.items(), _LOOKS, strict=False):
+        bins = reliability(*pair)
+        axes.plot(
+            [each.confidence for each in bins],
+            [each.right for each in bins],
+            line,
+            color=color,
+            label=name,
+        )
+    axes.set(title="Reliability", xlabel="confidence", ylabel="share of right answers")
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.legend()
+    return figure
+
+
+@_styled
+def risk_against_coverage(given: Confidences) -> "Figure":
+    """Plot which share is wrong of the answers with most confidence, against how many those are."""
+    figure = _figure(3)
+    axes = figure.subplots()
+    for (name, pair), (color, line) in zip(given.items(), _LOOKS, strict=False):
+        coverage, risk = risk_coverage(*pair)
+        axes.plot(coverage, risk, line[1:], color=color, label=name)
+    axes.set(title="Risk and coverage", xlabel="share of questions answered", ylabel="share wrong")
+    axes.set(xlim=(0, 1.02), ylim=(0, None))
+    axes.legend()
     return figure
 
 

@@ -1,0 +1,152 @@
+"""The command line writes a report for every run, and compares two of them."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from loraqa.analysis.diff import diff
+from loraqa.analysis.outcome import Outcome
+from loraqa.files import read_json
+from loraqa.squad import read_passages, write_official
+from tests.conftest import Call, tiny_model, town_passages
+
+FILES = {"evaluation.json", "report.html", "report.json", "questions.csv"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "town.json"
+    write_official(path, town_passages(4), "1.1")
+    return path
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def model(request: pytest.FixtureRequest, tmp_path: Path, tiny_folder: Path) -> Path:
+    """A tiny model with the tiny tokenizer."""
+    folder = tmp_path / request.param
+    shutil.copytree(tiny_folder, folder)
+    tiny_model(request.param).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def run(call: Call, model: Path, data: Path, tmp_path: Path) -> Path:
+    """A run of two steps."""
+    out = tmp_path / "run"
+    status, _, told = call(
+        "train", "--model", model, "--train", data, "--dev", data, "--out", out,
+        "--set", "optimisation.max_steps=2", "--set", "evaluation.max_answer_tokens=6",
+    )  # fmt: skip
+    assert status == 0, told
+    return out
+
+
+def test_every_command_that_makes_results_writes_the_report(
+    call: Call, run: Path, data: Path
+) -> None:
+    page, figures = run / "report.html", run / "report.json"
+    assert "There is no evaluation here yet" in page.read_text()
+    told = read_json(figures)
+    assert told["evaluation"] is None
+    assert [record["step"] for record in told["training"]["scores"]] == [0, 2]
+    sources = told["training"]["data"]
+    assert sources["train"]["sha256"] == read_passages(str(data)).fingerprint
+
+    status, _, told = call("evaluate", run, "--data", data, "--answers", 3)
+    assert status == 0
+    assert f"The report is {page}." in " ".join(told.split())
+    assert {path.name for path in run.iterdir()} >= FILES
+    assert "There is no evaluation here yet" not in page.read_text()
+    evaluated = read_json(figures)["evaluation"]
+    assert evaluated["scores"]["total"] == sum(evaluated["kinds"].values()) == 8
+    assert evaluated["base"]["sha256"] == read_json(run / "data.json")["base"]["sha256"]
+    assert evaluated["data"]["sha256"] == sources["train"]["sha256"]
+    assert evaluated["command"].startswith("loraqa evaluate ")
+    assert {len(asked.candidates) for asked in Outcome.load(run).questions} == {3}
+
+    assert call("compare", run, "--data", data, "--strategies", "greedy,span")[0] == 0
+    assert [each["strategy"] for each in read_json(figures)["strategies"]] == ["greedy", "span"]
+    assert read_json(figures)["evaluation"] == evaluated
+
+    before = page.read_text()
+    page.unlink()
+    assert call("report", run)[0] == 0
+    assert page.read_text() == before
+
+
+def test_its_figures_are_those_of_the_command(call: Call, run: Path, data: Path) -> None:
+    _, printed, _ = call("evaluate", run, "--data", data, "--json")
+    scores = json.loads(printed)
+    assert read_json(run / "report.json")["evaluation"]["scores"] == scores
+    questions = Outcome.load(run).questions
+    assert 100 * sum(asked.f1 for asked in questions) / 8 == pytest.approx(scores["f1"])
+    rows = list(csv.DictReader((run / "questions.csv").open(encoding="utf-8", newline="")))
+    assert [row["id"] for row in rows] == [asked.id for asked in questions]
+    assert [row["answer"] for row in rows] == [asked.given.text for asked in questions]
+
+
+def test_a_model_that_is_no_run_is_reported_beside_the_predictions(
+    call: Call, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.rglob("*"))
+    evaluate = ("evaluate", model, "--data", data, "--strategy", "greedy")
+    assert call(*evaluate)[0] == 0
+    assert set(tmp_path.rglob("*")) == before
+    assert call(*evaluate, "--out", "base.json")[0] == 0
+    assert {path.name for path in (tmp_path / "base-report").iterdir()} == FILES
+    assert call(*evaluate, "--report", "mine")[0] == 0
+    assert {path.name for path in (tmp_path / "mine").iterdir()} == FILES
+    base = Outcome.load(tmp_path / "mine").base
+    assert base["source"] == str(model)
+    assert len(base["sha256"]) == 64
+
+
+def test_a_report_that_fails_loses_no_result(call: Call, run: Path, data: Path) -> None:
+    (run / "report.html").unlink()
+    (run / "report.html").mkdir()
+    status, printed, told = call("evaluate", run, "--data", data, "--json")
+    assert status == 0
+    assert json.loads(printed)["total"] == 8
+    (line,) = [line for line in told.splitlines() if "report could not be written" in line]
+    assert "report.html" in line
+    assert line.endswith("the results themselves are complete.")
+
+
+def test_diff_compares_two_evaluations(
+    call: Call, run: Path, model: Path, data: Path, tmp_path: Path
+) -> None:
+    base, changed = tmp_path / "base", tmp_path / "changed.csv"
+    assert call("evaluate", model, "--data", data, "--report", base)[0] == 0
+    assert call("evaluate", run, "--data", data)[0] == 0
+    status, printed, _ = call("diff", base, run, "--out", changed)
+    assert status == 0
+    assert "8 questions on 4 contexts, answered by both" in printed
+    assert "McNemar's p" in printed
+    _, printed, _ = call("diff", base, run, "--json")
+    expected = diff(Outcome.load(base), Outcome.load(run))
+    found = json.loads(printed)
+    assert found["f1"]["change"]["mean"] == expected.f1.change.mean
+    rows = list(csv.DictReader(changed.open(encoding="utf-8", newline="")))
+    assert [row["id"] for row in rows] == [each.id for each in expected.changed]
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("diff", "{empty}", "{empty}"), "holds no evaluation; make one with"),
+        (("report", "{empty}"), "holds nothing to report"),
+        (("report", "{empty}/missing"), "holds nothing to report"),
+        (("diff", "{empty}/a", "{empty}/b"), "holds no evaluation"),
+    ],
+)
+def test_a_folder_without_results_is_named(
+    call: Call, tmp_path: Path, command: tuple[str, ...], message: str
+) -> None:
+    status, _, told = call(*(word.format(empty=tmp_path) for word in command))
+    assert status == 2
+    assert message in told
+    assert len(told.splitlines()) == 1
