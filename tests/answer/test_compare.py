@@ -174,6 +174,16 @@ def test_comparisons_are_json(rows: list[Comparison]) -> None:
         assert (value["exact_match"], value["oracle_f1"]) == (row.exact_match, row.oracle_f1)
 
 
+def test_no_answer_by_the_threshold_stands_for_every_sample(reader: Reader) -> None:
+    names, counts = ("span", "top-k:5", "beam:2", "greedy"), (4, 4, 2, 1)
+    strategies = [parse_strategy(name) for name in names]
+    silent = replace(reader, no_answer_threshold=-1.0)
+    for row, count in zip(compare(silent, DATA, strategies, samples=4), counts, strict=True):
+        assert row.f1 == 0
+        assert (row.distinct, row.found) == (1, None)
+        assert row.samples == count
+
+
 @pytest.mark.parametrize("samples", [0, MAX_SAMPLES + 1])
 def test_the_number_of_samples_is_bounded(reader: Reader, samples: int) -> None:
     with pytest.raises(InputError, match=f"{samples} samples are out of range"):

@@ -1,7 +1,7 @@
 """Choose one of several answers to a question: by their votes, or by their expected F1."""
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from loraqa.answer.answered import Answered
@@ -29,9 +29,11 @@ def least_risk(answers: Sequence[Answered], weights: Sequence[float]) -> Answere
         answers: the answers to a question.
         weights: how probable it is that each is right, up to a factor.
     """
-    evidence: dict[str, float] = {}
+    evidence: dict[str, float] = defaultdict(float)
     for answer, weight in zip(answers, weights, strict=True):
-        evidence[reading(answer.text)] = evidence.get(reading(answer.text), 0.0) + weight
+        evidence[reading(answer.text)] += weight
+    if len(evidence) == 1:
+        return max(answers, key=_rank)
     # `fsum` does not depend on the order, so that ties are ties.
     expected = {
         text: math.fsum(weight * token_f1(text, other) for other, weight in evidence.items())

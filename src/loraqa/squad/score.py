@@ -198,6 +198,8 @@ def token_f1(first: str, second: str) -> float:
     return _f1(normalize_answer(first).split(), normalize_answer(second).split(), "2.0")
 
 
+# The same answers are scored in many ways.
+@functools.lru_cache(maxsize=2**16)
 def normalize_answer(text: str) -> str:
     """Lower-case the text, remove punctuation and articles, and join the words by one space."""
     text = text.lower().translate(_NO_PUNCTUATION)
