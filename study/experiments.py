@@ -87,6 +87,9 @@ def screening() -> Iterator[Experiment]:
         )
     for decay in (0.0, 0.01, 0.1):
         yield Experiment("weight decay", f"{decay:g}", {"optimisation.weight_decay": decay})
+    for share in (0.25, 0.5):
+        # The recipe has none.
+        yield Experiment("negatives", f"{share:g}", {"data.negatives": share})
     # The same number of steps: more questions, or the same ones again.
     for epochs in (1, 2, 4):
         yield Experiment(

@@ -1,6 +1,6 @@
 """Whether answers can be trusted: `python -m study.trust RUN --dev squad1-dev.json`.
 
-Prints one JSON object with
+Prints a JSON object for each part as soon as it is measured:
 
 - `calibration`: how well confidence, and the probabilities that it replaces, say which answers are
   right;
@@ -34,7 +34,6 @@ from loraqa.squad.negatives import with_negatives
 _SEPARATOR = "\n\n"
 # Answers are good enough if a fifth is wrong.
 _RISK = 0.2
-_MOST_WINDOWS = (1, 3, 5, 10, 20)
 
 Measure = Callable[[Answered], float]
 
@@ -42,8 +41,9 @@ Measure = Callable[[Answered], float]
 def main() -> None:
     """Measure what the command line asks for, and print it."""
     try:
-        options = _parser().parse_args()
-        sys.stdout.write(json.dumps(_measured(options), indent=1) + "\n")
+        for part, figures in _measured(_parser().parse_args()):
+            sys.stdout.write(json.dumps({part: figures}) + "\n")
+            sys.stdout.flush()
     except (LoraqaError, OSError) as error:
         message, status = explain(error)
         sys.stderr.write(f"study: {message}\n")
@@ -58,22 +58,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dev", required=True, help="a SQuAD v1.1 file with titles")
     parser.add_argument("--questions", type=int, help="about so many, on whole contexts")
     parser.add_argument("--articles", type=int, help="so many questions on whole articles")
+    parser.add_argument("--windows", type=int, nargs="+", default=[1, 3, 5, 10])
     return parser
 
 
-def _measured(options: argparse.Namespace) -> dict[str, Any]:
+def _measured(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
     reader = Reader.load(options.run)
     if reader.calibration is None:
         raise InputError(f"{options.run} is not calibrated; train it with data.held_out.")
     data = read_passages(options.dev)
     sample = sample_questions(data, options.questions or len(data.order), seed=0)
     asked = _answered(reader, sample)
-    elsewhere = _answered(reader, _on_wrong_contexts(sample))
-    return {
-        "calibration": _calibration(asked),
-        "wrong_text": _wrong_text(asked, elsewhere),
-        "articles": list(_articles(reader, data, options.articles or len(data.order))),
-    }
+    yield "calibration", _calibration(asked)
+    yield "wrong_text", _wrong_text(asked, _answered(reader, _on_wrong_contexts(sample)))
+    for scores in _articles(reader, data, options.articles or len(data.order), options.windows):
+        yield "articles", scores
 
 
 def _answered(reader: Reader, data: QADataset) -> Evaluated:
@@ -147,12 +146,14 @@ def _wrong_text(asked: Evaluated, elsewhere: Evaluated) -> dict[str, float | Non
     }
 
 
-def _articles(reader: Reader, data: QADataset, questions: int) -> Iterator[dict[str, Any]]:
+def _articles(
+    reader: Reader, data: QADataset, questions: int, windows: Sequence[int]
+) -> Iterator[dict[str, Any]]:
     """Yield the scores of paragraphs, then of whole articles by the number of windows."""
     paragraphs = sample_questions(data, questions, seed=0)
     yield {"context": "paragraph", **_scores(_answered(reader, paragraphs))}
     whole = joined(data, frozenset(paragraphs.order))
-    for most in _MOST_WINDOWS:
+    for most in windows:
         found = _answered(replace(reader, most_windows=most), whole)
         yield {"context": "article", "windows": most, **_scores(found)}
 
