@@ -52,6 +52,9 @@ def test_questions_without_an_answer_get_a_threshold(reader: Reader) -> None:
     assert result.scores.no_answer is not None
     probabilities = {a.question_id: a.no_answer_probability for a in result.answers}
     assert result.scores == score(result.predictions, data, probabilities)
+    nothing = score(dict.fromkeys(data.order, ""), data)
+    assert result.to_json()["always_no_answer"] == pytest.approx(nothing.exact_match)
+    assert "always_no_answer" not in evaluate(reader, DATA).to_json()
 
 
 def test_the_seed_determines_the_answers(reader: Reader) -> None:

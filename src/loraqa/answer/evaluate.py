@@ -51,9 +51,15 @@ class Evaluated:
         return len(self.candidates) / self.seconds
 
     def to_json(self) -> dict[str, Any]:
-        """Scores and speed as plain JSON values."""
+        """Scores and speed as plain JSON values.
+
+        For v2.0 they say what it would score to give no answer to any question.
+        """
+        none = self.scores.no_answer
+        always = {"always_no_answer": 100 * none.total / self.scores.total} if none else {}
         return {
             **self.scores.to_json(),
+            **always,
             "seconds": self.seconds,
             "questions_per_second": self.questions_per_second,
         }
