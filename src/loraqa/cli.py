@@ -559,7 +559,7 @@ def diff(
     for make in (
         tables.scores_table,
         tables.mcnemar_table,
-        tables.kinds_table,
+        tables.changed_kinds_table,
         tables.slices_table,
     ):
         console.print(make(difference).to_rich())

@@ -93,15 +93,15 @@ def test_its_answers_are_those_of_the_run(demo: Demo) -> None:
 
 
 def test_it_compares_every_strategy_on_the_same_questions(demo: Demo) -> None:
-    rows = demo.read("comparison/comparison.json")
+    rows = demo.read("run/comparison/comparison.json")
     assert [row["strategy"] for row in rows] == list(STRATEGIES)
     assert {row["questions"] for row in rows} == {SIZE.compared_questions}
     samples = {row["strategy"]: row["samples"] for row in rows}
     # The beams of a search bound its answers, and greedy decoding has one.
     fewer = {"greedy": 1, "beam:4": 4}
     assert samples == {name: fewer.get(name, 5) for name in STRATEGIES}
-    assert (demo.out / "comparison" / "quality-against-diversity.png").stat().st_size > 1000
-    table = (demo.out / "comparison" / "comparison.md").read_text(encoding="utf-8")
+    assert (demo.out / "run" / "comparison" / "quality-against-diversity.png").stat().st_size > 1000
+    table = (demo.out / "run" / "comparison" / "comparison.md").read_text(encoding="utf-8")
     assert all(name in table for name in STRATEGIES)
 
 
@@ -111,20 +111,22 @@ def test_its_result_is_json(demo: Demo) -> None:
     assert result["before"]["total"] == result["after"]["total"] == total
     assert result["after"]["f1"] == demo.result.after.scores.f1
     assert result["train_seconds"] == demo.result.trained.training_seconds > 0
-    assert result["strategies"] == demo.read("comparison/comparison.json")
-    assert result["report"] == str(demo.out / "report.html")
+    assert result["strategies"] == demo.read("run/comparison/comparison.json")
+    assert result["report"] == str(demo.out / "run" / "report.html")
 
 
 def test_the_report_shows_scores_training_strategies_and_answers(demo: Demo) -> None:
-    page = (demo.out / "report.html").read_text(encoding="utf-8")
-    assert page.count("<svg") == 3
+    page = html.unescape((demo.out / "run" / "report.html").read_text(encoding="utf-8"))
+    assert page.count("<svg") == 4
     for strategy in STRATEGIES:
         assert strategy in page
     before, after = demo.result.before.scores, demo.result.after.scores
     assert f"{before.f1:.1f} → {after.f1:.1f}" in page
-    assert all(html.escape(paragraph) in page for paragraph in findings(demo.result.compared))
+    assert all(paragraph in page for paragraph in findings(demo.result.compared))
     for passage in demo.data("test").passages[:5]:
         assert passage.questions[0].text in page
+    evaluated = demo.read("run/report.json")["evaluation"]
+    assert evaluated["scores"]["f1"] == after.f1
 
 
 def test_the_console_shows_scores_answers_and_next_steps(demo: Demo) -> None:

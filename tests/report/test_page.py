@@ -132,6 +132,18 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_training(folder)
     (folder / "comparison").mkdir()
     save_comparison([searched("greedy"), drawn("top-p:0.9")], folder / "comparison")
+    base = [
+        asked(
+            q.question,
+            [g.text for g in q.golds],
+            "mill",
+            contexts[q.context],
+            id=q.id,
+            number=q.context,
+        )
+        for q in questions
+    ]
+    outcome(base, contexts).save(folder / "base")
     return write(folder, outcome(with_confidence(questions), contexts))
 
 
@@ -162,6 +174,7 @@ def test_it_shows_the_whole_run(browser: Any, report: Path) -> None:
     with Opened(browser, report) as opened:
         titles = opened.page.locator("h2").all_inner_texts()
         assert titles == [
+            "Against the base model",
             "Kinds of errors",
             "Slices",
             "Calibration",
@@ -175,6 +188,8 @@ def test_it_shows_the_whole_run(browser: Any, report: Path) -> None:
         assert all(opened.page.locator(target).count() == 1 for target in targets)
         assert opened.page.locator("svg").count() == 4
         text = opened.page.inner_text("main")
+        right = sum(each.kind == "right" for each in examine(Outcome.load(report.parent)))
+        assert f"0.0 → {100 * right / 90:.1f}" in text
         for shown in (
             *("calibrated confidence", "probability of the answer", "top-p:0.9", "lora.rank"),
             *(

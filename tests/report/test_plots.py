@@ -33,14 +33,17 @@ SPECTRA = {
     for layer in (0, 10, 2)
     for kind in ("attn.c_attn", "mlp.c_fc")
 }
+CONFIDENCES = {
+    "probability": ([0.1, 0.15, 0.6, 0.9], [False, True, True, True]),
+    "confidence": ([0.3, 0.35, 0.7, 0.95], [False, True, True, True]),
+}
 
 
 def every_figure() -> dict[str, Figure]:
     return {
         "training": plots.training_curves(STEPS + EVALUATIONS),
-        "before_after": plots.before_after(
-            {"exact_match": 1.0, "f1": 2.0}, {"exact_match": 90.0, "f1": 95.0}
-        ),
+        "reliability": plots.reliability_diagram(CONFIDENCES),
+        "risk": plots.risk_against_coverage(CONFIDENCES),
         "quality": plots.quality_against_diversity(STRATEGIES),
         "spectra": plots.singular_values(SPECTRA),
     }
@@ -71,10 +74,17 @@ def test_running_mean_is_a_centred_mean() -> None:
     assert len(mean) == 100
 
 
-def test_bars_show_before_left_of_after() -> None:
-    figure = plots.before_after({"exact_match": 1.0, "f1": 2.0}, {"exact_match": 90.0, "f1": 95.0})
-    bars = sorted((bar.get_x(), bar.get_height()) for bar in figure.axes[0].patches)
-    assert [height for _, height in bars] == [1.0, 90.0, 2.0, 95.0]
+def test_reliability_is_right_answers_against_confidence() -> None:
+    figure = plots.reliability_diagram(CONFIDENCES)
+    drawn = {line.get_label(): line.get_xydata() for line in figure.axes[0].lines}
+    assert list(drawn) == ["fits exactly", "probability", "confidence"]
+    np.testing.assert_allclose(drawn["probability"], [[0.125, 0.5], [0.6, 1], [0.9, 1]])
+
+
+def test_risk_rises_where_less_sure_answers_are_wrong() -> None:
+    figure = plots.risk_against_coverage(CONFIDENCES)
+    for line in figure.axes[0].lines:
+        assert line.get_xydata().tolist() == [[0.25, 0], [0.5, 0], [0.75, 0], [1, 0.25]]
 
 
 def markers(figure: Figure) -> list[tuple[tuple[float, float], float, str]]:

@@ -13,7 +13,6 @@ from loraqa.lora.spectra import Spectrum
 from loraqa.report.tables import (
     Column,
     Table,
-    before_after_table,
     printable,
     settings_table,
     spectra_table,
@@ -158,16 +157,6 @@ def test_spectra_without_a_common_module_keep_full_names() -> None:
         "2.00",
         "1.50",
         "50%",
-    ]
-
-
-def test_before_and_after_show_the_change() -> None:
-    before = {"exact_match": 10.0, "f1": 30.0, "total": 5}
-    after = {"exact_match": 50.0, "f1": 25.5, "total": 5, "NoAns_f1": 3.0}
-    assert Cells(before_after_table(before, after).to_html()).rows == [
-        ["score", "before", "after", "change"],
-        ["EM", "10.0", "50.0", "+40.0"],
-        ["F1", "30.0", "25.5", "-4.5"],
     ]
 
 

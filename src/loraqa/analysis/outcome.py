@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loraqa.errors import InputError
-from loraqa.files import read_json, write_text
+from loraqa.files import make_folder, read_json, write_text
 from loraqa.squad import Question
 
 FILE = "evaluation.json"
@@ -110,6 +110,7 @@ class Outcome:
     def save(self, folder: Path) -> None:
         """Write the outcome into a folder, which is made if it is missing."""
         text = json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
+        make_folder(folder)
         write_text(folder / FILE, f"{text}\n")
 
     @classmethod

@@ -2,9 +2,8 @@
 
 OUT/
     data/train.json, dev.json, test.json   the data, in SQuAD's format
-    run/                                   the run, as `loraqa train` writes it
-    comparison/                            decoding strategies, as `loraqa compare` writes them
-    report.html                            all results on a page
+    run/                                   the run with its report, as `loraqa train`, `evaluate`
+                                           and `compare` write it
 """
 
 import logging
@@ -21,7 +20,8 @@ from rich.console import Console
 from loraqa.answer.answered import Answered
 from loraqa.answer.compare import Comparison, compare
 from loraqa.answer.evaluate import Evaluated, evaluate, sample_questions
-from loraqa.answer.strategies import parse_strategy
+from loraqa.answer.outcome import outcome_of
+from loraqa.answer.strategies import DEFAULT_STRATEGY, parse_strategy
 from loraqa.demo import check_room
 from loraqa.demo.parts import DemoBase, DemoData, DemoSize
 from loraqa.documents import Document
@@ -29,22 +29,11 @@ from loraqa.errors import counted
 from loraqa.files import contents, one_writer, replacing_folder, temporary_folder
 from loraqa.finetune import FinetuneResult, finetune
 from loraqa.reader import Reader
-from loraqa.report import (
-    Example,
-    Examples,
-    Highlights,
-    Plot,
-    Report,
-    Text,
-    before_after_table,
-    settings_table,
-    strategies_table,
-    training_table,
-)
 from loraqa.report.answers import answer_lines
-from loraqa.report.comparison import findings, save_comparison
-from loraqa.report.plots import before_after, quality_against_diversity, training_curves
+from loraqa.report.comparison import save_comparison
 from loraqa.report.progress import answering_progress
+from loraqa.report.run import BASE_FOLDER, PAGE, rewrite_report
+from loraqa.report.tables import strategies_table
 from loraqa.squad import Passage, QADataset, Question, write_official
 from loraqa.train.run import RunDirectory
 from loraqa.train.settings import RunSettings, parse_settings
@@ -156,7 +145,10 @@ def _run_demo(
     strategies = [parse_strategy(name) for name in STRATEGIES]
     with answering_progress() as progress:
         compared = compare(reader, sample, strategies, progress=progress)
-    save_comparison(compared, out / "comparison")
+    _keep(before, test, Path(base.source), run.path / BASE_FOLDER, command)
+    _keep(after, test, run.path, run.path, command)
+    save_comparison(compared, run.path / "comparison")
+    rewrite_report(run.path)
     console.print(f"\nAfter {trained.training_seconds:.0f} seconds of training: {_scores(after)}\n")
     console.print(strategies_table(compared).to_rich())
 
@@ -165,12 +157,16 @@ def _run_demo(
         for line in answer_lines(Document(passage.context), [question.text], [[answer]]):
             console.print(line)
 
-    report = out / "report.html"
-    result = DemoResult(before, after, trained, compared, report)
-    _report(result, test, settings, run).save(report)
+    report = run.path / PAGE
     steps = _next_steps(out, base.source)
     console.print(f"\nThe report is {report}. To go on:\n{steps}", soft_wrap=True)
-    return result
+    return DemoResult(before, after, trained, compared, report)
+
+
+def _keep(evaluated: Evaluated, test: QADataset, model: Path, folder: Path, command: str) -> None:
+    """Write the outcome of an evaluation for the report."""
+    outcome = outcome_of(evaluated, test, model=model, strategy=DEFAULT_STRATEGY, command=command)
+    outcome.save(folder)
 
 
 def _make_room(out: Path) -> None:
@@ -209,61 +205,12 @@ def _scores(evaluated: Evaluated) -> str:
     )
 
 
-def _report(
-    result: DemoResult, test: QADataset, settings: RunSettings, run: RunDirectory
-) -> Report:
-    before, after = result.before.to_json(), result.after.to_json()
-    metrics = run.metrics()
-    return Report(
-        "loraqa demo",
-        "A language model learns to answer questions about texts it has never seen.",
-        [
-            Highlights(
-                [
-                    ("exact match", f"{before['exact_match']:.1f} → {after['exact_match']:.1f}"),
-                    ("F1", f"{before['f1']:.1f} → {after['f1']:.1f}"),
-                    ("training", f"{result.trained.training_seconds:.0f} s"),
-                    ("answers a second", f"{result.after.questions_per_second:.1f}"),
-                ]
-            ),
-            before_after_table(before, after),
-            Plot(before_after(before, after), "Scores on the test questions"),
-            training_table(metrics),
-            Plot(training_curves(metrics), "Loss, scores and learning rate while training"),
-            strategies_table(result.compared),
-            Plot(
-                quality_against_diversity(result.compared),
-                "F1 of each decoding strategy against how much its answers vary",
-            ),
-            Text("What the comparison shows", "\n\n".join(findings(result.compared))),
-            Examples("Test questions and answers", _examples(result.after, test)),
-            settings_table("Settings", settings.model_dump(mode="json")),
-        ],
-    )
-
-
 def _shown(evaluated: Evaluated, test: QADataset) -> Iterator[tuple[Passage, Question, Answered]]:
     """Yield the first question of some test passages with its answer."""
     answers = {answer.question_id: answer for answer in evaluated.answers}
     for passage in test.passages[:_SHOWN]:
         question = passage.questions[0]
         yield passage, question, answers[question.id]
-
-
-def _examples(evaluated: Evaluated, test: QADataset) -> list[Example]:
-    examples = []
-    for passage, question, answer in _shown(evaluated, test):
-        exact = answer.start is not None and passage.context.startswith(answer.text, answer.start)
-        examples.append(
-            Example(
-                context=passage.context,
-                question=question.text,
-                answer=answer.text,
-                start=answer.start if exact else None,
-                right=list(question.golds),
-            )
-        )
-    return examples
 
 
 def _next_steps(out: Path, base: str) -> str:

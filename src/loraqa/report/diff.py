@@ -40,7 +40,7 @@ def mcnemar_table(difference: Difference) -> Table:
     return Table("Exact matches", (Column("questions"), Column("number", ",.10g")), rows)
 
 
-def kinds_table(difference: Difference) -> Table:
+def changed_kinds_table(difference: Difference) -> Table:
     """Return a table of the kinds of errors that questions have in the first and the second."""
     rows = tuple(row for row in difference.kinds if row[0] != row[1])
     columns = (Column("kind in the first"), Column("in the second"), Column("questions", ",d"))

@@ -115,26 +115,6 @@ def training_curves(records: Iterable[Mapping[str, Any]]) -> "Figure":
 
 
 @_styled
-def before_after(before: Mapping[str, float], after: Mapping[str, float]) -> "Figure":
-    """Plot EM and F1 (percent) before and after training as bars."""
-    figure = _figure(3)
-    axes = figure.subplots()
-    for offset, color, label, scores in (
-        (-0.2, ORANGE, "before", before),
-        (0.2, BLUE, "after", after),
-    ):
-        heights = [scores["exact_match"], scores["f1"]]
-        bars = axes.bar([offset, 1 + offset], heights, 0.38, color=color, label=label)
-        axes.bar_label(bars, fmt="%.1f", padding=2)
-    axes.set_xticks([0, 1], ["exact match", "F1"])
-    axes.set(title="Before and after training", ylabel="percent", ylim=(0, 108))
-    axes.set_yticks(range(0, 101, 20))
-    axes.grid(axis="x", visible=False)
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    return figure
-
-
-@_styled
 def quality_against_diversity(comparisons: Iterable["Comparison"]) -> "Figure":
     """Plot F1 of one answer, with its interval, against distinct answers per question.
 

@@ -2,6 +2,7 @@
 
 FOLDER/
     evaluation.json    the last evaluation, question by question; `loraqa evaluate` writes it
+    base/              an evaluation of the base model, with which the run's is compared
     comparison/        decoding strategies; `loraqa compare` writes it
     report.html        all of it, with the curves of the training, and an error browser
     report.json        the figures of the page
@@ -19,12 +20,14 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from loraqa import __version__
+from loraqa.analysis.diff import Difference, diff
 from loraqa.analysis.examined import counts_of_kinds, examine
 from loraqa.analysis.outcome import FILE, Outcome
 from loraqa.analysis.scores import slices
 from loraqa.errors import InputError, LoraqaError, counted, explain, in_a_line
-from loraqa.files import make_folder, read_json, write_json, write_text
+from loraqa.files import read_json, write_json, write_text
 from loraqa.report.calibration import CONFIDENCE, calibration_table, confidences, figures
+from loraqa.report.diff import changed_kinds_table, mcnemar_table, scores_table
 from loraqa.report.errors import browser_data, kinds_table, questions_csv, slices_tables
 from loraqa.report.plots import (
     quality_against_diversity,
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("loraqa")
 
+BASE_FOLDER = "base"
 PAGE, FIGURES, QUESTIONS = "report.html", "report.json", "questions.csv"
 
 
@@ -51,6 +55,8 @@ class Found:
         name: the folder's name.
         outcome: the evaluation, if there is one.
         questions, slices: its questions and slices.
+        gain: what differs from the evaluation of the base model on the same questions, if there is
+            one.
         metrics: the records of the training, if there was one.
         settings, environment, data: what the run's files say; empty if there are none.
         compared: the decoding strategies that were compared.
@@ -63,11 +69,21 @@ class Found:
         self.outcome = Outcome.load(folder) if (folder / FILE).exists() else None
         self.questions = examine(self.outcome) if self.outcome else []
         self.slices = slices(self.questions)
+        self.gain = self._gain()
         self.metrics = run.metrics()
         self.settings = _yaml(run.settings_file)
         self.environment = read_json(run.environment_file) if run.environment_file.exists() else {}
         self.data = read_json(run.data_file) if run.data_file.exists() else {}
         self.compared = _compared(folder)
+
+    def _gain(self) -> Difference | None:
+        if self.outcome is None or not (self.folder / BASE_FOLDER / FILE).exists():
+            return None
+        base = Outcome.load(self.folder / BASE_FOLDER)
+        try:
+            return diff(base, self.outcome)
+        except InputError:
+            return None
 
     @property
     def trained(self) -> bool:
@@ -107,7 +123,6 @@ def keep_outcome(outcome: Outcome, folder: Path) -> Path | None:
     """
 
     def keep() -> Path:
-        make_folder(folder)
         outcome.save(folder)
         return write_report(folder)
 
@@ -171,6 +186,7 @@ def _parts_of_outcome(found: Found, outcome: Outcome) -> dict[str, Any]:
             f"{counted(len(outcome.contexts), 'context')} of {outcome.data['source']}, answered "
             f"by {outcome.model} with {outcome.strategy}."
         ),
+        "gain": _tables_of_gain(found.gain) if found.gain else None,
         "kinds": kinds_table(found.questions),
         "slices": slices_tables(found.slices),
         "calibrated": CONFIDENCE in given,
@@ -199,6 +215,10 @@ def _study(compared: list["Comparison"]) -> dict[str, Any]:
     }
 
 
+def _tables_of_gain(gain: Difference) -> list[Table]:
+    return [make(gain) for make in (scores_table, mcnemar_table, changed_kinds_table)]
+
+
 def _subtitle(found: Found) -> str:
     base = found.data.get("base") or (found.outcome.base if found.outcome else {})
     source = base.get("source")
@@ -208,7 +228,13 @@ def _subtitle(found: Found) -> str:
 def _highlights(found: Found) -> list[tuple[str, str]]:
     """Return the figures in large type: of the evaluation, else of the dev sample."""
     if found.outcome:
-        scores = found.outcome.scores
+        scores, gain = found.outcome.scores, found.gain
+        if gain:
+            return [
+                ("exact match", f"{gain.exact_match.first:.1f} → {gain.exact_match.second:.1f}"),
+                ("F1", f"{gain.f1.first:.1f} → {gain.f1.second:.1f}"),
+                ("questions", f"{gain.questions:,}"),
+            ]
         wanted = {
             "exact match": "exact_match",
             "F1": "f1",

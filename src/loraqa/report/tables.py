@@ -148,27 +148,6 @@ def scores_table(scores: Mapping[str, Any]) -> Table:
     return Table("Scores", (Column("score"), Column("value", ",.10g")), rows)
 
 
-SCORE_NAMES = {
-    "exact_match": "EM",
-    "f1": "F1",
-    "HasAns_exact": "EM, answerable",
-    "HasAns_f1": "F1, answerable",
-    "NoAns_exact": "EM, unanswerable",
-    "NoAns_f1": "F1, unanswerable",
-}
-
-
-def before_after_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> Table:
-    """Return a table of all scores (as in `Scores.to_json`) in both mappings, and their changes."""
-    columns = (Column("score"), *(Column(name, ".1f") for name in ("before", "after")))
-    rows = tuple(
-        (name, before[key], after[key], after[key] - before[key])
-        for key, name in SCORE_NAMES.items()
-        if key in before and key in after
-    )
-    return Table("Before and after", (*columns, Column("change", "+.1f")), rows)
-
-
 def training_table(records: Iterable[Mapping[str, Any]]) -> Table:
     """Return a summary of a run's `metrics.jsonl`.
 
