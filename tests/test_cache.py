@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from loraqa.cache import find_kept, keep, keep_folder
-from loraqa.files import cache_folder
+from loraqa.files import cache_folder, temporary_folder
 from tests.conftest import full_disk
 
 
@@ -33,6 +33,18 @@ def test_only_the_content_that_was_kept_is_found(content: bytes, other: bytes) -
     assert find_kept("kind", "key", ".bin") == (path if other == content else None)
     assert path.exists() == (other == content)
     path.unlink(missing_ok=True)
+
+
+def test_looking_for_a_kept_file_removes_what_a_killed_process_left() -> None:
+    path = kept(b"content")
+    left = path.parent / ".loraqa-unfinished-left"
+    left.mkdir()
+    (left / "new.bin").write_bytes(b"half")
+    with temporary_folder(path.parent) as in_use:
+        left.mkdir(exist_ok=True)
+        assert find_kept("kind", "key", ".bin") == path
+        assert not left.exists()
+        assert in_use.exists()
 
 
 def test_keys_kinds_and_endings_are_told_apart() -> None:

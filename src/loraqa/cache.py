@@ -19,6 +19,7 @@ from loraqa.files import (
     replacing,
     replacing_folder,
     sha256,
+    sweep,
     temporary_folder,
 )
 
@@ -31,6 +32,8 @@ _ANY_HASH = "?" * 64
 def find_kept(kind: str, key: str, ending: str = "") -> Path | None:
     """Return the whole file or folder of a key in the cache folder `kind`, or None.
 
+    What killed processes left there is removed, because perhaps nothing is written there again.
+
     Args:
         kind: the name of the cache folder.
         key: what the file or folder was kept under.
@@ -38,7 +41,9 @@ def find_kept(kind: str, key: str, ending: str = "") -> Path | None:
     """
     found = None
     with contextlib.suppress(OSError):
-        for path in sorted(cache_folder(kind).glob(f"{key}.{_ANY_HASH}{ending}")):
+        folder = cache_folder(kind)
+        sweep(folder)
+        for path in sorted(folder.glob(f"{key}.{_ANY_HASH}{ending}")):
             if path.name == _name(key, path, ending):
                 found = path
             else:
