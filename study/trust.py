@@ -63,14 +63,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _measured(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
-    reader = Reader.load(options.run)
+    reader = replace(Reader.load(options.run), no_answer_threshold=None)
     if reader.calibration is None:
         raise InputError(f"{options.run} is not calibrated; train it with data.held_out.")
     data = read_passages(options.dev)
     sample = sample_questions(data, options.questions or len(data.order), seed=0)
     asked = _answered(reader, sample)
     yield "calibration", _calibration(asked)
-    yield "wrong_text", _wrong_text(asked, _answered(reader, _on_wrong_contexts(sample)))
+    elsewhere = _on_wrong_contexts(data, frozenset(sample.order))
+    yield "wrong_text", _wrong_text(asked, _answered(reader, elsewhere))
     for scores in _articles(reader, data, options.articles or len(data.order), options.windows):
         yield "articles", scores
 
@@ -124,11 +125,13 @@ def _coverage(values: Sequence[float], right: Sequence[float]) -> float:
     return float(enough[-1]) if len(enough) else 0.0
 
 
-def _on_wrong_contexts(data: QADataset) -> QADataset:
-    """Ask every question on the best match among the contexts that do not hold its answer."""
+def _on_wrong_contexts(data: QADataset, asked: frozenset[str]) -> QADataset:
+    """Ask some questions on the best match among the contexts that do not hold their answer."""
     both = with_negatives(data, 1.0, seed=0)
+    negatives = set(both.order) - set(data.order)
+    wanted = {id for id in negatives if id.removesuffix(" elsewhere") in asked}
     passages = [
-        replace(passage, questions=tuple(q for q in passage.questions if not q.answerable))
+        replace(passage, questions=tuple(q for q in passage.questions if q.id in wanted))
         for passage in both.passages
     ]
     # Scored as v2.0, because none of the questions has an answer.

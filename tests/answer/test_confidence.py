@@ -11,7 +11,7 @@ from tests.answer.conftest import DATA, LIMIT, PASSAGES, stopping_model
 
 from loraqa.adapter.info import Calibration, Logistic
 from loraqa.answer.answered import Answered
-from loraqa.answer.calibrate import calibrate
+from loraqa.answer.calibrate import _calibration, calibrate
 from loraqa.answer.confidence import fit_logistic, log_odds, with_confidence
 from loraqa.answer.evaluate import evaluate
 from loraqa.answer.reader import Reader
@@ -48,6 +48,10 @@ def test_the_fit_is_the_logistic_that_scipy_finds(seed: int) -> None:
     assert fitted is not None
     assert [fitted.slope, fitted.intercept] == pytest.approx(expected, abs=1e-3)
     assert (fitted.slope, fitted.intercept) == pytest.approx((0.6, -0.8), abs=0.4)
+
+
+def test_confidence_that_would_fall_with_the_odds_is_none() -> None:
+    assert fit_logistic([-2.0, -1.0, 1.0, 2.0], [True, True, False, False]) is None
 
 
 @pytest.mark.parametrize("right", [True, False])
@@ -144,8 +148,35 @@ def test_the_threshold_is_the_official_best_one(kind: str, segments: SegmentToke
     assert calibrated.no_answer_threshold == official.f1_threshold
     # All questions but one have no answer, and that one is the surest.
     assert evaluate(calibrated, data).scores.f1 == official.f1 == 100
-    assert calibrated.calibration is not None
-    assert calibrated.calibration.no_answer is not None
+
+
+def test_right_answers_and_rightly_missing_ones_are_fitted_apart() -> None:
+    random = np.random.default_rng(0)
+    answers, questions = [], []
+    for number in range(60):
+        share, none = random.random(2)
+        bounds = {"probability_at_least": share, "probability_at_most": share}
+        found = answer(no_answer_probability=none, **bounds)
+        answers.append(replace(found, question_id=str(number)))
+        right, answerable = random.random() < share, random.random() > none
+        golds = ("salt" if right else "bread",) if answerable else ()
+        questions.append(Question(str(number), "What?", golds=golds))
+    data = QADataset.from_passages([Passage("Salt.", tuple(questions))], "2.0")
+    # An answer that was not searched says nothing.
+    unsearched = replace(answer(probability_at_least=None), question_id="60")
+    fitted = _calibration([*answers, unsearched], _with_question(data, "60"))
+    right = [question.golds == ("salt",) for question in questions]
+    odds = [log(p / (1 - p)) for p in (a.no_answer_probability for a in answers)]
+    assert fitted is not None
+    assert fitted.answer == fit_logistic([log_odds(a) or 0.0 for a in answers], right)
+    assert fitted.no_answer == fit_logistic(odds, [not q.golds for q in questions])
+    assert fitted.no_answer is not None
+
+
+def _with_question(data: QADataset, id: str) -> QADataset:
+    (passage,) = data.passages
+    more = replace(passage, questions=(*passage.questions, Question(id, "What?")))
+    return QADataset.from_passages([more], data.version)
 
 
 def test_the_threshold_decides_and_can_be_changed(segments: SegmentTokenizer) -> None:

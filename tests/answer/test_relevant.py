@@ -102,3 +102,16 @@ def test_more_windows_never_lower_the_odds_of_the_best_span(segments: SegmentTok
     for fewer, more in pairwise(chances):
         assert all(a >= b - 1e-6 for a, b in zip(fewer, more, strict=True))
     assert chances[0] != chances[-1]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_bounds_stay_close_in_many_windows(kind: str, segments: SegmentTokenizer) -> None:
+    reader = Reader(
+        *(TreeRunner(stopping_model(kind, "float32")), segments, Template(), 250, 20, 100, None),
+        max_answer_tokens=LIMIT,
+        compared=True,
+    )
+    for answer in reader.answer(LONG, [question.text for question in PASSAGES[1].questions]):
+        assert answer.probability_at_most is not None
+        assert answer.probability_at_least is not None
+        assert answer.probability_at_most - answer.probability_at_least <= 0.1 + 1e-6

@@ -98,6 +98,21 @@ def test_a_window_without_spans_has_no_answer() -> None:
     assert choice.answers[0].no_answer_probability == 1
 
 
+def test_a_window_without_spans_stands_beside_others() -> None:
+    window, table = read([3, 1, 4, 1, 5])
+    for windows in ([Window(-3.0, ()), window], [window, Window(2.0, ())]):
+        for compared in (True, False):
+            choice = choose("q", windows, 1, draws=False, compared=compared)
+            best = max(TEXTS, key=lambda text: table[text])
+            assert choice.answers[0].text == best
+            assert choice.answers[0].probability_at_least is not None
+
+
+def test_no_answer_is_not_told_twice() -> None:
+    choice = choose("q", [Window(-3.0, ())], 2, draws=False, compared=True)
+    assert choice.above(0.5) == [choice.no_answer]
+
+
 def test_of_draws_each_has_its_best_window() -> None:
     def drawn(none: float, *texts: tuple[str, float]) -> Window:
         return Window(none, tuple(Found(text, p, 2, None, None) for text, p in texts))

@@ -66,6 +66,13 @@ def test_a_question_whose_answer_is_everywhere_is_left_alone() -> None:
     assert with_negatives(data, 0.999, 0) == data
 
 
+def test_an_answer_is_found_between_words_without_blanks() -> None:
+    question = Question("q", "首都?", (Answer("北京", 0),))
+    passages = [Passage("北京是首都。", (question,)), Passage("李明在北京大学读书。")]
+    data = QADataset.from_passages(passages, "1.1")
+    assert with_negatives(data, 0.999, 0) == data
+
+
 def test_the_share_is_kept_and_the_seed_decides() -> None:
     many = QADataset.from_passages([town(f"N{n}", "") for n in range(200)], "1.1")
     chosen = {seed: with_negatives(many, 0.3, seed) for seed in (0, 1)}
@@ -92,11 +99,11 @@ def test_whole_passages_are_held_out(passages: int, each: int, count: int, seed:
     assert sorted(kept.order + held_out.order) == sorted(data.order)
     assert Counter(kept.passages) + Counter(held_out.passages) == Counter(data.passages)
     assert len(held_out.order) <= max(0.2 * len(data.order), 0)
-    wanted = min(count, len(data.order) // 10)
-    if wanted < 50:
+    tenth = len(data.order) // 10
+    if tenth < 50:
         assert not held_out.order
     else:
-        assert len(held_out.order) >= wanted
+        assert len(held_out.order) >= min(count, tenth)
     assert hold_out(data, count, seed) == (kept, held_out)
 
 

@@ -30,7 +30,9 @@ def test_articles_hold_all_paragraphs_and_the_places_of_answers() -> None:
 
 
 def test_wrong_contexts_lack_the_answers() -> None:
-    wrong = _on_wrong_contexts(TITLED)
+    wrong = _on_wrong_contexts(TITLED, frozenset(TITLED.order))
+    some = _on_wrong_contexts(TITLED, frozenset(["a1"]))
+    assert some.order == ("a1 elsewhere",)
     golds = {q.id: q.golds for q in TITLED.questions}
     assert wrong.version == "2.0"
     assert len(wrong.order) >= 4

@@ -51,5 +51,7 @@ def _calibration(answers: Sequence[Answered], data: QADataset) -> Calibration | 
 
 
 def _fitted(answers: Sequence[Answered], right: Sequence[bool]) -> Logistic | None:
-    odds = [x for answer in answers if (x := log_odds(answer)) is not None]
-    return fit_logistic(odds, right)
+    odds = [log_odds(answer) for answer in answers]
+    # A context that is one long word has no span.
+    known = [(x, y) for x, y in zip(odds, right, strict=True) if x is not None]
+    return fit_logistic([x for x, _ in known], [y for _, y in known])

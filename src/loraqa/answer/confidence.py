@@ -43,11 +43,15 @@ def log_odds(answer: Answered) -> float | None:
 
 
 def fit_logistic(log_odds: Sequence[float], right: Sequence[bool]) -> Logistic | None:
-    """Fit the probability of being right; return None if all are right, or all are wrong."""
+    """Fit the probability of being right; return None if it does not rise with the log-odds.
+
+    Nor can it be fitted if all are right, or all are wrong.
+    """
     # Loading scikit-learn takes a second.
     from sklearn.linear_model import LogisticRegression
 
     if len(set(right)) < 2:
         return None
     fitted = LogisticRegression().fit(np.reshape(log_odds, (-1, 1)), right)
-    return Logistic(slope=float(fitted.coef_[0, 0]), intercept=float(fitted.intercept_[0]))
+    slope = float(fitted.coef_[0, 0])
+    return Logistic(slope=slope, intercept=float(fitted.intercept_[0])) if slope > 0 else None

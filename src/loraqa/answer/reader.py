@@ -7,10 +7,11 @@ import hashlib
 import logging
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import chain
 from threading import Event
 from typing import Any
 
@@ -166,12 +167,15 @@ class Reader:
         trees = self._trees(passages)
         rows = strategy.rows * (answers if strategy.draws else 1)
         windows: dict[tuple[int, str], list[Window]] = defaultdict(list)
-        done, prompts = 0, sum(len(tree.branches) for tree in trees)
+        counts = Counter(chain(*map(_places, trees)))
+        done, prompts = 0, counts.total()
         if progress:
             progress(done, prompts)
         for together in pack(trees, self.tokens_per_batch, partial(self._cost, rows=rows)):
             contexts = [passages[tree.passage].context for tree in together]
-            batch = _Batch(together, contexts, strategy, self._rules, answers, seed)
+            most = max(counts[place] for tree in together for place in _places(tree))
+            chosen = _within(strategy, most)
+            batch = _Batch(together, contexts, chosen, self._rules, answers, seed)
             read = self._recall(batch, journal) if journal else self._read(batch)
             for place, window in zip(batch.places, read, strict=True):
                 windows[place].append(window)
@@ -288,7 +292,7 @@ class _Batch:
     @property
     def places(self) -> list[tuple[int, str]]:
         """The passage and the question of each prompt."""
-        return [(tree.passage, b.question_id) for tree in self.trees for b in tree.branches]
+        return [place for tree in self.trees for place in _places(tree)]
 
     @property
     def fingerprint(self) -> str:
@@ -300,6 +304,18 @@ class _Batch:
             prompts = [(branch.question_id, branch.prompt.tolist()) for branch in tree.branches]
             digest.update(repr((context, tree.window, tree.trunk.tolist(), prompts)).encode())
         return digest.hexdigest()
+
+
+def _places(tree: Tree) -> Iterator[tuple[int, str]]:
+    """Yield the passage and the question of each branch."""
+    return ((tree.passage, branch.question_id) for branch in tree.branches)
+
+
+def _within(strategy: Strategy, windows: int) -> Strategy:
+    """Share the slack of a span search between the windows of a question, where it adds up."""
+    if isinstance(strategy, SpanSearch):
+        return replace(strategy, slack=strategy.slack / windows)
+    return strategy
 
 
 def _write(prompts: Prompts, strategy: Strategy) -> list[Window]:

@@ -126,6 +126,8 @@ class Choice:
         """Return the answers, after "no answer" if its probability is above `threshold`."""
         if threshold is None or self.no_answer.no_answer_probability <= threshold:
             return self.answers
+        if self.answers == [self.no_answer]:
+            return self.answers
         return [self.no_answer, *self.answers]
 
 
@@ -222,14 +224,16 @@ class _Shares:
     @classmethod
     def of(cls, windows: Sequence[Window], compared: bool) -> "_Shares | None":
         """Weigh the windows; return None if they were not searched."""
-        searches = [window.searched for window in windows if window.searched]
-        if not searches:
+        # A window without any span was not searched.
+        searched = [(window, window.searched) for window in windows if window.searched]
+        if not searched:
             return None
         none = 0.0 if compared else float(np.logaddexp.reduce([w.log_no_answer for w in windows]))
-        logs = [window.log_weight(compared) for window in windows]
+        logs = [window.log_weight(compared) for window, _ in searched]
         # The largest weight becomes 1, so that none overflows.
         largest = max(none, *logs)
         weights = [math.exp(log - largest) for log in logs]
+        searches = [search for _, search in searched]
         met = Counter({"": math.exp(none - largest)})
         for search, weight in zip(searches, weights, strict=True):
             met.update({text: weight * mass for text, mass in search.met.items()})

@@ -33,8 +33,9 @@ class EncodingCounts:
         examples: number of encoded branches; a question has one in each window that uses it.
         windowed: passages whose context needed several windows.
         not_here: examples trained to say "no answer" because their window does not contain the
-            answer (SQuAD v2.0).
-        left_out: examples left out because their window does not contain the answer (SQuAD v1.1).
+            answer.
+        left_out: examples left out because their window does not contain the answer, and no
+            question teaches "no answer".
         skipped: ids of questions whose answer is not completely in any window.
         tree_tokens: input tokens as trees.
         separate_tokens: input tokens with one copy of the context per example.
@@ -163,8 +164,8 @@ class PromptEncoder:
     def encode_training(self, passages: Sequence[Passage]) -> Encoded:
         """Encode passages with answers: the first of each question, or only eos if it has none.
 
-        A window may lack the answer to a question. If the data has questions without an answer
-        (SQuAD v2.0), the model is trained to say "no answer" there; otherwise the example is left
+        A window may lack the answer to a question. If some questions have no answer (SQuAD v2.0,
+        or negatives), the model is trained to say "no answer" there; otherwise the example is left
         out and counted.
 
         Raises:

@@ -4,9 +4,9 @@ import numpy as np
 
 from loraqa.squad.dataset import QADataset
 
-# A tenth of the questions at most; and fewer than this say too little.
+# A tenth of the questions at most. Of fewer than this, too few would be held out or left.
 _LARGEST_SHARE = 0.1
-_FEWEST = 50
+_FEWEST = 500
 
 
 def hold_out(data: QADataset, count: int, seed: int) -> tuple[QADataset, QADataset]:
@@ -15,15 +15,16 @@ def hold_out(data: QADataset, count: int, seed: int) -> tuple[QADataset, QADatas
     Passages are held out whole, until they have `count` questions or a tenth of all. Of fewer than
     500 questions none is held out.
     """
-    most = min(count, int(_LARGEST_SHARE * len(data.order)))
+    tenth = int(_LARGEST_SHARE * len(data.order)) if len(data.order) >= _FEWEST else 0
+    most = min(count, tenth)
     held: set[int] = set()
     questions = 0
     for index in np.random.default_rng(seed).permutation(len(data.passages)).tolist():
         more = len(data.passages[index].questions)
-        if most < _FEWEST or questions >= most:
+        if questions >= most:
             break
         # A passage with very many questions would leave too few to train on.
-        if questions + more <= 2 * most:
+        if questions + more <= 2 * tenth:
             held.add(index)
             questions += more
     kept, out = (

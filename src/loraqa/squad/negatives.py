@@ -63,11 +63,12 @@ class _Contexts:
 
     def __init__(self, contexts: Sequence[str]) -> None:
         self._ranking = Ranking(contexts)
-        self._normalized = [f" {normalize_answer(context)} " for context in contexts]
+        self._normalized = [normalize_answer(context) for context in contexts]
 
     def best_without_answer(self, own: int, question: Question) -> int | None:
         """Return the number of the best match that is not `own` and holds no answer, if any."""
-        golds = [f" {normalize_answer(text)} " for text in question.golds]
+        # Parts of words count, too: in many scripts no blanks stand between words.
+        golds = [normalize_answer(text) for text in question.golds]
         for number in self._ranking.order(question.text)[:_TRIED]:
             if number != own and not any(gold in self._normalized[number] for gold in golds):
                 return number

@@ -59,7 +59,9 @@ _SETTINGS = "settings"
 _FREE_ON_RESUME = (
     "optimisation.tokens_per_batch",
     "checkpoint.",
-    "data.",
+    "data.train",
+    "data.dev",
+    "data.on_bad",
     "speed.",
     "model.source",
     "model.revision",
