@@ -50,7 +50,7 @@ def test_loads_a_run_an_adapter_and_a_merged_model(
         Template(info.template),
         200,
         30,
-        9,
+        max_answer_tokens=9,
     ).answer(PASSAGES[0].context, ["Who?", "When?"], "greedy")
     plain = Reader.load(info.base.source, dtype="float32").answer(
         PASSAGES[0].context, ["Who?"], "greedy"

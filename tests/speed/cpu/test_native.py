@@ -2,6 +2,8 @@
 
 import logging
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +17,6 @@ from loraqa.model.memory import LackOfMemoryError, explaining_lack_of_memory
 from loraqa.model.runner import TreeRunner
 from loraqa.prompt.batch import TreeBatch, TreeSpan
 from loraqa.speed.cpu import native
-from loraqa.speed.cpu.gelu import CompiledGelu
 from loraqa.speed.cpu.rows import CompiledRowAttention
 from loraqa.speed.cpu.trees import CompiledTreeAttention
 from loraqa.speed.trial import fastest
@@ -29,13 +30,25 @@ def compiled(dtype: str = "float32") -> tuple[bool, bool]:
     return "compiled-gelu" in names, "compiled-rows" in names
 
 
+# Prints the libraries of a process that has run a kernel.
+LIBRARIES = """
+from pathlib import Path
+import torch
+from loraqa.speed.cpu.gelu import CompiledGelu
+
+CompiledGelu(torch.float32)(torch.ones(10**6))
+print(Path("/proc/self/maps").read_text())
+"""
+
+
 @needs_compiler
 def test_there_is_one_openmp() -> None:
-    maps = Path("/proc/self/maps")
-    if not maps.exists():
+    if not Path("/proc/self/maps").exists():
         pytest.skip("the system does not list the libraries of a process")
-    CompiledGelu(torch.float32)(torch.ones(10**6))
-    loaded = {line.split()[-1] for line in maps.read_text().splitlines() if ".so" in line}
+    # In a process of its own, because other tests load libraries with an OpenMP of theirs.
+    command = [sys.executable, "-c", LIBRARIES]
+    maps = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+    loaded = {line.split()[-1] for line in maps.splitlines() if ".so" in line}
     names = ("libgomp", "libiomp", "libomp")
     assert len([path for path in loaded if Path(path).name.startswith(names)]) == 1
 
