@@ -101,7 +101,8 @@ def score(
     settings = parse_settings(
         {
             "model": {"source": str(BASE), "dtype": dtype},
-            "data": {"train": str(folder / "train.json")},
+            # The same questions as PEFT has.
+            "data": {"train": str(folder / "train.json"), "negatives": 0.0, "held_out": 0},
             "lora": {"rank": 16, "alpha": 32.0},
             "optimisation": {"epochs": 1, "questions_per_step": 32, "learning_rate": 2e-3},
             "seed": seed,
