@@ -184,6 +184,12 @@ def test_no_answer_by_the_threshold_stands_for_every_sample(reader: Reader) -> N
         assert row.samples == count
 
 
+def test_a_text_without_spans_is_compared_too(reader: Reader) -> None:
+    short = replace(reader, max_answer_tokens=1, no_answer_threshold=0.0)
+    (row,) = compare(short, DATA, [parse_strategy("span")], samples=2)
+    assert (row.f1, row.samples) == (0, 1)
+
+
 @pytest.mark.parametrize("samples", [0, MAX_SAMPLES + 1])
 def test_the_number_of_samples_is_bounded(reader: Reader, samples: int) -> None:
     with pytest.raises(InputError, match=f"{samples} samples are out of range"):

@@ -181,9 +181,10 @@ def compare(
         raise InputError(f"{samples} samples are out of range; give from 1 to {MAX_SAMPLES}.")
     answers: list[list[list[Answered]]] = [[] for _ in strategies]
     seconds = [0.0 for _ in strategies]
-    done, total = 0, reader.count_prompts(dataset.passages) * len(strategies)
-    for passages in _parts(dataset.passages):
-        prompts = reader.count_prompts(passages)
+    parts = list(_parts(dataset.passages))
+    counts = [reader.count_prompts(passages) for passages in parts]
+    done, total = 0, sum(counts) * len(strategies)
+    for passages, prompts in zip(parts, counts, strict=True):
         for index, strategy in enumerate(strategies):
             stopwatch = Stopwatch(journal)
             read = reader.read(
@@ -205,7 +206,7 @@ def _settled(answers: list[Answered], threshold: float | None) -> list[Answered]
     no_answer, *others = answers
     if threshold is None or no_answer.no_answer_probability <= threshold:
         return answers
-    return [no_answer] * len(others)
+    return [no_answer] * max(len(others), 1)
 
 
 def _parts(passages: Sequence[Passage]) -> Iterator[Sequence[Passage]]:
