@@ -24,6 +24,7 @@ import numpy as np
 
 from loraqa.analysis.calibration_figures import auroc, brier, ece, risk_coverage
 from loraqa.answer.answered import Answered
+from loraqa.answer.confidence import share
 from loraqa.answer.evaluate import Evaluated, evaluate, sample_questions
 from loraqa.errors import InputError, LoraqaError, explain
 from loraqa.reader import Reader
@@ -85,13 +86,9 @@ def _measures() -> dict[str, Measure]:
     """Return the ways to say how far an answer can be trusted."""
     return {
         "probability": lambda answer: math.exp(answer.log_probability),
-        "share": lambda answer: _middle(answer),
+        "share": lambda answer: _known(share(answer)),
         "confidence": lambda answer: _known(answer.confidence),
     }
-
-
-def _middle(answer: Answered) -> float:
-    return (_known(answer.probability_at_least) + _known(answer.probability_at_most)) / 2
 
 
 def _known(value: float | None) -> float:

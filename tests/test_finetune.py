@@ -520,10 +520,10 @@ def test_a_run_learns_when_there_is_no_answer_and_how_far_to_trust_one(
     assert f"{facts['negatives']} of the questions are asked on another context" in caplog.text
     assert f"{held_out} questions are held out" in caplog.text
     info = read_adapter_info(run / "adapter")
-    assert info.compared
+    assert info.learned_no_answer
     assert (info.no_answer_threshold is None) == (version == "1.1")
     reader = Reader.load(run)
-    assert (reader.compared, reader.calibration) == (True, info.calibration)
+    assert (reader.learned_no_answer, reader.calibration) == (True, info.calibration)
     assert reader.no_answer_threshold == info.no_answer_threshold
     if info.calibration is not None:
         assert info.calibration.questions == held_out

@@ -289,7 +289,7 @@ def _reader(
         settings.prompt.stride,
         _usual_context(encoded),
         max_answer_tokens=longest,
-        compared=_learns_no_answer(encoded),
+        learned_no_answer=_learns_no_answer(encoded),
         no_answer_threshold=_EVEN if training.facts["unanswerable"] else None,
         tokens_per_batch=_SCORING_BATCH_FACTOR * settings.optimisation.tokens_per_batch,
     )
@@ -369,7 +369,7 @@ def _adapter_info(reader: Reader, base: BaseInfo) -> AdapterInfo:
         max_answer_tokens=reader.max_answer_tokens,
         version="1.1" if reader.no_answer_threshold is None else "2.0",
         window_length=reader.window_length,
-        compared=reader.compared,
+        learned_no_answer=reader.learned_no_answer,
         no_answer_threshold=reader.no_answer_threshold,
         calibration=reader.calibration,
     )

@@ -107,7 +107,7 @@ class Reader(PlainReader):
             info.stride,
             info.window_length,
             max_answer_tokens=info.max_answer_tokens,
-            compared=info.compared,
+            learned_no_answer=info.learned_no_answer,
             no_answer_threshold=info.no_answer_threshold,
             calibration=info.calibration,
             tokens_per_batch=tokens,

@@ -12,7 +12,7 @@ from tests.answer.conftest import DATA, LIMIT, PASSAGES, stopping_model
 from loraqa.adapter.info import Calibration, Logistic
 from loraqa.answer.answered import Answered
 from loraqa.answer.calibrate import _calibration, calibrate
-from loraqa.answer.confidence import fit_logistic, log_odds, with_confidence
+from loraqa.answer.confidence import fit_logistic, log_odds, share, with_confidence
 from loraqa.answer.evaluate import evaluate
 from loraqa.answer.reader import Reader
 from loraqa.answer.span import SpanSearch
@@ -66,10 +66,9 @@ def test_confidence_is_computed_from_the_share_or_from_the_odds_of_no_answer() -
         questions=9,
     )
     x = log(0.4 / 0.6)
-    assert log_odds(answer()) == pytest.approx(x)
+    assert log_odds(share(answer()) or 0) == pytest.approx(x)
     assert with_confidence(answer(), calibration).confidence == pytest.approx(sigmoid(2 * x - 1))
     x = log(0.25 / 0.75)
-    assert log_odds(answer("")) == pytest.approx(x)
     confident = with_confidence(answer(""), calibration).confidence
     assert confident == pytest.approx(sigmoid(x / 2 + 1))
 
@@ -113,7 +112,7 @@ def test_the_fit_is_that_of_the_best_spans(kind: str, segments: SegmentTokenizer
     data = QADataset.from_passages(passages, "1.1")
     calibrated = calibrate(reader, data)
     right = [answer.question_id in golds for answer in found]
-    expected = fit_logistic([x for a in found if (x := log_odds(a)) is not None], right)
+    expected = fit_logistic([log_odds(share(a) or 0) for a in found], right)
     assert calibrated.calibration is not None
     assert calibrated.calibration.answer == expected
     assert calibrated.calibration.no_answer is None
@@ -125,7 +124,7 @@ def test_the_fit_is_that_of_the_best_spans(kind: str, segments: SegmentTokenizer
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_the_threshold_is_the_official_best_one(kind: str, segments: SegmentTokenizer) -> None:
-    reader = reader_of(segments, kind, compared=True, no_answer_threshold=0.5)
+    reader = reader_of(segments, kind, learned_no_answer=True, no_answer_threshold=0.5)
     found = [best for *_, best in reader.read(PASSAGES, SpanSearch())]
     probabilities = {answer.question_id: answer.no_answer_probability for answer in found}
     surest = min(probabilities, key=lambda id: probabilities[id])
@@ -154,11 +153,11 @@ def test_right_answers_and_rightly_missing_ones_are_fitted_apart() -> None:
     random = np.random.default_rng(0)
     answers, questions = [], []
     for number in range(60):
-        share, none = random.random(2)
-        bounds = {"probability_at_least": share, "probability_at_most": share}
+        own, none = random.random(2)
+        bounds = {"probability_at_least": own, "probability_at_most": own}
         found = answer(no_answer_probability=none, **bounds)
         answers.append(replace(found, question_id=str(number)))
-        right, answerable = random.random() < share, random.random() > none
+        right, answerable = random.random() < own, random.random() > none
         golds = ("salt" if right else "bread",) if answerable else ()
         questions.append(Question(str(number), "What?", golds=golds))
     data = QADataset.from_passages([Passage("Salt.", tuple(questions))], "2.0")
@@ -168,7 +167,7 @@ def test_right_answers_and_rightly_missing_ones_are_fitted_apart() -> None:
     right = [question.golds == ("salt",) for question in questions]
     odds = [log(p / (1 - p)) for p in (a.no_answer_probability for a in answers)]
     assert fitted is not None
-    assert fitted.answer == fit_logistic([log_odds(a) or 0.0 for a in answers], right)
+    assert fitted.answer == fit_logistic([log_odds(share(a) or 0) for a in answers], right)
     assert fitted.no_answer == fit_logistic(odds, [not q.golds for q in questions])
     assert fitted.no_answer is not None
 
@@ -180,7 +179,7 @@ def _with_question(data: QADataset, id: str) -> QADataset:
 
 
 def test_the_threshold_decides_and_can_be_changed(segments: SegmentTokenizer) -> None:
-    reader = reader_of(segments, "gpt2", compared=True)
+    reader = reader_of(segments, "gpt2", learned_no_answer=True)
     questions = [question.text for question in PASSAGES[0].questions]
     for threshold, empty in ((0.0, True), (1.0, False)):
         strict = replace(reader, no_answer_threshold=threshold)

@@ -59,7 +59,7 @@ def test_loads_a_run_an_adapter_and_a_merged_model(
     for source in (run, run / "adapter", merged):
         reader = Reader.load(source, device="cpu")
         assert (reader.template.text, reader.max_length, reader.stride) == (info.template, 200, 30)
-        assert (reader.max_answer_tokens, reader.compared) == (9, True)
+        assert (reader.max_answer_tokens, reader.learned_no_answer) == (9, True)
         assert reader.no_answer_threshold == 0.5
         reader = replace(reader, no_answer_threshold=None)
         answers = reader.answer(PASSAGES[0].context, ["Who?", "When?"], "greedy")
@@ -91,7 +91,7 @@ def test_a_reader_on_a_cpu_has_prepacked_weights(run: Path, tiny_folder: Path) -
 def test_loads_a_model_that_was_not_fine_tuned(tiny_folder: Path) -> None:
     reader = Reader.load(tiny_folder, device="cpu")
     assert reader.template == Template()
-    assert (reader.max_length, reader.compared) == (256, False)
+    assert (reader.max_length, reader.learned_no_answer) == (256, False)
     assert reader.no_answer_threshold is None
     assert len(reader.answer("A king.", ["Who?"])) == 1
 

@@ -76,7 +76,7 @@ def test_answers_come_from_the_windows_that_are_read(
     reader = Reader(
         *(TreeRunner(stopping_model(kind, "float32")), segments, Template(), 250, 20, 100, 1),
         max_answer_tokens=LIMIT,
-        compared=True,
+        learned_no_answer=True,
     )
     passage = PASSAGES[1]
     texts = [LONG[slice(*t.window)] for t in reader.encoder.encode_prompts([passage], 12).trees]
@@ -92,7 +92,7 @@ def test_more_windows_never_lower_the_odds_of_the_best_span(segments: SegmentTok
     reader = Reader(
         *(TreeRunner(stopping_model("gpt2", "float32")), segments, Template(), 250, 20, 100, 1),
         max_answer_tokens=LIMIT,
-        compared=True,
+        learned_no_answer=True,
     )
     questions = [question.text for question in PASSAGES[1].questions]
     chances = [
@@ -109,7 +109,7 @@ def test_bounds_stay_close_in_many_windows(kind: str, segments: SegmentTokenizer
     reader = Reader(
         *(TreeRunner(stopping_model(kind, "float32")), segments, Template(), 250, 20, 100, None),
         max_answer_tokens=LIMIT,
-        compared=True,
+        learned_no_answer=True,
     )
     for answer in reader.answer(LONG, [question.text for question in PASSAGES[1].questions]):
         assert answer.probability_at_most is not None

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from loraqa.answer.answered import Answered
 from loraqa.answer.decode import Prompts, Rules, Written, split_no_answer
 from loraqa.answer.span import SpanSearch, Trie, _Forest, _Search, _spans
-from loraqa.answer.windows import Choice, Found, Window, choose
+from loraqa.answer.windows import Chosen, Found, Window, choose
 from loraqa.model.runner import PaddedRunner, TreeRunner
 from loraqa.model.stop import StoppedError, stopping
 from loraqa.prompt.segments import SegmentTokenizer
@@ -112,7 +112,7 @@ def test_the_n_best_and_their_shares_equal_brute_force(
         assert found.no_answer.no_answer_probability == pytest.approx(against_best, rel=1e-3)
 
 
-def chosen(context: str, no_answer: float, written: list[Written]) -> Choice:
+def chosen(context: str, no_answer: float, written: list[Written]) -> Chosen:
     """Choose among the answers of a single window."""
     found = [
         Found(context[slice(*w.place)], w.log_probability, len(w.tokens), *w.place)
@@ -120,7 +120,7 @@ def chosen(context: str, no_answer: float, written: list[Written]) -> Choice:
         if w.place
     ]
     window = Window(no_answer, tuple(found), written[0].searched)
-    return choose("q", [window], len(found), draws=False, compared=True)
+    return choose("q", [window], len(found), draws=False, learned_no_answer=True)
 
 
 def assert_within_bounds(share: float, answer: Answered) -> None:
@@ -316,7 +316,7 @@ def search_of(
     return search
 
 
-def choices_of(search: _Search, choices: list[list[list[int]]], count: int = 1) -> list[Choice]:
+def choices_of(search: _Search, choices: list[list[list[int]]], count: int = 1) -> list[Chosen]:
     """Choose among the answers to each prompt; an answer's text is how it reads."""
     found = []
     branches = len(search.answers()) // len(choices)
@@ -329,7 +329,7 @@ def choices_of(search: _Search, choices: list[list[list[int]]], count: int = 1) 
             tuple(Found(t, a.score, 1, 0, 1) for t, a in zip(texts, answers, strict=True)),
             answers[0].searched,
         )
-        found.append(choose("q", [window], count, draws=False, compared=True))
+        found.append(choose("q", [window], count, draws=False, learned_no_answer=True))
     return found
 
 

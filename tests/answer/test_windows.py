@@ -41,7 +41,7 @@ def test_answers_have_the_shares_that_bayes_rule_gives_them(
     nowhere = exp(sum(log(table[""]) for table in tables))
     joint = {text: sum(table[text] * nowhere / table[""] for table in tables) for text in TEXTS}
     total = nowhere + sum(joint.values())
-    choice = choose("q", windows, len(TEXTS), draws=False, compared=True)
+    choice = choose("q", windows, len(TEXTS), draws=False, learned_no_answer=True)
     assert sorted(answer.text for answer in choice.answers) == sorted(TEXTS)
     for answer in [*choice.answers, choice.no_answer]:
         share = (joint[answer.text] if answer.text else nowhere) / total
@@ -61,7 +61,7 @@ def test_answers_have_the_shares_that_bayes_rule_gives_them(
 @given(st.lists(WEIGHTS, min_size=1, max_size=4))
 def test_without_a_learned_no_answer_probabilities_are_compared(weights: list[list[int]]) -> None:
     windows, tables = zip(*map(read, weights), strict=True)
-    choice = choose("q", windows, 1, draws=False, compared=False)
+    choice = choose("q", windows, 1, draws=False, learned_no_answer=False)
     best = max(max(table[text] for text in TEXTS) for table in tables)
     assert exp(choice.answers[0].log_probability) == pytest.approx(best)
     total = sum(map(sum, (table.values() for table in tables)))
@@ -72,7 +72,7 @@ def test_without_a_learned_no_answer_probabilities_are_compared(weights: list[li
 @given(WEIGHTS, st.floats(0, 1))
 def test_no_answer_comes_first_above_the_threshold(weights: list[int], threshold: float) -> None:
     window, table = read(weights)
-    choice = choose("q", [window], 2, draws=False, compared=True)
+    choice = choose("q", [window], 2, draws=False, learned_no_answer=True)
     none = table[""] / (table[""] + max(table[text] for text in TEXTS))
     texts = [answer.text for answer in choice.above(threshold)]
     if abs(none - threshold) > 1e-9:
@@ -85,7 +85,7 @@ def test_certainty_does_not_overflow() -> None:
     found = (Found("salt", -0.1, 2, 0, 4),)
     for none in (-900.0, 900.0):
         windows = [Window(none, found, Searched({"salt": 0.9}, 0.0, 1, True)), read([1] * 5)[0]]
-        choice = choose("q", windows, 1, draws=False, compared=True)
+        choice = choose("q", windows, 1, draws=False, learned_no_answer=True)
         for answer in [*choice.answers, choice.no_answer]:
             assert answer.probability_at_least is not None
             assert 0 <= answer.probability_at_least <= 1
@@ -93,23 +93,23 @@ def test_certainty_does_not_overflow() -> None:
 
 
 def test_a_window_without_spans_has_no_answer() -> None:
-    choice = choose("q", [Window(-3.0, ())], 2, draws=False, compared=False)
-    assert [answer.text for answer in choice.answers] == [""]
-    assert choice.answers[0].no_answer_probability == 1
+    choice = choose("q", [Window(-3.0, ())], 2, draws=False, learned_no_answer=False)
+    assert choice.above(None) == [choice.no_answer]
+    assert choice.no_answer.no_answer_probability == 1
 
 
 def test_a_window_without_spans_stands_beside_others() -> None:
     window, table = read([3, 1, 4, 1, 5])
     for windows in ([Window(-3.0, ()), window], [window, Window(2.0, ())]):
-        for compared in (True, False):
-            choice = choose("q", windows, 1, draws=False, compared=compared)
+        for learned_no_answer in (True, False):
+            choice = choose("q", windows, 1, draws=False, learned_no_answer=learned_no_answer)
             best = max(TEXTS, key=lambda text: table[text])
             assert choice.answers[0].text == best
             assert choice.answers[0].probability_at_least is not None
 
 
 def test_no_answer_is_not_told_twice() -> None:
-    choice = choose("q", [Window(-3.0, ())], 2, draws=False, compared=True)
+    choice = choose("q", [Window(-3.0, ())], 2, draws=False, learned_no_answer=True)
     assert choice.above(0.5) == [choice.no_answer]
 
 
@@ -118,7 +118,7 @@ def test_of_draws_each_has_its_best_window() -> None:
         return Window(none, tuple(Found(text, p, 2, None, None) for text, p in texts))
 
     windows = [drawn(2.0, ("a", -0.1), ("b", -0.1)), drawn(-2.0, ("c", -3.0), ("d", -9.0))]
-    choice = choose("q", windows, 2, draws=True, compared=True)
+    choice = choose("q", windows, 2, draws=True, learned_no_answer=True)
     assert [answer.text for answer in choice.answers] == ["c", "b"]
 
 

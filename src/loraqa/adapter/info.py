@@ -126,7 +126,7 @@ class AdapterInfo(BaseModel):
         version: "2.0" if some of the training questions had no answer.
         window_length: how many tokens of a text that is longer than `max_length` are read at once;
             None is as many as fit.
-        compared: whether the model has learned to say that a text holds no answer.
+        learned_no_answer: whether the model has learned to say that a text holds no answer.
         no_answer_threshold: from which probability on it says "no answer"; None is never.
         calibration: the confidence of its answers; None if it was not fitted.
 
@@ -142,7 +142,7 @@ class AdapterInfo(BaseModel):
     max_answer_tokens: int = Field(ge=1)
     version: Version
     window_length: int | None = Field(default=None, ge=1)
-    compared: bool = False
+    learned_no_answer: bool = False
     no_answer_threshold: float | None = Field(default=None, ge=0, le=1)
     calibration: Calibration | None = None
 
@@ -151,7 +151,7 @@ class AdapterInfo(BaseModel):
     def _complete(cls, values: Any) -> Any:
         """Add what files of older versions leave to the version of the data."""
         if isinstance(values, dict) and values.get("version") == "2.0":
-            return {"compared": True, "no_answer_threshold": 0.5, **values}
+            return {"learned_no_answer": True, "no_answer_threshold": 0.5, **values}
         return values
 
 

@@ -58,7 +58,7 @@ class Asked:
         question: the question.
         golds: the annotators' answers; none if the context does not answer the question.
         candidates: the answers that were searched for, best first; the first one was given.
-        no_answer_probability: the probability of ending the answer before it starts.
+        no_answer_probability: the probability of "no answer" against the best answer.
         exact_match: 1 if the given answer equals a gold after normalization, else 0.
         f1: word-level F1 with the closest gold, from 0 to 1.
     """

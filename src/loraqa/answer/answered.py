@@ -40,3 +40,8 @@ class Answered:
     votes: int = 1
     confidence: float | None = None
     tokens: int = 1
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """A key to sort by: any answer comes before "no answer", then the more probable one."""
+        return self.text != "", self.log_probability

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from loraqa.adapter.info import Calibration, Logistic
+from loraqa.adapter.info import Calibration
 from loraqa.answer.answered import Answered
-from loraqa.answer.confidence import fit_logistic, log_odds
+from loraqa.answer.confidence import fit_logistic, log_odds, share
 from loraqa.answer.evaluate import best_of
 from loraqa.answer.progress import Progress
 from loraqa.answer.reader import Reader, with_close_bounds
@@ -37,21 +37,15 @@ def calibrate(reader: Reader, held_out: QADataset, progress: Progress | None = N
 
 def _calibration(answers: Sequence[Answered], data: QADataset) -> Calibration | None:
     scores = score({answer.question_id: answer.text for answer in answers}, data)
-    right = [scores.by_question[answer.question_id].exact_match == 1 for answer in answers]
-    fitted = _fitted(answers, right)
+    # A context that is one long word has no span, and its question no share.
+    known = [(answer, own) for answer in answers if (own := share(answer)) is not None]
+    right = [scores.by_question[answer.question_id].exact_match == 1 for answer, _ in known]
+    fitted = fit_logistic([log_odds(own) for _, own in known], right)
     if fitted is None:
         return None
-    unanswerable = [not question.answerable for question in data.questions]
-    no_answer = [replace(answer, text="") for answer in answers]
-    return Calibration(
-        answer=fitted,
-        no_answer=_fitted(no_answer, unanswerable) if data.version == "2.0" else None,
-        questions=len(answers),
+    unanswerable = {question.id for question in data.questions if not question.answerable}
+    no_answer = fit_logistic(
+        [log_odds(answer.no_answer_probability) for answer, _ in known],
+        [answer.question_id in unanswerable for answer, _ in known],
     )
-
-
-def _fitted(answers: Sequence[Answered], right: Sequence[bool]) -> Logistic | None:
-    odds = [log_odds(answer) for answer in answers]
-    # A context that is one long word has no span.
-    known = [(x, y) for x, y in zip(odds, right, strict=True) if x is not None]
-    return fit_logistic([x for x, _ in known], [y for _, y in known])
+    return Calibration(answer=fitted, no_answer=no_answer, questions=len(answers))

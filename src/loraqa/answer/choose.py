@@ -16,7 +16,7 @@ def vote(answers: Sequence[Answered]) -> Answered:
     arXiv:2203.11171).
     """
     votes = Counter(reading(answer.text) for answer in answers)
-    return max(answers, key=lambda answer: (votes[reading(answer.text)], *_rank(answer)))
+    return max(answers, key=lambda answer: (votes[reading(answer.text)], *answer.rank))
 
 
 def least_risk(answers: Sequence[Answered], weights: Sequence[float]) -> Answered:
@@ -33,7 +33,7 @@ def least_risk(answers: Sequence[Answered], weights: Sequence[float]) -> Answere
     for answer, weight in zip(answers, weights, strict=True):
         evidence[reading(answer.text)] += weight
     if len(evidence) == 1:
-        return max(answers, key=_rank)
+        return max(answers, key=lambda answer: answer.rank)
     # `fsum` does not depend on the order, so that ties are ties.
     expected = {
         text: math.fsum(weight * token_f1(text, other) for other, weight in evidence.items())
@@ -42,10 +42,6 @@ def least_risk(answers: Sequence[Answered], weights: Sequence[float]) -> Answere
 
     def rank(answer: Answered) -> tuple[float, float, bool, float]:
         text = reading(answer.text)
-        return expected[text], evidence[text], *_rank(answer)
+        return expected[text], evidence[text], *answer.rank
 
     return max(answers, key=rank)
-
-
-def _rank(answer: Answered) -> tuple[bool, float]:
-    return answer.text != "", answer.log_probability

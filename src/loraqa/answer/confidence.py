@@ -20,24 +20,25 @@ _LEAST = 1e-6
 
 def with_confidence(answer: Answered, calibration: Calibration) -> Answered:
     """Return the answer with its confidence, if spans were searched."""
-    fitted = calibration.answer if answer.text else calibration.no_answer
-    x = log_odds(answer)
-    if fitted is None or x is None:
+    own = share(answer)
+    if own is None:
         return answer
-    z = fitted.slope * x + fitted.intercept
+    fitted = calibration.answer if answer.text else calibration.no_answer
+    probability = own if answer.text else answer.no_answer_probability
+    if fitted is None:
+        return answer
+    z = fitted.slope * log_odds(probability) + fitted.intercept
     return replace(answer, confidence=math.exp(-float(np.logaddexp(0, -z))))
 
 
-def log_odds(answer: Answered) -> float | None:
-    """Return what confidence is computed from; None if no spans were searched.
-
-    These are the log-odds of an answer's share of the probability, in the middle of its bounds, and
-    those of "no answer" against the best answer.
-    """
+def share(answer: Answered) -> float | None:
+    """Return the middle of the bounds of an answer's share; None if no spans were searched."""
     least, most = answer.probability_at_least, answer.probability_at_most
-    if least is None or most is None:
-        return None
-    probability = (least + most) / 2 if answer.text else answer.no_answer_probability
+    return None if least is None or most is None else (least + most) / 2
+
+
+def log_odds(probability: float) -> float:
+    """Return ln(p / (1 - p)), which is finite."""
     inside = min(max(probability, _LEAST), 1 - _LEAST)
     return math.log(inside / (1 - inside))
 

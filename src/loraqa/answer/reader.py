@@ -25,7 +25,7 @@ from loraqa.answer.progress import Progress
 from loraqa.answer.relevant import keep_relevant
 from loraqa.answer.span import SpanSearch
 from loraqa.answer.strategies import DEFAULT_STRATEGY, MAX_SAMPLES, parse_strategy
-from loraqa.answer.windows import Choice, Found, Window, choose, of_each_reading, reading
+from loraqa.answer.windows import Chosen, Found, Window, choose, of_each_reading, reading
 from loraqa.errors import InputError, LoraqaError, counted, quote
 from loraqa.model.memory import explaining_lack_of_memory
 from loraqa.model.runner import Runner
@@ -54,8 +54,8 @@ class Reader:
         most_windows: how many windows of a long text are read for a question, those whose words
             match it best; None reads all.
         max_answer_tokens: the longest answer in tokens, its end included.
-        compared: whether the model has learned to say that a text holds no answer, so that the
-            windows of a text are compared by odds (see `choose`).
+        learned_no_answer: whether the model has learned to say that a text holds no answer. Then
+            the windows of a text are compared by odds (see `choose`).
         no_answer_threshold: from which probability on `answer` and `candidates` say "no answer";
             None is never.
         calibration: turns an answer's share of the probability into its confidence, if any.
@@ -70,7 +70,7 @@ class Reader:
     window_length: int | None = None
     most_windows: int | None = DEFAULT_WINDOWS
     max_answer_tokens: int = DEFAULT_MAX_ANSWER_TOKENS
-    compared: bool = False
+    learned_no_answer: bool = False
     no_answer_threshold: float | None = None
     calibration: Calibration | None = None
     tokens_per_batch: int = 16384
@@ -121,14 +121,9 @@ class Reader:
         chosen = parse_strategy(strategy) if isinstance(strategy, str) else strategy
         chosen = with_close_bounds(chosen)
         with stopping(self.runner.model, stop) if stop else nullcontext():
-            choices = self._choices([Passage(context, asked)], chosen, count, seed, progress, None)
-        threshold = self.no_answer_threshold
-        return [
-            replace(choice, answers=_merge_votes(choice.answers, chosen.draws)).above(threshold)[
-                :count
-            ]
-            for choice in choices
-        ]
+            found = self._choose([Passage(context, asked)], chosen, count, seed, progress, None)
+        merged = [replace(each, answers=_merge_votes(each.answers, chosen.draws)) for each in found]
+        return [each.above(self.no_answer_threshold)[:count] for each in merged]
 
     def read(
         self,
@@ -151,10 +146,10 @@ class Reader:
             InputError: a question leaves no room for a context.
             LoraqaError: memory is out, or logits are not finite.
         """
-        choices = self._choices(passages, strategy, answers, seed, progress, journal)
-        return [choice.above(self.no_answer_threshold) for choice in choices]
+        found = self._choose(passages, strategy, answers, seed, progress, journal)
+        return [each.above(self.no_answer_threshold) for each in found]
 
-    def _choices(
+    def _choose(
         self,
         passages: Sequence[Passage],
         strategy: Strategy,
@@ -162,7 +157,7 @@ class Reader:
         seed: int,
         progress: Progress | None,
         journal: Journal | None,
-    ) -> list[Choice]:
+    ) -> list[Chosen]:
         """Return the answers to all questions of some passages, and "no answer" to each."""
         trees = self._trees(passages)
         rows = strategy.rows * (answers if strategy.draws else 1)
@@ -183,19 +178,25 @@ class Reader:
             if progress:
                 progress(done, prompts)
         return [
-            self._choose(question, windows[index, question.id], strategy, answers)
+            self._chosen(question, windows[index, question.id], strategy, answers)
             for index, passage in enumerate(passages)
             for question in passage.questions
         ]
 
-    def _choose(
+    def _chosen(
         self, question: Question, windows: Sequence[Window], strategy: Strategy, count: int
-    ) -> Choice:
-        choice = choose(question.id, windows, count, draws=strategy.draws, compared=self.compared)
+    ) -> Chosen:
+        found = choose(
+            question.id,
+            windows,
+            count,
+            draws=strategy.draws,
+            learned_no_answer=self.learned_no_answer,
+        )
         if self.calibration is None:
-            return choice
-        answers = [with_confidence(answer, self.calibration) for answer in choice.answers]
-        return Choice(answers, with_confidence(choice.no_answer, self.calibration))
+            return found
+        answers = [with_confidence(answer, self.calibration) for answer in found.answers]
+        return Chosen(answers, with_confidence(found.no_answer, self.calibration))
 
     def _trees(self, passages: Sequence[Passage]) -> list[Tree]:
         """Encode the passages. Of a long text each question gets the windows that fit it best."""
@@ -349,16 +350,12 @@ def _found(rules: Rules, context: str, window: tuple[int, int], written: Written
 def _merge_votes(answers: Sequence[Answered], draws: bool) -> list[Answered]:
     """Make one of the answers that read the same. Order samples by their votes."""
     votes = Counter(reading(answer.text) for answer in answers)
-    ranked = sorted(answers, key=_rank, reverse=True) if draws else answers
+    ranked = sorted(answers, key=lambda each: each.rank, reverse=True) if draws else answers
     best = [
         replace(answer, votes=votes[reading(answer.text)])
         for answer in of_each_reading(ranked, _text)
     ]
     return sorted(best, key=lambda answer: -answer.votes) if draws else best
-
-
-def _rank(answer: Answered) -> tuple[bool, float]:
-    return answer.text != "", answer.log_probability
 
 
 def _text(answer: Answered) -> str:

@@ -105,17 +105,18 @@ class Window:
             Searched(*searched) if searched else None,
         )
 
-    def log_weight(self, compared: bool) -> float:
+    def log_weight(self, learned_no_answer: bool) -> float:
         """Return ln of what turns the probability among answers into odds, or into p_w(a)."""
-        return -self.no_answer if compared else self.log_answer
+        return -self.no_answer if learned_no_answer else self.log_answer
 
 
 @dataclass(frozen=True)
-class Choice:
+class Chosen:
     """The answers to a question.
 
     Attributes:
-        answers: at most as many as were wanted, best first; of draws, one for each draw.
+        answers: at most as many as were wanted, best first; of draws, one for each draw; none where
+            there is no span.
         no_answer: "no answer".
     """
 
@@ -123,17 +124,17 @@ class Choice:
     no_answer: Answered
 
     def above(self, threshold: float | None) -> list[Answered]:
-        """Return the answers, after "no answer" if its probability is above `threshold`."""
-        if threshold is None or self.no_answer.no_answer_probability <= threshold:
-            return self.answers
-        if self.answers == [self.no_answer]:
-            return self.answers
-        return [self.no_answer, *self.answers]
+        """Return the answers, after "no answer" if its probability is above `threshold`.
+
+        "No answer" is returned, too, where there is no other; a threshold of None is never passed.
+        """
+        exceeded = threshold is not None and self.no_answer.no_answer_probability > threshold
+        return [self.no_answer, *self.answers] if exceeded or not self.answers else self.answers
 
 
 def choose(
-    question_id: str, windows: Sequence[Window], count: int, *, draws: bool, compared: bool
-) -> Choice:
+    question_id: str, windows: Sequence[Window], count: int, *, draws: bool, learned_no_answer: bool
+) -> Chosen:
     """Choose at most `count` answers among those of the windows.
 
     Args:
@@ -141,9 +142,9 @@ def choose(
         windows: the windows of the context, one or more.
         count: how many answers are wanted; of draws each window has so many.
         draws: whether the answers were drawn at random.
-        compared: whether the model has learned to say "no answer", so that odds are compared.
+        learned_no_answer: whether the model has learned to say "no answer". Then odds are compared.
     """
-    best = _best(windows, draws, compared)[:count]
+    best = _best(windows, draws, learned_no_answer)[:count]
     odds = max(
         (f.log_probability - w.no_answer for w in windows for f in w.found), default=-math.inf
     )
@@ -151,9 +152,9 @@ def choose(
     answers = [_answered(question_id, candidate, none) for candidate in best]
     surest = min(windows, key=lambda window: window.no_answer)
     no_answer = _no_answer(question_id, surest, none)
-    if shares := _Shares.of(windows, compared):
+    if shares := _Shares.of(windows, learned_no_answer):
         answers, no_answer = [*map(shares.add_to, answers)], shares.add_to(no_answer)
-    return Choice(answers or [no_answer], no_answer)
+    return Chosen(answers, no_answer)
 
 
 def reading(text: str) -> str:
@@ -172,13 +173,13 @@ def of_each_reading(answers: Iterable[T], text: Callable[[T], str]) -> list[T]:
 _Candidate = tuple[Found, Window]
 
 
-def _best(windows: Sequence[Window], draws: bool, compared: bool) -> list[_Candidate]:
+def _best(windows: Sequence[Window], draws: bool, learned_no_answer: bool) -> list[_Candidate]:
     """Return the best candidate of each draw; or of each reading, best first."""
 
     def rank(candidate: _Candidate) -> tuple[bool, float]:
         found, window = candidate
         # A model may write an empty text although "no answer" is none of its choices.
-        return found.text != "", found.log_probability + window.log_weight(compared)
+        return found.text != "", found.log_probability + window.log_weight(learned_no_answer)
 
     candidates = [[(found, window) for found in window.found] for window in windows]
     if len(windows) == 1:
@@ -222,14 +223,18 @@ class _Shares:
     exact: bool
 
     @classmethod
-    def of(cls, windows: Sequence[Window], compared: bool) -> "_Shares | None":
+    def of(cls, windows: Sequence[Window], learned_no_answer: bool) -> "_Shares | None":
         """Weigh the windows; return None if they were not searched."""
         # A window without any span was not searched.
         searched = [(window, window.searched) for window in windows if window.searched]
         if not searched:
             return None
-        none = 0.0 if compared else float(np.logaddexp.reduce([w.log_no_answer for w in windows]))
-        logs = [window.log_weight(compared) for window, _ in searched]
+        none = (
+            0.0
+            if learned_no_answer
+            else float(np.logaddexp.reduce([w.log_no_answer for w in windows]))
+        )
+        logs = [window.log_weight(learned_no_answer) for window, _ in searched]
         # The largest weight becomes 1, so that none overflows.
         largest = max(none, *logs)
         weights = [math.exp(log - largest) for log in logs]
