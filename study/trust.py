@@ -11,13 +11,10 @@ Prints a JSON object for each part as soon as it is measured:
 """
 
 import argparse
-import json
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,11 +23,12 @@ from loraqa.analysis.calibration_figures import auroc, brier, ece, risk_coverage
 from loraqa.answer.answered import Answered
 from loraqa.answer.confidence import share
 from loraqa.answer.evaluate import Evaluated, evaluate, sample_questions
-from loraqa.errors import InputError, LoraqaError, explain
+from loraqa.errors import InputError
 from loraqa.reader import Reader
 from loraqa.report.progress import answering_progress
 from loraqa.squad import Answer, Passage, QADataset, read_passages
 from loraqa.squad.negatives import with_negatives
+from study.command import dev_questions, parser_of, print_parts
 
 _SEPARATOR = "\n\n"
 # Answers are good enough if a fifth is wrong.
@@ -41,40 +39,24 @@ Measure = Callable[[Answered], float]
 
 def main() -> None:
     """Measure what the command line asks for, and print it."""
-    try:
-        for part, figures in _measured(_parser().parse_args()):
-            sys.stdout.write(json.dumps({part: figures}) + "\n")
-            sys.stdout.flush()
-    except (LoraqaError, OSError) as error:
-        message, status = explain(error)
-        sys.stderr.write(f"study: {message}\n")
-        sys.exit(status)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "study.trust", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--dev", required=True, help="a SQuAD v1.1 file with titles")
-    parser.add_argument("--questions", type=int, help="about so many, on whole contexts")
+    parser = parser_of("study.trust", __doc__)
     parser.add_argument("--articles", type=int, help="so many questions on whole articles")
     parser.add_argument("--windows", type=int, nargs="+", default=[1, 3, 5, 10])
-    return parser
+    print_parts(_measured, parser.parse_args())
 
 
-def _measured(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
-    reader = replace(Reader.load(options.run), no_answer_threshold=None)
+def _measured(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    reader = replace(Reader.load(options.run, base=options.base), no_answer_threshold=None)
     if reader.calibration is None:
         raise InputError(f"{options.run} is not calibrated; train it with data.held_out.")
     data = read_passages(options.dev)
-    sample = sample_questions(data, options.questions or len(data.order), seed=0)
+    sample = dev_questions(options)
     asked = _answered(reader, sample)
-    yield "calibration", _calibration(asked)
+    yield {"calibration": _calibration(asked)}
     elsewhere = _on_wrong_contexts(data, frozenset(sample.order))
-    yield "wrong_text", _wrong_text(asked, _answered(reader, elsewhere))
+    yield {"wrong_text": _wrong_text(asked, _answered(reader, elsewhere))}
     for scores in _articles(reader, data, options.articles or len(data.order), options.windows):
-        yield "articles", scores
+        yield {"articles": scores}
 
 
 def _answered(reader: Reader, data: QADataset) -> Evaluated:
