@@ -6,6 +6,8 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 
 BIN := .venv/bin
+# Each of these processes imports PyTorch, so more of them take more memory than time.
+ON_ALL_CORES := -n auto --maxprocesses 4 --dist loadfile
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
@@ -26,12 +28,12 @@ demo: setup ## train, evaluate and compare on the embedded example, offline
 test: setup ## run the tests, a few minutes
 	@test "$$(uname -sm)" != "Linux x86_64" || $(BIN)/python -c 'import triton' 2>/dev/null || \
 	$(BIN)/pip install -c constraints.txt -e '.[kernels]'
-	$(BIN)/pytest
+	$(BIN)/pytest $(ON_ALL_CORES)
 
 test-kernels: test ## run the tests with the kernels of older processors and on two threads too
-	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE $(BIN)/pytest
-	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2 $(BIN)/pytest
-	OMP_NUM_THREADS=2 $(BIN)/pytest
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE $(BIN)/pytest $(ON_ALL_CORES)
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2 $(BIN)/pytest $(ON_ALL_CORES)
+	OMP_NUM_THREADS=2 $(BIN)/pytest $(ON_ALL_CORES)
 
 lint: setup ## check style, format and types
 	$(BIN)/ruff check

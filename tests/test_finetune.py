@@ -17,6 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from loraqa.adapter.info import read_adapter_info
+from loraqa.analysis.outcome import Outcome
 from loraqa.answer.evaluate import evaluate
 from loraqa.answer.span import _spans
 from loraqa.errors import InputError
@@ -135,7 +136,7 @@ def test_a_run_writes_all_its_files(
     adapter = {"adapter_config.json", "adapter_model.safetensors", "loraqa.json", "README.md"}
     expected = {f"adapter/{name}" for name in adapter}
     expected |= {"settings.yaml", "environment.json", "data.json", "metrics.jsonl"}
-    expected |= {"report.html", "report.json"}
+    expected |= {"evaluation.json", "report.html", "report.json", "questions.csv"}
     assert {name for name in names if not name.startswith("checkpoints/")} == expected
     assert load_settings([run / "settings.yaml"]) == chosen
     assert result.steps == 8
@@ -151,6 +152,19 @@ def test_a_run_writes_all_its_files(
     assert (told["train"]["questions"], told["train"]["contexts"]) == (10, 4)
     assert told["train"]["encoding"]["examples"] == 10
     assert told["dev"]["questions"] == 5
+
+
+def test_the_report_shows_the_answers_to_the_dev_sample(
+    finished: tuple[Path, FinetuneResult],
+) -> None:
+    run, result = finished
+    outcome = Outcome.load(run)
+    assert result.after is not None
+    assert outcome.scores["exact_match"] == result.after.exact_match
+    assert outcome.scores["f1"] == pytest.approx(result.after.f1)
+    assert len(outcome.questions) == result.after.total
+    page = (run / "report.html").read_text()
+    assert outcome.questions[0].question in page
 
 
 def test_the_adapter_folder_alone_works_here_and_in_peft(
@@ -180,7 +194,8 @@ def test_scoring_computes_the_tokens_of_four_training_batches_at_once(
 
     monkeypatch.setattr("loraqa.finetune.evaluate", watched)
     finetune(chosen, tmp_path / "run")
-    assert budgets == {4 * 120}
+    # The report's answers are read like any others.
+    assert budgets == {4 * 120, Reader.tokens_per_batch}
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,9 @@ from loraqa.adapter.evaluation import Evaluation
 from loraqa.adapter.info import AdapterInfo, BaseInfo, read_adapter_info, write_adapter_info
 from loraqa.answer.calibrate import calibrate
 from loraqa.answer.evaluate import evaluate, sample_questions
+from loraqa.answer.outcome import outcome_of
 from loraqa.answer.progress import Progress
+from loraqa.answer.reader import Reader as PlainReader
 from loraqa.answer.span import SpanSearch
 from loraqa.errors import InputError, counted, some_of
 from loraqa.files import replacing_folder, write_text
@@ -125,9 +127,9 @@ def finetune(
     settings = settings.with_full_paths().with_template()
     run = RunDirectory(run_dir)
     with run.writing(settings, resume):
-        result, held_out = _finetune(settings, run, resume, command, prepare, change)
-        if held_out.order:
-            _calibrate(run, held_out, settings)
+        result, held_out, sample = _finetune(settings, run, resume, command, prepare, change)
+        if held_out.order or sample is not None:
+            _answer_as_used(run, settings, held_out, sample, command)
         rewrite_report(run.path)
     return result
 
@@ -139,10 +141,11 @@ def _finetune(
     command: str,
     prepare: Callable[[RunSettings], TrainingData] | None,
     change: Callable[[Runner, SegmentTokenizer], Runner] | None,
-) -> tuple[FinetuneResult, QADataset]:
-    """Train, and write the adapter. Return the questions that were held out, too."""
+) -> tuple[FinetuneResult, QADataset, QADataset | None]:
+    """Train, and write the adapter. Return the held-out questions and the dev sample, too."""
     prepare = prepare or accelerated_preparation(settings.speed.without)
     training, dev = prepare(settings), _read_dev(settings.data)
+    sample = dev and _sample(dev, settings)
 
     model = load_model(**settings.model.model_dump())
     max_length = choose_max_length(settings.prompt.max_length, model.config)
@@ -176,7 +179,7 @@ def _finetune(
             settings,
             run,
             checkpoint=checkpoint,
-            evaluate=_scorer(settings, reader, dev, progress.scoring),
+            evaluate=_scorer(reader, sample, progress.scoring),
             report=progress.record,
         )
     info = _adapter_info(reader, base)
@@ -189,17 +192,30 @@ def _finetune(
         training_seconds=state.training_seconds,
         evaluation_seconds=state.evaluation_seconds,
     )
-    return result, training.held_out
+    return result, training.held_out, sample
 
 
-def _calibrate(run: RunDirectory, held_out: QADataset, settings: RunSettings) -> None:
-    """Learn from questions that were held out how far the run's answers can be trusted.
+def _answer_as_used(
+    run: RunDirectory,
+    settings: RunSettings,
+    held_out: QADataset,
+    sample: QADataset | None,
+    command: str,
+) -> None:
+    """Calibrate the run on held-out questions, and examine its answers to the dev sample.
 
     The adapter is read as it will be used, and is there whatever happens here.
     """
     # The model that was trained is not needed any more, and may take all memory.
     gc.collect()
-    reader = Reader.load(run.path, device=settings.model.device, without=settings.speed.without)
+    loaded = Reader.load(run.path, device=settings.model.device, without=settings.speed.without)
+    reader = _calibrated(loaded, held_out, run) if held_out.order else loaded
+    if sample is not None:
+        _examine(reader, sample, run, command)
+
+
+def _calibrated(reader: Reader, held_out: QADataset, run: RunDirectory) -> PlainReader:
+    """Learn from questions that were held out how far answers can be trusted."""
     logger.info("Calibrating on %s that were held out.", counted(len(held_out.order), "question"))
     with answering_progress() as progress:
         calibrated = calibrate(reader, held_out, progress)
@@ -209,6 +225,17 @@ def _calibrate(run: RunDirectory, held_out: QADataset, settings: RunSettings) ->
     }
     info = read_adapter_info(run.adapter)
     write_adapter_info(run.adapter, info.model_copy(update=learned))
+    return calibrated
+
+
+def _examine(reader: PlainReader, sample: QADataset, run: RunDirectory, command: str) -> None:
+    """Answer the dev sample once more, for the report."""
+    asked = counted(len(sample.order), "question")
+    logger.info("Answering %s of the dev data for the report.", asked)
+    with answering_progress() as progress:
+        found = evaluate(reader, sample, _SCORING, progress=progress)
+    outcome = outcome_of(found, sample, model=run.path, strategy=_SCORING.name, command=command)
+    outcome.save(run.path)
 
 
 def _read_dev(settings: DataSettings) -> QADataset | None:
@@ -349,14 +376,17 @@ def _describe_base(
     )
 
 
+def _sample(dev: QADataset, settings: RunSettings) -> QADataset:
+    count = settings.evaluation.questions or len(dev.questions)
+    return sample_questions(dev, count, settings.seed)
+
+
 def _scorer(
-    settings: RunSettings, reader: Reader, data: QADataset | None, progress: Progress
+    reader: Reader, sample: QADataset | None, progress: Progress
 ) -> Callable[[], Scores] | None:
-    """Return a function that scores answers to the same dev sample each time."""
-    if data is None:
+    """Return a function that scores answers to the dev sample."""
+    if sample is None:
         return None
-    count = settings.evaluation.questions or len(data.questions)
-    sample = sample_questions(data, count, settings.seed)
     return lambda: evaluate(reader, sample, _SCORING, progress=progress).scores
 
 
