@@ -9,10 +9,10 @@ import pytest
 from scipy.optimize import minimize
 from tests.answer.conftest import DATA, LIMIT, PASSAGES, stopping_model
 
-from loraqa.adapter.info import Calibration, Logistic
+from loraqa.adapter.info import BetaCurve, Calibration
 from loraqa.answer.answered import Answered
-from loraqa.answer.calibrate import _calibration, calibrate
-from loraqa.answer.confidence import fit_logistic, log_odds, share, with_confidence
+from loraqa.answer.calibrate import _calibration, _right, calibrate
+from loraqa.answer.confidence import fit_beta, share, with_confidence
 from loraqa.answer.evaluate import evaluate
 from loraqa.answer.reader import Reader
 from loraqa.answer.span import SpanSearch
@@ -32,49 +32,65 @@ def answer(text: str = "salt", **values: Any) -> Answered:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_fit_is_the_logistic_that_scipy_finds(seed: int) -> None:
+def test_the_fit_is_the_beta_curve_that_scipy_finds(seed: int) -> None:
     random = np.random.default_rng(seed)
-    x = random.normal(1.0, 3.0, 400)
-    right = random.random(400) < sigmoid(0.6 * x - 0.8)
+    p = random.beta(2.0, 1.0, 600)
+    # Some are partly right.
+    chance = sigmoid(0.7 * np.log(p) - 1.2 * np.log1p(-p) - 0.5)
+    right = np.where(random.random(600) < 0.2, chance, random.random(600) < chance)
 
     def loss(parameters: Any) -> float:
-        slope, intercept = parameters
-        z = np.where(right, 1, -1) * (slope * x + intercept)
-        # scikit-learn's default penalty on the slope.
-        return float(np.logaddexp(0, -z).sum() + slope**2 / 2)
+        a, b, c = parameters
+        z = a * np.log(p) - b * np.log1p(-p) + c
+        # scikit-learn's default penalty on the slopes.
+        costs = right * np.logaddexp(0, -z) + (1 - right) * np.logaddexp(0, z)
+        return float(costs.sum() + (a**2 + b**2) / 2)
 
-    expected = minimize(loss, [0.0, 0.0]).x
-    fitted = fit_logistic(x.tolist(), right.tolist())
+    expected = minimize(loss, [0.0, 0.0, 0.0]).x
+    fitted = fit_beta(p.tolist(), right.tolist())
     assert fitted is not None
-    assert [fitted.slope, fitted.intercept] == pytest.approx(expected, abs=1e-3)
-    assert (fitted.slope, fitted.intercept) == pytest.approx((0.6, -0.8), abs=0.4)
+    assert min(expected[:2]) > 0
+    assert [fitted.a, fitted.b, fitted.c] == pytest.approx(expected, abs=1e-2)
+    assert (fitted.a, fitted.b, fitted.c) == pytest.approx((0.7, 1.2, -0.5), abs=0.7)
 
 
-def test_confidence_that_would_fall_with_the_odds_is_none() -> None:
-    assert fit_logistic([-2.0, -1.0, 1.0, 2.0], [True, True, False, False]) is None
+@pytest.mark.parametrize("falls", ["a", "b"])
+def test_a_curve_never_falls(falls: str) -> None:
+    """Both parts together would fall at one end, so that one of them is left out."""
+    p = np.linspace(0.01, 0.99, 400)
+    x, y = np.log(p), -np.log1p(-p)
+    z = 2 * y - x if falls == "a" else 2 * x - y
+    fitted = fit_beta(p.tolist(), sigmoid(z).tolist())
+    assert fitted is not None
+    assert getattr(fitted, falls) == 0
+    assert max(fitted.a, fitted.b) > 0
 
 
-@pytest.mark.parametrize("right", [True, False])
-def test_nothing_is_fitted_if_all_are_right_or_wrong(right: bool) -> None:
-    assert fit_logistic([0.1, 0.5, -2.0], [right] * 3) is None
+def test_confidence_that_would_fall_with_the_probability_is_none() -> None:
+    assert fit_beta([0.1, 0.3, 0.7, 0.9], [1, 1, 0, 0]) is None
+
+
+@pytest.mark.parametrize("right", [0, 1])
+def test_nothing_is_fitted_if_all_are_right_or_wrong(right: int) -> None:
+    assert fit_beta([0.5, 0.6, 0.1], [right] * 3) is None
 
 
 def test_confidence_is_computed_from_the_share_or_from_the_odds_of_no_answer() -> None:
     calibration = Calibration(
-        answer=Logistic(slope=2.0, intercept=-1.0),
-        no_answer=Logistic(slope=0.5, intercept=1.0),
+        answer=BetaCurve(a=2.0, b=3.0, c=-1.0),
+        no_answer=BetaCurve(a=0.5, b=0.5, c=1.0),
         questions=9,
     )
-    x = log(0.4 / 0.6)
-    assert log_odds(share(answer()) or 0) == pytest.approx(x)
-    assert with_confidence(answer(), calibration).confidence == pytest.approx(sigmoid(2 * x - 1))
+    assert share(answer()) == pytest.approx(0.4)
+    expected = sigmoid(2 * log(0.4) - 3 * log(0.6) - 1)
+    assert with_confidence(answer(), calibration).confidence == pytest.approx(expected)
     x = log(0.25 / 0.75)
     confident = with_confidence(answer(""), calibration).confidence
     assert confident == pytest.approx(sigmoid(x / 2 + 1))
 
 
 def test_without_a_search_or_a_fit_there_is_no_confidence() -> None:
-    calibration = Calibration(answer=Logistic(slope=2.0, intercept=-1.0), questions=9)
+    calibration = Calibration(answer=BetaCurve(a=2.0, b=2.0, c=-1.0), questions=9)
     unsearched = answer(probability_at_least=None, probability_at_most=None)
     assert with_confidence(unsearched, calibration) == unsearched
     assert with_confidence(answer(""), calibration) == answer("")
@@ -82,7 +98,7 @@ def test_without_a_search_or_a_fit_there_is_no_confidence() -> None:
 
 @pytest.mark.parametrize("probability", [0.0, 1.0])
 def test_certainty_has_a_finite_confidence(probability: float) -> None:
-    calibration = Calibration(answer=Logistic(slope=50.0, intercept=0.0), questions=9)
+    calibration = Calibration(answer=BetaCurve(a=50.0, b=50.0, c=0.0), questions=9)
     certain = answer(probability_at_least=probability, probability_at_most=probability)
     assert with_confidence(certain, calibration).confidence == pytest.approx(probability, abs=1e-6)
 
@@ -111,8 +127,10 @@ def test_the_fit_is_that_of_the_best_spans(kind: str, segments: SegmentTokenizer
     ]
     data = QADataset.from_passages(passages, "1.1")
     calibrated = calibrate(reader, data)
-    right = [answer.question_id in golds for answer in found]
-    expected = fit_logistic([log_odds(share(a) or 0) for a in found], right)
+    official = score({answer.question_id: answer.text for answer in found}, data).by_question
+    right = [official[answer.question_id].f1 for answer in found]
+    assert 0 < sum(right) < len(right)
+    expected = fit_beta([share(a) or 0 for a in found], right)
     assert calibrated.calibration is not None
     assert calibrated.calibration.answer == expected
     assert calibrated.calibration.no_answer is None
@@ -165,11 +183,21 @@ def test_right_answers_and_rightly_missing_ones_are_fitted_apart() -> None:
     unsearched = replace(answer(probability_at_least=None), question_id="60")
     fitted = _calibration([*answers, unsearched], _with_question(data, "60"))
     right = [question.golds == ("salt",) for question in questions]
-    odds = [log(p / (1 - p)) for p in (a.no_answer_probability for a in answers)]
+    none = [answer.no_answer_probability for answer in answers]
     assert fitted is not None
-    assert fitted.answer == fit_logistic([log_odds(share(a) or 0) for a in answers], right)
-    assert fitted.no_answer == fit_logistic(odds, [not q.golds for q in questions])
+    assert fitted.answer == fit_beta([share(a) or 0 for a in answers], right)
+    assert fitted.no_answer == fit_beta(none, [not q.golds for q in questions])
     assert fitted.no_answer is not None
+
+
+@pytest.mark.parametrize(("golds", "expected"), [(1, 2 / 3), (2, 0.0)])
+def test_an_answer_is_partly_right_only_where_there_is_one_annotator(
+    golds: int, expected: float
+) -> None:
+    question = Question("q", "What?", golds=("white salt",) * golds)
+    data = QADataset.from_passages([Passage("Salt.", (question,))], "1.1")
+    scores = score({"q": "salt"}, data)
+    assert _right(question, scores.by_question["q"]) == pytest.approx(expected)
 
 
 def _with_question(data: QADataset, id: str) -> QADataset:

@@ -90,29 +90,33 @@ def _both(one: str | None, other: str | None) -> bool:
     return bool(one and other) and one != other
 
 
-class Logistic(BaseModel):
-    """The probability 1 / (1 + exp(-(slope * x + intercept))) of an event by a number x."""
+class BetaCurve(BaseModel):
+    """The probability 1 / (1 + exp(-(a ln p - b ln(1 - p) + c))) of an event by a number p.
+
+    This is beta calibration (Kull, Silva Filho and Flach 2017); with a = b it is Platt's.
+    """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False)
 
-    slope: float
-    intercept: float
+    a: float = Field(ge=0)
+    b: float = Field(ge=0)
+    c: float
 
 
 class Calibration(BaseModel):
     """How often an answer is right, by what the model thinks of it.
 
     Attributes:
-        answer: by the log-odds of an answer's share of the probability of all spans.
-        no_answer: of "no answer", by the log-odds of its probability against the best answer; None
-            for a model that never says it.
+        answer: by an answer's share of the probability of all spans.
+        no_answer: of "no answer", by its probability against the best answer; None for a model that
+            never says it.
         questions: how many questions it was fitted on.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
-    answer: Logistic
-    no_answer: Logistic | None = None
+    answer: BetaCurve
+    no_answer: BetaCurve | None = None
     questions: int = Field(ge=1)
 
 

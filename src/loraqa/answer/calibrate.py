@@ -5,12 +5,12 @@ from dataclasses import replace
 
 from loraqa.adapter.info import Calibration
 from loraqa.answer.answered import Answered
-from loraqa.answer.confidence import fit_logistic, log_odds, share
+from loraqa.answer.confidence import fit_beta, share
 from loraqa.answer.evaluate import best_of
 from loraqa.answer.progress import Progress
 from loraqa.answer.reader import Reader, with_close_bounds
 from loraqa.answer.span import SpanSearch
-from loraqa.squad import QADataset, score
+from loraqa.squad import QADataset, Question, QuestionScore, score
 
 
 def calibrate(reader: Reader, held_out: QADataset, progress: Progress | None = None) -> Reader:
@@ -37,15 +37,27 @@ def calibrate(reader: Reader, held_out: QADataset, progress: Progress | None = N
 
 def _calibration(answers: Sequence[Answered], data: QADataset) -> Calibration | None:
     scores = score({answer.question_id: answer.text for answer in answers}, data)
+    questions = {question.id: question for question in data.questions}
     # A context that is one long word has no span, and its question no share.
     known = [(answer, own) for answer in answers if (own := share(answer)) is not None]
-    right = [scores.by_question[answer.question_id].exact_match == 1 for answer, _ in known]
-    fitted = fit_logistic([log_odds(own) for _, own in known], right)
+    right = [
+        _right(questions[answer.question_id], scores.by_question[answer.question_id])
+        for answer, _ in known
+    ]
+    fitted = fit_beta([own for _, own in known], right)
     if fitted is None:
         return None
-    unanswerable = {question.id for question in data.questions if not question.answerable}
-    no_answer = fit_logistic(
-        [log_odds(answer.no_answer_probability) for answer, _ in known],
-        [answer.question_id in unanswerable for answer, _ in known],
+    no_answer = fit_beta(
+        [answer.no_answer_probability for answer, _ in known],
+        [float(not questions[answer.question_id].answerable) for answer, _ in known],
     )
     return Calibration(answer=fitted, no_answer=no_answer, questions=len(answers))
+
+
+def _right(question: Question, score: QuestionScore) -> float:
+    """Return how right an answer is, from 0 to 1.
+
+    Annotators cut answers differently. Where there is only one of them, an answer that shares words
+    with theirs is what another one might have given, about as often as its F1 says.
+    """
+    return score.f1 if len(question.golds) == 1 else score.exact_match

@@ -60,7 +60,7 @@ class DataSettings(_Group):
     """Whether a bad question stops the run, or is skipped and counted."""
     negatives: Share = 0.5
     """Share of the questions that are also asked on a context without their answer."""
-    held_out: int = Field(default=200, ge=0)
+    held_out: int = Field(default=400, ge=0)
     """Questions not trained on, to calibrate confidence by; a tenth at most, of 500 or more."""
 
 
