@@ -12,7 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from loraqa.serve.problem import problem
 
-MAX_BODY_BYTES = 256 * 1024
+# A book of two thousand pages.
+MAX_BODY_BYTES = 4 * 2**20
 
 _PORT = re.compile(r":\d*$")
 
@@ -111,7 +112,7 @@ class LimitBody:
                 message = await receive()
             raise HTTPException(
                 413,
-                f"The request is larger than {MAX_BODY_BYTES // 1024} KiB; send a shorter text.",
+                f"The request is larger than {MAX_BODY_BYTES >> 20} MiB; send a shorter text.",
             )
 
         await self._app(scope, limited, send)
