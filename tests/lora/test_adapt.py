@@ -117,6 +117,10 @@ def test_scaling(tiny_model, stabilised):
         {"dropout": -0.1},
         {"target_modules": []},
         {"ranks": 8},
+        {"rank_pattern": {"c_attn": 0}},
+        {"rank_pattern": ["c_attn"]},
+        {"alpha_pattern": {"c_attn": 0}},
+        {"alpha_pattern": {"c_attn": float("inf")}},
     ],
     ids=str,
 )
@@ -126,14 +130,59 @@ def test_settings_out_of_range_are_refused(wrong):
 
 
 def test_settings_round_trip_through_json():
-    settings = LoraSettings(rank=4, target_modules="c_attn[q,v]")
+    settings = LoraSettings(rank=4, target_modules="c_attn[q,v]", alpha_pattern={"c_attn": 2})
     assert LoraSettings.model_validate_json(settings.model_dump_json()) == settings
 
 
 def test_a_rank_above_every_matrix_is_refused(tiny_model):
     model = tiny_model("llama")
-    with pytest.raises(InputError, match=r"^lora\.rank is 5,000, but no adapted matrix .*; lower"):
+    with pytest.raises(InputError, match=r"^lora\.rank or .* is 5,000, but no ada.* 16; lower it"):
         adapt(model, LoraSettings(rank=5000, target_modules="attention"))
+    assert not lora_layers(model)
+
+
+def test_a_pattern_with_a_rank_above_its_matrices_is_refused(tiny_model):
+    model = tiny_model("llama")
+    with pytest.raises(InputError, match=r"is 17, but no adapted matrix .* above 16; lower it"):
+        adapt(model, LoraSettings(rank_pattern={"down_proj": 17}))
+    assert not lora_layers(model)
+    adapt(model, LoraSettings(rank=5000, rank_pattern={".*": 2}))
+
+
+def test_the_first_pattern_that_matches_counts(tiny_model):
+    model = tiny_model()
+    patterns = {"h.0.mlp.c_fc": 2, r"mlp.c_\w+": 3, "c_proj": 4}
+    adapt(model, LoraSettings(rank=5, alpha=6, rank_pattern=patterns, alpha_pattern={"h.1.*": 7}))
+    found = {name[14:]: (layer.rank, layer.alpha) for name, layer in lora_layers(model).items()}
+    assert found == {
+        "0.attn.c_attn": (5, 6),
+        "0.attn.c_proj": (4, 6),
+        "0.mlp.c_fc": (2, 6),
+        "0.mlp.c_proj": (3, 6),
+        "1.attn.c_attn": (5, 7),
+        "1.attn.c_proj": (4, 7),
+        "1.mlp.c_fc": (3, 7),
+        "1.mlp.c_proj": (3, 7),
+    }
+
+
+@pytest.mark.parametrize("setting", ["rank_pattern", "alpha_pattern"])
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        # It is a layer, but not adapted.
+        ("c_fc", 'No adapted layer is called "c_fc"; lora.{} can name c_attn, c_proj.'),
+        ("attn", 'No adapted layer is called "attn" (did you mean c_attn?); lora.{} can name '),
+        ("c_attn[q]", 'No adapted layer is called "c_attn[q]" (did you mean c_attn?); lora.{} can'),
+        ("(", '"(" in lora.{} is not a valid regular expression (missing ), '),
+    ],
+)
+def test_a_pattern_for_no_adapted_layer_is_refused(tiny_model, setting, pattern, message):
+    model = tiny_model()
+    chosen = {setting: {"c_attn": 2, pattern: 3}}
+    with pytest.raises(InputError) as caught:
+        adapt(model, LoraSettings(target_modules=["c_attn[q,v]", "attn.c_proj"], **chosen))
+    assert str(caught.value).startswith(message.format(setting))
     assert not lora_layers(model)
 
 

@@ -148,6 +148,64 @@ def test_we_read_pefts(tiny_model, stir, logits, tmp_path, family, config, stabi
     )
 
 
+PATTERNS = [
+    *(("gpt2", {"c_attn": 2}, {}), ("gpt2", {}, {"mlp.c_proj": 11, "h.0.*": 2.5})),
+    ("gpt2", {r"h.1.\w+.c_proj": 1, "c_proj": 4, "h.0.attn.c_attn": 5}, {"c_attn": 7}),
+    ("llama", {"[qv]_proj": 2, "layers.0.mlp.(up|down)_proj": 5}, {"self_attn.*": 2, "up_proj": 9}),
+]
+
+
+@pytest.mark.parametrize("stabilised", [False, True], ids=["plain", "rslora"])
+@pytest.mark.parametrize(("family", "ranks", "alphas"), PATTERNS, ids=str)
+def test_patterns_are_pefts(
+    adapted, as_peft, tiny_model, logits, tmp_path, family, ranks, alphas, stabilised
+):
+    ours = adapted(family, rank_pattern=ranks, alpha_pattern=alphas, rank_stabilised=stabilised)
+    config = LoraConfig(
+        r=3,
+        lora_alpha=5,
+        use_rslora=stabilised,
+        target_modules="all-linear",
+        rank_pattern=ranks,
+        alpha_pattern=alphas,
+    )
+    theirs = get_peft_model(tiny_model(family), config)
+    for name, layer in lora_layers(ours).items():
+        peft_layer = theirs.get_submodule(f"base_model.model.{name}")
+        assert layer.rank == peft_layer.r["default"]
+        assert layer.scaling == peft_layer.scaling["default"]
+    save_adapter(ours, tmp_path)
+    theirs.save_pretrained(tmp_path / "peft")
+    shapes = [
+        {key: tensor.shape for key, tensor in load_file(folder / TENSORS).items()}
+        for folder in (tmp_path, tmp_path / "peft")
+    ]
+    assert shapes[0] == shapes[1]
+    torch.testing.assert_close(logits(as_peft(tmp_path, family)), logits(ours), **EXACT)
+
+
+@pytest.mark.parametrize("stabilised", [False, True], ids=["plain", "rslora"])
+def test_patterns_hold_for_all_parts_of_a_layer(
+    adapted, as_peft, tiny_model, logits, tmp_path, stabilised
+):
+    model, again = (
+        adapted(
+            targets=["c_attn[q,v]", "c_fc"],
+            rank_pattern={"h.1.attn.c_attn": 2},
+            alpha_pattern={"c_attn": 7},
+            rank_stabilised=stabilised,
+        ),
+        tiny_model(),
+    )
+    first, second = (model.get_submodule(f"transformer.h.{i}.attn.c_attn") for i in (0, 1))
+    assert [tuple(layer.lora_A.shape) for layer in (first, second)] == [(6, 16), (4, 16)]
+    assert (first.alpha, second.alpha) == (7, 7)
+    save_adapter(model, tmp_path)
+    torch.testing.assert_close(logits(as_peft(tmp_path)), logits(model), **EXACT)
+    load_adapter(again, tmp_path)
+    assert torch.equal(logits(again), logits(model))
+
+
 def test_we_read_the_target_all_linear(adapted, tiny_model, logits, tmp_path):
     """PEFT resolves "all-linear" before it saves, but a file may contain it."""
     model, again = adapted("llama"), tiny_model("llama")

@@ -48,6 +48,8 @@ def test_overrides_win_over_later_files_over_earlier_files_over_defaults(tmp_pat
         ("optimisation.clip_norm=null", "optimisation.clip_norm", None),
         ("lora.target_modules=c_attn[q,v]", "lora.target_modules", ["c_attn[q,v]"]),
         ("lora.target_modules=[c_attn, c_fc]", "lora.target_modules", ["c_attn", "c_fc"]),
+        ("lora.rank_pattern={c_fc: 4, 'h.1.*': 2}", "lora.rank_pattern", {"c_fc": 4, "h.1.*": 2}),
+        ("lora.alpha_pattern={c_attn: 4}", "lora.alpha_pattern", {"c_attn": 4.0}),
         ("data.train=my: data #1.json", "data.train", "my: data #1.json"),
         ("model.revision=123", "model.revision", "123"),
         ("data.dev=null", "data.dev", None),
@@ -85,6 +87,11 @@ def test_an_override_is_read_as_its_setting_needs(text: str, key: str, value: ob
         ("lora.rank=true", "lora.rank is True but must be a valid integer"),
         ("lora.target_modules=[]", "target_modules is () but must have at least 1 item"),
         ("lora.rank=0", "lora.rank is 0 but must be greater than or equal to 1"),
+        ("lora.rank_pattern.c_fc=4", "no setting lora.rank_pattern.c_fc (did you mean lora.rank_"),
+        ("lora.rank_pattern=4", "lora.rank_pattern is 4 but must be a valid dictionary"),
+        ("lora.rank_pattern={c_fc: 0}", "lora.rank_pattern.c_fc is 0 but must be greater than"),
+        ("lora.rank_pattern={4: 4}", "lora.rank_pattern.4.[key] is 4 but must be a valid string"),
+        ("lora.alpha_pattern={c_fc: x}", "lora.alpha_pattern.c_fc is 'x' but must be a valid num"),
         ("lora.rank", "'lora.rank' is not a setting; write key=value, as in lora.rank=16."),
         ("prompt.template={context} {answer}", "must contain {context}, {question} and {answer}"),
     ],
@@ -95,6 +102,11 @@ def test_an_invalid_override_is_explained_in_one_sentence(override: str, message
     assert message in str(caught.value)
     assert str(caught.value).endswith(".")
     assert "\n" not in str(caught.value)
+
+
+def test_a_later_pattern_replaces_an_earlier_one() -> None:
+    patterns = "lora.rank_pattern={c_attn: 4, c_fc: 2}", "lora.rank_pattern={c_proj: 8}"
+    assert load(*patterns).lora.rank_pattern == {"c_proj": 8}
 
 
 def test_missing_settings_are_named_with_their_flags() -> None:
@@ -121,8 +133,9 @@ DEEP = "[" * 100_000
         f"optimisation.schedule={LONG}",
         f"prompt.template={LONG}",
         f"speed.without={LONG}",
+        f"lora.rank_pattern={{{LONG}: 0}}",
     ],
-    ids=range(11),
+    ids=range(12),
 )
 def test_messages_are_bounded(override: str) -> None:
     with pytest.raises(InputError) as caught:
@@ -201,6 +214,7 @@ def test_a_group_of_only_comments_has_the_defaults(tmp_path: Path) -> None:
     learning_rate=st.floats(1e-12, 1.0),
     alpha=st.floats(1e-6, 1e6),
     source=st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1),
+    pattern=st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1),
     cue=st.text(" \n\x85\u2028\u2029é:", max_size=5),
     patience=st.none() | st.integers(1, 10**9),
 )
@@ -209,6 +223,7 @@ def test_settings_round_trip_through_yaml(
     learning_rate: float,
     alpha: float,
     source: str,
+    pattern: str,
     cue: str,
     patience: int | None,
 ) -> None:
@@ -217,7 +232,7 @@ def test_settings_round_trip_through_yaml(
             "model": {"source": source},
             "data": {"train": source},
             "optimisation": {"learning_rate": learning_rate},
-            "lora": {"alpha": alpha},
+            "lora": {"alpha": alpha, "rank_pattern": {pattern: 3}},
             "prompt": {"template": f"{{context}}{cue}{{question}}{cue}A: {{answer}}"},
             "evaluation": {"patience": patience},
         }
@@ -249,9 +264,10 @@ def test_every_setting_is_written() -> None:
 
 
 def test_differences_are_by_dotted_key() -> None:
-    assert differences(load(), load("lora.rank=3", "seed=1")) == {
+    assert differences(load(), load("lora.rank=3", "seed=1", "lora.rank_pattern={c_fc: 4}")) == {
         "seed": (0, 1),
         "lora.rank": (16, 3),
+        "lora.rank_pattern": ({}, {"c_fc": 4}),
     }
 
 

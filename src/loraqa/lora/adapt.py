@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from loraqa.errors import InputError, counted
 from loraqa.lora.layer import LoraLinear, Part, features
 from loraqa.lora.settings import LoraSettings
-from loraqa.lora.targets import select
+from loraqa.lora.targets import by_pattern, select
 
 logger = logging.getLogger("loraqa")
 
@@ -33,18 +33,20 @@ def adapt(model: PreTrainedModel, settings: LoraSettings, seed: int = 0) -> None
 
     Every B is 0, so the model's outputs stay the same, except for rounding. The same seed draws the
     same A.
-    Raises `InputError` as `targets.select` does, or if the rank is above that of every adapted
-    matrix, before anything is changed.
+    Raises `InputError` as `targets.select` and `targets.by_pattern` do, or if a rank is above that
+    of every matrix that gets it, before anything is changed.
     """
     generator = torch.Generator().manual_seed(seed)
     layers = {}
     selected = select(model, settings.target_modules)
-    _check_rank(model, settings.rank, selected)
+    ranks = by_pattern("lora.rank_pattern", settings.rank_pattern, settings.rank, selected)
+    alphas = by_pattern("lora.alpha_pattern", settings.alpha_pattern, settings.alpha, selected)
+    _check_ranks(model, ranks, selected)
     for name, parts in selected.items():
         layers[name] = LoraLinear(
             model.get_submodule(name),
-            settings.rank,
-            settings.alpha,
+            ranks[name],
+            alphas[name],
             dropout=settings.dropout,
             rank_stabilised=settings.rank_stabilised,
             parts=parts,
@@ -53,22 +55,27 @@ def adapt(model: PreTrainedModel, settings: LoraSettings, seed: int = 0) -> None
     install(model, layers)
 
 
-def _check_rank(model: nn.Module, rank: int, selected: Mapping[str, Sequence[Part]]) -> None:
-    """Refuse a rank above that of every matrix, and warn of matrices with a lower one."""
+def _check_ranks(
+    model: nn.Module, ranks: Mapping[str, int], selected: Mapping[str, Sequence[Part]]
+) -> None:
+    """Refuse a rank above that of every matrix that gets it, and warn of others below theirs."""
     most = {
         name: min(features(model.get_submodule(name))[0], part.stop - part.start)
         for name, parts in selected.items()
         for part in parts
     }
-    if rank > max(most.values()):
-        raise InputError(
-            f"lora.rank is {rank:,}, but no adapted matrix of this model has a rank above "
-            f"{max(most.values()):,}; lower it."
-        )
-    if low := [name for name in most if rank > most[name]]:
+    for rank in sorted(set(ranks.values())):
+        highest = max(most[name] for name in ranks if ranks[name] == rank)
+        if rank > highest:
+            raise InputError(
+                f"lora.rank or rank_pattern is {rank:,}, but no adapted matrix that gets it has a "
+                f"rank above {highest:,}; lower it."
+            )
+    if low := [name for name in most if ranks[name] > most[name]]:
         logger.warning(
-            f"lora.rank {rank:,} is above the rank of {counted(len(low), 'adapted matrix')}, such "
-            f"as {low[0]} with {most[low[0]]:,}; more than that adds weights but nothing to learn."
+            f"lora.rank or rank_pattern is above the rank of {counted(len(low), 'adapted layer')}, "
+            f"such as {low[0]} with {most[low[0]]:,}; more than that adds weights but nothing to "
+            "learn."
         )
 
 

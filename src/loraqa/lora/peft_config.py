@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import nn
@@ -16,10 +16,7 @@ from loraqa.errors import InputError
 from loraqa.files import read_json
 from loraqa.lora.layer import LoraLinear
 from loraqa.lora.settings import ADAPTER_CONFIG
-from loraqa.lora.targets import all_linear, linear_layers
-
-_N = TypeVar("_N", int, float)
-
+from loraqa.lora.targets import all_linear, first_match, linear_layers
 
 # PEFT's keys that do not change the output of a trained adapter.
 _WITHOUT_EFFECT = frozenset(
@@ -124,11 +121,11 @@ class PeftConfig(BaseModel):
 
     def rank_of(self, name: str) -> int:
         """Return the rank of the layer called `name`."""
-        return _first_match(self.rank_pattern, name, self.r)
+        return first_match(self.rank_pattern, name, self.r)
 
     def alpha_of(self, name: str) -> float:
         """Return α of the layer called `name`."""
-        return _first_match(self.alpha_pattern, name, self.lora_alpha)
+        return first_match(self.alpha_pattern, name, self.lora_alpha)
 
 
 def describe(
@@ -209,10 +206,6 @@ def _is_called(name: str, names: str | list[str]) -> bool:
 
 def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | dict) else [value]
-
-
-def _first_match(pattern: Mapping[str, _N], name: str, default: _N) -> _N:
-    return next((pattern[e] for e in pattern if re.fullmatch(rf"(.*\.)?({e})", name)), default)
 
 
 def _plain_lora(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The LoRA settings of a run."""
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -27,6 +27,9 @@ class LoraSettings(BaseModel):
     - any of these followed by parts of a fused projection, each with its own A and B:
       `c_attn[q,v]`.
 
+    `rank_pattern` and `alpha_pattern` give some of these layers another rank or α, by the same kind
+    of regular expression. The first one that matches counts, for all parts of a layer.
+
     `dropout` acts only on the input of A. It is 0 by default, because all questions about a context
     would share one mask on its tokens (see `docs/lora.md`).
     """
@@ -39,6 +42,10 @@ class LoraSettings(BaseModel):
     """r, the inner dimension of BA."""
     alpha: float = Field(default=32.0, gt=0, allow_inf_nan=False)
     """α; the update is scaled by α/r."""
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
+    """Another rank for layers by the end of their names, as in `{"[qv]_proj": 8, "mlp.*": 4}`."""
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
+    """Another α for layers by the end of their names."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the input of A; all questions about a context share its mask."""
     rank_stabilised: bool = False

@@ -3,14 +3,17 @@
 import difflib
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
+from typing import TypeVar
 
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from loraqa.errors import InputError
+from loraqa.errors import InputError, did_you_mean
 from loraqa.lora.layer import Part, features, lora_layers
+
+_N = TypeVar("_N", int, float)
 
 # A group is all linear layers, except the output head, whose names contain one of its words.
 _GROUPS = {
@@ -57,6 +60,28 @@ def select(model: PreTrainedModel, targets: Iterable[str]) -> dict[str, tuple[Pa
     return {name: _in_order(name, chosen[name]) for name in layers if name in chosen}
 
 
+def by_pattern(
+    setting: str, patterns: Mapping[str, _N], usual: _N, names: Collection[str]
+) -> dict[str, _N]:
+    """Return the value of each of the layers `names`, as `first_match` finds it.
+
+    Raises `InputError` if one of the patterns, which are those of `setting`, matches no layer.
+    """
+    for pattern in patterns:
+        if not _ending_in(pattern, names, setting):
+            known = sorted({name.rpartition(".")[2] for name in names})
+            raise InputError(
+                f'No adapted layer is called "{pattern}"{did_you_mean(pattern, known)}; {setting} '
+                f"can name {', '.join(known)}."
+            )
+    return {name: first_match(patterns, name, usual) for name in names}
+
+
+def first_match(patterns: Mapping[str, _N], name: str, usual: _N) -> _N:
+    """Return the value of the first pattern that matches the end of a layer's name, as in PEFT."""
+    return next((patterns[p] for p in patterns if _ending(p).fullmatch(name)), usual)
+
+
 def check_unadapted(model: nn.Module) -> None:
     """Raise `InputError` if the model has an adapter."""
     if lora_layers(model):
@@ -94,20 +119,25 @@ def _matching(model: PreTrainedModel, pattern: str) -> list[str]:
         words = _GROUPS[pattern]
         names = [name for name in all_linear(model) if any(word in name for word in words)]
     else:
-        names = _ending_in(pattern, linear_layers(model))
+        names = _ending_in(pattern, linear_layers(model), "target_modules")
     if not names:
         raise _unknown(model, pattern)
     return names
 
 
-def _ending_in(pattern: str, names: Iterable[str]) -> list[str]:
+def _ending_in(pattern: str, names: Iterable[str], setting: str) -> list[str]:
     try:
-        ending = re.compile(rf"(.*\.)?({pattern})")
+        ending = _ending(pattern)
     except re.error as error:
         raise InputError(
-            f'"{pattern}" in target_modules is not a valid regular expression ({error}).'
+            f'"{pattern}" in {setting} is not a valid regular expression ({error}).'
         ) from None
     return [name for name in names if ending.fullmatch(name)]
+
+
+def _ending(pattern: str) -> re.Pattern[str]:
+    """Return the regular expression of all names whose last whole components a pattern matches."""
+    return re.compile(rf"(.*\.)?({pattern})")
 
 
 def _unknown(model: PreTrainedModel, pattern: str) -> InputError:

@@ -345,11 +345,9 @@ def _read_override(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not (key and equals):
         raise InputError(f"{quote(text)} is not a setting; write key=value, as in lora.rank=16.")
-    *groups, name = key.split(".")
-    nested: dict[str, Any] = {name: _read_value(key, value)}
-    for group in reversed(groups):
-        nested = {group: nested}
-    return nested
+    group, dot, name = key.partition(".")
+    read = _read_value(key, value)
+    return {group: {name: read}} if dot else {group: read}
 
 
 def _read_value(key: str, text: str) -> Any:
@@ -368,7 +366,7 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         old = merged.get(key)
         if isinstance(old, dict) and isinstance(value, dict | None):
             # The group is None if all its lines are comments.
-            merged[key] = _merge(old, value or {})
+            merged[key] = old | (value or {})
         else:
             merged[key] = value
     return merged
@@ -380,9 +378,9 @@ def _explanations(errors: Sequence[ErrorDetails]) -> list[str]:
 
 
 def _explain(error: ErrorDetails) -> str:
-    key = ".".join(map(str, error["loc"]))
+    key = shortened(".".join(map(str, error["loc"])), 60)
     if error["type"] == "extra_forbidden":
-        return f"There is no setting {shortened(key, 60)}{_hint(key)}."
+        return f"There is no setting {key}{_hint(key)}."
     if error["type"] == "missing":
         flag = f"{_FLAGS[key]}, " if key in _FLAGS else ""
         return (
@@ -410,7 +408,7 @@ def _hint(key: str) -> str:
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
-        if isinstance(value, Mapping):
+        if prefix + key in _GROUPS:
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value

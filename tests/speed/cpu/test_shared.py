@@ -111,6 +111,15 @@ def test_layers_without_company_stay(
     assert not sharing(model)
 
 
+def test_layers_of_another_rank_or_scale_stay() -> None:
+    changes = ["lora.rank_pattern={v_proj: 2}", "lora.alpha_pattern={up_proj: 7}"]
+    plain, together = (adapted("llama", "float32", 0.1, *changes) for _ in range(2))
+    shared.wrap(TreeRunner(together))
+    assert [name.rpartition(".")[2] for name in sharing(together)] == 2 * ["q_proj", "k_proj"]
+    for got, wanted in zip(with_gradients(together), with_gradients(plain), strict=True):
+        assert_near(got, wanted, 1e-5)
+
+
 def test_it_is_for_training() -> None:
     runner = TreeRunner(adapted("llama"))
     assert shared.applies(runner, frozenset({"training"}))
