@@ -141,6 +141,19 @@ def test_a_run_that_crashed_and_was_resumed_has_the_same_bits(
         assert (last(run) / name).read_bytes() == (last(undisturbed) / name).read_bytes()
 
 
+def test_a_run_with_a_rate_for_b_of_its_own_resumes_to_the_same_bits(
+    trees: list[Tree], run: RunDirectory, tmp_path: Path, undisturbed: RunDirectory
+) -> None:
+    chosen, whole = settings("optimisation.b_rate_ratio=8"), RunDirectory(tmp_path / "whole")
+    start(trees, whole, chosen)
+    assert adapter_bytes(last(whole)) != adapter_bytes(last(undisturbed))
+    with pytest.raises(KeyError, match="crash"):
+        start(trees, run, chosen, report=at_step(5, crash))
+    go_on(trees, run, chosen)
+    for name in ("optimizer.safetensors", "adapter/adapter_model.safetensors"):
+        assert (last(run) / name).read_bytes() == (last(whole) / name).read_bytes()
+
+
 @pytest.mark.parametrize("stop", [3, 4])
 def test_metrics_of_a_resumed_run_have_every_step_once(
     trees: list[Tree], run: RunDirectory, undisturbed: RunDirectory, stop: int

@@ -16,7 +16,6 @@ from signal import Signals
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 
@@ -30,6 +29,7 @@ from loraqa.model.runner import Runner
 from loraqa.prompt.plan import BatchPlan, Step
 from loraqa.squad import Scores
 from loraqa.train.checkpoint import TrainState, remove_superseded, restore, save_checkpoint
+from loraqa.train.loraplus import lengthen_steps_of_b
 from loraqa.train.manifest import check_whole, checkpoint_folder
 from loraqa.train.run import Record, RunDirectory
 from loraqa.train.schedule import learning_rate, total_steps
@@ -124,7 +124,7 @@ class _Training:
         self.model = self.runner.model
         self.adapter = FlatAdapter(self.model)
         self.gradients = self.runner.gradients(self.adapter)
-        self.optimizer = _adamw(self.adapter.vector, self.settings.optimisation)
+        self.optimizer = _adamw(self.adapter, self.settings.optimisation)
         self.total = total_steps(self.plan, self.settings.optimisation)
         self.state = TrainState()
         self.saved_step = 0
@@ -348,14 +348,17 @@ class _Training:
         )
 
 
-def _adamw(vector: Parameter, options: OptimisationSettings) -> AdamW:
-    return AdamW(
-        [vector],
+def _adamw(adapter: FlatAdapter, options: OptimisationSettings) -> AdamW:
+    optimizer = AdamW(
+        [adapter.vector],
         lr=options.learning_rate,
         betas=options.betas,
         weight_decay=options.weight_decay,
         fused=True,
     )
+    if options.b_rate_ratio != 1:
+        lengthen_steps_of_b(optimizer, adapter, options.b_rate_ratio)
+    return optimizer
 
 
 def _steps_ahead(device: torch.device) -> int:

@@ -95,6 +95,8 @@ class OptimisationSettings(_Group):
     """Maximum tokens computed at once; in scoring, four times as many. Changes the rounding."""
     learning_rate: float = Field(default=5e-4, gt=0)
     """Peak learning rate. LoRA needs about ten times that of full fine-tuning (5e-5 for GPT-2)."""
+    b_rate_ratio: float = Field(default=1.0, gt=0)
+    """Learning rate of B divided by that of A; more than 1 is LoRA+."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate changes after the warm-up; all but `constant` fall to 0."""
     warmup: Share = 0.05
