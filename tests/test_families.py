@@ -95,6 +95,25 @@ def test_training_and_resuming_give_the_same_adapter(
     assert adapter_of(out) == adapter_of(run)
 
 
+def test_pissa_gives_plain_lora_for_the_base_resumed_or_not(
+    call: Call, base: Path, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    words = [*SETTINGS, "lora.initialisation=pissa", "lora.rank=4"]
+    sources = [f"model.source={base}", f"data.train={data}", f"data.dev={data}"]
+    result = finetune(load_settings(overrides=[*words, *sources]), out)
+    learned = adapter_of(out)
+    status, printed, error = call("evaluate", out, "--data", data, "--json")
+    assert status == 0, error
+    assert result.after is not None
+    assert json.loads(printed)["f1"] == pytest.approx(result.after.f1)
+    shutil.rmtree(out / "adapter")
+    shutil.rmtree(out / "checkpoints" / "step-000004")
+    status, _, error = call("train", "--out", out, "--resume")
+    assert status == 0, error
+    assert adapter_of(out) == learned
+
+
 def test_evaluating_gives_the_official_scores_of_the_reader(
     call: Call, data: Path, run: Path, tmp_path: Path
 ) -> None:

@@ -30,7 +30,7 @@ from loraqa.answer.reader import Reader as PlainReader
 from loraqa.answer.span import SpanSearch
 from loraqa.errors import InputError, counted, some_of
 from loraqa.files import replacing_folder, write_text
-from loraqa.lora.adapt import adapt, parameter_counts
+from loraqa.lora.adapt import adapt, parameter_counts, resume_pissa
 from loraqa.lora.adapter import load_adapter
 from loraqa.model.choose import choose_runner
 from loraqa.model.load import check_vocabulary, load_model
@@ -248,6 +248,8 @@ def _put_in_adapter(model: PreTrainedModel, settings: RunSettings, checkpoint: P
     else:
         logger.info("Going on from %s.", checkpoint)
         load_adapter(model, checkpoint / ADAPTER)
+        if settings.lora.initialisation == "pissa":
+            resume_pissa(model, settings.lora)
     logger.info("%s.", parameter_counts(model))
 
 

@@ -3,17 +3,23 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from loraqa.errors import InputError, counted
-from loraqa.lora.layer import LoraLinear, Part, features
+from loraqa.lora.layer import LoraLinear, Part, features, lora_layers
+from loraqa.lora.merge import unload
+from loraqa.lora.pissa import PissaLinear, check_splittable
 from loraqa.lora.settings import LoraSettings
 from loraqa.lora.targets import by_pattern, select
 
 logger = logging.getLogger("loraqa")
+
+_KINDS = {"random": LoraLinear, "pissa": PissaLinear}
+_Layer = TypeVar("_Layer", bound=LoraLinear)
 
 
 @dataclass(frozen=True)
@@ -31,19 +37,37 @@ class ParameterCounts:
 def adapt(model: PreTrainedModel, settings: LoraSettings, seed: int = 0) -> None:
     """Freeze the model and wrap each layer that the settings name in a `LoraLinear`.
 
-    Every B is 0, so the model's outputs stay the same, except for rounding. The same seed draws the
-    same A.
+    The model's outputs stay the same, except for rounding. The same seed draws the same A.
     Raises `InputError` as `targets.select` and `targets.by_pattern` do, or if a rank is above that
-    of every matrix that gets it, before anything is changed.
+    of every matrix that gets it, or if PiSSA cannot split a weight, before anything is changed.
     """
     generator = torch.Generator().manual_seed(seed)
-    layers = {}
+    layers = _wrap(model, settings, _KINDS[settings.initialisation])
+    for layer in layers.values():
+        layer.reset(generator)
+    install(model, layers)
+
+
+def resume_pissa(model: PreTrainedModel, settings: LoraSettings) -> None:
+    """Turn the adapter that was loaded into the PiSSA that `settings` began, to the bit."""
+    saved = lora_layers(model)
+    unload(model)
+    layers = _wrap(model, settings, PissaLinear)
+    for name, layer in layers.items():
+        layer.take_up(saved[name])
+    install(model, layers)
+
+
+def _wrap(model: PreTrainedModel, settings: LoraSettings, kind: type[_Layer]) -> dict[str, _Layer]:
+    """Return a new layer for each one that the settings name, with A and B 0."""
     selected = select(model, settings.target_modules)
     ranks = by_pattern("lora.rank_pattern", settings.rank_pattern, settings.rank, selected)
     alphas = by_pattern("lora.alpha_pattern", settings.alpha_pattern, settings.alpha, selected)
     _check_ranks(model, ranks, selected)
-    for name, parts in selected.items():
-        layers[name] = LoraLinear(
+    if kind is PissaLinear:
+        check_splittable(model, selected)
+    return {
+        name: kind(
             model.get_submodule(name),
             ranks[name],
             alphas[name],
@@ -51,8 +75,8 @@ def adapt(model: PreTrainedModel, settings: LoraSettings, seed: int = 0) -> None
             rank_stabilised=settings.rank_stabilised,
             parts=parts,
         )
-        layers[name].reset(generator)
-    install(model, layers)
+        for name, parts in selected.items()
+    }
 
 
 def _check_ranks(
@@ -79,7 +103,7 @@ def _check_ranks(
         )
 
 
-def install(model: nn.Module, layers: dict[str, LoraLinear]) -> None:
+def install(model: nn.Module, layers: Mapping[str, LoraLinear]) -> None:
     """Freeze the model and replace each named layer by the `LoraLinear` that wraps it.
 
     The new layers take over the model's mode (train or eval), which switches their dropout.

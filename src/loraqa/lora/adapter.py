@@ -19,8 +19,9 @@ from transformers.pytorch_utils import Conv1D
 from loraqa.errors import InputError, counted, in_a_line
 from loraqa.files import write_json, write_tensors
 from loraqa.lora.adapt import install
-from loraqa.lora.layer import LoraLinear, Part, features, lora_layers
+from loraqa.lora.layer import LoraLinear, Part, features
 from loraqa.lora.peft_config import PeftConfig, describe, plain_rank
+from loraqa.lora.pissa import plain_layers
 from loraqa.lora.settings import ADAPTER_CONFIG, TENSORS
 from loraqa.lora.targets import check_unadapted, check_weights
 
@@ -53,7 +54,7 @@ def save_adapter(
 
     `base_name` (hub name or folder) and `revision` tell PEFT's `AutoPeftModel` where the base is.
     """
-    layers = lora_layers(model)
+    layers = plain_layers(model)
     if not layers:
         raise InputError("This model has no adapter to save; call adapt or load_adapter first.")
     write_tensors(Path(folder) / TENSORS, _plain_tensors(layers), _header(layers))

@@ -6,6 +6,7 @@ from transformers import PreTrainedModel
 
 from loraqa.errors import LoraqaError
 from loraqa.lora.layer import lora_layers
+from loraqa.lora.pissa import check_whole_weights
 
 
 def merge(model: PreTrainedModel, input_ids: Tensor) -> float:
@@ -41,7 +42,11 @@ def unmerge(model: nn.Module) -> None:
 
 
 def unload(model: nn.Module) -> None:
-    """Remove the adapter; what remains is the frozen base model."""
+    """Remove the adapter; what remains is the frozen base model.
+
+    Raises `InputError` if PiSSA has split its weights.
+    """
+    check_whole_weights(model)
     for name, layer in lora_layers(model).items():
         model.set_submodule(name, layer.base)
 
@@ -53,9 +58,9 @@ def merge_and_unload(model: PreTrainedModel, input_ids: Tensor) -> float:
     returns and raises as `merge` does.
     """
     change = merge(model, input_ids)
-    for layer in lora_layers(model).values():
+    for name, layer in lora_layers(model).items():
         layer.base.weight = nn.Parameter(layer.summed_weight(), requires_grad=False)
-    unload(model)
+        model.set_submodule(name, layer.base)
     return change
 
 

@@ -1,7 +1,7 @@
 """The LoRA settings of a run."""
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -50,6 +50,8 @@ class LoraSettings(BaseModel):
     """Dropout on the input of A; all questions about a context share its mask."""
     rank_stabilised: bool = False
     """Whether to scale by α/√r instead of α/r."""
+    initialisation: Literal["random", "pissa"] = "random"
+    """Start of A and B: A random and B 0, or (`pissa`) the largest singular directions of W."""
     target_modules: tuple[str, ...] = Field(default=("all-linear",), min_length=1)
     """Layers to adapt: `all-linear`, `attention`, `mlp`, ends of names, `c_attn[q,v]`."""
 

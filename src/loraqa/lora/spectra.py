@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from loraqa.lora.layer import LoraLinear, Part, lora_layers
+from loraqa.lora.pissa import check_whole_weights
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,11 @@ class Spectrum:
 
 @torch.no_grad()
 def spectra(model: nn.Module) -> list[Spectrum]:
-    """Return the spectrum of every update in the model, in the model's order, computed in fp64."""
+    """Return the spectrum of every update in the model, in the model's order, computed in fp64.
+
+    Raises `InputError` if PiSSA has split weights of the model.
+    """
+    check_whole_weights(model)
     return [
         _spectrum(name, part, layer.scaling * low_rank_singular_values(b, a), layer)
         for name, layer in lora_layers(model).items()
