@@ -27,6 +27,8 @@ from loraqa.model.load import load_base
 from loraqa.prompt.encode import Encoded, EncodingCounts
 from loraqa.prompt.tree import Branch, Tree
 from loraqa.reader import Reader
+from loraqa.report.progress import training_progress
+from loraqa.report.time_left import Work
 from loraqa.speed import OF_COMMANDS, OF_MODELS, OF_PREPARATION
 from loraqa.speed.start.process import preparing
 from loraqa.squad import Answer, Passage, Question, write_official
@@ -196,6 +198,26 @@ def test_scoring_computes_the_tokens_of_four_training_batches_at_once(
     finetune(chosen, tmp_path / "run")
     # The report's answers are read like any others.
     assert budgets == {4 * 120, Reader.tokens_per_batch}
+
+
+def test_the_time_left_is_that_of_all_the_work(
+    chosen: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Work] = []
+
+    def watched(work: Work, done: int) -> Any:
+        told.append(work)
+        return training_progress(work, done)
+
+    monkeypatch.setattr("loraqa.finetune.training_progress", watched)
+    finetune(chosen, tmp_path / "run")
+    (work,) = told
+    records = RunDirectory(tmp_path / "run").metrics()
+    steps = [record for record in records if record["kind"] == "train"]
+    assert work.steps == len(steps)
+    tokens = [step["seconds"] * step["tokens_per_second"] for step in steps if step["epoch"] <= 1]
+    assert work.tokens_per_step == pytest.approx(sum(tokens) / len(tokens))
+    assert list(work.scorings) == [r["step"] for r in records if r["kind"] == "evaluation"]
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ from loraqa.prompt.template import Template
 from loraqa.reader import Reader
 from loraqa.report.progress import answering_progress, training_progress
 from loraqa.report.run import rewrite_report
+from loraqa.report.time_left import Work
 from loraqa.speed.start import accelerated_preparation
 from loraqa.speed.trial import fastest
 from loraqa.squad import Overlap, QADataset, Scores, overlap, read_passages
@@ -53,7 +54,7 @@ from loraqa.train.environment import environment
 from loraqa.train.loop import train
 from loraqa.train.manifest import ADAPTER, check_whole, checkpoint_folder, newest_whole, step_of
 from loraqa.train.run import RunDirectory
-from loraqa.train.schedule import total_steps
+from loraqa.train.schedule import scoring_steps, total_steps
 from loraqa.train.settings import DataSettings, ModelSettings, RunSettings
 
 logger = logging.getLogger("loraqa")
@@ -171,8 +172,7 @@ def _finetune(
     begin = run.resume if resume else run.start
     begin(settings, facts, environment(model.device, model.dtype, command, accelerations))
 
-    steps = total_steps(plan, settings.optimisation)
-    with training_progress(steps, step_of(checkpoint)) as progress:
+    with training_progress(_work(settings, plan, training, dev), step_of(checkpoint)) as progress:
         state = train(
             runner,
             plan,
@@ -363,6 +363,15 @@ def _plan(settings: RunSettings, encoded: Encoded, runner: Runner) -> BatchPlan:
         settings.seed,
         runner.size,
     )
+
+
+def _work(
+    settings: RunSettings, plan: BatchPlan, training: TrainingData, dev: QADataset | None
+) -> Work:
+    """Return what there is to do, to estimate the time that it takes."""
+    steps = total_steps(plan, settings.optimisation)
+    scorings = scoring_steps(steps, settings.evaluation) if dev is not None else ()
+    return Work(steps, plan.tokens_per_step(), scorings, len(training.held_out.order))
 
 
 def _describe_base(

@@ -49,6 +49,13 @@ def test_an_epoch_has_every_question_once(
     assert all(len([i for b in step for i in ids(b)]) >= questions for step in steps[:-1])
 
 
+@given(FORESTS, st.integers(1, 30), st.integers(1, 100))
+def test_steps_have_their_mean_size(trees: list[Tree], questions: int, tokens: int) -> None:
+    plan = BatchPlan(trees, questions, tokens, seed=1, size=padded_tokens)
+    batches = [batch for step in plan.epoch(0) for batch in step]
+    assert plan.tokens_per_step() * plan.steps_in(0) == pytest.approx(sum(map(plan.size, batches)))
+
+
 @given(FORESTS, st.integers(0, 10))
 def test_an_epoch_continues_from_any_step(trees: list[Tree], start: int) -> None:
     plan = BatchPlan(trees, 4, 60, seed=3)

@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 
 from loraqa.answer.journal import Journal
-from loraqa.report.progress import answering_progress, training_progress
+from loraqa.report.progress import TrainingProgress, answering_progress, training_progress
+from loraqa.report.time_left import Work
 
-STEP = {"kind": "train", "loss": 2.3456, "questions_per_second": 12.34}
-SCORED = {"kind": "evaluation", "step": 2, "exact_match": 40.0, "f1": 51.26, "total": 500}
+SPEED = {"questions_per_second": 12.34, "tokens_per_second": 100.0}
+STEP = {"kind": "train", "loss": 2.3456, "seconds": 6.0, **SPEED}
+FIGURES = {"exact_match": 40.0, "f1": 51.26, "total": 500}
+SCORED = {"kind": "evaluation", "step": 2, "seconds": 90.0, **FIGURES}
 
 
 class Terminal(io.StringIO):
@@ -48,7 +51,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 def test_lines_show_first_and_last_step_and_every_evaluation(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with training_progress(total=4) as show:
+    with training_progress(Work(4, 600)) as show:
         for step in range(1, 5):
             show.record({**STEP, "step": step})
             if step == 2:
@@ -62,25 +65,102 @@ def test_lines_show_first_and_last_step_and_every_evaluation(
     assert last.endswith("0:00 left")
 
 
-def test_a_resumed_training_estimates_time_from_its_own_steps(
-    capsys: pytest.CaptureFixture[str], clock: Callable[[float], None]
+# A training of ten steps that is scored before, in the middle and after. A step takes 12 seconds,
+# but the first one, which compiles kernels, a minute. A scoring takes 90, but the first one 300.
+WORK = Work(10, tokens_per_step=600, scorings=[0, 5, 10], held_out=250)
+HAPPENS = [
+    *[("evaluation", 0, 300), ("train", 1, 60), *(("train", step, 12) for step in range(2, 6))],
+    *[("evaluation", 5, 90), *(("train", step, 12) for step in range(6, 11))],
+    ("evaluation", 10, 90),
+]
+# The questions to calibrate by are half as many as those of a scoring.
+END = sum(seconds for _, _, seconds in HAPPENS) + 45
+
+
+def play(show: TrainingProgress, clock: Callable[[float], None], after: int, last: int) -> float:
+    """Let a process go on after one step and end with another; return the time then."""
+    now = 0.0
+    for kind, step, seconds in HAPPENS:
+        now += seconds
+        clock(now)
+        figures = FIGURES if kind == "evaluation" else STEP | {"tokens_per_second": 600 / seconds}
+        if step > after or after == 0:
+            show.record({**figures, "kind": kind, "step": step, "seconds": seconds})
+        if (kind, step) == ("train", last):
+            break
+    return now
+
+
+def shown_left(text: str) -> str | None:
+    """Return the last time left in a text."""
+    found: list[str] = re.findall(r"(?:over )?[\d:]+ left", plain(text))
+    return found[-1] if found else None
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("step", range(1, 11))
+def test_a_training_shows_the_time_that_it_then_takes(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    clock: Callable[[float], None],
+    terminal: bool,
+    step: int,
 ) -> None:
-    with training_progress(total=1000, done=900) as show:
-        for step in range(901, 912):
-            clock(6.0 * (step - 900))
-            show.record({**STEP, "step": step})
-    told = [line.split(", ") for line in capsys.readouterr().err.splitlines()]
-    steps = [int(re.match(r"step (\d+)/1000", line)[1]) for line, _ in told]
-    assert steps == [901, 903, 905, 907, 909, 911]
-    assert [left for _, left in told][:2] == ["9:54 left", "9:42 left"]
+    stream = on_terminal(monkeypatch, columns=80) if terminal else None
+    with training_progress(WORK) as show:
+        now = play(show, clock, 0, step)
+    shown = shown_left(stream.getvalue() if stream else capsys.readouterr().err)
+    minutes, seconds = divmod(END - now, 60)
+    assert shown == (None if step == 1 else f"{minutes:.0f}:{seconds:02.0f} left")
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize(
+    ("step", "shown"),
+    [
+        # A process that has scored nothing does not know how long that takes.
+        (4, None),
+        (5, "over 1:00 left"),
+        # Four steps, a scoring and the calibration.
+        (6, "3:03 left"),
+    ],
+)
+def test_a_resumed_training_estimates_time_from_its_own_work(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    clock: Callable[[float], None],
+    terminal: bool,
+    step: int,
+    shown: str | None,
+) -> None:
+    stream = on_terminal(monkeypatch) if terminal else None
+    with training_progress(WORK, done=3) as show:
+        play(show, clock, 3, step)
+    assert shown_left(stream.getvalue() if stream else capsys.readouterr().err) == shown
+
+
+def test_the_time_left_runs_on_while_the_model_is_scored(
+    monkeypatch: pytest.MonkeyPatch, clock: Callable[[float], None]
+) -> None:
+    terminal = on_terminal(monkeypatch)
+    with training_progress(WORK) as show:
+        now = play(show, clock, 0, 5)
+        show.scoring(0, 500)
+        clock(now + 40)
+        show.scoring(250, 500)
+    minutes, seconds = divmod(END - now - 40, 60)
+    *_, training, scoring = plain(terminal.getvalue()).splitlines()
+    assert training.endswith(f"{minutes:.0f}:{seconds:02.0f} left")
+    assert scoring.endswith("0:40 left")
 
 
 def test_long_times_are_in_hours(
     capsys: pytest.CaptureFixture[str], clock: Callable[[float], None]
 ) -> None:
-    with training_progress(total=3) as show:
-        clock(3723)
-        show.record({**STEP, "step": 1})
+    with training_progress(Work(3, 600)) as show:
+        for step in (1, 2):
+            clock(3723.0 * step)
+            show.record({**STEP, "step": step, "seconds": 3723, "tokens_per_second": 600 / 7446})
     assert capsys.readouterr().err.endswith("2:04:06 left\n")
 
 
@@ -136,7 +216,7 @@ def test_answers_from_a_journal_count_with_the_time_that_they_took(
 def test_each_scoring_estimates_its_own_time(
     capsys: pytest.CaptureFixture[str], clock: Callable[[float], None]
 ) -> None:
-    with training_progress(total=4) as show:
+    with training_progress(Work(4, 600)) as show:
         for start in (0, 1000):
             for done, seconds in ((0, 0), (10, 20)):
                 clock(start + seconds)
@@ -147,19 +227,21 @@ def test_each_scoring_estimates_its_own_time(
     ]
 
 
+@pytest.mark.usefixtures("clock")
 def test_training_shows_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = on_terminal(monkeypatch, columns=80)
-    with training_progress(5474) as show:
-        show.record({**STEP, "step": 1234})
+    with training_progress(Work(5474, 600)) as show:
+        show.record({**STEP, "step": 1})
         show.record(SCORED)
+        show.record({**STEP, "step": 1234})
     seen = terminal.getvalue()
-    assert "1234/5474 loss 2.346  12.3 questions/s 0:00:00 -:--:--" in plain(seen)
+    assert "1234/5474 loss 2.346  12.3 questions/s 0:00:00 7:04:00 left" in plain(seen)
     assert "step 2/5474  EM 40.0  F1 51.3 of 500 dev questions\n" in plain(seen)
 
 
 def test_scoring_has_its_own_bar_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = on_terminal(monkeypatch)
-    with training_progress(4) as show:
+    with training_progress(Work(4, 600)) as show:
         for done in (0, 8):
             show.scoring(done, 8)
         show.record(SCORED)

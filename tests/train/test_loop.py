@@ -177,6 +177,7 @@ def test_metrics_have_every_step_and_evaluation(undisturbed: RunDirectory) -> No
     assert [record["step"] for record in steps] == list(range(1, STEPS + 1))
     assert [record["epoch"] for record in steps][-1] == 4
     for record in steps:
+        assert record["seconds"] > 0
         assert record["questions_per_second"] > 0
         assert record["tokens_per_second"] > record["questions_per_second"]
         assert record["memory_mib"] > 10

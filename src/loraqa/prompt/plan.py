@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -15,6 +16,9 @@ Size = Callable[[Sequence[Tree]], int]
 """Number of tokens computed for a batch; it must not decrease as trees or branches are added."""
 
 _Item = TypeVar("_Item")
+
+# The order is random, so that many steps stand for all.
+_SAMPLED = 200
 
 
 def tree_tokens(trees: Sequence[Tree]) -> int:
@@ -56,6 +60,11 @@ class BatchPlan:
     def steps_in(self, epoch: int) -> int:
         """Return the number of optimizer steps in the epoch."""
         return len(self._steps(epoch))
+
+    def tokens_per_step(self) -> float:
+        """Return the mean size of a step; if the first epoch is long, of its first steps."""
+        sizes = [sum(map(self.size, step)) for step in islice(self.epoch(0), _SAMPLED)]
+        return sum(sizes) / len(sizes)
 
     def _steps(self, epoch: int) -> list[list[Tree]]:
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.trees))

@@ -12,6 +12,7 @@ from rich.console import Console
 from loraqa.answer.journal import Journal, Stopwatch
 from loraqa.answer.progress import Progress
 from loraqa.errors import counted
+from loraqa.report.time_left import Left, TimeLeft, Work
 from loraqa.train.run import Record
 
 # Seconds between two plain lines.
@@ -26,13 +27,13 @@ class TrainingProgress(NamedTuple):
 
 
 @contextmanager
-def training_progress(total: int, done: int = 0) -> Iterator[TrainingProgress]:
-    """Yield the callbacks for a training of `total` steps, `done` of them before."""
+def training_progress(work: Work, done: int = 0) -> Iterator[TrainingProgress]:
+    """Yield the callbacks for a training, of which `done` steps were done before."""
     if sys.stderr.isatty():
-        with _training_bar(total, done) as show:
+        with _training_bar(work, done) as show:
             yield show
     else:
-        yield TrainingProgress(_training_lines(total, done), _answering_lines())
+        yield TrainingProgress(_training_lines(work, done), _answering_lines())
 
 
 @contextmanager
@@ -44,8 +45,9 @@ def answering_progress(journal: Journal | None = None) -> Iterator[Progress]:
             that goes on does not seem as fast as reading them from the file.
     """
     if sys.stderr.isatty():
-        with _answering_bar(journal) as show:
-            yield show
+        with _bar(transient=True) as bar:
+            task = bar.add_task("Answering", total=None, news="", left="")
+            yield _answering_bar(bar, task, journal)
     else:
         yield _answering_lines(journal)
 
@@ -67,17 +69,15 @@ class _Pace:
 
     def left(self, done: int, remaining: int) -> str:
         """Return the time for the remaining units, at the average pace since the start."""
-        minutes, seconds = divmod(round(self._stopwatch.seconds / done * remaining), 60)
-        hours, minutes = divmod(minutes, 60)
-        clock = f"{hours}:{minutes:02}" if hours else f"{minutes}"
-        return f"{clock}:{seconds:02} left"
+        return _told(Left(self._stopwatch.seconds / done * remaining))
 
 
-def _training_lines(total: int, done: int) -> Callable[[Record], None]:
+def _training_lines(work: Work, done: int) -> Callable[[Record], None]:
     """Write lines for every evaluation, for the first and the last step, and for some others."""
-    pace = _Pace()
+    pace, time_left, total = _Pace(), TimeLeft(work, done), work.steps
 
     def show(record: Record) -> None:
+        time_left.add(record)
         step = record["step"]
         scored = record["kind"] == "evaluation"
         if not pace.is_due(at_once=scored or step in (done + 1, total)):
@@ -85,8 +85,8 @@ def _training_lines(total: int, done: int) -> Callable[[Record], None]:
         if scored:
             _write(_scored(record, total))
         else:
-            left = pace.left(step - done, total - step)
-            _write(f"step {step}/{total}  {_speed(record)}, {left}")
+            left = _told(time_left.now())
+            _write(f"step {step}/{total}  {_speed(record)}{left and f', {left}'}")
 
     return show
 
@@ -109,53 +109,60 @@ def _answering_lines(journal: Journal | None = None) -> Progress:
 
 
 @contextmanager
-def _training_bar(total: int, done: int) -> Iterator[TrainingProgress]:
+def _training_bar(work: Work, done: int) -> Iterator[TrainingProgress]:
     """Show a bar for the steps, a second one while the model is scored, and lines with scores."""
-    with _bar(rich.progress.TimeRemainingColumn()) as bar:
-        training = bar.add_task("Training", total=total, completed=done, news="")
-        answering = bar.add_task("Scoring", visible=False, news="")
+    time_left = TimeLeft(work, done)
+    with _bar() as bar:
+        training = bar.add_task("Training", total=work.steps, completed=done, news="", left="")
+        answering = bar.add_task("Scoring", visible=False, news="", left="")
+        show_answering = _answering_bar(bar, answering)
 
         def record(record: Record) -> None:
+            time_left.add(record)
             if record["kind"] == "evaluation":
                 bar.update(answering, visible=False)
-                bar.console.print(_scored(record, total), highlight=False, markup=False)
+                bar.console.print(_scored(record, work.steps), highlight=False, markup=False)
             else:
                 bar.update(training, completed=record["step"], news=_speed(record))
+            bar.update(training, left=_told(time_left.now()))
 
         def scoring(done: int, total: int, part: str = "") -> None:
-            if done == 0:
-                bar.reset(answering, visible=True)
-            bar.update(answering, completed=done, total=total, news=part)
+            show_answering(done, total, part)
+            bar.update(training, left=_told(time_left.now()))
 
         yield TrainingProgress(record, scoring)
 
 
-@contextmanager
-def _answering_bar(journal: Journal | None) -> Iterator[Progress]:
-    # rich's own estimate looks at the last half minute, in which a single strategy may answer.
-    with _bar(rich.progress.TextColumn("{task.fields[left]}"), transient=True) as bar:
-        task = bar.add_task("Answering", total=None, news="", left="")
-        pace = _Pace(journal)
+def _answering_bar(
+    bar: rich.progress.Progress, task: rich.progress.TaskID, journal: Journal | None = None
+) -> Progress:
+    """Return a callback that shows in a task's bar how many prompts are answered."""
+    pace = _Pace(journal)
 
-        def show(done: int, total: int, part: str = "") -> None:
-            nonlocal pace
-            if done == 0:
-                pace = _Pace(journal)
-            left = pace.left(done, total - done) if done else ""
-            bar.update(task, completed=done, total=total, news=part, left=left)
+    def show(done: int, total: int, part: str = "") -> None:
+        nonlocal pace
+        if done == 0:
+            pace = _Pace(journal)
+            bar.reset(task, visible=True)
+        left = pace.left(done, total - done) if done else ""
+        bar.update(task, completed=done, total=total, news=part, left=left)
 
-        yield show
+    return show
 
 
-def _bar(left: rich.progress.ProgressColumn, *, transient: bool = False) -> rich.progress.Progress:
-    """Return a bar whose last column, `left`, shows the time that is left."""
+def _bar(*, transient: bool = False) -> rich.progress.Progress:
+    """Return a bar whose tasks have the fields `news` and `left`.
+
+    rich's own estimate of the time left looks at the last half minute, in which a single strategy
+    may answer, and knows of no scorings.
+    """
     return rich.progress.Progress(
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(),
         rich.progress.MofNCompleteColumn(),
         rich.progress.TextColumn("{task.fields[news]}"),
         rich.progress.TimeElapsedColumn(),
-        left,
+        rich.progress.TextColumn("{task.fields[left]}"),
         console=Console(stderr=True),
         transient=transient,
     )
@@ -164,6 +171,16 @@ def _bar(left: rich.progress.ProgressColumn, *, transient: bool = False) -> rich
 def _write(line: str) -> None:
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
+
+
+def _told(left: Left | None) -> str:
+    """Return the time left in words; empty if nothing is known."""
+    if left is None:
+        return ""
+    minutes, seconds = divmod(round(left.seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    clock = f"{hours}:{minutes:02}" if hours else f"{minutes}"
+    return f"{'over ' if left.at_least else ''}{clock}:{seconds:02} left"
 
 
 def _speed(record: Record) -> str:

@@ -32,7 +32,7 @@ from loraqa.train.checkpoint import TrainState, remove_superseded, restore, save
 from loraqa.train.loraplus import lengthen_steps_of_b
 from loraqa.train.manifest import check_whole, checkpoint_folder
 from loraqa.train.run import Record, RunDirectory
-from loraqa.train.schedule import learning_rate, total_steps
+from loraqa.train.schedule import learning_rate, scoring_steps, total_steps
 from loraqa.train.settings import OptimisationSettings, RunSettings
 from loraqa.train.stopping import StoppedError, StopRequest
 
@@ -126,6 +126,7 @@ class _Training:
         self.gradients = self.runner.gradients(self.adapter)
         self.optimizer = _adamw(self.adapter, self.settings.optimisation)
         self.total = total_steps(self.plan, self.settings.optimisation)
+        self.scorings = set(scoring_steps(self.total, self.settings.evaluation))
         self.state = TrainState()
         self.saved_step = 0
         self.ahead = _steps_ahead(self.model.device)
@@ -231,11 +232,12 @@ class _Training:
         return step == self.total or any(step % every == 0 for every in intervals)
 
     def _speed(self, planned: _PlannedStep) -> dict[str, float]:
-        """Return the speed since the last step; checkpoints count as time, evaluations do not."""
+        """Return time and speed since the last step; checkpoints count, evaluations do not."""
         seconds = self._lap()
         self.state.training_seconds += seconds
         tokens = sum(map(self.runner.size, planned.micro_batches))
         return {
+            "seconds": seconds,
             "questions_per_second": len(planned.question_ids) / seconds,
             "tokens_per_second": tokens / seconds,
         }
@@ -244,7 +246,7 @@ class _Training:
         step, latest = self.state.step, self.state.latest
         if latest and latest.step == step:
             return False
-        return step % self.settings.evaluation.every == 0 or step == self.total
+        return step in self.scorings
 
     def _evaluate(self, evaluate: Callable[[], Scores], stop: StopRequest) -> None:
         """Score the model; if the user asks to stop meanwhile, drop the scores."""

@@ -1,9 +1,9 @@
-"""The number of optimizer steps of a run, and the learning rate of each."""
+"""The optimizer steps of a run, the learning rate of each, and when the model is scored."""
 
 import math
 
 from loraqa.prompt.plan import BatchPlan
-from loraqa.train.settings import OptimisationSettings
+from loraqa.train.settings import EvaluationSettings, OptimisationSettings
 
 
 def total_steps(plan: BatchPlan, settings: OptimisationSettings) -> int:
@@ -13,6 +13,11 @@ def total_steps(plan: BatchPlan, settings: OptimisationSettings) -> int:
     """
     steps = sum(plan.steps_in(epoch) for epoch in range(settings.epochs))
     return steps if settings.max_steps is None else min(steps, settings.max_steps)
+
+
+def scoring_steps(total: int, settings: EvaluationSettings) -> list[int]:
+    """Return after which of `total` steps the model is scored; 0 is before the first one."""
+    return [*range(0, total, settings.every), total]
 
 
 def learning_rate(step: int, total: int, settings: OptimisationSettings) -> float:
