@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from loraqa.reader import Reader
+    from loraqa.train.settings import RunSettings
 
 # So many characters are read before a progress bar would be seen.
 _LONG = 10_000
@@ -253,7 +254,9 @@ def inspect(
 
 @app.command()
 def train(
-    out: Annotated[Path, typer.Option(help="Folder of the run: new, or the run to resume.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run: new, or the run to resume.")
+    ] = None,
     config: Annotated[Path | None, typer.Argument(help="Settings file (YAML).")] = None,
     model: Annotated[
         str | None, typer.Option(help="Base model: a folder, a GGUF file, or a name on the hub.")
@@ -278,13 +281,23 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out from its newest checkpoint.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Show what the training costs, and write no run; --out may be missing.",
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --dry-run: print one JSON object.")
+    ] = False,
 ) -> None:
     """Fine-tune a model with LoRA.
 
     docs/settings.md lists all settings.
     """
-    from loraqa.speed.start.process import preparing
     from loraqa.train.run import RunDirectory
+    from loraqa.train.settings import choose_settings
 
     flags = {
         "model.source": model,
@@ -294,12 +307,50 @@ def train(
         "seed": seed,
         "model.random_weights": "true" if random_weights else None,
     }
-    run = RunDirectory(out)
-    chosen = run.choose_settings(config, flags, settings or [], resume)
-    with run.telling_what_is_kept(), preparing(chosen) as prepare:
+    _check_dry_run(dry_run, out, resume, as_json)
+    overrides = settings or []
+    if out is None:
+        _show_costs(choose_settings([config] if config else [], flags, overrides), as_json)
+        return
+    chosen = RunDirectory(out).choose_settings(config, flags, overrides, resume)
+    if dry_run:
+        _show_costs(chosen, as_json)
+    else:
+        _finetune(chosen, out, resume)
+
+
+def _check_dry_run(dry_run: bool, out: Path | None, resume: bool, as_json: bool) -> None:
+    """Raise `InputError` if options of `train` are missing, or do not go together."""
+    if dry_run and resume:
+        raise InputError("--dry-run shows what a whole training costs; leave --resume out.")
+    if as_json and not dry_run:
+        raise InputError("--json prints what a training costs; add --dry-run, or leave it out.")
+    if out is None and not dry_run:
+        raise InputError("--out is missing; name a folder for the run, or add --dry-run.")
+
+
+def _show_costs(settings: "RunSettings", as_json: bool) -> None:
+    from loraqa.speed.start.process import preparing
+
+    with preparing(settings) as prepare:
+        with importing():
+            from loraqa.costs import estimate_costs
+            from loraqa.report.tables import costs_table
+        costs = estimate_costs(settings, prepare=prepare).to_json()
+    if as_json:
+        _print_json(costs)
+    else:
+        _console().print(costs_table(costs).to_rich())
+
+
+def _finetune(settings: "RunSettings", out: Path, resume: bool) -> None:
+    from loraqa.speed.start.process import preparing
+    from loraqa.train.run import RunDirectory
+
+    with RunDirectory(out).telling_what_is_kept(), preparing(settings) as prepare:
         with importing():
             from loraqa.finetune import finetune
-        finetune(chosen, out, resume=resume, command=_command(), prepare=prepare)
+        finetune(settings, out, resume=resume, command=_command(), prepare=prepare)
     _console(stderr=True).print(
         f"The adapter is in {out / 'adapter'}; {out / 'report.html'} shows the training."
     )

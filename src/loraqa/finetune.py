@@ -61,7 +61,8 @@ logger = logging.getLogger("loraqa")
 
 # A fine-tuned model needs about five paths for a question, and hardly ever more than 32. A model
 # that has learned nothing needs hundreds, and its score is not worth so much.
-_SCORING = SpanSearch(most_paths=32)
+SCORING = SpanSearch(most_paths=32)
+"""How answers are found that are scored during a training."""
 
 # The threshold on the probability of "no answer" until a better one is found.
 _EVEN = 0.5
@@ -144,46 +145,32 @@ def _finetune(
     change: Callable[[Runner, SegmentTokenizer], Runner] | None,
 ) -> tuple[FinetuneResult, QADataset, QADataset | None]:
     """Train, and write the adapter. Return the held-out questions and the dev sample, too."""
-    prepare = prepare or accelerated_preparation(settings.speed.without)
-    training, dev = prepare(settings), _read_dev(settings.data)
-    sample = dev and _sample(dev, settings)
-
-    model = load_model(**settings.model.model_dump())
-    max_length = choose_max_length(settings.prompt.max_length, model.config)
     checkpoint = newest_whole(run.checkpoints)
-    _put_in_adapter(model, settings, checkpoint)
-    runner, accelerations = _runner(model, max_length, settings, answering=dev is not None)
-    if change is not None:
-        runner = change(runner, training.tokenizer)
-
-    _report_training(training, max_length)
-    check_vocabulary(training.tokenizer, model)
-    reader = _reader(settings, runner, max_length, training)
-    plan = _plan(settings, training.encoded, runner)
-    base = _describe_base(settings.model, model, training)
+    ready = get_ready(settings, checkpoint, prepare, change)
+    training, reader, model = ready.training, ready.reader, ready.runner.model
     facts = {
-        "base": base.model_dump(),
+        "base": ready.base.model_dump(),
         "train": training.facts,
         "template": {"sha256": reader.template.fingerprint},
     }
-    if dev is not None:
-        facts["dev"] = describe(dev)
-    shared = _find_overlap(training, dev)
+    if ready.dev is not None:
+        facts["dev"] = describe(ready.dev)
     begin = run.resume if resume else run.start
-    begin(settings, facts, environment(model.device, model.dtype, command, accelerations))
+    begin(settings, facts, environment(model.device, model.dtype, command, ready.accelerations))
 
-    with training_progress(_work(settings, plan, training, dev), step_of(checkpoint)) as progress:
+    with training_progress(ready.work, step_of(checkpoint)) as progress:
         state = train(
-            runner,
-            plan,
+            ready.runner,
+            ready.plan,
             settings,
             run,
             checkpoint=checkpoint,
-            evaluate=_scorer(reader, sample, progress.scoring),
+            evaluate=_scorer(reader, ready.sample, progress.scoring),
             report=progress.record,
         )
-    info = _adapter_info(reader, base)
-    _write_adapter(run, state, info, _card(info, settings, state, training.facts, shared, command))
+    info = _adapter_info(reader, ready.base)
+    card = _card(info, settings, state, training.facts, ready.shared, command)
+    _write_adapter(run, state, info, card)
     result = FinetuneResult(
         run=run.path,
         steps=state.step,
@@ -192,7 +179,71 @@ def _finetune(
         training_seconds=state.training_seconds,
         evaluation_seconds=state.evaluation_seconds,
     )
-    return result, training.held_out, sample
+    return result, training.held_out, ready.sample
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a training needs before its first step.
+
+    Attributes:
+        training, dev: the data.
+        sample: the part of the dev data that is scored.
+        runner, accelerations: computes the adapted model; how it is made faster.
+        reader: answers with the model.
+        plan, work: the steps, and all that there is to do.
+        base: describes the base model.
+        shared: what training and dev data have in common.
+    """
+
+    training: TrainingData
+    dev: QADataset | None
+    sample: QADataset | None
+    runner: Runner
+    accelerations: tuple[str, ...]
+    reader: Reader
+    plan: BatchPlan
+    work: Work
+    base: BaseInfo
+    shared: Overlap | None
+
+
+def get_ready(
+    settings: RunSettings,
+    checkpoint: Path | None = None,
+    prepare: Callable[[RunSettings], TrainingData] | None = None,
+    change: Callable[[Runner, SegmentTokenizer], Runner] | None = None,
+) -> Ready:
+    """Read, check and encode the data, and load and adapt the model. Nothing is written to a run.
+
+    Arguments and errors are those of `finetune`; `checkpoint` holds the adapter to go on with.
+    """
+    prepare = prepare or accelerated_preparation(settings.speed.without)
+    training, dev = prepare(settings), _read_dev(settings.data)
+    sample = dev and _sample(dev, settings)
+
+    model = load_model(**settings.model.model_dump())
+    max_length = choose_max_length(settings.prompt.max_length, model.config)
+    _put_in_adapter(model, settings, checkpoint)
+    runner, accelerations = _runner(model, max_length, settings, answering=dev is not None)
+    if change is not None:
+        runner = change(runner, training.tokenizer)
+
+    _report_training(training, max_length)
+    check_vocabulary(training.tokenizer, model)
+    plan = _plan(settings, training.encoded, runner)
+    return Ready(
+        training,
+        dev,
+        sample,
+        runner,
+        accelerations,
+        _reader(settings, runner, max_length, training),
+        plan,
+        _work(settings, plan, training.held_out, sample),
+        _describe_base(settings.model, model, training),
+        _find_overlap(training, dev),
+    )
 
 
 def _answer_as_used(
@@ -233,8 +284,8 @@ def _examine(reader: PlainReader, sample: QADataset, run: RunDirectory, command:
     asked = counted(len(sample.order), "question")
     logger.info("Answering %s of the dev data for the report.", asked)
     with answering_progress() as progress:
-        found = evaluate(reader, sample, _SCORING, progress=progress)
-    outcome = outcome_of(found, sample, model=run.path, strategy=_SCORING.name, command=command)
+        found = evaluate(reader, sample, SCORING, progress=progress)
+    outcome = outcome_of(found, sample, model=run.path, strategy=SCORING.name, command=command)
     outcome.save(run.path)
 
 
@@ -366,12 +417,14 @@ def _plan(settings: RunSettings, encoded: Encoded, runner: Runner) -> BatchPlan:
 
 
 def _work(
-    settings: RunSettings, plan: BatchPlan, training: TrainingData, dev: QADataset | None
+    settings: RunSettings, plan: BatchPlan, held_out: QADataset, sample: QADataset | None
 ) -> Work:
     """Return what there is to do, to estimate the time that it takes."""
-    steps = total_steps(plan, settings.optimisation)
-    scorings = scoring_steps(steps, settings.evaluation) if dev is not None else ()
-    return Work(steps, plan.tokens_per_step(), scorings, len(training.held_out.order))
+    steps, tokens = total_steps(plan, settings.optimisation), plan.tokens_per_step()
+    if sample is None:
+        return Work(steps, tokens, answered_after=len(held_out.order))
+    scorings = scoring_steps(steps, settings.evaluation)
+    return Work(steps, tokens, scorings, len(held_out.order) + len(sample.order))
 
 
 def _describe_base(
@@ -398,7 +451,7 @@ def _scorer(
     """Return a function that scores answers to the dev sample."""
     if sample is None:
         return None
-    return lambda: evaluate(reader, sample, _SCORING, progress=progress).scores
+    return lambda: evaluate(reader, sample, SCORING, progress=progress).scores
 
 
 def _adapter_info(reader: Reader, base: BaseInfo) -> AdapterInfo:

@@ -67,13 +67,13 @@ def test_lines_show_first_and_last_step_and_every_evaluation(
 
 # A training of ten steps that is scored before, in the middle and after. A step takes 12 seconds,
 # but the first one, which compiles kernels, a minute. A scoring takes 90, but the first one 300.
-WORK = Work(10, tokens_per_step=600, scorings=[0, 5, 10], held_out=250)
+WORK = Work(10, tokens_per_step=600, scorings=[0, 5, 10], answered_after=250)
 HAPPENS = [
     *[("evaluation", 0, 300), ("train", 1, 60), *(("train", step, 12) for step in range(2, 6))],
     *[("evaluation", 5, 90), *(("train", step, 12) for step in range(6, 11))],
     ("evaluation", 10, 90),
 ]
-# The questions to calibrate by are half as many as those of a scoring.
+# The questions that are answered afterwards are half as many as those of a scoring.
 END = sum(seconds for _, _, seconds in HAPPENS) + 45
 
 
@@ -121,7 +121,7 @@ def test_a_training_shows_the_time_that_it_then_takes(
         # A process that has scored nothing does not know how long that takes.
         (4, None),
         (5, "over 1:00 left"),
-        # Four steps, a scoring and the calibration.
+        # Four steps, a scoring and what comes after.
         (6, "3:03 left"),
     ],
 )

@@ -71,8 +71,8 @@ def test_it_is_that_of_the_steps_and_scorings_to_come(training: Training) -> Non
                 scoring = scored[-1]["seconds"]
                 if scored[-1]["step"] == 0:
                     scoring *= SCORING_ONCE_TRAINED
-                rest -= scoring * (scorings_left + work.held_out / QUESTIONS)
-            assert left.at_least == (not scored and bool(scorings_left or work.held_out))
+                rest -= scoring * (scorings_left + work.answered_after / QUESTIONS)
+            assert left.at_least == (not scored and bool(scorings_left or work.answered_after))
             paces = [1 / each["tokens_per_second"] for each in steps] or [0]
             tokens = steps_left * work.tokens_per_step
             assert tokens * min(paces) - 1e-6 <= rest <= tokens * max(paces) + 1e-6

@@ -1,7 +1,10 @@
-"""How many tokens fit into memory, and the error when they do not."""
+"""How much memory is used, how many tokens fit into it, and the error when they do not."""
 
+import resource
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -17,6 +20,25 @@ _MOST_ELEMENTS = 2**31 - 1
 # The share of free memory for keys and values. They are kept up to three times, and a layer's
 # activations and the logits need memory too.
 _FOR_STATES = 1 / 8
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the peak memory in bytes: of tensors on a GPU, else of the whole process."""
+    if device.type == "cuda":
+        # `max_memory_allocated` would flatten all statistics to read this one.
+        peak: int = torch.cuda.memory_stats_as_nested_dict(device)["allocated_bytes"]["all"]["peak"]
+        return peak
+    kept = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kept if sys.platform == "darwin" else kept * 2**10
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Let the peak start again from what is used now. Only Linux and GPUs can do this."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def tokens_at_once(model: PreTrainedModel) -> int:

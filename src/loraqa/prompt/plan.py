@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TypeVar
+from statistics import fmean
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -29,6 +30,33 @@ def tree_tokens(trees: Sequence[Tree]) -> int:
 def padded_tokens(trees: Sequence[Tree]) -> int:
     """Return the size of a batch as padded rows, one per question."""
     return sum(len(tree.branches) for tree in trees) * max(tree.longest_path for tree in trees)
+
+
+class Plan(Protocol):
+    """The steps of a training, epoch by epoch."""
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Step]:
+        """Yield the steps of an epoch, from step `start` on."""
+        ...
+
+    def steps_in(self, epoch: int) -> int:
+        """Return the number of optimizer steps in the epoch."""
+        ...
+
+
+@dataclass(frozen=True)
+class ChosenSteps:
+    """A `Plan` of the same steps in each epoch."""
+
+    steps: Sequence[Step]
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Step]:  # noqa: ARG002
+        """See `Plan`."""
+        yield from self.steps[start:]
+
+    def steps_in(self, epoch: int) -> int:  # noqa: ARG002
+        """See `Plan`."""
+        return len(self.steps)
 
 
 @dataclass(frozen=True)
@@ -62,9 +90,16 @@ class BatchPlan:
         return len(self._steps(epoch))
 
     def tokens_per_step(self) -> float:
-        """Return the mean size of a step; if the first epoch is long, of its first steps."""
-        sizes = [sum(map(self.size, step)) for step in islice(self.epoch(0), _SAMPLED)]
-        return sum(sizes) / len(sizes)
+        """Return the mean size of a step in the sample."""
+        return fmean(map(self.tokens, self.sample()))
+
+    def sample(self) -> list[Step]:
+        """Return the steps of the first epoch; if there are many, the first of them."""
+        return list(islice(self.epoch(0), _SAMPLED))
+
+    def tokens(self, step: Step) -> int:
+        """Return the size of a step."""
+        return sum(map(self.size, step))
 
     def _steps(self, epoch: int) -> list[list[Tree]]:
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.trees))

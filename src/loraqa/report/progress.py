@@ -12,7 +12,7 @@ from rich.console import Console
 from loraqa.answer.journal import Journal, Stopwatch
 from loraqa.answer.progress import Progress
 from loraqa.errors import counted
-from loraqa.report.time_left import Left, TimeLeft, Work
+from loraqa.report.time_left import Left, TimeLeft, Work, clock
 from loraqa.train.run import Record
 
 # Seconds between two plain lines.
@@ -177,10 +177,7 @@ def _told(left: Left | None) -> str:
     """Return the time left in words; empty if nothing is known."""
     if left is None:
         return ""
-    minutes, seconds = divmod(round(left.seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    clock = f"{hours}:{minutes:02}" if hours else f"{minutes}"
-    return f"{'over ' if left.at_least else ''}{clock}:{seconds:02} left"
+    return f"{'over ' if left.at_least else ''}{clock(left.seconds)} left"
 
 
 def _speed(record: Record) -> str:

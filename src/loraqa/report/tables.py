@@ -2,13 +2,14 @@
 
 import html
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from loraqa.errors import counted
+from loraqa.report.time_left import clock
 
 if TYPE_CHECKING:
     import rich.table
@@ -105,6 +106,22 @@ def printable(text: str) -> str:
     """
     line = " ".join(text.split())
     return "".join("�" if unicodedata.category(char) in {"Cc", "Cs"} else char for char in line)
+
+
+def costs_table(costs: Mapping[str, Mapping[str, float | None]]) -> Table:
+    """Return a table of what a training costs: the parts of each kind of cost (see `Costs`)."""
+    texts: dict[str, Callable[[float], str]] = {
+        "work": lambda number: f"{round(number, 2):,}",
+        "memory": lambda size: f"{size / 2**20:,.0f} MiB",
+        "disk": lambda size: f"{size / 2**20:,.1f} MiB",
+        "seconds": clock,
+    }
+    rows = tuple(
+        (kind, part.replace("_", " "), MISSING if value is None else texts[kind](value))
+        for kind, parts in costs.items()
+        for part, value in parts.items()
+    )
+    return Table("Costs of the training", (Column("cost"), Column("of"), Column("is")), rows)
 
 
 def strategies_table(comparisons: Iterable["Comparison"]) -> Table:

@@ -1,4 +1,4 @@
-"""How long a training still takes: its steps, its scorings, and the calibration at its end."""
+"""How long a training still takes: its steps, its scorings, and the answers after the last."""
 
 import time
 from bisect import bisect_left, bisect_right
@@ -16,6 +16,13 @@ SCORING_ONCE_TRAINED = 0.3
 _RECENT = 50
 
 
+def clock(seconds: float) -> str:
+    """Return a time as minutes and seconds, such as 5:00; from an hour on with hours, 1:05:00."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
 @dataclass(frozen=True)
 class Work:
     """What a training has to do.
@@ -24,13 +31,14 @@ class Work:
         steps: optimizer steps.
         tokens_per_step: tokens that a step computes, in the mean.
         scorings: the steps after which the model is scored, in order; 0 is before the first step.
-        held_out: questions to calibrate by after the last step.
+        answered_after: questions that are answered after the last step, to calibrate by and for
+            the report.
     """
 
     steps: int
     tokens_per_step: float
     scorings: Sequence[int] = ()
-    held_out: int = 0
+    answered_after: int = 0
 
 
 class Left(NamedTuple):
@@ -73,16 +81,16 @@ class TimeLeft:
         return self._known._replace(seconds=max(seconds, 0))
 
     def _after(self, steps: int, scorings: int) -> Left | None:
-        """Return the time for the steps and scorings to come, and for the calibration."""
+        """Return the time for the steps and scorings to come, and for what comes after them."""
         if steps and not self._recent:
             return None
         training = steps * self._seconds_per_step() if steps else 0
         if self._scoring is None:
-            return Left(training, at_least=scorings > 0 or self._work.held_out > 0)
+            return Left(training, at_least=scorings > 0 or self._work.answered_after > 0)
         share = SCORING_ONCE_TRAINED if self._scoring["step"] == 0 else 1
         scoring = share * self._scoring["seconds"]
-        calibration = self._work.held_out / self._scoring["total"] * scoring
-        return Left(training + scorings * scoring + calibration)
+        scorings_after = self._work.answered_after / self._scoring["total"]
+        return Left(training + (scorings + scorings_after) * scoring)
 
     def _seconds_per_step(self) -> float:
         """Return the time of a step of mean size. Steps differ in size, so tokens are counted."""

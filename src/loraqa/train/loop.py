@@ -2,8 +2,6 @@
 
 import logging
 import math
-import resource
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -24,9 +22,9 @@ from loraqa.errors import InputError, LoraqaError, explain, some_of
 from loraqa.lora.flat import FlatAdapter
 from loraqa.lora.layer import lora_layers
 from loraqa.model.loss import Launch
-from loraqa.model.memory import explaining_lack_of_memory
+from loraqa.model.memory import explaining_lack_of_memory, peak_memory
 from loraqa.model.runner import Runner
-from loraqa.prompt.plan import BatchPlan, Step
+from loraqa.prompt.plan import Plan, Step
 from loraqa.squad import Scores
 from loraqa.train.checkpoint import TrainState, remove_superseded, restore, save_checkpoint
 from loraqa.train.loraplus import lengthen_steps_of_b
@@ -41,7 +39,7 @@ logger = logging.getLogger("loraqa")
 
 def train(
     runner: Runner,
-    plan: BatchPlan,
+    plan: Plan,
     settings: RunSettings,
     run: RunDirectory,
     *,
@@ -114,7 +112,7 @@ class _Training:
     """A training in progress: its inputs and its state."""
 
     runner: Runner
-    plan: BatchPlan
+    plan: Plan
     settings: RunSettings
     run: RunDirectory
     evaluate: Callable[[], Scores] | None
@@ -223,7 +221,7 @@ class _Training:
             learning_rate=launched.rate,
             gradient_norm=norm,
             **self._speed(planned),
-            memory_mib=_peak_memory(self.model.device),
+            memory_mib=peak_memory(self.model.device) / 2**20,
         )
 
     def _something_is_due(self, step: int) -> bool:
@@ -382,13 +380,3 @@ def _seed_step(seed: int, step: int) -> None:
     """Make dropout a function of seed and step, so that checkpoints need no generator's state."""
     (drawn,) = np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)
     torch.manual_seed(int(drawn))
-
-
-def _peak_memory(device: torch.device) -> float:
-    """Return the peak memory in MiB: of tensors on a GPU, else of the whole process."""
-    if device.type == "cuda":
-        # `max_memory_allocated` would flatten all statistics to read this one.
-        peak: int = torch.cuda.memory_stats_as_nested_dict(device)["allocated_bytes"]["all"]["peak"]
-        return peak / 2**20
-    kept = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kept / 2**20 if sys.platform == "darwin" else kept / 2**10

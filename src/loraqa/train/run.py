@@ -39,7 +39,7 @@ from loraqa.files import (
     write_text,
 )
 from loraqa.train.manifest import newest_copy, saved_steps
-from loraqa.train.settings import RunSettings, differences, dotted, load_settings
+from loraqa.train.settings import RunSettings, choose_settings, differences, dotted, load_settings
 
 if TYPE_CHECKING:
     from loraqa.train.checkpoint import TrainState
@@ -104,19 +104,13 @@ class RunDirectory:
         """Return the settings of a new or a resumed run, with full paths.
 
         Later ones win: the settings that a resumed run began with, `config`, `flags`, `overrides`.
-
-        Args:
-            config: a YAML file.
-            flags: dotted key to value; None leaves a setting as it is.
-            overrides: texts such as "lora.rank=8".
-            resume: whether the run is resumed.
+        See the function of the same name.
 
         Raises:
-            InputError: as for `load_settings` and `check_usable`.
+            InputError: as for that function and `check_usable`.
         """
         files = [*([self.begun_settings()] if resume else []), *([config] if config else [])]
-        given = [f"{key}={value}" for key, value in flags.items() if value is not None]
-        chosen = load_settings(files, [*given, *overrides]).with_full_paths().with_template()
+        chosen = choose_settings(files, flags, overrides)
         self.check_usable(chosen, resume)
         return chosen
 

@@ -2,11 +2,11 @@
 
 import math
 
-from loraqa.prompt.plan import BatchPlan
+from loraqa.prompt.plan import Plan
 from loraqa.train.settings import EvaluationSettings, OptimisationSettings
 
 
-def total_steps(plan: BatchPlan, settings: OptimisationSettings) -> int:
+def total_steps(plan: Plan, settings: OptimisationSettings) -> int:
     """Return the number of optimizer steps of the run.
 
     Epochs may differ in length, because steps take whole passages and the order is shuffled.

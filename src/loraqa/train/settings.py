@@ -215,6 +215,23 @@ def load_settings(files: Iterable[Path] = (), overrides: Iterable[str] = ()) -> 
     return parse_settings(values)
 
 
+def choose_settings(
+    files: Iterable[Path], flags: Mapping[str, str | int | None], overrides: Iterable[str]
+) -> RunSettings:
+    """Return the settings from files, flags and overrides, with full paths; later ones win.
+
+    Args:
+        files: YAML files.
+        flags: dotted key to value; None leaves a setting as it is.
+        overrides: texts such as "lora.rank=8".
+
+    Raises:
+        InputError: as for `load_settings` and `with_template`.
+    """
+    given = [f"{key}={value}" for key, value in flags.items() if value is not None]
+    return load_settings(files, [*given, *overrides]).with_full_paths().with_template()
+
+
 def parse_settings(values: Mapping[str, Any]) -> RunSettings:
     """Return the settings from nested groups. Raises `InputError` as `load_settings` does."""
     try:

@@ -16,6 +16,7 @@ class StoppedError(LoraqaError):
 
     def __init__(self, message: str, received: signal.Signals) -> None:
         super().__init__(message)
+        self.received = received
         self.exit_code = 128 + received
 
 
