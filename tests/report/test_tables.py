@@ -13,6 +13,7 @@ from loraqa.lora.spectra import Spectrum
 from loraqa.report.tables import (
     Column,
     Table,
+    costs_table,
     printable,
     settings_table,
     spectra_table,
@@ -172,6 +173,23 @@ def training_record(step: int, **changes: float) -> dict[str, object]:
         "tokens_per_second": 12345.0,
         "memory_mib": 1000.0,
     } | changes
+
+
+def test_costs_are_shown_in_their_units() -> None:
+    costs = {
+        "work": {"epochs": 1.2512, "tokens_as_trees": 12345},
+        "memory": {"weights": 3 * 2**20},
+        "disk": {"adapter": 2**19},
+        "seconds": {"training": 3723.4, "calibration": None},
+    }
+    assert costs_table(costs).rows == (
+        ("work", "epochs", "1.25"),
+        ("work", "tokens as trees", "12,345"),
+        ("memory", "weights", "3 MiB"),
+        ("disk", "adapter", "0.5 MiB"),
+        ("time", "training", "1:02:03"),
+        ("time", "calibration", "–"),
+    )
 
 
 def test_training_table_summarizes_the_run() -> None:

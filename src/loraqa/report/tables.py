@@ -110,16 +110,16 @@ def printable(text: str) -> str:
 
 def costs_table(costs: Mapping[str, Mapping[str, float | None]]) -> Table:
     """Return a table of what a training costs: the parts of each kind of cost (see `Costs`)."""
-    texts: dict[str, Callable[[float], str]] = {
-        "work": lambda number: f"{round(number, 2):,}",
-        "memory": lambda size: f"{size / 2**20:,.0f} MiB",
-        "disk": lambda size: f"{size / 2**20:,.1f} MiB",
-        "seconds": clock,
+    texts: dict[str, tuple[str, Callable[[float], str]]] = {
+        "work": ("work", lambda number: f"{round(number, 2):,}"),
+        "memory": ("memory", lambda size: f"{size / 2**20:,.0f} MiB"),
+        "disk": ("disk", lambda size: f"{size / 2**20:,.1f} MiB"),
+        "seconds": ("time", clock),
     }
     rows = tuple(
-        (kind, part.replace("_", " "), MISSING if value is None else texts[kind](value))
-        for kind, parts in costs.items()
-        for part, value in parts.items()
+        (name, part.replace("_", " "), MISSING if value is None else text(value))
+        for kind, (name, text) in texts.items()
+        for part, value in costs[kind].items()
     )
     return Table("Costs of the training", (Column("cost"), Column("of"), Column("is")), rows)
 
