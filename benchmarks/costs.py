@@ -75,7 +75,7 @@ def _said(costs: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
         "training (s)": seconds["training"],
         "first scoring (s)": seconds["first_scoring"],
         "later scorings (s)": seconds["later_scorings"],
-        "training and scorings (s)": seconds["total"] - seconds["calibration_and_report"],
+        "all of these (s)": seconds["total"] - seconds["calibration_and_report"],
         "memory (MiB)": costs["memory"]["total"] / mib,
         "checkpoint (MiB)": costs["disk"]["checkpoint"] / mib,
     }
@@ -91,7 +91,7 @@ def _true(run: RunDirectory) -> dict[str, float]:
         "training (s)": _seconds(steps),
         "first scoring (s)": first["seconds"],
         "later scorings (s)": _seconds(later),
-        "training and scorings (s)": _seconds([*steps, first, *later]),
+        "all of these (s)": _seconds([*steps, first, *later]),
         "memory (MiB)": max(step["memory_mib"] for step in steps),
         "checkpoint (MiB)": sum(file.stat().st_size for file in files) / 2**20,
     }

@@ -75,21 +75,24 @@ def estimate_costs(
     ready = get_ready(settings, prepare=prepare, change=change)
     # Calibration would refuse such a question only after the training.
     ready.reader.count_prompts(ready.training.held_out.passages)
+    device = ready.runner.model.device
+    loading = peak_memory(device)
     tried = _try_steps(ready, settings)
+    seconds = _seconds(ready, tried.seconds_per_token)
     return Costs(
         _work(ready, settings),
-        tried.memory,
+        _memory(ready, tried.growth, max(loading, peak_memory(device))),
         _disk(ready, settings, tried),
-        _seconds(ready, tried.seconds_per_token),
+        seconds,
     )
 
 
 @dataclass(frozen=True)
 class _Tried:
-    """What some steps have shown; sizes are in bytes."""
+    """What some steps have shown; sizes, and how much the memory grew, are in bytes."""
 
     seconds_per_token: float
-    memory: dict[str, int]
+    growth: int
     adapter_size: int
     checkpoint_size: int
 
@@ -99,9 +102,8 @@ def _try_steps(ready: Ready, settings: RunSettings) -> _Tried:
     records: list[Record] = []
     steps = _representative(ready.plan)
     device = ready.runner.model.device
-    before = peak_memory(device)
     forget_peak_memory(device)
-    used = peak_memory(device)
+    before = peak_memory(device)
     with temporary_folder() as folder:
         run = RunDirectory(folder)
         run.start(settings, {}, {})
@@ -112,11 +114,10 @@ def _try_steps(ready: Ready, settings: RunSettings) -> _Tried:
             raise StoppedError(told, stopped.received) from None
         (checkpoint,) = run.checkpoints.iterdir()
         sizes = _size(checkpoint / ADAPTER), _size(checkpoint)
-    peak = peak_memory(device)
-    memory = _memory(ready, peak - used, max(before, peak))
+    growth = peak_memory(device) - before
     # The first step compiles kernels, and says little about the others.
     seconds: float = sum(record["seconds"] for record in records[1:])
-    return _Tried(seconds / sum(map(ready.plan.tokens, steps[1:])), memory, *sizes)
+    return _Tried(seconds / sum(map(ready.plan.tokens, steps[1:])), growth, *sizes)
 
 
 def _representative(plan: BatchPlan) -> list[Step]:
@@ -138,10 +139,10 @@ def _of_trial(settings: RunSettings) -> RunSettings:
 def _work(ready: Ready, settings: RunSettings) -> dict[str, float]:
     counts, parameters = ready.training.encoded.counts, parameter_counts(ready.runner.model)
     negatives = ready.training.facts["negatives"]
-    epochs = ready.work.steps / ready.plan.steps_in(0)
+    steps, epochs = ready.work.steps, settings.optimisation.epochs
     return {
-        "steps": ready.work.steps,
-        "epochs": min(epochs, settings.optimisation.epochs),
+        "steps": steps,
+        "epochs": epochs * steps / sum(map(ready.plan.steps_in, range(epochs))),
         "questions": counts.questions - negatives,
         "negatives": negatives,
         "contexts": counts.passages,
