@@ -228,7 +228,7 @@ def test_a_stopped_dry_run_leaves_nothing(
     [
         (["model.source=gone/"], "no folder"),
         (["data.dev=gone.json"], "gone.json"),
-        (["lora.rank=1000"], "lora.rank is 1,000"),
+        (["lora.rank=1000"], "1,000, but no adapted matrix"),
         (["prompt.max_length=40"], "takes 27 of 40 tokens"),
         (["data.dev=LONG"], "leaves no room"),
         ([], "exists already"),
