@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
@@ -210,6 +210,7 @@ def test_a_group_of_only_comments_has_the_defaults(tmp_path: Path) -> None:
 
 
 @examples(max_examples=30)
+@example(learning_rate=1e-3, alpha=32.0, source="0E0", pattern="1e3", cue=" ", patience=None)
 @given(
     learning_rate=st.floats(1e-12, 1.0),
     alpha=st.floats(1e-6, 1e6),

@@ -281,12 +281,23 @@ _QUESTIONS = re.compile(
 )
 
 
+# What YAML 1.2's core schema does not read as text.
+_OTHER_THAN_TEXT = {
+    "null": r"null|Null|NULL|~|",
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "int": r"[-+]?[0-9]+",
+    "float": r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan",
+}
+
+
 class _Dumper(yaml.SafeDumper):
     """Writes texts so that they are read as they were."""
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
-        """Escape YAML's other line breaks, which are not read as they were written."""
-        style = '"' if re.search(r"[\x85\u2028\u2029]", text) else None
+        """Quote YAML's other line breaks, and texts such as 1e3 that are else no text."""
+        breaks = re.search(r"[\x85\u2028\u2029]", text)
+        other = any(re.fullmatch(pattern, text) for pattern in _OTHER_THAN_TEXT.values())
+        style = '"' if breaks or other else None
         return self.represent_scalar("tag:yaml.org,2002:str", text, style)
 
 
@@ -310,12 +321,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-for _kind, _pattern in {
-    "null": r"null|Null|NULL|~|",
-    "bool": r"true|True|TRUE|false|False|FALSE",
-    "int": r"[-+]?[0-9]+",
-    "float": r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan",
-}.items():
+for _kind, _pattern in _OTHER_THAN_TEXT.items():
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"({_pattern})$"), None)
 
 
