@@ -6,7 +6,7 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 
 BIN := .venv/bin
-# Each of these processes imports PyTorch, so more of them take more memory than time.
+# Each process imports PyTorch: more than four cost memory and save little time.
 ON_ALL_CORES := -n auto --maxprocesses 4 --dist loadfile
 INSTALLED := .venv/.installed
 

@@ -16,8 +16,9 @@ RUN = "run"
 PREDICTIONS = "predictions.json"
 # How the names of temporary files begin or end.
 _TEMPORARY = (".loraqa-unfinished", ".lock", ".tmp")
-# What differs between two runs of the same command: times, and what depends on times.
-_TIMES = ("seconds", "per_second", "memory_mib")
+# Values that differ between two runs: times, what depends on times, and the command, which may say
+# that a run was resumed.
+_FREE_VALUES = ("seconds", "per_second", "memory_mib", "command")
 # Files of which only the existence counts: they tell of times and of the command.
 _FREE = (
     *("README.md", "adapter.md", "environment.json", "manifest.json"),
@@ -167,17 +168,17 @@ def _without_times(name: str, content: bytes | None) -> Any:
         return None
     try:
         if name.endswith(".json"):
-            return _timeless(json.loads(content))
+            return _essential_values(json.loads(content))
         if name.endswith(".jsonl"):
-            return [_timeless(json.loads(line)) for line in content.splitlines()]
+            return [_essential_values(json.loads(line)) for line in content.splitlines()]
     except ValueError:
         pass
     return content
 
 
-def _timeless(value: Any) -> Any:
+def _essential_values(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: _timeless(v) for k, v in value.items() if not k.endswith(_TIMES)}
+        return {k: _essential_values(v) for k, v in value.items() if not k.endswith(_FREE_VALUES)}
     return value
 
 

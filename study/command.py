@@ -7,6 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from loraqa.analysis.significance import Estimate
 from loraqa.answer.evaluate import sample_questions
 from loraqa.errors import LoraqaError, explain
 from loraqa.squad import QADataset, read_passages
@@ -28,6 +32,28 @@ def dev_questions(options: argparse.Namespace) -> QADataset:
     """Return as many of the dev questions as the command line asks for."""
     data = read_passages(options.dev)
     return sample_questions(data, options.questions or len(data.order), seed=0)
+
+
+def context_numbers(data: QADataset) -> NDArray[np.int64]:
+    """Return the number of each question's context, (questions,), in the order of the passages."""
+    counts = [len(passage.questions) for passage in data.passages]
+    return np.repeat(np.arange(len(counts)), counts)
+
+
+def estimates(
+    scores: NDArray[np.float64], contexts: NDArray[np.int64]
+) -> dict[str, tuple[float, float, float]]:
+    """Return the mean, and the ends of its 95% interval, of exact match and of F1.
+
+    Args:
+        scores: (questions, 2) exact match and F1 of each question, or their changes.
+        contexts: (questions,) the context of each question, numbered from 0.
+    """
+    found = {
+        name: Estimate.of(scores[:, column], contexts)
+        for column, name in enumerate(("exact_match", "f1"))
+    }
+    return {name: (each.mean, each.low, each.high) for name, each in found.items()}
 
 
 def print_parts(

@@ -13,6 +13,7 @@ intervals.
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -20,15 +21,15 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
-from loraqa.analysis.significance import Estimate
+from loraqa import reader as readers
 from loraqa.answer.answered import Answered
 from loraqa.answer.reader import Reader
 from loraqa.answer.span import SpanSearch
+from loraqa.errors import InputError
 from loraqa.prompt.tree import Tree
-from loraqa.reader import Reader as Readers
 from loraqa.report.progress import answering_progress
 from loraqa.squad import Answer, Passage, QADataset, Question, score_question
-from study.command import dev_questions, parser_of, print_parts
+from study.command import context_numbers, dev_questions, estimates, parser_of, print_parts
 
 Floats = NDArray[np.float64]
 
@@ -44,7 +45,7 @@ def main() -> None:
 
 
 def _measured(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    reader = replace(Readers.load(options.run, base=options.base), no_answer_threshold=None)
+    reader = replace(readers.Reader.load(options.run, base=options.base), no_answer_threshold=None)
     data = dev_questions(options)
     with answering_progress() as progress:
         found = reader.read(data.passages, SpanSearch(), answers=_BEST, progress=progress)
@@ -67,7 +68,7 @@ def blind_log_probabilities(
         parts = losses.split([len(branch.answer) for branch in branches])
         known |= {b.question_id: -float(p.sum()) for b, p in zip(branches, parts, strict=True)}
     return [
-        np.array([known[_name(answer, number)] for number, answer in enumerate(answers)])
+        np.array([known.get(_name(answer, number), 0.0) for number, answer in enumerate(answers)])
         for answers in found
     ]
 
@@ -80,40 +81,43 @@ def _name(answer: Answered, number: int) -> str:
 def _trees(
     reader: Reader, passages: Sequence[Passage], found: Sequence[Sequence[Answered]]
 ) -> list[Tree]:
-    """Return a tree for each passage, with a branch for each answer to each of its questions."""
-    answers = iter(found)
-    asked = [
-        replace(
-            passage,
-            questions=tuple(
-                Question(_name(answer, number), question.text, (_place(passage, answer),))
-                for question in passage.questions
-                for number, answer in enumerate(next(answers))
-            ),
-        )
-        for passage in passages
+    """Return a tree for each question, with a branch for each of its answers.
+
+    Its context is replaced by a list of the answers, so that each of them has a place.
+    """
+    questions = [question for passage in passages for question in passage.questions]
+    lists = [
+        _list_of_answers(question, answers)
+        for question, answers in zip(questions, found, strict=True)
     ]
-    return reader.encoder.encode_training(asked).trees
+    return reader.encoder.encode_training(lists).trees
 
 
-def _place(passage: Passage, answer: Answered) -> Answer:
-    """Return an answer of the span search as one to learn from."""
-    assert answer.start is not None
-    assert passage.context.startswith(answer.text, answer.start)
-    return Answer(answer.text, answer.start)
+def _list_of_answers(question: Question, answers: Sequence[Answered]) -> Passage:
+    texts = [answer.text for answer in answers]
+    # A line break stands between two answers.
+    starts = [0, *accumulate(len(text) + 1 for text in texts[:-1])]
+    asked = (
+        Question(_name(answer, number), question.text, (Answer(answer.text, start),))
+        for number, (answer, start) in enumerate(zip(answers, starts, strict=True))
+        if answer.text
+    )
+    return Passage("\n".join(texts), tuple(asked))
 
 
 def _blind(reader: Reader, tree: Tree) -> Tree:
     """Leave the context out of a tree; what the template says before it stays."""
-    lead = reader.encoder.template.context("").rstrip()
+    lead = reader.encoder.template.context("")
     before = [*reader.tokenizer.start, *reader.tokenizer.encode([lead])[0].ids]
+    if not before:
+        raise InputError("The template begins with the context, so no text without it can be read.")
     return replace(tree, trunk=np.array(before, dtype=tree.trunk.dtype))
 
 
 def _by_alpha(
     data: QADataset, found: Sequence[Sequence[Answered]], blind: Sequence[Floats]
 ) -> Iterator[dict[str, Any]]:
-    contexts = np.repeat(np.arange(len(data.passages)), [len(p.questions) for p in data.passages])
+    contexts = context_numbers(data)
     reference: Floats | None = None
     for alpha in _ALPHAS:
         scores = 100 * np.array(
@@ -123,13 +127,13 @@ def _by_alpha(
             ]
         )
         reference = scores if reference is None else reference
+        changes = estimates(scores - reference, contexts)
         yield {
             "alpha": alpha,
             "questions": len(scores),
             "exact_match": float(scores[:, 0].mean()),
             "f1": float(scores[:, 1].mean()),
-            "exact_match_change": _interval(scores[:, 0] - reference[:, 0], contexts),
-            "f1_change": _interval(scores[:, 1] - reference[:, 1], contexts),
+            **{f"{name}_change": change for name, change in changes.items()},
         }
 
 
@@ -141,11 +145,6 @@ def _chosen(answers: Sequence[Answered], blind: Floats, alpha: float) -> Answere
 def _scored(question: Question, answer: Answered, data: QADataset) -> tuple[float, float]:
     found = score_question(answer.text, question, data.version)
     return found.exact_match, found.f1
-
-
-def _interval(change: Floats, contexts: NDArray[np.int64]) -> tuple[float, float, float]:
-    estimate = Estimate.of(change, contexts)
-    return estimate.mean, estimate.low, estimate.high
 
 
 if __name__ == "__main__":

@@ -65,6 +65,17 @@ def _mentioned(question: str) -> list[str]:
     return [word for word in written[1:] if entity_of(word)]
 
 
+def _replaced(text: str, others: Mapping[str, str]) -> str:
+    """Return the text with other words in the place of some."""
+    parts: list[str] = []
+    done = 0
+    for start, end in words(text):
+        if other := others.get(text[start:end]):
+            parts += text[done:start], other
+            done = end
+    return "".join([*parts, text[done:]])
+
+
 @dataclass(frozen=True)
 class _Maker:
     """Makes distractors from what other questions mention and how they are answered."""
@@ -88,30 +99,22 @@ class _Maker:
         start, end = sentence_at(passage.context, answer.start)
         if answer.end > end:
             return None
-        before = self._altered(passage.context[start : answer.start], question)
-        after = self._altered(passage.context[answer.end : end], question)
-        if before is None and after is None:
+        around = passage.context[start : answer.start], passage.context[answer.end : end]
+        others = self._other_names(around, question)
+        false = self._other(answer.text, self.answers)
+        if not others or not false:
             return None
-        other = self._other(answer.text, self.answers)
-        if other is None or normalize_answer(other) in normalize_answer(passage.context):
+        if normalize_answer(false) in normalize_answer(passage.context):
             return None
-        before = before or passage.context[start : answer.start]
-        after = after or passage.context[answer.end : end]
-        return f"{before}{other}{after}".strip()
+        before, after = (_replaced(text, others) for text in around)
+        return f"{before}{false}{after}".strip()
 
-    def _altered(self, text: str, question: Question) -> str | None:
-        """Replace what the question mentions; return None if it mentions nothing of the text."""
-        mentioned = set(_mentioned(question.text))
-        parts: list[str] = []
-        done = 0
-        for start, end in words(text):
-            if text[start:end] in mentioned:
-                other = self._other(text[start:end], self.entities)
-                if other is None:
-                    return None
-                parts += text[done:start], other
-                done = end
-        return "".join([*parts, text[done:]]) if parts else None
+    def _other_names(self, texts: Sequence[str], question: Question) -> dict[str, str]:
+        """Return another name for each that the question and the texts mention, if there is one."""
+        written = {text[slice(*span)] for text in texts for span in words(text)}
+        names = (name for name in _mentioned(question.text) if name in written)
+        pairs = {name: self._other(name, self.entities) for name in names}
+        return {name: other for name, other in pairs.items() if other}
 
     def _other(self, text: str, pool: Pool) -> str | None:
         """Return another text of the same kind."""

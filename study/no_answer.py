@@ -12,7 +12,7 @@ from itertools import chain, groupby
 from pathlib import Path
 
 from loraqa.answer.evaluate import sample_questions
-from loraqa.errors import LoraqaError, explain
+from loraqa.errors import InputError, LoraqaError, explain
 from loraqa.squad import Passage, QADataset, read_passages, write_official
 
 
@@ -21,6 +21,8 @@ def main() -> None:
     options = _parser().parse_args()
     try:
         learned, scored = halves(read_passages(options.v2))
+        if not scored:
+            raise InputError(f"{options.v2} has fewer than two titles; give a file with titles.")
         answerable = sample_questions(read_passages(options.v1), options.questions, seed=0)
         options.out.mkdir(parents=True, exist_ok=True)
         write_official(options.out / "train.json", [*answerable.passages, *learned], "2.0")

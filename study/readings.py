@@ -28,6 +28,7 @@ from loraqa.prompt.tree import TokenIds, Tree
 from loraqa.speed.cpu.products import Block, attend_blocks
 from loraqa.squad import Passage
 from study.clozes import with_clozes
+from study.distractors import with_distractors
 
 
 @dataclass(frozen=True)
@@ -246,5 +247,6 @@ READINGS = {
     "loss on the question": losing_also_on(question=0.3),
     "loss on question and context": losing_also_on(question=0.3, context=0.1),
     "clozes": Reading(change_passages=with_clozes),
+    "distractors": Reading(change_passages=with_distractors),
     "question first": changing_trees(question_first),
 }

@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loraqa.analysis.significance import Estimate
 from loraqa.answer.evaluate import evaluate
 from loraqa.reader import Reader
 from loraqa.report.progress import answering_progress
 from loraqa.squad import QADataset, Question, Scores, read_passages
 from loraqa.squad.segmentation import words
-from study.command import dev_questions, parser_of, print_parts
+from study.command import context_numbers, dev_questions, estimates, parser_of, print_parts
 
 Floats = NDArray[np.float64]
 Rewrite = Callable[[str], str]
@@ -74,7 +73,7 @@ def with_questions(data: QADataset, rewrite: Rewrite) -> QADataset:
 
 
 def with_typos(question: str) -> str:
-    """Mistype a letter in about a quarter of the longer words, never their first letter.
+    """Mistype a letter in about a quarter of the longer words, never their first or last one.
 
     The letter is left out, doubled, swapped with the next one, or the key beside it is hit. The
     same question always gets the same typos.
@@ -93,9 +92,11 @@ def with_typos(question: str) -> str:
 def _mistyped(word: str, random: np.random.Generator) -> str:
     place = int(random.integers(1, len(word) - 1))
     letter, following = word[place], word[place + 1]
-    ways = ("", letter * 2, following + letter, _key_beside(letter, random))
-    way = int(random.integers(len(ways)))
-    return word[:place] + ways[way] + word[place + (2 if way == 2 else 1) :]
+    pairs = (following, letter * 2 + following, following + letter)
+    ways = [*pairs, _key_beside(letter, random) + following]
+    # Swapping equal letters changes nothing.
+    typos = [way for way in ways if way != letter + following]
+    return word[:place] + typos[int(random.integers(len(typos)))] + word[place + 2 :]
 
 
 def _key_beside(letter: str, random: np.random.Generator) -> str:
@@ -121,30 +122,16 @@ def _values(scores: Scores, questions: list[Question]) -> Floats:
     return 100 * np.array([(score.exact_match, score.f1) for score in found], dtype=np.float64)
 
 
-def _contexts(data: QADataset) -> NDArray[np.int64]:
-    """Return the number of each question's context."""
-    return np.repeat(
-        np.arange(len(data.passages)), [len(passage.questions) for passage in data.passages]
-    )
-
-
 def _figures(scores: Scores, data: QADataset) -> dict[str, Any]:
-    values, contexts = _values(scores, data.questions), _contexts(data)
-    return {"questions": len(values), **_estimates(values, contexts)}
+    values = _values(scores, data.questions)
+    return {"questions": len(values), **estimates(values, context_numbers(data))}
 
 
 def _changes(before: Scores, after: Scores, data: QADataset) -> dict[str, Any]:
     change = _values(after, data.questions) - _values(before, data.questions)
-    return {f"{name}_change": each for name, each in _estimates(change, _contexts(data)).items()}
-
-
-def _estimates(values: Floats, clusters: NDArray[np.int64]) -> dict[str, tuple[float, ...]]:
-    """Return the mean and the ends of the interval of both scores."""
-    found = {
-        name: Estimate.of(values[:, column], clusters)
-        for column, name in enumerate(("exact_match", "f1"))
+    return {
+        f"{name}_change": each for name, each in estimates(change, context_numbers(data)).items()
     }
-    return {name: (each.mean, each.low, each.high) for name, each in found.items()}
 
 
 def _addsent(scores: Scores, data: QADataset) -> dict[str, Any]:
@@ -152,18 +139,17 @@ def _addsent(scores: Scores, data: QADataset) -> dict[str, Any]:
 
     A variant's id is the question's, with a suffix after a hyphen.
     """
+    values = _values(scores, data.questions)
     rows: dict[str, list[Floats]] = {}
-    for question, value in zip(data.questions, _values(scores, data.questions), strict=True):
+    for question, value in zip(data.questions, values, strict=True):
         rows.setdefault(question.id.partition("-")[0], []).append(value)
-    first = {q.id: n for n, passage in enumerate(data.passages) for q in passage.questions}
-    ids = [id for id in rows if id in first]
-    contexts = np.unique([first[id] for id in ids], return_inverse=True)[1]
-    own = _values(scores, [q for q in data.questions if q.id in rows])
-    worst = np.array([np.min(rows[id], axis=0) for id in ids])
+    own = [number for number, question in enumerate(data.questions) if question.id in rows]
+    worst = np.array([np.min(rows[data.questions[number].id], axis=0) for number in own])
+    contexts = np.unique(context_numbers(data)[own], return_inverse=True)[1]
     return {
-        "questions": len(ids),
-        "own_context": _estimates(own, contexts),
-        "worst": _estimates(worst, contexts),
+        "questions": len(own),
+        "own_context": estimates(values[own], contexts),
+        "worst": estimates(worst, contexts),
     }
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -169,6 +170,19 @@ def test_the_report_shows_the_answers_to_the_dev_sample(
     assert outcome.questions[0].question in page
 
 
+@pytest.mark.parametrize("other_data", [True, False])
+def test_a_finished_run_that_is_resumed_keeps_an_evaluation_of_other_data(
+    finished: tuple[Path, FinetuneResult], chosen: RunSettings, tmp_path: Path, other_data: bool
+) -> None:
+    run = shutil.copytree(finished[0], tmp_path / "run")
+    outcome = Outcome.load(run)
+    sha256 = "other" if other_data else outcome.data["sha256"]
+    of_user = replace(outcome, command="mine", data={**outcome.data, "sha256": sha256})
+    of_user.save(run)
+    finetune(chosen, run, resume=True)
+    assert (Outcome.load(run) == of_user) is other_data
+
+
 def test_the_adapter_folder_alone_works_here_and_in_peft(
     finished: tuple[Path, FinetuneResult], tiny_folder: Path
 ) -> None:
@@ -196,8 +210,7 @@ def test_scoring_computes_the_tokens_of_four_training_batches_at_once(
 
     monkeypatch.setattr("loraqa.finetune.evaluate", watched)
     finetune(chosen, tmp_path / "run")
-    # The report's answers are read like any others.
-    assert budgets == {4 * 120, Reader.tokens_per_batch}
+    assert budgets == {4 * 120}
 
 
 def test_the_time_left_is_that_of_all_the_work(

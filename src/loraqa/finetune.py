@@ -1,4 +1,5 @@
-"""The recipe of fine-tuning: read and encode, load, adapt, train and score, write the adapter.
+"""The recipe of fine-tuning: read and encode, load, adapt, train and score, write the adapter,
+calibrate it, and report its answers.
 
 settings = load_settings([Path("squad.yaml")], ["data.dev=dev.json"])
 result = finetune(settings, Path("runs/squad"))
@@ -11,7 +12,7 @@ import math
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,6 +23,7 @@ from loraqa.adapter.base import describe_base
 from loraqa.adapter.card import CARD, model_card
 from loraqa.adapter.evaluation import Evaluation
 from loraqa.adapter.info import AdapterInfo, BaseInfo, read_adapter_info, write_adapter_info
+from loraqa.analysis.outcome import FILE, Outcome
 from loraqa.answer.calibrate import calibrate
 from loraqa.answer.evaluate import evaluate, sample_questions
 from loraqa.answer.outcome import outcome_of
@@ -43,7 +45,7 @@ from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
 from loraqa.reader import Reader
 from loraqa.report.progress import answering_progress, training_progress
-from loraqa.report.run import rewrite_report
+from loraqa.report.run import keep_outcome, rewrite_report
 from loraqa.report.time_left import Work
 from loraqa.speed.start import accelerated_preparation
 from loraqa.speed.trial import fastest
@@ -131,7 +133,7 @@ def finetune(
     with run.writing(settings, resume):
         result, held_out, sample = _finetune(settings, run, resume, command, prepare, change)
         if held_out.order or sample is not None:
-            _answer_as_used(run, settings, held_out, sample, command)
+            _calibrate_and_examine(run, settings, held_out, sample, command)
         rewrite_report(run.path)
     return result
 
@@ -246,7 +248,7 @@ def get_ready(
     )
 
 
-def _answer_as_used(
+def _calibrate_and_examine(
     run: RunDirectory,
     settings: RunSettings,
     held_out: QADataset,
@@ -260,12 +262,22 @@ def _answer_as_used(
     # The model that was trained is not needed any more, and may take all memory.
     gc.collect()
     loaded = Reader.load(run.path, device=settings.model.device, without=settings.speed.without)
-    reader = _calibrated(loaded, held_out, run) if held_out.order else loaded
-    if sample is not None:
+    fitting = _SCORING_BATCH_FACTOR * settings.optimisation.tokens_per_batch
+    reader: PlainReader = replace(loaded, tokens_per_batch=min(fitting, loaded.tokens_per_batch))
+    if held_out.order:
+        reader = _calibrated(reader, held_out, run)
+    if sample is not None and not _evaluated_otherwise(run, sample):
         _examine(reader, sample, run, command)
 
 
-def _calibrated(reader: Reader, held_out: QADataset, run: RunDirectory) -> PlainReader:
+def _evaluated_otherwise(run: RunDirectory, sample: QADataset) -> bool:
+    """Return whether the run, which was done before, has an evaluation of other data."""
+    if not (run.path / FILE).exists():
+        return False
+    return bool(Outcome.load(run.path).data["sha256"] != sample.fingerprint)
+
+
+def _calibrated(reader: PlainReader, held_out: QADataset, run: RunDirectory) -> PlainReader:
     """Learn from questions that were held out how far answers can be trusted."""
     logger.info("Calibrating on %s that were held out.", counted(len(held_out.order), "question"))
     with answering_progress() as progress:
@@ -286,7 +298,7 @@ def _examine(reader: PlainReader, sample: QADataset, run: RunDirectory, command:
     with answering_progress() as progress:
         found = evaluate(reader, sample, SCORING, progress=progress)
     outcome = outcome_of(found, sample, model=run.path, strategy=SCORING.name, command=command)
-    outcome.save(run.path)
+    keep_outcome(outcome, run.path)
 
 
 def _read_dev(settings: DataSettings) -> QADataset | None:
@@ -295,6 +307,8 @@ def _read_dev(settings: DataSettings) -> QADataset | None:
 
 def _put_in_adapter(model: PreTrainedModel, settings: RunSettings, checkpoint: Path | None) -> None:
     if checkpoint is None:
+        if settings.lora.initialisation == "pissa":
+            logger.info("Splitting the weights, which takes some seconds for each large layer.")
         adapt(model, settings.lora, settings.seed)
     else:
         logger.info("Going on from %s.", checkpoint)

@@ -23,6 +23,7 @@ from tests.serve.conftest import (
 )
 
 from loraqa.serve.connection import CLIENT_SECONDS, Connection
+from loraqa.serve.guard import MAX_BODY_BYTES
 
 # How long a client may be slow here, and how long it takes at most to cut it.
 SLOW, CUT = 0.5, 3.0
@@ -40,6 +41,7 @@ def test_clients_are_cut_within_fifteen_seconds() -> None:
 
 
 HEAD = b"POST /api/answer HTTP/1.1\r\nHost: localhost\r\n"
+TOO_LARGE = b" " * (MAX_BODY_BYTES + 1)
 AUTHORIZED = HEAD + b"Authorization: Bearer s3cret\r\nContent-Type: application/json\r\n"
 
 
@@ -53,7 +55,7 @@ AUTHORIZED = HEAD + b"Authorization: Bearer s3cret\r\nContent-Type: application/
         (AUTHORIZED + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
         # Refused before its body has come.
         (HEAD + b"Content-Length: 1000\r\n\r\n", b" "),
-        (AUTHORIZED + b"Content-Length: 400000\r\n\r\n" + b" " * 300_000, b" "),
+        (AUTHORIZED + b"Content-Length: %d\r\n\r\n" % (2 * len(TOO_LARGE)) + TOO_LARGE, b" "),
         # A second request on the connection.
         (b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n", b"X"),
     ],

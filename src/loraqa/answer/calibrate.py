@@ -58,6 +58,6 @@ def _right(question: Question, score: QuestionScore) -> float:
     """Return how right an answer is, from 0 to 1.
 
     Annotators cut answers differently. Where there is only one of them, an answer that shares words
-    with theirs is what another one might have given, about as often as its F1 says.
+    with theirs is what another one might have given, nearly as often as its F1 says.
     """
     return score.f1 if len(question.golds) == 1 else score.exact_match
