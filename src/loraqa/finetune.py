@@ -495,6 +495,7 @@ def _card(
         info,
         before=state.baseline,
         after=state.best,
+        strategy=SCORING.name,
         steps=state.step,
         training_seconds=state.training_seconds,
         data=data,

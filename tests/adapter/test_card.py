@@ -10,6 +10,7 @@ from loraqa.adapter.evaluation import Evaluation
 from loraqa.squad import Overlap
 
 MADE: dict[str, Any] = {
+    "strategy": "span:32",
     "steps": 8,
     "training_seconds": 90,
     "data": {"source": "train.json", "sha256": "cd34", "questions": 11877},
@@ -27,7 +28,7 @@ def test_the_card_holds_scores_settings_base_and_command() -> None:
     for expected in [
         "| before training | 1.00 | 2.50 |",
         "| these weights, of step 6 | 61.25 | 72.50 |",
-        "500 dev questions",
+        "Answers by `span:32` to 500 dev questions",
         "8 optimizer steps (1.5 minutes) on the 11,877 questions",
         "`train.json` (sha256 of the passages: `cd34`)",
         "sha256 ab12",

@@ -55,26 +55,26 @@ def test_other_answers_follow_the_first() -> None:
     shown = lines(answer("mill", votes=3), answer("old"), answer(""))
     assert [line.strip() for line in shown] == [
         "What?",
-        "mill  probability 0.90, 3 votes",
+        "mill  score 0.90, not calibrated, 3 votes",
         "not in the context",
-        "old  probability 0.90",
-        "no answer  probability 0.90",
+        "old  score 0.90, not calibrated",
+        "no answer  score 0.90, not calibrated",
     ]
 
 
 @pytest.mark.parametrize(
     ("least", "most", "expected"),
     [
-        (0.5, 0.5, "probability 0.50"),
-        (0.25, 0.75, "probability 0.25 to 0.75"),
-        (0.0, 0.004, "probability below 0.01"),
+        (0.5, 0.5, "score 0.50"),
+        (0.25, 0.75, "score 0.25 to 0.75"),
+        (0.0, 0.004, "score below 0.01"),
     ],
 )
 def test_bounds_of_a_probability_are_shown_if_they_differ(
     least: float, most: float, expected: str
 ) -> None:
     found = answer("mill", probability_at_least=least, probability_at_most=most, exact=True)
-    assert lines(found)[1].endswith(f"mill  {expected}")
+    assert lines(found)[1].endswith(f"mill  {expected}, not calibrated")
 
 
 def test_a_search_that_stopped_early_is_told() -> None:

@@ -16,6 +16,7 @@ def model_card(
     *,
     before: Evaluation | None,
     after: Evaluation | None,
+    strategy: str,
     steps: int,
     training_seconds: float,
     data: Mapping[str, Any],
@@ -28,6 +29,7 @@ def model_card(
     Args:
         info: base model and prompts.
         before, after: scores without and with the adapter; None without dev data.
+        strategy: name of the strategy whose answers were scored.
         steps: optimizer steps done.
         training_seconds: time spent on them.
         data: source, sha256 and number of questions of the training data.
@@ -38,7 +40,7 @@ def model_card(
     return _CARD.format(
         base=info.base,
         base_name=info.base.source,
-        scores=_scores(before, after, shared),
+        scores=_scores(before, after, strategy, shared),
         steps=counted(steps, "optimizer step"),
         minutes=training_seconds / 60,
         train=data["source"],
@@ -115,13 +117,15 @@ are written:
 """
 
 
-def _scores(before: Evaluation | None, after: Evaluation | None, shared: Overlap | None) -> str:
+def _scores(
+    before: Evaluation | None, after: Evaluation | None, strategy: str, shared: Overlap | None
+) -> str:
     if after is None:
         return "Not scored, for want of dev data: these are the weights of the last step."
     rows = {"before training": before, f"these weights, of step {after.step}": after}
     return "\n".join(
         [
-            f"Answers by exact span search to {after.total:,} dev questions:",
+            f"Answers by `{strategy}` to {after.total:,} dev questions:",
             "",
             "| | exact match | F1 |",
             "|---|---|---|",

@@ -61,12 +61,16 @@ def _trust(answer: Answered) -> str:
     """Name the confidence; of a model that was not calibrated, the share among spans, if known."""
     if answer.confidence is not None:
         return f"confidence {answer.confidence:.2f}"
+    return f"score {_score(answer)}, not calibrated"
+
+
+def _score(answer: Answered) -> str:
     if answer.probability_at_least is None or answer.probability_at_most is None:
-        return f"probability {math.exp(answer.log_probability):.2f}"
+        return f"{math.exp(answer.log_probability):.2f}"
     if answer.probability_at_most < 0.005:
-        return "probability below 0.01"
+        return "below 0.01"
     least, most = f"{answer.probability_at_least:.2f}", f"{answer.probability_at_most:.2f}"
-    return f"probability {least}" if least == most else f"probability {least} to {most}"
+    return least if least == most else f"{least} to {most}"
 
 
 def _place(document: Document, answer: Answered) -> "Text":
