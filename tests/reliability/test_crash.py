@@ -4,19 +4,22 @@ import re
 import subprocess
 import sys
 
+import pytest
 from tests.conftest import needs_compiler
 
 
 @needs_compiler
+@pytest.mark.timeout(900)
 def test_everything_holds() -> None:
     command = [sys.executable, "-m", "reliability", "crash", "--quick", "--jobs", "1"]
+    command += ["--kills", "10", "--damages", "10"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     counts = {
         group: list(map(int, numbers.split()))
         for group, numbers in re.findall(r"^(\S.*?)((?: +\d+){4})$", done.stdout, re.MULTILINE)
     }
-    assert sum(counts[f"killed: train {family}"][0] for family in ("gpt2", "llama")) == 20
+    assert sum(counts[f"killed: train {family}"][0] for family in ("gpt2", "llama")) == 10
     tried, held, failed, _ = counts["all"]
     assert (held, failed) == (tried, 0)
-    assert tried >= 60
+    assert tried >= 40
