@@ -6,8 +6,9 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 
 BIN := .venv/bin
-# Each process imports PyTorch: more than four cost memory and save little time.
-ON_ALL_CORES := -n auto --maxprocesses 4 --dist loadfile
+# Each process imports PyTorch: more than four cost memory and save little time. Files keep their
+# order, because else the one with the longest test would come last, alone.
+ON_ALL_CORES := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
