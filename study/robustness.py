@@ -92,10 +92,11 @@ def with_typos(question: str) -> str:
 def _mistyped(word: str, random: np.random.Generator) -> str:
     place = int(random.integers(1, len(word) - 1))
     letter, following = word[place], word[place + 1]
-    pairs = (following, letter * 2 + following, following + letter)
-    ways = [*pairs, _key_beside(letter, random) + following]
+    left_out, doubled, swapped = following, letter * 2 + following, following + letter
+    typos = [left_out, doubled, _key_beside(letter, random) + following]
     # Swapping equal letters changes nothing.
-    typos = [way for way in ways if way != letter + following]
+    if letter != following:
+        typos.append(swapped)
     return word[:place] + typos[int(random.integers(len(typos)))] + word[place + 2 :]
 
 
