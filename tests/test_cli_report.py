@@ -41,12 +41,15 @@ def run(call: Call, model: Path, data: Path, tmp_path: Path) -> Path:
         "--set", "optimisation.max_steps=2", "--set", "evaluation.max_answer_tokens=6",
     )  # fmt: skip
     assert status == 0, told
+    assert f"The adapter is in {out / 'adapter'}; {out / 'report.html'} shows" in told
     return out
 
 
 def test_every_command_that_makes_results_writes_the_report(
-    call: Call, run: Path, data: Path
+    call: Call, run: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Narrower than the paths, which are told unbroken, so that they can be copied.
+    monkeypatch.setenv("COLUMNS", "40")
     page, figures = run / "report.html", run / "report.json"
     told = read_json(figures)
     assert told["evaluation"]["command"].startswith("loraqa train ")
@@ -57,7 +60,7 @@ def test_every_command_that_makes_results_writes_the_report(
 
     status, _, told = call("evaluate", run, "--data", data, "--answers", 3)
     assert status == 0
-    assert f"The report is {page}." in " ".join(told.split())
+    assert f"The report is {page}.\n" in told
     assert {path.name for path in run.iterdir()} >= FILES
     evaluated = read_json(figures)["evaluation"]
     assert evaluated["scores"]["total"] == sum(evaluated["kinds"].values()) == 8
@@ -66,13 +69,17 @@ def test_every_command_that_makes_results_writes_the_report(
     assert evaluated["command"].startswith("loraqa evaluate ")
     assert {len(asked.candidates) for asked in Outcome.load(run).questions} == {3}
 
-    assert call("compare", run, "--data", data, "--strategies", "greedy,span")[0] == 0
+    status, _, told = call("compare", run, "--data", data, "--strategies", "greedy,span")
+    assert status == 0
+    assert told.endswith(
+        f"Words, tables and plot are in {run / 'comparison'}.\nThe report is {page}.\n"
+    )
     assert [each["strategy"] for each in read_json(figures)["strategies"]] == ["greedy", "span"]
     assert read_json(figures)["evaluation"] == evaluated
 
     before = page.read_text()
     page.unlink()
-    assert call("report", run)[0] == 0
+    assert call("report", run) == (0, "", f"The report is {page}.\n")
     assert page.read_text() == before
 
 

@@ -351,9 +351,7 @@ def _finetune(settings: "RunSettings", out: Path, resume: bool) -> None:
         with importing():
             from loraqa.finetune import finetune
         finetune(settings, out, resume=resume, command=_command(), prepare=prepare)
-    _console(stderr=True).print(
-        f"The adapter is in {out / 'adapter'}; {out / 'report.html'} shows the training."
-    )
+    _tell(f"The adapter is in {out / 'adapter'}; {out / 'report.html'} shows the training.")
 
 
 @app.command()
@@ -443,7 +441,7 @@ def evaluate(
         outcome = outcome_of(result, dataset, model=run, strategy=strategy, command=_command())
         page = keep_outcome(outcome, folder)
         if page and not as_json:
-            _console(stderr=True).print(f"The report is {page}.")
+            _tell(f"The report is {page}.")
 
 
 @app.command()
@@ -566,9 +564,9 @@ def compare(
         _print_json({"strategies": [row.to_json() for row in compared]})
     else:
         _console().print(strategies_table(compared).to_rich())
-        _console(stderr=True).print(f"Words, tables and plot are in {folder}.")
+        _tell(f"Words, tables and plot are in {folder}.")
         if page:
-            _console(stderr=True).print(f"The report is {page}.")
+            _tell(f"The report is {page}.")
 
 
 @app.command()
@@ -580,7 +578,7 @@ def report(
     """Write the report of a run again, from its files."""
     from loraqa.report.run import write_report
 
-    _console(stderr=True).print(f"The report is {write_report(run)}.")
+    _tell(f"The report is {write_report(run)}.")
 
 
 @app.command()
@@ -727,7 +725,7 @@ def serve(
             token=token,
             seconds=timeout,
         )
-        _console(stderr=True).print(f"Answering at {server.address(listener)} until Ctrl-C.")
+        _tell(f"Answering at {server.address(listener)} until Ctrl-C.")
         server.run(app, listener)
 
 
@@ -764,7 +762,7 @@ def analyze(
         _print_json({"layers": [asdict(update) for update in updates]})
     else:
         _console().print(spectra_table(updates).to_rich())
-        _console(stderr=True).print(f"The plot is {picture}.")
+        _tell(f"The plot is {picture}.")
 
 
 @app.command()
@@ -787,13 +785,12 @@ def export(
     with importing():
         from loraqa.answer.export import export_adapter, export_merged
 
-    console = _console(stderr=True)
     if format == "peft":
         export_adapter(run, out, base=base)
-        console.print(f"The adapter is in {out}; PEFT loads it as it is.")
+        _tell(f"The adapter is in {out}; PEFT loads it as it is.")
     else:
         change = export_merged(run, out, base=base)
-        console.print(
+        _tell(
             f"The merged model is in {out}, in float32, because bfloat16 would round parts of the "
             f"update away. Merging changed no logit by more than {change:.2g}."
         )
@@ -953,6 +950,11 @@ def _console(*, stderr: bool = False) -> "Console":
     from rich.console import Console
 
     return Console(stderr=stderr, highlight=False, markup=False, soft_wrap=False)
+
+
+def _tell(line: str) -> None:
+    """Write a line to standard error. It is not broken, so that a path in it can be copied."""
+    sys.stderr.write(line + "\n")
 
 
 def _print_json(value: Any) -> None:

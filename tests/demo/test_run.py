@@ -198,7 +198,8 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     folder = tmp_path_factory.mktemp("own")
     for name, passages in (("learn", town_passages(12)), ("score", town_passages(6))):
         write_official(folder / f"{name}.json", passages, "1.1")
-    console = Console(file=io.StringIO(), width=100, highlight=False, markup=False)
+    # Narrower than the paths, which are told unbroken, so that they can be copied.
+    console = Console(file=io.StringIO(), width=40, highlight=False, markup=False)
     shutil.copytree(BASE, folder / "base")
     result = run_demo(
         folder / "out",
@@ -217,8 +218,9 @@ def test_another_model_learns_from_own_data(own: Demo) -> None:
     assert data["train"]["questions"] == 24
     assert own.data("train").passages == tuple(town_passages(12))
     assert len(own.data("test").questions) == own.result.after.scores.total == 4
-    assert "24 questions of" in own.printed
-    assert "4 of" in own.printed
+    told = " ".join(own.printed.split())
+    assert f"24 questions of {own.out.parent / 'learn.json'} to learn" in told
+    assert f"4 of {own.out.parent / 'score.json'} to test" in told
     assert f"inspect --model {base}" in own.printed
     assert own.result.report.exists()
     folder = own.out.parent

@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +125,11 @@ def _run_demo(
     _make_room(out)
     _write_data(out / "data", data)
     test, settings = data.parts["test"], _settings(out / "data", base, without)
-    console.print(f"{data.described}\n")
+    # Lines end between words, also after a path that is too long: broken, it could not be copied.
+    tell = partial(console.print, overflow="ignore", crop=False)
+    tell(f"{data.described}\n")
 
-    console.print(f"Before: {base.described}.")
+    tell(f"Before: {base.described}.")
     with answering_progress() as progress:
         before = evaluate(Reader.load(base.source, without=without), test, progress=progress)
     console.print(_scores(before))
