@@ -229,6 +229,40 @@ def test_a_csv_field_may_be_long(tmp_path: Path, records: list[Record]) -> None:
     assert csv.field_size_limit() == 1000
 
 
+PLACES = {
+    "no offset": ({"answer": "Oslo"}, "answer_start", "has no offset"),
+    "wrong offset": ({"answer": "Oslo", "answer_start": 3}, "answer_start", "is not at character"),
+    "not there": ({"answer_text": "Rome"}, "answer_text", "is not in the context"),
+    "lists": (
+        {"answer": ["north", "Oslo"], "answer_start": [15, 3]}, "answer_start[1]", "is not at"
+    ),
+    "nested": (
+        {"answers": {"text": ["Oslo"], "answer_start": [3]}}, "answers[0].answer_start", "is not at"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PLACES)
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+def test_an_answer_without_a_place_is_named_by_its_column(
+    tmp_path: Path, suffix: str, case: str
+) -> None:
+    answers, place, problem = PLACES[case]
+    record = {"id": "n1", "context": "Oslo lies near north Oslo.", "question": "Where?", **answers}
+    path = tmp_path / f"data.{suffix}"
+    frame = pd.DataFrame([record])
+    if suffix == "jsonl":
+        to_jsonl([record], path)
+    elif suffix == "parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_csv(path, sep="\t" if suffix == "tsv" else ",", index=False)
+    row = {"jsonl": "line 1", "parquet": "row 0"}.get(suffix, "line 2")
+    (unplaced,) = read_passages(path).unplaced
+    assert str(unplaced).startswith(f"{row}, {place}, id 'n1': the answer ")
+    assert problem in str(unplaced)
+
+
 def test_a_missing_column_is_reported(tmp_path: Path, records: list[Record]) -> None:
     for record in records:
         record["reply"] = record.pop("answers")

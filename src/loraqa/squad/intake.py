@@ -58,11 +58,14 @@ class Intake(Checks):
             return known  # It was checked before, and may be long.
         return self._text(node, "context", place)
 
-    def question(self, node: Any, place: Place, context: str | None, title: str) -> None:
+    def question(
+        self, node: Any, place: Place, context: str | None, title: str, column: str = ""
+    ) -> None:
         """Add a question in the form of official JSON, or skip it.
 
         The question is skipped if it has a problem or if `context` is None. The caller passes
-        None if it has already reported a problem with the context or the answers.
+        None if it has already reported a problem with the context or the answers. `column` is that
+        of the answers' texts, if these and their offsets stand in columns of their own.
         """
         if not self.has_type(node, dict, place):
             self.skipped["questions"] += 1
@@ -76,7 +79,7 @@ class Intake(Checks):
         text = self._text(node, "question", place._replace(id=given_id(node)))
         id = self._id(node, place, context, text)
         place = Place(place.path, place.record, id)
-        found = None if context is None else self._answers(node, place, context)
+        found = None if context is None else self._answers(node, place, context, column)
         if context is None or id is None or text is None or found is None:
             self.skipped["questions"] += 1
             return
@@ -143,7 +146,7 @@ class Intake(Checks):
         return False
 
     def _answers(
-        self, node: dict[str, Any], place: Place, context: str
+        self, node: dict[str, Any], place: Place, context: str, column: str
     ) -> tuple[tuple[Answer, ...], tuple[str, ...]] | None:
         """Return the answers that have a place, and the texts of all valid ones.
 
@@ -152,16 +155,16 @@ class Intake(Checks):
         if "answers" not in node:
             self.report(place, "'answers' is missing")
             return None
-        nodes = answer_nodes(node["answers"], place.inside("answers"), self)
+        nodes = answer_nodes(node["answers"], place.inside(column or "answers"), self)
         if nodes is None or not self._answerability_agrees(node, bool(nodes), place):
             return None
         golds, answers = [], []
         for number, each in enumerate(nodes):
-            inside = place.inside(f"answers[{number}]")
-            given = self._answer(each, inside)
+            places = _places(place, column, f"[{number}]" if len(nodes) > 1 or not column else "")
+            given = self._answer(each, *places)
             if given is not None:
                 golds.append(given[0])
-                answers.append(self._place(*given, inside, context))
+                answers.append(self._place(*given, *places, context))
         if nodes and not golds:
             return None
         self.skipped["answers"] += len(nodes) - len(golds)
@@ -184,8 +187,8 @@ class Intake(Checks):
             return False
         return True
 
-    def _answer(self, node: Any, place: Place) -> tuple[str, int | None] | None:
-        """Return text and offset of an answer.
+    def _answer(self, node: Any, place: Place, start_place: Place) -> tuple[str, int | None] | None:
+        """Return text and offset of an answer, whose places in the source are given.
 
         Without an offset, which is None then, blanks around the text do not belong to it.
         """
@@ -206,14 +209,14 @@ class Intake(Checks):
         if start is not None:
             return text, start
         if type(given) in (float, str):
-            self.report(
-                place.inside("answer_start"), f"is {quote(str(given))}, must be a whole number"
-            )
+            self.report(start_place, f"is {quote(str(given))}, must be a whole number")
         else:
-            self.has_type(given, int, place.inside("answer_start"))
+            self.has_type(given, int, start_place)
         return None
 
-    def _place(self, text: str, start: int | None, place: Place, context: str) -> Answer | None:
+    def _place(
+        self, text: str, start: int | None, place: Place, start_place: Place, context: str
+    ) -> Answer | None:
         """Return the answer at its place in the context, or None if it has none."""
         if start is not None and start >= 0 and context.startswith(text, start):
             return Answer(text, start)
@@ -227,9 +230,17 @@ class Intake(Checks):
             return answer
         where = "has no offset" if start is None else f"is not at character {start}"
         twice = f"{where}, and the context contains it more than once"
-        reason = twice if spans else "is not in the context"
+        place, reason = (start_place, twice) if spans else (place, "is not in the context")
         self.unplaced.append(Problem(place, f"the answer {quote(text)} {reason}"))
         return None
+
+
+def _places(question: Place, column: str, index: str) -> tuple[Place, Place]:
+    """Return the places of an answer and its offset: in columns of their own, or in a list."""
+    if column:
+        return question.inside(f"{column}{index}"), question.inside(f"answer_start{index}")
+    answer = question.inside(f"answers{index}")
+    return answer, answer.inside("answer_start")
 
 
 class _Finder:

@@ -47,9 +47,10 @@ def read_record(record: Any, place: Place, intake: Intake) -> None:
     context, title = intake.context(record, place), intake.title(record, place)
     keys = ("id", "question", "is_impossible", "is_answerable")
     question = {key: record[key] for key in keys if key in record}
+    text_column = ""
     if record.keys() & set(ANSWER_COLUMNS):
-        question["answers"] = _answers(record)
-    intake.question(question, place, context, title)
+        question["answers"], text_column = _answers(record)
+    intake.question(question, place, context, title, text_column)
 
 
 def _parsed(record: dict[str, Any]) -> dict[str, Any]:
@@ -63,15 +64,21 @@ def _parsed(record: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def _answers(record: dict[str, Any]) -> Any:
-    """Return the answers of a record; texts with the offsets of the column `answer_start`."""
+def _answers(record: dict[str, Any]) -> tuple[Any, str]:
+    """Return the answers of a record: texts, with the offsets of the column `answer_start`.
+
+    The column of the texts follows; it is empty for answers that hold their offsets.
+    """
     # Tables that were joined have the columns of both, and only one of them is filled in a row.
-    columns = [name for name in ANSWER_COLUMNS if not _holds_nothing(record.get(name))]
-    answers = record[columns[0]] if columns else None
+    columns = [name for name in ANSWER_COLUMNS if name in record]
+    filled = [name for name in columns if not _holds_nothing(record[name])]
+    answers = record[filled[0]] if filled else None
     held = answers if type(answers) is list else [answers]
-    if "answer_start" not in record or any(type(answer) is dict for answer in held):
-        return answers
-    return {"text": answers, "answer_start": record["answer_start"]}
+    if any(type(answer) is dict for answer in held):
+        return answers, ""
+    if "answer_start" in record:
+        answers = {"text": answers, "answer_start": record["answer_start"]}
+    return answers, (filled or columns)[0]
 
 
 def _holds_nothing(cell: Any) -> bool:
