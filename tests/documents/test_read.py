@@ -77,6 +77,22 @@ def test_what_cannot_be_read_is_refused_in_one_sentence(
 
 
 @pytest.mark.parametrize(
+    ("name", "kind"), [("a.docx", "DOCX"), ("a.PDF", "PDF"), ("a.html", "HTML")]
+)
+@pytest.mark.parametrize("data", [b"\xe9\0\x01 noise", b"\x89PNG\r\n\x1a\n\0"])
+def test_binary_files_are_not_what_their_name_says(
+    save: Save, name: str, kind: str, data: bytes
+) -> None:
+    path = save(name, data)
+    with pytest.raises(InputError) as refused:
+        read_document(path)
+    assert str(refused.value) == (
+        f"{path} is not {kind}, although its name says so, nor text; save the document again, or "
+        "name another file."
+    )
+
+
+@pytest.mark.parametrize(
     ("data", "module", "package"),
     [
         (PDF, "pdf", "pypdfium2"),

@@ -13,7 +13,12 @@ _HTML = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
-_HTML_NAMES = (".html", ".htm", ".xhtml")
+# What the endings of names say.
+_NAMES = {
+    **dict.fromkeys((".html", ".htm", ".xhtml"), "HTML"),
+    ".docx": "DOCX",
+    ".pdf": "PDF",
+}
 _REFUSED = {
     b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "an old Office file, or one protected by a password",
     rb"{\rtf": "an RTF file",
@@ -32,6 +37,7 @@ def read_document(path: Path) -> Document:
         LoraqaError: a library that reads this kind is not installed.
     """
     data, source = read_source(path)
+    named = _NAMES.get(path.suffix.lower())
     for start, kind in _REFUSED.items():
         if data.startswith(start):
             raise InputError(f"{source} is {kind}; save it as DOCX or PDF without a password.")
@@ -39,9 +45,21 @@ def read_document(path: Path) -> Document:
         return _by_library("DOCX", _docx, data, source)
     if data.lstrip().startswith(b"%PDF-"):
         return _by_library("PDF", _pdf, data, source)
-    if _is_html(data) or path.suffix.lower() in _HTML_NAMES:
+    if _is_html(data) or (named == "HTML" and not _is_binary(data)):
         return _by_library("HTML", _html, data, source)
-    return Document(decode(data, source).removeprefix(BYTE_ORDER_MARK))
+    try:
+        return Document(decode(data, source).removeprefix(BYTE_ORDER_MARK))
+    except InputError:
+        if named is None:
+            raise
+        raise InputError(
+            f"{source} is not {named}, although its name says so, nor text; save the document "
+            "again, or name another file."
+        ) from None
+
+
+def _is_binary(data: bytes) -> bool:
+    return b"\0" in data and not data.startswith(_BYTE_ORDER_MARKS)
 
 
 def _is_html(data: bytes) -> bool:
