@@ -1,6 +1,7 @@
 """The span search against brute force over all spans."""
 
 import re
+import string
 from dataclasses import replace
 from functools import cache, partial
 from itertools import accumulate, combinations
@@ -31,9 +32,13 @@ from loraqa.squad import normalize_answer, read_passages
 
 
 def every_span(context: str, rules: Rules) -> dict[str, list[int]]:
-    """Return the tokens of each text that starts and ends at a word or mark and is short enough."""
+    """Return the tokens of each text that starts and ends at a word or mark and is short enough.
+
+    Texts of punctuation alone are left out.
+    """
     marks = [match.span() for match in re.finditer(r"\w+|[^\w\s]", context)]
     texts = {context[a:d] for i, (a, _) in enumerate(marks) for _, d in marks[i:]}
+    texts = {text for text in texts if set(text) - set(string.punctuation + string.whitespace)}
     encoded = {text: rules.tokenizer.encode([f" {text}"])[0].ids for text in sorted(texts)}
     return {text: ids for text, ids in encoded.items() if len(ids) < rules.max_answer_tokens}
 
@@ -110,6 +115,23 @@ def test_the_n_best_and_their_shares_equal_brute_force(
         assert_within_bounds(exp(none) / total, found.no_answer)
         against_best = exp(none) / (exp(none) + exp(best[0][0]))
         assert found.no_answer.no_answer_probability == pytest.approx(against_best, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("context", "answers"),
+    [
+        ("Stop... now!?", {"Stop", "Stop.", "Stop..", "Stop...", "... now!"}),
+        ("($5) — a + b", {"($5", "$5)", "5", "—", ") —", "a", "a +", "+ b"}),
+        (".", set()),
+        ("?! … ...", {"…", "?! … ..."}),
+    ],
+)
+def test_punctuation_alone_is_no_answer(context: str, answers: set[str], rules: Rules) -> None:
+    """As SQuAD normalizes it, it reads as nothing; articles and other symbols are answers."""
+    spans = {context[slice(*span.place)] for span in _spans(context, (0, len(context)), rules)}
+    assert spans >= answers
+    assert all(re.search(r"\w|…|—", span) for span in spans)
+    assert spans == set(every_span(context, rules))
 
 
 def chosen(context: str, no_answer: float, written: list[Written]) -> Chosen:

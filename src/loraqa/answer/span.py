@@ -10,6 +10,8 @@ are weighed against all others and "no answer".
 """
 
 import math
+import string
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -129,7 +131,10 @@ def _spans(context: str, window: tuple[int, int], rules: Rules) -> list[_Span]:
 def _places(
     context: str, window: tuple[int, int], tokenizer: SegmentTokenizer, tokens: int
 ) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) of all runs of pieces that at most `tokens` tokens of the window cover."""
+    """Yield (start, end) of all runs of pieces that at most `tokens` tokens of the window cover.
+
+    Runs of nothing but ASCII punctuation, which normalize to nothing, are no answers.
+    """
     text = context[slice(*window)]
     starts, ends = np.reshape(pieces(text), (-1, 2)).T + window[0]
     token_ends = all_offsets(tokenizer.encode([text])[0])[:, 1] + window[0]
@@ -137,10 +142,19 @@ def _places(
     reach = token_ends[np.minimum(first + tokens, len(token_ends)) - 1]
     beyond = np.searchsorted(ends, reach, side="right")
     all_ends = ends.tolist()
-    for index, (start, last) in enumerate(zip(starts.tolist(), beyond.tolist(), strict=True)):
+    shortest = _next_saying([context[a:b] for a, b in zip(starts, ends, strict=True)])
+    for start, first_end, last in zip(starts.tolist(), shortest, beyond.tolist(), strict=True):
         check_stop()
-        for end in all_ends[index:last]:
+        for end in all_ends[first_end:last]:
             yield start, end
+
+
+def _next_saying(texts: Sequence[str]) -> list[int]:
+    """Return for each piece the index of the first one, from it on, that is not punctuation."""
+    saying = [bool(text.strip(string.punctuation)) for text in texts]
+    indices = np.where(saying, np.arange(len(texts)), len(texts))
+    found: list[int] = np.minimum.accumulate(indices[::-1])[::-1].tolist()
+    return found
 
 
 @dataclass(frozen=True)
