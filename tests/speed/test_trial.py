@@ -22,7 +22,13 @@ from loraqa.model.rows import PaddedRowAttention
 from loraqa.model.runner import PaddedRunner, Runner, TreeRunner
 from loraqa.model.trees import PackedTreeAttention
 from loraqa.speed import trial
-from loraqa.speed.trial import UnusableError, check_close, check_each_element, fastest
+from loraqa.speed.trial import (
+    DoesNotApplyError,
+    UnusableError,
+    check_close,
+    check_each_element,
+    fastest,
+)
 
 
 class Acceleration:
@@ -173,6 +179,8 @@ def test_a_failure_is_explained_in_one_sentence(
         monkeypatch,
         Failing(error=RuntimeError("no such operator\nand more")),
         Failing(error=UnusableError("there is no compiler here")),
+        # Users are not told of what their model simply does not need.
+        Failing(error=DoesNotApplyError("no adapted layers share their input")),
     )
     with caplog.at_level(logging.INFO, "loraqa"):
         runner, names = fastest(adapted(), ["training"])

@@ -54,6 +54,10 @@ class UnusableError(Exception):
     """An acceleration cannot be used here. The message is a clause that says why."""
 
 
+class DoesNotApplyError(UnusableError):
+    """An acceleration has nothing to do in this model, or on this processor."""
+
+
 class WrongResultError(UnusableError):
     """An acceleration computes something else than the plain algorithm."""
 
@@ -102,10 +106,13 @@ def _attempt(name: str, module: str, runner: Runner, reference: "_Reference") ->
         raise
     except UnusableError as problem:
         reason = str(problem)
+        # Nothing is amiss where it does not apply.
+        level = logging.DEBUG if isinstance(problem, DoesNotApplyError) else logging.INFO
     # Compilers, kernels and models fail in any way.
     except Exception as problem:
         reason = f"it fails here ({type(problem).__name__}: {in_a_line(problem)})"
-    logger.info("The acceleration %s is not used, because %s.", name, reason)
+        level = logging.INFO
+    logger.log(level, "The acceleration %s is not used, because %s.", name, reason)
     return None
 
 

@@ -103,7 +103,7 @@ def test_a_silu_that_is_no_gate_stays(caplog: pytest.LogCaptureFixture) -> None:
     config = tiny_config("gpt2")
     config.activation_function = "silu"
     model = AutoModelForCausalLM.from_config(config).eval()
-    with caplog.at_level(logging.INFO, "loraqa"):
+    with caplog.at_level(logging.DEBUG, "loraqa"):
         _, names = fastest(TreeRunner(model), ["training"])
     assert "compiled-gates" not in names
     assert "compiled-gates is not used, because the model's SiLU is not the gate" in caplog.text
@@ -118,7 +118,7 @@ def test_a_gate_of_another_dtype_stays(caplog: pytest.LogCaptureFixture) -> None
         layer.mlp.down_proj.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
     ids = torch.arange(20)[None]
     expected = model(ids).logits
-    with caplog.at_level(logging.INFO, "loraqa"):
+    with caplog.at_level(logging.DEBUG, "loraqa"):
         _, names = fastest(TreeRunner(model), ["training"])
     assert "compiled-gates" not in names
     assert "compiled-gates is not used, because the model's SiLU is not the gate" in caplog.text

@@ -16,7 +16,7 @@ from transformers.activations import ACT2FN
 from loraqa.model.choose import TOLERANCE, small_trees
 from loraqa.model.runner import Runner, Use
 from loraqa.speed.cpu import native
-from loraqa.speed.trial import UnusableError, check_close
+from loraqa.speed.trial import DoesNotApplyError, check_close
 
 _SILU: Any = type(ACT2FN["silu"])
 
@@ -31,7 +31,8 @@ def wrap(runner: Runner) -> Runner:
     """Compare the kernel with PyTorch's product, then put it into the model.
 
     Raises:
-        UnusableError: the model does more with a SiLU than multiply it once with another tensor.
+        DoesNotApplyError: the model does more with a SiLU than multiply it once with another
+            tensor.
     """
     model = runner.model
     _check(model.dtype)
@@ -45,7 +46,7 @@ def wrap(runner: Runner) -> Runner:
         for name, module in silus.items():
             model.set_submodule(name, module)
         if isinstance(problem, AttributeError | TypeError):
-            raise UnusableError("the model's SiLU is not the gate of a product") from None
+            raise DoesNotApplyError("the model's SiLU is not the gate of a product") from None
         raise
     return runner
 

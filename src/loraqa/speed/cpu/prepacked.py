@@ -14,7 +14,7 @@ from loraqa.lora.layer import LoraLinear, add_update, as_matrix, features
 from loraqa.model.choose import TOLERANCE, small_trees
 from loraqa.model.load import choose_dtype
 from loraqa.model.runner import Runner, Use
-from loraqa.speed.trial import UnusableError, check_module
+from loraqa.speed.trial import DoesNotApplyError, check_module
 
 _CPU = torch.device("cpu")
 
@@ -113,7 +113,7 @@ def _layers(model: nn.Module) -> list[str]:
 
 
 def _check_only_called(runner: Runner, names: list[str]) -> None:
-    """Raise `UnusableError` where the model does more with these layers than call them."""
+    """Raise `DoesNotApplyError` where the model does more with these layers than call them."""
     model = runner.model
     layers = {name: model.get_submodule(name) for name in names}
     try:
@@ -121,7 +121,7 @@ def _check_only_called(runner: Runner, names: list[str]) -> None:
             model.set_submodule(name, _OnlyCalled(layer))
         runner.answer_logits(small_trees(model))
     except (AttributeError, TypeError):
-        raise UnusableError("the model reads the weights of its linear layers itself") from None
+        raise DoesNotApplyError("the model reads the weights of its linear layers itself") from None
     finally:
         for name, layer in layers.items():
             model.set_submodule(name, layer)
@@ -131,13 +131,14 @@ def _checked(layer: nn.Module) -> nn.Module:
     """Make the layer's replacement and compare it with the layer.
 
     Raises:
-        UnusableError: oneDNN has no such products on this processor, or they are wrong.
+        DoesNotApplyError: oneDNN has no such products on this processor.
+        WrongResultError: they are wrong.
     """
     base: Any = layer.base if isinstance(layer, LoraLinear) else layer
     width, _ = features(base)
     dtype = base.weight.dtype
     if dtype not in (torch.float32, choose_dtype("auto", _CPU)):
-        raise UnusableError(f"oneDNN cannot multiply packed {dtype} weights on this processor")
+        raise DoesNotApplyError(f"oneDNN cannot multiply packed {dtype} weights on this processor")
     packed = _packed(layer)
     x = torch.linspace(-1, 1, 2 * width).view(2, width).to(dtype)
     for rows in (x, x[:1]):

@@ -24,7 +24,7 @@ from loraqa.lora.layer import (
 )
 from loraqa.model.choose import TOLERANCE, small_trees
 from loraqa.model.runner import Runner, Use
-from loraqa.speed.trial import UnusableError, check_close
+from loraqa.speed.trial import DoesNotApplyError, check_close
 
 
 def applies(runner: Runner, uses: frozenset[Use]) -> bool:
@@ -36,11 +36,11 @@ def wrap(runner: Runner) -> Runner:
     """Find the projections that share an input, compare them, and let them compute together.
 
     Raises:
-        UnusableError: there are none.
+        DoesNotApplyError: there are none.
     """
     groups = list(_groups(runner))
     if not groups:
-        raise UnusableError("no adapted layers share their input")
+        raise DoesNotApplyError("no adapted layers share their input")
     for layers in {
         tuple(layer.lora_B.shape for layer in group): group for group in groups
     }.values():
