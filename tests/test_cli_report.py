@@ -94,6 +94,13 @@ def test_its_figures_are_those_of_the_command(call: Call, run: Path, data: Path)
     assert [row["answer"] for row in rows] == [asked.given.text for asked in questions]
 
 
+def test_another_evaluation_is_replaced_aloud(call: Call, run: Path, data: Path) -> None:
+    evaluate = ("evaluate", run, "--data", data)
+    told = f"The report in {run} was on {data} with span:32; this evaluation replaces it"
+    assert told in call(*evaluate, "--strategy", "greedy")[2]
+    assert "replaces it" not in call(*evaluate, "--strategy", "greedy")[2]
+
+
 def test_a_model_that_is_no_run_is_reported_beside_the_predictions(
     call: Call, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -594,24 +594,19 @@ def diff(
     from loraqa.analysis.diff import diff as compare_outcomes
     from loraqa.analysis.outcome import Outcome
     from loraqa.files import check_file_writable, write_text
-    from loraqa.report import diff as tables
+    from loraqa.report.diff import all_tables, changed_csv, names_of
 
     if out:
         check_file_writable(out)
     difference = compare_outcomes(Outcome.load(first), Outcome.load(second))
     if out:
-        write_text(out, tables.changed_csv(difference))
+        write_text(out, changed_csv(difference))
     if as_json:
         _print_json(asdict(difference))
         return
     console = _console()
-    for make in (
-        tables.scores_table,
-        tables.mcnemar_table,
-        tables.changed_kinds_table,
-        tables.slices_table,
-    ):
-        console.print(make(difference).to_rich())
+    for table in all_tables(difference, names_of(first, second)):
+        console.print(table.to_rich())
 
 
 @app.command()

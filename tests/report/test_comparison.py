@@ -124,10 +124,21 @@ def test_the_correlation_is_spearmans() -> None:
 @given(comparisons())
 def test_few_contexts_allow_no_claim(compared: list[Comparison]) -> None:
     paragraphs = findings([replace(row, contexts=19) for row in compared])
-    assert "19 contexts are too few for intervals" in paragraphs[1]
+    assert "Intervals are 95%" in paragraphs[0]
+    assert "19 contexts are too few for a claim" in paragraphs[1]
     text = "\n".join(paragraphs)
     for claim in ("better", "worse", "scores higher", "told apart", "are apart", "(+", "(-"):
         assert claim not in text
+
+
+def test_fewer_than_ten_contexts_have_no_interval(tmp_path: Path) -> None:
+    changed = choice(ONE, 60, f1_change=estimate(-1.25, 0.5))
+    for contexts, told in ((9, "only 9 contexts"), (10, "58.0 to 62.0")):
+        rows = [searched("span"), drawn("top-p:0.9", choices=(changed, choice(VOTE, 62)))]
+        save_comparison([replace(row, contexts=contexts) for row in rows], tmp_path)
+        page = (tmp_path / "comparison.md").read_text()
+        assert f"60.0 ({told})" in page
+        assert ("Intervals are 95%" in page) == (" to 62.0)" in page) == (contexts == 10)
 
 
 def test_other_paragraphs_tell_the_figures() -> None:

@@ -165,6 +165,31 @@ def write_training(folder: Path) -> None:
     write_json(run.environment_file, {"command": "loraqa train --out run", "torch": "2.0"})
 
 
+def test_it_begins_with_the_scores_and_the_surest_wrong_answers(report: Path) -> None:
+    page = report.read_text(encoding="utf-8")
+    gain, wrong, kinds = (page.index(f'<section id="{id}">') for id in ("gain", "wrong", "errors"))
+    assert "Only 90 questions: too few to judge the model by." in page[:gain]
+    assert gain < wrong < kinds
+    mistakes = [each for each in examine(Outcome.load(report.parent)) if each.kind != "right"]
+    surest = sorted(mistakes, key=lambda each: -(each.asked.given.confidence or 0))
+    shown = [page.find(each.asked.question, wrong, kinds) for each in surest[:5]]
+    assert shown == sorted(shown)
+    assert shown[0] > 0
+    assert all(page.find(each.asked.question, wrong, kinds) < 0 for each in surest[5:])
+
+
+def test_scores_of_the_dev_sample_are_shown_where_those_of_the_base_are_missing(
+    tmp_path: Path,
+) -> None:
+    write_training(tmp_path)
+    questions = [asked("Who?", ["Ruth Olen"], "Ruth Olen", id=str(n)) for n in range(100)]
+    page = write(tmp_path, outcome(questions)).read_text(encoding="utf-8")
+    assert "<dt>exact match on dev</dt><dd>10.0 → 10.0</dd>" in page
+    assert "<dt>questions of dev</dt><dd>5</dd>" in page
+    assert "too few to judge" not in page
+    assert 'id="wrong"' not in page
+
+
 @pytest.fixture(scope="module")
 def examined(report: Path) -> list[Any]:
     return examine(Outcome.load(report.parent))
@@ -175,6 +200,7 @@ def test_it_shows_the_whole_run(browser: Any, report: Path) -> None:
         titles = opened.page.locator("h2").all_inner_texts()
         assert titles == [
             "Against the base model",
+            "Wrong answers",
             "Kinds of errors",
             "Slices",
             "Calibration",

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -107,6 +108,13 @@ def test_intervals_are_drawn_at_their_points() -> None:
     drawn_ends = [line.get_xydata().tolist() for line in lines if len(line.get_xdata()) == 2]
     assert [[1, 89], [1, 93]] in drawn_ends
     assert [[2.5, 78], [2.5, 82]] in drawn_ends
+
+
+def test_fewer_than_ten_contexts_have_no_interval() -> None:
+    few = [replace(row, contexts=9) for row in STRATEGIES]
+    lines = plots.quality_against_diversity(few).axes[0].lines
+    ends = [line.get_xydata().tolist() for line in lines]
+    assert [[1, 89], [1, 93]] not in ends
 
 
 SAME = [

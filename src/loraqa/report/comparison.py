@@ -12,11 +12,12 @@ from loraqa.analysis.significance import Estimate
 from loraqa.answer.compare import ORACLE, RISK, VOTE, Comparison
 from loraqa.errors import InputError, counted
 from loraqa.files import read_json, write_json, write_text
+from loraqa.report.errors import FEWEST_CONTEXTS, interval_cell, interval_text
 from loraqa.report.plots import quality_against_diversity, save_png
 from loraqa.report.tables import Column, Table
 
-# With fewer contexts, bootstrap intervals are too narrow.
-_FEWEST_CONTEXTS = 20
+# With fewer contexts, intervals are still too narrow to claim a difference.
+_FEWEST_CONTEXTS_TO_CLAIM = 20
 # With fewer strategies, a correlation says nothing.
 _FEWEST_STRATEGIES = 5
 
@@ -75,10 +76,10 @@ def choices_table(compared: Sequence[Comparison]) -> Table:
         (
             row.strategy,
             choice.name,
-            _told(choice.exact_match),
-            _told(choice.f1),
-            _change(choice.f1_gain),
-            _change(choice.f1_change),
+            _cell(choice.exact_match, row.contexts),
+            _cell(choice.f1, row.contexts),
+            _cell(choice.f1_gain, row.contexts, "+"),
+            _cell(choice.f1_change, row.contexts, "+"),
             choice.exact_match_p,
         )
         for row in compared
@@ -129,20 +130,21 @@ def samples_table(compared: Iterable[Comparison]) -> Table:
 def findings(compared: Sequence[Comparison]) -> list[str]:
     """Return paragraphs that say what the figures show.
 
-    A difference is claimed only if its interval does not hold 0. If the contexts are too few for
-    intervals, none is claimed.
+    A difference is claimed only if its interval does not hold 0, and none on few contexts.
     """
     first = compared[0]
     about = (
         f"{counted(first.questions, 'question')} on {counted(first.contexts, 'context')} were "
         f"answered in {counted(len(compared), 'way')}, with up to "
-        f"{counted(max(row.samples for row in compared), 'answer')} to each. Intervals are 95%, by "
-        "bootstrap over contexts. Differences are taken question by question."
+        f"{counted(max(row.samples for row in compared), 'answer')} to each. "
     )
+    if first.contexts >= FEWEST_CONTEXTS:
+        about += "Intervals are 95%, by bootstrap over contexts. "
+    about += "Differences are taken question by question."
     measured = [*_variety_told(compared), *_oracle_told(compared), *_rest_told(compared)]
-    if first.contexts < _FEWEST_CONTEXTS:
+    if first.contexts < _FEWEST_CONTEXTS_TO_CLAIM:
         few = (
-            f"{counted(first.contexts, 'context')} are too few for intervals, so no difference is "
+            f"{counted(first.contexts, 'context')} are too few for a claim, so no difference is "
             "claimed here; compare on more questions."
         )
         return [about, few, *measured]
@@ -305,12 +307,12 @@ def _seconds(row: Comparison) -> float:
     return row.seconds / row.questions
 
 
-def _change(difference: Estimate | None) -> str | None:
-    return None if difference is None else _told(difference, "+")
+def _cell(estimate: Estimate | None, contexts: int, sign: str = "") -> str | None:
+    if estimate is None:
+        return None
+    return f"{estimate.mean:{sign}.1f} ({interval_cell(estimate, contexts, sign)})"
 
 
 def _told(estimate: Estimate, sign: str = "") -> str:
     """Return a mean with its interval, to a tenth."""
-    numbers = (estimate.mean, estimate.low, estimate.high)
-    mean, low, high = (f"{number:{sign}.1f}" for number in numbers)
-    return f"{mean} ({low} to {high})"
+    return f"{estimate.mean:{sign}.1f} ({interval_text(estimate, sign)})"

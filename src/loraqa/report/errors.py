@@ -7,13 +7,42 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from loraqa.analysis.error_kinds import KINDS
+from loraqa.analysis.error_kinds import KINDS, RIGHT
 from loraqa.analysis.examined import Examined, counts_of_kinds
 from loraqa.analysis.outcome import Candidate
 from loraqa.analysis.scores import Slice
 from loraqa.analysis.significance import Estimate
 from loraqa.analysis.slices import DIMENSIONS
+from loraqa.errors import counted, shortened
 from loraqa.report.tables import Column, Table
+
+FEWEST_CONTEXTS = 10
+"""With fewer contexts no interval is shown: one by bootstrap would be much too narrow."""
+
+
+# How many wrong answers are shown before all else.
+_EXAMPLES = 5
+# The most characters of a text there.
+_LONGEST = 200
+
+
+def wrong_answers_table(questions: Sequence[Examined]) -> Table:
+    """Return a table of the wrong answers of which the model was most sure."""
+    wrong = [question for question in questions if question.kind != RIGHT]
+    surest = sorted(wrong, key=lambda question: -_sureness(question.asked.given))[:_EXAMPLES]
+    columns = (Column("kind"), Column("question"), Column("answer"), Column("gold"))
+    return Table("Wrong answers", columns, tuple(map(_wrong_answer, surest)))
+
+
+def _wrong_answer(question: Examined) -> tuple[str, ...]:
+    asked = question.asked
+    golds = " / ".join(dict.fromkeys(gold.text for gold in asked.golds))
+    texts = (asked.question, asked.given.text or "no answer", golds or "no answer")
+    return question.kind, *(shortened(text, _LONGEST) for text in texts)
+
+
+def _sureness(answer: Candidate) -> float:
+    return probability(answer) if answer.confidence is None else answer.confidence
 
 
 def kinds_table(questions: Sequence[Examined]) -> Table:
@@ -44,8 +73,8 @@ def slices_tables(found: list[Slice]) -> list[Table]:
                     each.questions,
                     each.exact_match.mean,
                     each.f1.mean,
-                    interval_text(each.exact_match, each.contexts),
-                    interval_text(each.f1, each.contexts),
+                    interval_cell(each.exact_match, each.contexts),
+                    interval_cell(each.f1, each.contexts),
                 )
                 for each in found
                 if each.dimension == dimension.name
@@ -55,9 +84,16 @@ def slices_tables(found: list[Slice]) -> list[Table]:
     ]
 
 
-def interval_text(estimate: Estimate, contexts: int, sign: str = "") -> str | None:
-    """Return an interval as text; None for one context, of which it says nothing."""
-    return f"{estimate.low:{sign}.1f} to {estimate.high:{sign}.1f}" if contexts > 1 else None
+def interval_text(estimate: Estimate, sign: str = "") -> str:
+    """Return an interval as text, to a tenth."""
+    return f"{estimate.low:{sign}.1f} to {estimate.high:{sign}.1f}"
+
+
+def interval_cell(estimate: Estimate, contexts: int, sign: str = "") -> str:
+    """Return an interval as text; if the contexts are too few for one, their number."""
+    if contexts < FEWEST_CONTEXTS:
+        return f"only {counted(contexts, 'context')}"
+    return interval_text(estimate, sign)
 
 
 def questions_csv(questions: Sequence[Examined]) -> str:

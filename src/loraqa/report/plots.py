@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 from loraqa.analysis.calibration_figures import reliability, risk_coverage
 from loraqa.files import replacing
+from loraqa.report.errors import FEWEST_CONTEXTS
 from loraqa.report.tables import printable
 
 if TYPE_CHECKING:
@@ -130,8 +131,9 @@ def quality_against_diversity(comparisons: Iterable["Comparison"]) -> "Figure":
         _join(axes, of_family, color)
     for index, (point, size) in enumerate(zip(points, _sizes(points), strict=True)):
         color, marker = looks[_family(point.strategy)]
-        f1 = point.plain.f1
-        axes.plot([point.distinct] * 2, [f1.low, f1.high], color=color, alpha=0.3, linewidth=1)
+        if point.contexts >= FEWEST_CONTEXTS:
+            ends = [point.plain.f1.low, point.plain.f1.high]
+            axes.plot([point.distinct] * 2, ends, color=color, alpha=0.3, linewidth=1)
         axes.plot(
             point.distinct,
             point.f1,

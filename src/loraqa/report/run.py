@@ -12,7 +12,7 @@ The folder is a run, or one that holds an evaluation alone.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +27,14 @@ from loraqa.analysis.scores import slices
 from loraqa.errors import InputError, LoraqaError, counted, explain, in_a_line
 from loraqa.files import read_json, write_json, write_text
 from loraqa.report.calibration import CONFIDENCE, calibration_table, confidences, figures
-from loraqa.report.diff import changed_kinds_table, mcnemar_table, scores_table
-from loraqa.report.errors import browser_data, kinds_table, questions_csv, slices_tables
+from loraqa.report.diff import summary_tables
+from loraqa.report.errors import (
+    browser_data,
+    kinds_table,
+    questions_csv,
+    slices_tables,
+    wrong_answers_table,
+)
 from loraqa.report.plots import (
     quality_against_diversity,
     reliability_diagram,
@@ -43,6 +49,9 @@ if TYPE_CHECKING:
     from loraqa.answer.compare import Comparison
 
 logger = logging.getLogger("loraqa")
+
+# Fewer questions say little about a model.
+_ENOUGH_QUESTIONS = 100
 
 BASE_FOLDER = "base"
 PAGE, FIGURES, QUESTIONS = "report.html", "report.json", "questions.csv"
@@ -119,14 +128,29 @@ def write_report(folder: Path) -> Path:
 def keep_outcome(outcome: Outcome, folder: Path) -> Path | None:
     """Write an evaluation and the report into a folder, and return the page's path.
 
-    If that fails, a warning says so, and the result is None: the evaluation itself is done.
+    A line says if another evaluation was there. If writing fails, a warning says so, and the result
+    is None: the evaluation itself is done.
     """
 
     def keep() -> Path:
+        _note_replaced(outcome, folder)
         outcome.save(folder)
         return write_report(folder)
 
     return _or_warn(keep)
+
+
+def _note_replaced(outcome: Outcome, folder: Path) -> None:
+    """Log if the folder holds an evaluation on other data or with another strategy."""
+    try:
+        before = Outcome.load(folder)
+    except (InputError, OSError):
+        return
+    if (before.data["sha256"], before.strategy) != (outcome.data["sha256"], outcome.strategy):
+        logger.info(
+            f"The report in {folder} was on {before.data['source']} with {before.strategy}; this "
+            "evaluation replaces it (--report FOLDER keeps one elsewhere)."
+        )
 
 
 def rewrite_report(folder: Path) -> Path | None:
@@ -167,6 +191,7 @@ def _parts(found: Found) -> dict[str, Any]:
         "title": f"Report on {found.name}",
         "subtitle": _subtitle(found),
         "highlights": _highlights(found),
+        "warning": _warning(found),
         "training": training_table(found.metrics) if found.trained else None,
         "curves": training_curves(found.metrics) if found.trained else None,
         "study": _study(found.compared) if found.compared else None,
@@ -186,7 +211,8 @@ def _parts_of_outcome(found: Found, outcome: Outcome) -> dict[str, Any]:
             f"{counted(len(outcome.contexts), 'context')} of {outcome.data['source']}, answered "
             f"by {outcome.model} with {outcome.strategy}."
         ),
-        "gain": _tables_of_gain(found.gain) if found.gain else None,
+        "gain": summary_tables(found.gain, ("base", "run")) if found.gain else None,
+        "wrong": wrong_answers_table(found.questions),
         "kinds": kinds_table(found.questions),
         "slices": slices_tables(found.slices),
         "calibrated": CONFIDENCE in given,
@@ -215,10 +241,6 @@ def _study(compared: list["Comparison"]) -> dict[str, Any]:
     }
 
 
-def _tables_of_gain(gain: Difference) -> list[Table]:
-    return [make(gain) for make in (scores_table, mcnemar_table, changed_kinds_table)]
-
-
 def _subtitle(found: Found) -> str:
     base = found.data.get("base") or (found.outcome.base if found.outcome else {})
     source = base.get("source")
@@ -226,31 +248,58 @@ def _subtitle(found: Found) -> str:
 
 
 def _highlights(found: Found) -> list[tuple[str, str]]:
-    """Return the figures in large type: of the evaluation, else of the dev sample."""
-    if found.outcome:
-        scores, gain = found.outcome.scores, found.gain
-        if gain:
-            return [
-                ("exact match", f"{gain.exact_match.first:.1f} → {gain.exact_match.second:.1f}"),
-                ("F1", f"{gain.f1.first:.1f} → {gain.f1.second:.1f}"),
-                ("questions", f"{gain.questions:,}"),
-            ]
-        wanted = {
-            "exact match": "exact_match",
-            "F1": "f1",
-            "F1, answerable": "HasAns_f1",
-            "F1, unanswerable": "NoAns_f1",
-        }
-        shown = [(name, f"{scores[key]:.1f}") for name, key in wanted.items() if key in scores]
-        return [*shown, ("questions", f"{scores['total']:,}")]
-    dev = [record for record in found.metrics if record["kind"] == "evaluation"]
-    if not dev:
-        return []
-    first, best = dev[0], max(dev, key=lambda record: record["f1"])
-    return [
-        ("exact match on dev", f"{first['exact_match']:.1f} → {best['exact_match']:.1f}"),
-        ("F1 on dev", f"{first['f1']:.1f} → {best['f1']:.1f}"),
-    ]
+    """Return the figures in large type, those of the base model before those of the run.
+
+    They are of the evaluation. If it is not known how the base model answers its questions, those
+    of the training's dev sample follow.
+    """
+    if found.gain:
+        return [
+            ("exact match", _from_to(found.gain.exact_match.first, found.gain.exact_match.second)),
+            ("F1", _from_to(found.gain.f1.first, found.gain.f1.second)),
+            ("questions", f"{found.gain.questions:,}"),
+        ]
+    return [*_of_evaluation(found.outcome), *_of_dev_sample(found.metrics)]
+
+
+def _of_evaluation(outcome: Outcome | None) -> Iterator[tuple[str, str]]:
+    if outcome is None:
+        return
+    named = {
+        "exact match": "exact_match",
+        "F1": "f1",
+        "F1, answerable": "HasAns_f1",
+        "F1, unanswerable": "NoAns_f1",
+    }
+    for name, key in named.items():
+        if key in outcome.scores:
+            yield name, f"{outcome.scores[key]:.1f}"
+    yield "questions", f"{outcome.scores['total']:,}"
+
+
+def _of_dev_sample(metrics: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    dev = [record for record in metrics if record["kind"] == "evaluation"]
+    if dev:
+        first, best = dev[0], max(dev, key=lambda record: record["f1"])
+        yield "exact match on dev", _from_to(first["exact_match"], best["exact_match"])
+        yield "F1 on dev", _from_to(first["f1"], best["f1"])
+        yield "questions of dev", f"{best['total']:,}"
+
+
+def _from_to(before: float, after: float) -> str:
+    return f"{before:.1f} → {after:.1f}"
+
+
+def _warning(found: Found) -> str | None:
+    """Return a warning if there are too few questions to judge the model by."""
+    scored = [record["total"] for record in found.metrics if record["kind"] == "evaluation"]
+    questions = len(found.questions) or max(scored, default=0)
+    if not 0 < questions < _ENOUGH_QUESTIONS:
+        return None
+    return (
+        f"Only {counted(questions, 'question')}: too few to judge the model by. Its scores on "
+        f"others may be quite different; evaluate on {_ENOUGH_QUESTIONS} or more."
+    )
 
 
 def _commands(found: Found) -> Iterator[str | None]:
