@@ -35,7 +35,7 @@ from loraqa.speed.start.process import preparing
 from loraqa.squad import Answer, Passage, Question, write_official
 from loraqa.train.run import RunDirectory
 from loraqa.train.settings import RunSettings, SpeedSettings, load_settings
-from tests.conftest import COMPILES, assert_near
+from tests.conftest import COMPILES, assert_near, tiny_model
 from tests.train.conftest import PASSAGES
 
 # A program that runs the recipe and sends itself a signal right after a step.
@@ -379,6 +379,21 @@ def test_a_base_that_changed_is_named_on_resuming_and_on_answering(
         finetune(moved, run, resume=True)
     with pytest.raises(InputError, match=f"is not what it was .*{named}.* changed"):
         Reader.load(run)
+
+
+def test_another_model_is_named_on_resuming(
+    finished: tuple[Path, FinetuneResult], chosen: RunSettings, tiny_folder: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(finished[0], tmp_path / "run")
+    other = shutil.copytree(tiny_folder, tmp_path / "other")
+    tiny_model("llama").save_pretrained(other)
+    source = chosen.model.model_copy(update={"source": str(other)})
+    with pytest.raises(InputError) as refused:
+        finetune(chosen.model_copy(update={"model": source}), run, resume=True)
+    assert str(refused.value) == (
+        f"{other} is not the model with which the run began, which is {tiny_folder}: resume with "
+        "that one (leave --model out), or start a new run in another folder."
+    )
 
 
 def test_long_answers_of_the_training_data_can_be_given(

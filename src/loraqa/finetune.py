@@ -31,7 +31,7 @@ from loraqa.answer.progress import Progress
 from loraqa.answer.reader import Reader as PlainReader
 from loraqa.answer.span import SpanSearch
 from loraqa.errors import InputError, counted, some_of
-from loraqa.files import replacing_folder, write_text
+from loraqa.files import read_json, replacing_folder, write_text
 from loraqa.lora.adapt import adapt, parameter_counts, resume_pissa
 from loraqa.lora.adapter import load_adapter
 from loraqa.model.choose import choose_runner
@@ -312,10 +312,28 @@ def _put_in_adapter(model: PreTrainedModel, settings: RunSettings, checkpoint: P
         adapt(model, settings.lora, settings.seed)
     else:
         logger.info("Going on from %s.", checkpoint)
-        load_adapter(model, checkpoint / ADAPTER)
+        _load_from(checkpoint, model, settings.model.source)
         if settings.lora.initialisation == "pissa":
             resume_pissa(model, settings.lora)
     logger.info("%s.", parameter_counts(model))
+
+
+def _load_from(checkpoint: Path, model: PreTrainedModel, source: str) -> None:
+    """Put the adapter of a checkpoint into a model.
+
+    Raises:
+        InputError: the run began with another model.
+    """
+    try:
+        load_adapter(model, checkpoint / ADAPTER)
+    except InputError as error:
+        # The checkpoint is whole, and holds copies of the run's files.
+        began = read_json(RunDirectory(checkpoint).data_file)["base"]["source"]
+        which = f"{began}, as it was then" if began == source else began
+        raise InputError(
+            f"{source} is not the model with which the run began, which is {which}: resume with "
+            "that one (leave --model out), or start a new run in another folder."
+        ) from error
 
 
 def _runner(

@@ -190,10 +190,11 @@ class RunDirectory:
         """
         began = self._recorded(self.data_file, data, partial(_changed_parts, now=data))
         if changed := _changed_parts(began, data):
-            named = " and ".join(changed)
+            named, source = " and ".join(changed), began["base"]["source"]
+            model = f" with {source}" if source != data["base"]["source"] else ""
             raise InputError(
                 f"{named[0].upper()}{named[1:]} changed since "
-                f"{self.path} began: resume with what it began with, or start a new run."
+                f"{self.path} began{model}: resume with what it began with, or start a new run."
             )
         surroundings = self._recorded(self.environment_file, environment, dict.items)
         _warn_of_rounding(_changes(self._last_settings(began), settings, surroundings, environment))
