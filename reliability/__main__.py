@@ -58,6 +58,8 @@ def _crash(options: argparse.Namespace) -> None:
         # Forks of this process need not import them again.
         import transformers  # noqa: F401
 
+        import loraqa.answer.export
+        import loraqa.cli
         import loraqa.finetune
         import loraqa.reader  # noqa: F401
 

@@ -40,6 +40,7 @@ from reliability.works import (
     evaluation,
     export,
     result_of,
+    share_with_forks,
     training,
     write_inputs,
 )
@@ -108,6 +109,7 @@ def study(
     """Try everything, or the groups whose name contains `only`, and report each verdict."""
     inputs = folder / "inputs"
     run(partial(write_inputs, inputs), folder)
+    share_with_forks(inputs, folder)
     undisturbed = Undisturbed(folder)
     trials = chain(
         *(_of_family(inputs, family, undisturbed, size, seed) for family in FAMILIES),

@@ -1,11 +1,14 @@
 """What loraqa does in the studies: tiny trainings, evaluations and exports, and their results."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from reliability.disk import Tree, read_tree
 from reliability.forks import Ended, loraqa, run
@@ -148,6 +151,36 @@ def write_inputs(folder: Path) -> None:
     passages = list(_passages())
     write_official(folder / "train.json", passages, "1.1")
     write_official(folder / "dev.json", passages[:3], "1.1")
+
+
+def share_with_forks(inputs: Path, folder: Path) -> None:
+    """Do in this process, once, what takes most of a work's time and is not what a study is about.
+
+    Forks of this process find the models' modules imported and the kernels compiled; each still
+    keeps these in its own cache. Their reports have no plots, which no result holds either.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from loraqa.model.load import choose_dtype
+    from loraqa.speed.cpu import native
+
+    for family in FAMILIES:
+        AutoModelForCausalLM.from_pretrained(inputs / family)
+    compile_anew, compiled = native._compile, dict[str, Path]()
+
+    def compile_once(compiler: Sequence[str], options: Sequence[str], _: Path) -> Path:
+        key = " ".join([*compiler, *options])
+        if key not in compiled:
+            lasting = Path(tempfile.mkdtemp(dir=folder))
+            compiled[key] = compile_anew(compiler, options, lasting)
+        return compiled[key]
+
+    native._compile = compile_once
+    os.environ["LORAQA_CACHE"] = str(folder / "cache")
+    native._library(choose_dtype("auto", torch.device("cpu")))
+    native._library.cache_clear()
+    patch("loraqa.report.run.to_svg", lambda _: "").start()
 
 
 def _in_small_batches(arguments: list[str]) -> None:

@@ -132,9 +132,13 @@ def finetune(
     run = RunDirectory(run_dir)
     with run.writing(settings, resume):
         result, held_out, sample = _finetune(settings, run, resume, command, prepare, change)
+        examined = None
         if held_out.order or sample is not None:
-            _calibrate_and_examine(run, settings, held_out, sample, command)
-        rewrite_report(run.path)
+            examined = _calibrate_and_examine(run, settings, held_out, sample, command)
+        if examined is None:
+            rewrite_report(run.path)
+        else:
+            keep_outcome(examined, run.path)
     return result
 
 
@@ -254,10 +258,11 @@ def _calibrate_and_examine(
     held_out: QADataset,
     sample: QADataset | None,
     command: str,
-) -> None:
+) -> Outcome | None:
     """Calibrate the run on held-out questions, and examine its answers to the dev sample.
 
-    The adapter is read as it will be used, and is there whatever happens here.
+    A run that has another evaluation keeps it, and the result is None. The adapter is read as it
+    will be used, and is there whatever happens here.
     """
     # The model that was trained is not needed any more, and may take all memory.
     gc.collect()
@@ -266,8 +271,9 @@ def _calibrate_and_examine(
     reader: PlainReader = replace(loaded, tokens_per_batch=min(fitting, loaded.tokens_per_batch))
     if held_out.order:
         reader = _calibrated(reader, held_out, run)
-    if sample is not None and not _evaluated_otherwise(run, sample):
-        _examine(reader, sample, run, command)
+    if sample is None or _evaluated_otherwise(run, sample):
+        return None
+    return _examine(reader, sample, run, command)
 
 
 def _evaluated_otherwise(run: RunDirectory, sample: QADataset) -> bool:
@@ -291,14 +297,13 @@ def _calibrated(reader: PlainReader, held_out: QADataset, run: RunDirectory) -> 
     return calibrated
 
 
-def _examine(reader: PlainReader, sample: QADataset, run: RunDirectory, command: str) -> None:
+def _examine(reader: PlainReader, sample: QADataset, run: RunDirectory, command: str) -> Outcome:
     """Answer the dev sample once more, for the report."""
     asked = counted(len(sample.order), "question")
     logger.info("Answering %s of the dev data for the report.", asked)
     with answering_progress() as progress:
         found = evaluate(reader, sample, SCORING, progress=progress)
-    outcome = outcome_of(found, sample, model=run.path, strategy=SCORING.name, command=command)
-    keep_outcome(outcome, run.path)
+    return outcome_of(found, sample, model=run.path, strategy=SCORING.name, command=command)
 
 
 def _read_dev(settings: DataSettings) -> QADataset | None:
