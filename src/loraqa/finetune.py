@@ -370,9 +370,10 @@ def _report_training(training: TrainingData, max_length: int) -> None:
             "(data.held_out)."
         )
     if counts.windowed:
+        are = "is" if counts.windowed == 1 else "are"
         logger.warning(
-            f"Too long for {max_length} tokens and read in windows: "
-            f"{counted(counts.windowed, 'context')}. Examples whose window lacks the answer: "
+            f"{counted(counts.windowed, 'context')} {are} too long for {max_length:,} tokens and "
+            f"read in windows. Examples whose window lacks the answer: "
             f"{counts.left_out:,} left out, {counts.not_here:,} trained as unanswerable."
         )
     if counts.skipped:

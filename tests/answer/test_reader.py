@@ -184,8 +184,8 @@ def test_windows_are_logged_once_for_the_same_contexts(
         for passages in ([LONG_PASSAGE], [LONG_PASSAGE, PASSAGES[1]], [other, PASSAGES[1]]):
             reader.read(passages, Greedy())
     assert caplog.messages == [
-        "Too long for 140 tokens and read in windows: 1 of 1 context.",
-        "Too long for 140 tokens and read in windows: 1 of 2 contexts.",
+        "1 of 1 context is too long for 140 tokens and read in windows.",
+        "1 of 2 contexts is too long for 140 tokens and read in windows.",
     ]
 
 

@@ -238,10 +238,14 @@ class Reader:
         if windowed <= self._noted:
             return
         self._noted.update(windowed)
+        number = encoded.counts.windowed
+        are = "is" if number == 1 else "are"
         note = (
-            f"Too long for {self.max_length:,} tokens and read in windows: "
-            f"{encoded.counts.windowed:,} of {counted(len(passages), 'context')}"
+            f"{number:,} of {counted(len(passages), 'context')} {are} too long for "
+            f"{self.max_length:,} tokens and read in windows"
         )
+        if self.window_length is not None:
+            note += f" of up to {self.window_length:,}"
         most = self.most_windows
         if most is not None and max(trees.values()) > most:
             matching = "window that matches" if most == 1 else f"{most} windows that match"
