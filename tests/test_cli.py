@@ -864,8 +864,30 @@ def test_output_that_cannot_be_written_is_named(data: Path, tmp_path: Path) -> N
     )
 
 
-def test_wrong_flags_exit_with_2(call: Call) -> None:
-    assert call("evaluate", "--nonsense")[0] == 2
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("evaluate", "--nonsense"), "No such option: --nonsense"),
+        (("ask", "run", "Who?", "--context-file", "a", "--answers", "0"), "'--answers'"),
+        (("ask", "run", "Who?"), "--context-file"),
+        (("nonsense",), "nonsense"),
+    ],
+)
+def test_wrong_flags_are_told_in_one_sentence(
+    call: Call, words: tuple[str, ...], told: str
+) -> None:
+    status, printed, error = call(*words)
+    assert (status, printed) == (2, "")
+    (line,) = error.splitlines()
+    assert line.startswith("loraqa: ")
+    assert told in line
+    command = "loraqa" if len(words) == 1 else f"loraqa {words[0]}"
+    assert line.endswith(f"; `{command} --help` tells what can be given.")
+
+
+def test_help_is_shown_without_arguments(call: Call) -> None:
+    assert "Usage: loraqa" in "".join(call()[1:])
+    assert call("--help")[0] == call("ask", "--help")[0] == 0
 
 
 def test_golds_outside_the_context_count_and_made_ids_are_refused_by_score(

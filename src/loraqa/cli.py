@@ -9,11 +9,11 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, cast
 
 import typer
 
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 # So many characters are read before a progress bar would be seen.
 _LONG = 10_000
+
+# What wrong options and arguments raise. Typer exports only this part of it.
+_UsageError = cast(type[typer.BadParameter], typer.BadParameter.__bases__[0])
 
 # The load, in processes that run or want to, from which on other work is taken to be busy.
 _BUSY = 0.5
@@ -802,12 +805,21 @@ def main() -> NoReturn:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
     try:
-        app()
+        # Without arguments Typer shows the help.
+        status = app(standalone_mode=not sys.argv[1:])
+    except _UsageError as error:
+        _fail(_explain_usage(error), InputError.exit_code)
     except (LoraqaError, OSError) as error:
         _fail(*explain(error))
     except KeyboardInterrupt:
         raise SystemExit(_status_of(signal.SIGINT)) from None
-    raise SystemExit(0)
+    raise SystemExit(status or 0)
+
+
+def _explain_usage(error: typer.BadParameter) -> str:
+    command = error.ctx.command_path if error.ctx else "loraqa"
+    wrong = error.format_message().rstrip(".")
+    return f"{wrong}; `{command} --help` tells what can be given."
 
 
 def _open_closed_streams() -> None:
