@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.answer.conftest import LIMIT, PASSAGES, generate, prompts_of, stopping_model
 
+from loraqa.answer import span
 from loraqa.answer.answered import Answered
 from loraqa.answer.decode import Greedy, Prompts, Rules, Written
-from loraqa.answer.reader import Reader
+from loraqa.answer.reader import Reader, without_capitals
 from loraqa.errors import InputError, LoraqaError
 from loraqa.model.runner import PaddedRunner, TreeRunner
 from loraqa.prompt.segments import SegmentTokenizer
@@ -173,6 +174,29 @@ def test_places_match_the_answers(context: str, strategy: str, segments: Segment
             assert not answer.text or answer.text not in context
         else:
             assert context[answer.start : answer.end].strip()
+
+
+@pytest.mark.parametrize(
+    ("question", "read"),
+    [
+        ("WHO BUILT THE MILL IN 1203?", "who built the mill in 1203?"),
+        ("ΠΟΙΟΣ ΕΧΤΙΣΕ;", "ποιος εχτισε;"),
+        ("Who built the USA?", "Who built the USA?"),
+        ("NATO?", "NATO?"),
+        ("谁 建的?", "谁 建的?"),
+        ("1203 ?", "1203 ?"),
+    ],
+)
+def test_questions_in_capitals_are_read_in_small_letters(
+    question: str, read: str, segments: SegmentTokenizer
+) -> None:
+    reader, context = reader_of(segments), PASSAGES[0].context
+    assert without_capitals(question) == read
+    assert reader.answer(context, [question]) == reader.answer(context, [read])
+    # Scores are those of the questions as they are.
+    asked, small = (Passage(context, (Question("0", text),)) for text in (question, read))
+    (as_it_is,), (lowered,) = (reader.read([each], Greedy()) for each in (asked, small))
+    assert (as_it_is == lowered) == (question == read)
 
 
 def test_windows_are_logged_once_for_the_same_contexts(

@@ -109,7 +109,7 @@ class Reader:
 
         Span search returns the best spans, beam search its beams, a strategy that samples its
         samples, and greedy decoding a single answer. Answers that read the same are one; samples
-        are ordered by their votes.
+        are ordered by their votes. Questions in capitals are read in small letters.
 
         Raises:
             InputError: as for `answer`, or `count` is out of range.
@@ -117,7 +117,9 @@ class Reader:
         """
         check_asked(context, questions)
         check_count(count)
-        asked = tuple(Question(str(number), text) for number, text in enumerate(questions))
+        asked = tuple(
+            Question(str(number), without_capitals(text)) for number, text in enumerate(questions)
+        )
         chosen = parse_strategy(strategy) if isinstance(strategy, str) else strategy
         chosen = with_close_bounds(chosen)
         with stopping(self.runner.model, stop) if stop else nullcontext():
@@ -371,6 +373,16 @@ def with_close_bounds(strategy: Strategy) -> Strategy:
     if isinstance(strategy, SpanSearch):
         return replace(strategy, slack=min(strategy.slack, _SLACK))
     return strategy
+
+
+def without_capitals(question: str) -> str:
+    """Return a question of several words in small letters if it has none.
+
+    Models have hardly seen text in capitals and read it much worse. A single word may be an
+    abbreviation.
+    """
+    shouted = question.isupper() and len(question.split()) > 1
+    return question.lower() if shouted else question
 
 
 def check_count(count: int) -> None:
