@@ -26,7 +26,7 @@ from loraqa.answer.strategies import (
 )
 from loraqa.errors import InputError, LoraqaError, explain, quote
 from loraqa.garbage import importing
-from loraqa.notices import show_notices
+from loraqa.notices import show_notices, status_line
 from loraqa.prompt.defaults import DEFAULT_STRIDE, DEFAULT_WINDOWS
 from loraqa.speed import chosen
 
@@ -203,7 +203,7 @@ def demo(
     check_room(out)
     check_choice(model, train, dev)
 
-    with importing():
+    with _importing():
         from loraqa.demo.run import run_demo
 
     result = run_demo(out, _console(stderr=as_json), model=model, train=train, dev=dev)
@@ -239,7 +239,7 @@ def inspect(
     ModelSource(model)
     dataset = read_passages(data, on_bad=on_bad).to_learn_from(on_bad)
 
-    with importing():
+    with _importing():
         from loraqa.report.inspection import inspection
         from loraqa.speed.start import accelerated_preparation
 
@@ -336,7 +336,7 @@ def _show_costs(settings: "RunSettings", as_json: bool) -> None:
     from loraqa.speed.start.process import preparing
 
     with preparing(settings) as prepare:
-        with importing():
+        with _importing():
             from loraqa.costs import estimate_costs
             from loraqa.report.tables import costs_table
         costs = estimate_costs(settings, prepare=prepare).to_json()
@@ -351,7 +351,7 @@ def _finetune(settings: "RunSettings", out: Path, resume: bool) -> None:
     from loraqa.train.run import RunDirectory
 
     with RunDirectory(out).telling_what_is_kept(), preparing(settings) as prepare:
-        with importing():
+        with _importing():
             from loraqa.finetune import finetune
         finetune(settings, out, resume=resume, command=_command(), prepare=prepare)
     _tell(f"The adapter is in {out / 'adapter'}; {out / 'report.html'} shows the training.")
@@ -409,7 +409,7 @@ def evaluate(
     check_source(run)
     dataset = read_passages(data, on_bad=on_bad)
 
-    with importing():
+    with _importing():
         from loraqa.answer.evaluate import evaluate as evaluate_reader
         from loraqa.answer.journal import Journal
         from loraqa.answer.outcome import outcome_of
@@ -535,7 +535,7 @@ def compare(
     check_folder_writable(folder)
     dataset = read_passages(data, on_bad=on_bad)
 
-    with importing():
+    with _importing():
         from loraqa.answer.compare import compare as compare_strategies
         from loraqa.answer.evaluate import sample_questions
         from loraqa.answer.journal import Journal
@@ -651,7 +651,7 @@ def ask(
     if text_out:
         write_text(text_out, document.text)
 
-    with importing():
+    with _importing():
         from loraqa.answer.reader import check_asked
         from loraqa.answer.strategies import parse_strategy
         from loraqa.report.answers import answer_lines, answers_json
@@ -704,7 +704,7 @@ def serve(
 
     check_source(run)
     try:
-        with importing():
+        with _importing():
             from loraqa.serve import server
             from loraqa.serve.app import TOKENS_PER_BATCH, Served, create_app
     except ModuleNotFoundError as error:
@@ -780,7 +780,7 @@ def export(
     adapter_of(run)
     check_new_folder(out)
 
-    with importing():
+    with _importing():
         from loraqa.answer.export import export_adapter, export_merged
 
     if format == "peft":
@@ -944,13 +944,21 @@ def _reader(
     """Load a reader, and change what the user chose."""
     from loraqa.reader import Reader
 
-    reader = Reader.load(run, base=base, template=template, without=without)
+    with status_line(f"Loading {run} …"):
+        reader = Reader.load(run, base=base, template=template, without=without)
     chosen: dict[str, Any] = {"most_windows": None if windows == "all" else int(windows)}
     if max_answer_tokens is not None:
         chosen["max_answer_tokens"] = max_answer_tokens
     if no_answer_threshold is not None:
         chosen["no_answer_threshold"] = no_answer_threshold
     return replace(reader, **chosen)
+
+
+@contextmanager
+def _importing() -> Iterator[None]:
+    """Import what computes, which takes seconds."""
+    with status_line("Loading PyTorch …"), importing():
+        yield
 
 
 def _console(*, stderr: bool = False) -> "Console":

@@ -79,6 +79,19 @@ def test_progress_counts_prompts(segments: SegmentTokenizer) -> None:
     assert calls == [(0, 6), (3, 6), (6, 6)]
 
 
+def test_progress_moves_within_a_batch(
+    segments: SegmentTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(span, "_INTERVAL", -1.0)
+    told: list[int] = []
+    reader_of(segments).read(
+        PASSAGES, span.SpanSearch(), progress=lambda done, _, __="": told.append(done)
+    )
+    assert told == sorted(told)
+    assert (told[0], told[-1], told.count(0)) == (0, 6, 1)
+    assert {*told} - {0, 6}
+
+
 @pytest.mark.parametrize("number", [torch.nan, torch.inf])
 @pytest.mark.parametrize("strategy", ["span", "greedy", "beam:2", "top-p:0.9"])
 def test_logits_that_are_not_finite_give_no_answer(

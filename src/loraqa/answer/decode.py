@@ -103,6 +103,7 @@ class Prompts:
         rules: how answers are tokenized and where they end.
         answers: how many answers to each prompt are wanted.
         seed: random seed.
+        note: a strategy may tell it how many prompts are answered so far.
     """
 
     trees: Sequence[Tree]
@@ -113,6 +114,7 @@ class Prompts:
     rules: Rules
     answers: int
     seed: int
+    note: Callable[[int], None] = lambda _: None
 
     def rows(self) -> Iterator[tuple[Tree, Branch, str]]:
         """Yield the tree, branch and context of each prompt."""

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -168,17 +168,22 @@ class Reader:
         done, prompts = 0, counts.total()
         if progress:
             progress(done, prompts)
+
+        def note(of_batch: int) -> None:
+            # 0 would be the beginning.
+            if progress and done + of_batch:
+                progress(done + of_batch, prompts)
+
         for together in pack(trees, self.tokens_per_batch, partial(self._cost, rows=rows)):
             contexts = [passages[tree.passage].context for tree in together]
             most = max(counts[place] for tree in together for place in _places(tree))
             chosen = _within(strategy, most)
             batch = _Batch(together, contexts, chosen, self._rules, answers, seed)
-            read = self._recall(batch, journal) if journal else self._read(batch)
+            read = self._recall(batch, journal, note) if journal else self._read(batch, note)
             for place, window in zip(batch.places, read, strict=True):
                 windows[place].append(window)
             done += len(read)
-            if progress:
-                progress(done, prompts)
+            note(0)
         return [
             self._chosen(question, windows[index, question.id], strategy, answers)
             for index, passage in enumerate(passages)
@@ -214,22 +219,24 @@ class Reader:
         """
         return sum(len(tree.branches) for tree in self._trees(passages))
 
-    def _recall(self, batch: "_Batch", journal: Journal) -> list[Window]:
+    def _recall(
+        self, batch: "_Batch", journal: Journal, note: Callable[[int], None]
+    ) -> list[Window]:
         """Return what was read for each prompt from the journal if it is there."""
 
         def compute() -> list[list[Any]]:
-            return [window.to_json() for window in self._read(batch)]
+            return [window.to_json() for window in self._read(batch, note)]
 
         return [Window.from_json(kept) for kept in journal.once(batch.fingerprint, compute)]
 
-    def _read(self, batch: "_Batch") -> list[Window]:
-        """Return what is read for each prompt, from its window alone."""
+    def _read(self, batch: "_Batch", note: Callable[[int], None]) -> list[Window]:
+        """Return what is read for each prompt from its window alone; tell how many are answered."""
         with self._explaining_lack_of_memory():
             session, first = self.runner.prefill(batch.trees)
             logits, no_answer = split_no_answer(first, self.tokenizer.eos)
             prompts = Prompts(
                 *(batch.trees, batch.contexts, session, logits, no_answer),
-                *(batch.rules, batch.answers, batch.seed),
+                *(batch.rules, batch.answers, batch.seed, note),
             )
             return _write(prompts, batch.strategy)
 

@@ -38,6 +38,8 @@ Floats = NDArray[np.float64]
 # A span encoded alone has at most this many tokens fewer than the context's tokens that cover it,
 # because these may extend beyond its ends.
 _SHORTER_ALONE = 8
+# Seconds between two reports of how far a search is.
+_INTERVAL = 0.5
 # Log-odds beyond this are certain, and do not overflow.
 _SURE = 100
 
@@ -90,7 +92,7 @@ class SpanSearch:
             self.most_paths,
             self.slack,
         )
-        search.run(prompts.session, prompts.logits)
+        search.run(prompts.session, prompts.logits, prompts.note)
         return [
             [_written(choices[found.index], found, prompts.rules) for found in answers]
             for (_, choices), answers in zip(of_prompts, search.answers(), strict=True)
@@ -318,18 +320,34 @@ class _Search:
         self._paths, self._exact = np.zeros(prompts, dtype=int), np.ones(prompts, dtype=bool)
         self._answered = np.zeros(prompts, dtype=bool)
 
-    def run(self, session: DecodingSession, logits: Tensor) -> None:
-        """Search from the first logits of each prompt."""
+    def run(
+        self,
+        session: DecodingSession,
+        logits: Tensor,
+        note: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """Search from the first logits of each prompt. Tell now and then how many are answered."""
         prompts = np.arange(len(self._met))
         start = _Frontier(session, prompts, prompts, self._forest.roots, np.zeros(len(prompts)))
         # Depth first: complete spans found early bound the paths that wait higher up.
         waiting = [self._look(start, session, logits)]
+        told = time.monotonic()
         while waiting:
+            if time.monotonic() - told > _INTERVAL:
+                note(self._count_answered(waiting))
+                told = time.monotonic()
             frontier = self._worthwhile(waiting.pop())
             if not len(frontier):
                 continue
             now = frontier.most_probable(self._rows)
             waiting += [frontier.only(~now), self._step(frontier.only(now), logits.device)]
+
+    def _count_answered(self, waiting: Sequence[_Frontier]) -> int:
+        """Count the prompts of which no waiting path can lead to a better answer."""
+        searched = np.zeros(len(self._met), dtype=bool)
+        for paths in waiting:
+            searched[paths.prompts[paths.scores > self._worst[paths.prompts]]] = True
+        return int((~searched).sum())
 
     def answers(self) -> list[list[_Found]]:
         """Return the best answers to each prompt, best first."""
