@@ -161,10 +161,12 @@ def share_with_forks(inputs: Path, folder: Path) -> None:
     """
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
     from loraqa.model.load import choose_dtype
     from loraqa.speed.cpu import native
 
+    disable_progress_bar()
     for family in FAMILIES:
         AutoModelForCausalLM.from_pretrained(inputs / family)
     compile_anew, compiled = native._compile, dict[str, Path]()

@@ -806,7 +806,7 @@ def main() -> NoReturn:
         signal.signal(signal.SIGINT, _interrupt)
     try:
         # Without arguments Typer shows the help.
-        status = app(standalone_mode=not sys.argv[1:])
+        status = app(prog_name="loraqa", standalone_mode=not sys.argv[1:])
     except _UsageError as error:
         _fail(_explain_usage(error), InputError.exit_code)
     except (LoraqaError, OSError) as error:

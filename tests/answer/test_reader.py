@@ -85,7 +85,10 @@ def test_progress_moves_within_a_batch(
     monkeypatch.setattr(span, "_INTERVAL", -1.0)
     told: list[int] = []
     reader_of(segments).read(
-        PASSAGES, span.SpanSearch(), progress=lambda done, _, __="": told.append(done)
+        PASSAGES,
+        span.SpanSearch(at_once=1),
+        answers=20,
+        progress=lambda done, _, __="": told.append(done),
     )
     assert told == sorted(told)
     assert (told[0], told[-1], told.count(0)) == (0, 6, 1)

@@ -38,6 +38,8 @@ Floats = NDArray[np.float64]
 # A span encoded alone has at most this many tokens fewer than the context's tokens that cover it,
 # because these may extend beyond its ends.
 _SHORTER_ALONE = 8
+# Less than any probability that counts.
+_TINY = 1e-30
 # Seconds between two reports of how far a search is.
 _INTERVAL = 0.5
 # Log-odds beyond this are certain, and do not overflow.
@@ -326,15 +328,19 @@ class _Search:
         logits: Tensor,
         note: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """Search from the first logits of each prompt. Tell now and then how many are answered."""
+        """Search from the first logits of each prompt.
+
+        Now and then tell how many prompts are answered, of which the searched parts count.
+        """
         prompts = np.arange(len(self._met))
         start = _Frontier(session, prompts, prompts, self._forest.roots, np.zeros(len(prompts)))
         # Depth first: complete spans found early bound the paths that wait higher up.
         waiting = [self._look(start, session, logits)]
-        told = time.monotonic()
+        told, first = time.monotonic(), self._probability(waiting)
         while waiting:
             if time.monotonic() - told > _INTERVAL:
-                note(self._count_answered(waiting))
+                left = self._probability(waiting) / np.maximum(first, _TINY)
+                note(int((1 - left).sum()))
                 told = time.monotonic()
             frontier = self._worthwhile(waiting.pop())
             if not len(frontier):
@@ -342,12 +348,13 @@ class _Search:
             now = frontier.most_probable(self._rows)
             waiting += [frontier.only(~now), self._step(frontier.only(now), logits.device)]
 
-    def _count_answered(self, waiting: Sequence[_Frontier]) -> int:
-        """Count the prompts of which no waiting path can lead to a better answer."""
-        searched = np.zeros(len(self._met), dtype=bool)
+    def _probability(self, waiting: Sequence[_Frontier]) -> Floats:
+        """Return (prompts,) the probability of the paths that may lead to a better answer."""
+        found = np.zeros(len(self._met))
         for paths in waiting:
-            searched[paths.prompts[paths.scores > self._worst[paths.prompts]]] = True
-        return int((~searched).sum())
+            better = paths.scores > self._worst[paths.prompts]
+            np.add.at(found, paths.prompts[better], np.exp(paths.scores[better]))
+        return found
 
     def answers(self) -> list[list[_Found]]:
         """Return the best answers to each prompt, best first."""
