@@ -178,7 +178,7 @@ def share_with_forks(inputs: Path, folder: Path) -> None:
             compiled[key] = compile_anew(compiler, options, lasting)
         return compiled[key]
 
-    native._compile = compile_once
+    patch.object(native, "_compile", compile_once).start()
     os.environ["LORAQA_CACHE"] = str(folder / "cache")
     native._library(choose_dtype("auto", torch.device("cpu")))
     native._library.cache_clear()
