@@ -21,6 +21,7 @@ from loraqa.serve.app import Served, create_app
 from loraqa.squad import Passage, Question, read_passages, score, write_official
 from loraqa.train.settings import load_settings
 from tests.conftest import TOWN, Call, assert_near, tiny_model, town_passages
+from tests.model.test_session import rows_of
 from tests.model.tiny_gguf import write_gguf
 
 PASSAGES = town_passages(4)
@@ -107,6 +108,40 @@ def test_pissa_gives_plain_lora_for_the_base_resumed_or_not(
     assert status == 0, error
     assert result.after is not None
     assert json.loads(printed)["f1"] == pytest.approx(result.after.f1)
+    shutil.rmtree(out / "adapter")
+    shutil.rmtree(out / "checkpoints" / "step-000004")
+    status, _, error = call("train", "--out", out, "--resume")
+    assert status == 0, error
+    assert adapter_of(out) == learned
+
+
+def test_an_activated_lora_goes_on_answers_and_is_read_by_peft(
+    call: Call, base: Path, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    words = [*SETTINGS, "lora.activated=true", "lora.rank=4"]
+    sources = [f"model.source={base}", f"data.train={data}", f"data.dev={data}"]
+    result = finetune(load_settings(overrides=[*words, *sources]), out)
+    learned = adapter_of(out)
+    status, printed, error = call("evaluate", out, "--data", data, "--json")
+    assert status == 0, error
+    assert result.after is not None
+    assert json.loads(printed)["f1"] == pytest.approx(result.after.f1)
+
+    reader = Reader.load(out)
+    trees = reader.encoder.encode_prompts(PASSAGES, 8).trees
+    _, logits = reader.runner.prefill(trees)
+    peft = PeftModel.from_pretrained(loaded_by_transformers(base), out / "adapter")
+    assert peft.peft_config["default"].alora_invocation_tokens
+    with torch.no_grad():
+        expected = [peft(input_ids=torch.tensor([ids])).logits[0, -1] for ids in rows_of(trees)]
+    assert_near(logits, torch.stack(expected), 1e-4)
+
+    words = ("export", out, "--format", "merged", "--out", tmp_path / "merged")
+    status, _, error = call(*words)
+    assert (status, error.count("--format peft")) == (2, 1)
+    assert not (tmp_path / "merged").exists()
+
     shutil.rmtree(out / "adapter")
     shutil.rmtree(out / "checkpoints" / "step-000004")
     status, _, error = call("train", "--out", out, "--resume")

@@ -11,7 +11,7 @@ import logging
 import math
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -39,7 +39,8 @@ from loraqa.model.load import check_vocabulary, load_model
 from loraqa.model.runner import Runner, Use
 from loraqa.model.source import choose_max_length
 from loraqa.prompt.defaults import ANSWERS_THAT_FIT, DEFAULT_MAX_ANSWER_TOKENS
-from loraqa.prompt.encode import Encoded
+from loraqa.prompt.encode import Encoded, PromptEncoder
+from loraqa.prompt.invocation import invocation_of_questions
 from loraqa.prompt.plan import BatchPlan
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
@@ -230,7 +231,7 @@ def get_ready(
 
     model = load_model(**settings.model.model_dump())
     max_length = choose_max_length(settings.prompt.max_length, model.config)
-    _put_in_adapter(model, settings, checkpoint)
+    _put_in_adapter(model, settings, checkpoint, _invocation(settings, training, max_length))
     runner, accelerations = _runner(model, max_length, settings, answering=dev is not None)
     if change is not None:
         runner = change(runner, training.tokenizer)
@@ -310,11 +311,25 @@ def _read_dev(settings: DataSettings) -> QADataset | None:
     return read_passages(settings.dev, on_bad=settings.on_bad) if settings.dev is not None else None
 
 
-def _put_in_adapter(model: PreTrainedModel, settings: RunSettings, checkpoint: Path | None) -> None:
+def _invocation(settings: RunSettings, training: TrainingData, max_length: int) -> list[int]:
+    """Return the ids from which an activated LoRA acts; none for another LoRA."""
+    if not settings.lora.activated:
+        return []
+    template = Template(settings.prompt.template)
+    encoder = PromptEncoder(training.tokenizer, template, max_length, settings.prompt.stride)
+    return invocation_of_questions(encoder)
+
+
+def _put_in_adapter(
+    model: PreTrainedModel,
+    settings: RunSettings,
+    checkpoint: Path | None,
+    invocation: Sequence[int],
+) -> None:
     if checkpoint is None:
         if settings.lora.initialisation == "pissa":
             logger.info("Splitting the weights, which takes some seconds for each large layer.")
-        adapt(model, settings.lora, settings.seed)
+        adapt(model, settings.lora, settings.seed, invocation)
     else:
         logger.info("Going on from %s.", checkpoint)
         _load_from(checkpoint, model, settings.model.source)

@@ -24,12 +24,15 @@ from loraqa.answer.load import Loaded, load_model
 from loraqa.answer.reader import Reader as PlainReader
 from loraqa.errors import InputError
 from loraqa.files import sha256
+from loraqa.lora.activated import invocation_of
 from loraqa.lora.settings import ADAPTER_CONFIG, TENSORS
 from loraqa.model.choose import choose_runner
 from loraqa.model.memory import tokens_at_once
 from loraqa.model.runner import Runner
 from loraqa.model.source import position_limit
 from loraqa.prompt.chat import chat_template
+from loraqa.prompt.encode import PromptEncoder
+from loraqa.prompt.invocation import check_invocation
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import CHAT, DEFAULT_TEMPLATE, Template
 from loraqa.speed.start import accelerated_preparation
@@ -87,8 +90,11 @@ class Reader(PlainReader):
         tokens, info = tokens_at_once(loaded.model), loaded.info
         max_length = info.max_length if info else position_limit(loaded.model.config)
         plain = choose_runner(loaded.model, max_length)
-        runner, accelerations = fastest(plain, ["answering"], without)
         written = _template(template, loaded, source)
+        if invocation := invocation_of(loaded.model):
+            encoder = PromptEncoder(tokenizer, written, max_length, info.stride if info else 0)
+            check_invocation(encoder, invocation)
+        runner, accelerations = fastest(plain, ["answering"], without)
         identify = partial(_identify, Path(source).expanduser(), loaded, plain, accelerations)
         if info is None:
             return cls(

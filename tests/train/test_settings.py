@@ -50,6 +50,7 @@ def test_overrides_win_over_later_files_over_earlier_files_over_defaults(tmp_pat
         ("lora.target_modules=[c_attn, c_fc]", "lora.target_modules", ["c_attn", "c_fc"]),
         ("lora.rank_pattern={c_fc: 4, 'h.1.*': 2}", "lora.rank_pattern", {"c_fc": 4, "h.1.*": 2}),
         ("lora.alpha_pattern={c_attn: 4}", "lora.alpha_pattern", {"c_attn": 4.0}),
+        ("lora.activated=true", "lora.activated", True),
         ("data.train=my: data #1.json", "data.train", "my: data #1.json"),
         ("model.revision=123", "model.revision", "123"),
         ("data.dev=null", "data.dev", None),

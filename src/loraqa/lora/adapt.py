@@ -1,8 +1,9 @@
 """Add low-rank updates to a model, and count its trained parameters."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -10,11 +11,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from loraqa.errors import InputError, counted
+from loraqa.lora.activated import ActivatedLinear
 from loraqa.lora.layer import LoraLinear, Part, features, lora_layers
 from loraqa.lora.merge import unload
 from loraqa.lora.pissa import PissaLinear, check_splittable
 from loraqa.lora.settings import LoraSettings
-from loraqa.lora.targets import by_pattern, select
+from loraqa.lora.targets import by_pattern, check_no_head, select
 
 logger = logging.getLogger("loraqa")
 
@@ -34,15 +36,23 @@ class ParameterCounts:
         return f"{self.trainable:,} of {self.total:,} parameters are trained ({share:.2%})"
 
 
-def adapt(model: PreTrainedModel, settings: LoraSettings, seed: int = 0) -> None:
+def adapt(
+    model: PreTrainedModel, settings: LoraSettings, seed: int = 0, invocation: Sequence[int] = ()
+) -> None:
     """Freeze the model and wrap each layer that the settings name in a `LoraLinear`.
 
-    The model's outputs stay the same, except for rounding. The same seed draws the same A.
+    The model's outputs stay the same, except for rounding. The same seed draws the same A. An
+    activated LoRA needs the ids of its `invocation` (see `ActivatedLinear`).
     Raises `InputError` as `targets.select` and `targets.by_pattern` do, or if a rank is above that
     of every matrix that gets it, or if PiSSA cannot split a weight, before anything is changed.
     """
     generator = torch.Generator().manual_seed(seed)
-    layers = _wrap(model, settings, _KINDS[settings.initialisation])
+    kind: Callable[..., LoraLinear] = _KINDS[settings.initialisation]
+    if settings.activated:
+        kind = partial(ActivatedLinear, invocation=invocation)
+    layers = _wrap(model, settings, kind)
+    if settings.activated:
+        check_no_head(model, layers)
     for layer in layers.values():
         layer.reset(generator)
     install(model, layers)
@@ -58,7 +68,9 @@ def resume_pissa(model: PreTrainedModel, settings: LoraSettings) -> None:
     install(model, layers)
 
 
-def _wrap(model: PreTrainedModel, settings: LoraSettings, kind: type[_Layer]) -> dict[str, _Layer]:
+def _wrap(
+    model: PreTrainedModel, settings: LoraSettings, kind: Callable[..., _Layer]
+) -> dict[str, _Layer]:
     """Return a new layer for each one that the settings name, with A and B 0."""
     selected = select(model, settings.target_modules)
     ranks = by_pattern("lora.rank_pattern", settings.rank_pattern, settings.rank, selected)

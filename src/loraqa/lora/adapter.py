@@ -6,7 +6,8 @@ it when it saves, rightly: training in PEFT may change the rest of the layer too
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,12 +19,13 @@ from transformers.pytorch_utils import Conv1D
 
 from loraqa.errors import InputError, counted, in_a_line
 from loraqa.files import write_json, write_tensors
+from loraqa.lora.activated import ActivatedLinear
 from loraqa.lora.adapt import install
 from loraqa.lora.layer import LoraLinear, Part, features
 from loraqa.lora.peft_config import PeftConfig, describe, plain_rank
 from loraqa.lora.pissa import plain_layers
 from loraqa.lora.settings import ADAPTER_CONFIG, TENSORS
-from loraqa.lora.targets import check_unadapted, check_weights
+from loraqa.lora.targets import check_no_head, check_unadapted, check_weights
 
 _PICKLED = "adapter_model.bin"
 _HEADER_KEY = "loraqa_rows"
@@ -73,6 +75,8 @@ def load_adapter(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None
     tensors, splits = _read(path)
     bases = {name: model.get_submodule(name) for name in config.targets(model)}
     check_weights(model, bases)
+    if config.alora_invocation_tokens:
+        check_no_head(model, bases)
     _check_keys(path, config, tensors, bases)
     _check_tensors(path, config, tensors, bases)
     layers = {}
@@ -214,7 +218,10 @@ def _layer(
     parts, height = split.rows, b.shape[0]
     if a.shape[0] % len(parts) or any(not 0 <= p.start < p.stop <= height for p in parts):
         raise ValueError
-    layer = LoraLinear(
+    kind: Callable[..., LoraLinear] = LoraLinear
+    if config.alora_invocation_tokens:
+        kind = partial(ActivatedLinear, invocation=config.alora_invocation_tokens)
+    layer = kind(
         base,
         a.shape[0] // len(parts),
         split.alpha,

@@ -79,6 +79,11 @@ class LoraLinear(nn.Module):
         return scaling(self.rank, self.alpha, self.rank_stabilised)
 
     @property
+    def acts_everywhere(self) -> bool:
+        """Whether the update acts on all tokens."""
+        return True
+
+    @property
     def frozen_weight(self) -> Tensor:
         """W as a view (out, in)."""
         return as_matrix(self.base, self.base.weight).t()
@@ -133,13 +138,14 @@ class LoraLinear(nn.Module):
             self.base.bias,
             self.lora_A.to(x.dtype),
             self.lora_B.to(x.dtype),
-            self._dropout_mask(x),
+            self._mask(x),
             self.parts,
             self.scaling,
         )
         return result
 
-    def _dropout_mask(self, x: Tensor) -> Tensor | None:
+    def _mask(self, x: Tensor) -> Tensor | None:
+        """Return what A's input x (n, in) is multiplied with, (n, in) or (n, 1); None is 1."""
         if self.dropout == 0 or not self.training:
             return None
         return F.dropout(torch.ones_like(x), self.dropout)

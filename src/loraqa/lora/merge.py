@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loraqa.errors import LoraqaError
+from loraqa.lora.activated import check_mergeable
 from loraqa.lora.layer import lora_layers
 from loraqa.lora.pissa import check_whole_weights
 
@@ -15,8 +16,9 @@ def merge(model: PreTrainedModel, input_ids: Tensor) -> float:
     The change is measured on `input_ids` (n, length) against the unmerged model. It is rounding
     only: if it exceeds the square root of the dtype's epsilon, relative to the largest logit, the
     model is unmerged and `LoraqaError` raised. Merging needs the memory of the adapted weights
-    once more, and leaves the model in eval mode.
+    once more, and leaves the model in eval mode. Raises `InputError` if the LoRA is activated.
     """
+    check_mergeable(model)
     layers = lora_layers(model)
     unmerge(model)
     model.eval()

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from loraqa.errors import InputError
 from loraqa.files import read_json
+from loraqa.lora.activated import ActivatedLinear
 from loraqa.lora.layer import LoraLinear
 from loraqa.lora.settings import ADAPTER_CONFIG
 from loraqa.lora.targets import all_linear, first_match, linear_layers
@@ -42,7 +43,8 @@ class PeftConfig(BaseModel):
 
     `rank_pattern` and `alpha_pattern` override `r` and `lora_alpha` for some layers. Their keys are
     regular expressions for the end of a layer's name. `layers_to_transform` and `layers_pattern`
-    choose some of the model's layers by number, and `exclude_modules` leaves out modules.
+    choose some of the model's layers by number, and `exclude_modules` leaves out modules. With
+    `alora_invocation_tokens` the adapter is an activated LoRA.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,6 +59,7 @@ class PeftConfig(BaseModel):
     exclude_modules: str | list[str] = []
     layers_to_transform: int | list[int] = []
     layers_pattern: str | list[str] = []
+    alora_invocation_tokens: list[int] | None = Field(default=None, min_length=1)
     rank_pattern: dict[str, int] = {}
     alpha_pattern: dict[str, float] = {}
 
@@ -153,7 +156,15 @@ def describe(
         "bias": "none",
         "init_lora_weights": True,
         "modules_to_save": None,
+        **_activation(one),
     }
+
+
+def _activation(layer: LoraLinear) -> dict[str, Any]:
+    """Return PEFT's key for an activated LoRA."""
+    if not isinstance(layer, ActivatedLinear):
+        return {}
+    return {"alora_invocation_tokens": list(layer.invocation)}
 
 
 def plain_rank(layer: LoraLinear) -> int:

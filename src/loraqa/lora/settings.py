@@ -3,7 +3,8 @@
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 # PEFT's files: these settings, and the adapter's weights.
 ADAPTER_CONFIG = "adapter_config.json"
@@ -50,10 +51,22 @@ class LoraSettings(BaseModel):
     """Dropout on the input of A; all questions about a context share its mask."""
     rank_stabilised: bool = False
     """Whether to scale by α/√r instead of α/r."""
+    activated: bool = False
+    """Whether the update acts on questions and answers alone (aLoRA), not on contexts."""
     initialisation: Literal["random", "pissa"] = "random"
     """Start of A and B: A random and B 0, or (`pissa`) the largest singular directions of W."""
     target_modules: tuple[str, ...] = Field(default=("all-linear",), min_length=1)
     """Layers to adapt: `all-linear`, `attention`, `mlp`, ends of names, `c_attn[q,v]`."""
+
+    @model_validator(mode="after")
+    def _whole_weights_for_contexts(self) -> "LoraSettings":
+        if self.activated and self.initialisation == "pissa":
+            raise PydanticCustomError(
+                "activated_pissa",
+                "activated=true leaves contexts to the base's weights, but initialisation=pissa "
+                "takes the main directions out of them: choose one of the two",
+            )
+        return self
 
     @field_validator("target_modules", mode="before")
     @classmethod

@@ -108,6 +108,20 @@ def check_weights(model: nn.Module, names: Iterable[str]) -> None:
             )
 
 
+def check_no_head(model: PreTrainedModel, names: Iterable[str]) -> None:
+    """Raise `InputError` if the output head is one of the layers `names`.
+
+    The head computes only tokens that predict, so an activated LoRA cannot find its tokens there.
+    """
+    head = model.get_output_embeddings()
+    for name in names:
+        if model.get_submodule(name) is head:
+            raise InputError(
+                f"{name} is the output head, which an activated LoRA cannot adapt; leave it out of "
+                "target_modules."
+            )
+
+
 def _split(target: str) -> tuple[str, tuple[str, ...]]:
     """Split `c_attn[q,v]` into `c_attn` and (q, v)."""
     match = _WITH_PARTS.fullmatch(target)

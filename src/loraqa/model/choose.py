@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from loraqa.errors import InputError, in_a_line
+from loraqa.lora.activated import acting_on
 from loraqa.model.attention import NOT_REPLACED, UnsupportedAttentionError
 from loraqa.model.memory import ADVICE_TO_LOADERS, explaining_lack_of_memory
 from loraqa.model.runner import PaddedRunner, RecomputingRunner, Runner, TreeRunner
@@ -177,7 +178,9 @@ def _alone(model: PreTrainedModel, trees: Sequence[Tree]) -> Tensor:
     for tree in trees:
         for branch in tree.branches:
             row = torch.from_numpy(np.concatenate([tree.trunk, branch.inputs])).long()
-            output = model(input_ids=row[None].to(model.device), use_cache=False)
+            in_branch = torch.arange(len(row), device=model.device) >= len(tree.trunk)
+            with acting_on(in_branch):
+                output = model(input_ids=row[None].to(model.device), use_cache=False)
             logits.append(output.logits[0, -len(branch.answer) :])
     alone = torch.stack(logits)
     if not alone.isfinite().all():

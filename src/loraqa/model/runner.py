@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from loraqa.lora.activated import acting_on
 from loraqa.lora.flat import FlatAdapter
 from loraqa.model.attention import (
     NOT_REPLACED,
@@ -130,13 +131,14 @@ class TreeRunner:
 
 def tree_logits(model: PreTrainedModel, batch: TreeBatch, attention: TreeAttention) -> Tensor:
     """Return logits (S, vocabulary) at the supervised tokens; the head runs on no other token."""
-    logits: Tensor = model(
-        input_ids=batch.input_ids.to(model.device),
-        position_ids=batch.position_ids.to(model.device),
-        tree_attention=attention,
-        logits_to_keep=batch.supervised.to(model.device),
-        use_cache=False,
-    ).logits
+    with acting_on(batch.in_branch.to(model.device)):
+        logits: Tensor = model(
+            input_ids=batch.input_ids.to(model.device),
+            position_ids=batch.position_ids.to(model.device),
+            tree_attention=attention,
+            logits_to_keep=batch.supervised.to(model.device),
+            use_cache=False,
+        ).logits
     return logits[0]
 
 
@@ -169,12 +171,13 @@ class PaddedRunner:
         """See `Runner`."""
         device = self.model.device
         batch = collate_padded(trees, pad_id=0)
-        logits: Tensor = self.model(
-            input_ids=batch.input_ids.to(device),
-            attention_mask=batch.attention_mask.to(device),
-            position_ids=batch.position_ids.to(device),
-            use_cache=False,
-        ).logits
+        with acting_on(batch.in_branch.to(device)):
+            logits: Tensor = self.model(
+                input_ids=batch.input_ids.to(device),
+                attention_mask=batch.attention_mask.to(device),
+                position_ids=batch.position_ids.to(device),
+                use_cache=False,
+            ).logits
         return _supervised(logits, batch)
 
     def gradients(self, adapter: FlatAdapter) -> Gradients:
@@ -204,7 +207,9 @@ class RecomputingRunner:
         """See `Runner`."""
         batch = collate_padded(trees, pad_id=0, side="right")
         ids = batch.input_ids.to(self.model.device)
-        return _supervised(self.model(input_ids=ids, use_cache=False).logits, batch)
+        with acting_on(batch.in_branch.to(self.model.device)):
+            logits = self.model(input_ids=ids, use_cache=False).logits
+        return _supervised(logits, batch)
 
     def gradients(self, adapter: FlatAdapter) -> Gradients:
         """See `Runner`."""

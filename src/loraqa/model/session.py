@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import Cache, PreTrainedModel
 
+from loraqa.lora.activated import acting_on
 from loraqa.model.attention import RowAttention
 from loraqa.prompt.batch import collate_padded
 from loraqa.prompt.tree import Tree
@@ -87,7 +88,8 @@ class PaddedSession:
         """See `Runner.prefill`."""
         batch, device = collate_padded(trees, pad_id=0), model.device
         session = cls(model, batch.attention_mask.to(device), batch.position_ids.to(device))
-        return session, session._forward(batch.input_ids.to(device), cache=None)
+        with acting_on(batch.in_branch.to(device)):
+            return session, session._forward(batch.input_ids.to(device), cache=None)
 
     def advance(self, tokens: Tensor) -> Tensor:
         """See `DecodingSession`."""
@@ -129,8 +131,11 @@ class RecomputingSession:
     causal model, whatever state the model would keep.
     """
 
-    def __init__(self, model: PreTrainedModel, input_ids: Tensor, lengths: Tensor) -> None:
+    def __init__(
+        self, model: PreTrainedModel, input_ids: Tensor, lengths: Tensor, in_branch: Tensor
+    ) -> None:
         self._model, self._input_ids, self._lengths = model, input_ids, lengths
+        self._in_branch = in_branch
 
     @classmethod
     def prefill(
@@ -139,19 +144,22 @@ class RecomputingSession:
         """See `Runner.prefill`."""
         batch, device = collate_padded(trees, pad_id=0, side="right"), model.device
         lengths = batch.attention_mask.sum(dim=1)
-        session = cls(model, batch.input_ids.to(device), lengths.to(device))
+        rows = batch.input_ids.to(device), lengths.to(device), batch.in_branch.to(device)
+        session = cls(model, *rows)
         return session, session._forward()
 
     def advance(self, tokens: Tensor) -> Tensor:
         """See `DecodingSession`."""
         longer = pad(self._input_ids, (0, 1))
         self._input_ids = longer.scatter(1, self._lengths[:, None], tokens[:, None])
+        self._in_branch = pad(self._in_branch, (0, 1), value=True)
         self._lengths = self._lengths + 1
         return self._forward()
 
     def select(self, rows: Tensor) -> None:
         """See `DecodingSession`."""
         self._input_ids, self._lengths = self._input_ids[rows], self._lengths[rows]
+        self._in_branch = self._in_branch[rows]
 
     def fork(self, rows: Tensor) -> "RecomputingSession":
         """See `DecodingSession`."""
@@ -161,6 +169,7 @@ class RecomputingSession:
 
     @torch.no_grad()
     def _forward(self) -> Tensor:
-        logits: Tensor = self._model(input_ids=self._input_ids, use_cache=False).logits
+        with acting_on(self._in_branch):
+            logits: Tensor = self._model(input_ids=self._input_ids, use_cache=False).logits
         rows = torch.arange(len(logits), device=logits.device)
         return logits[rows, self._lengths - 1]

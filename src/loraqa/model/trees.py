@@ -50,7 +50,7 @@ class PackedTreeAttention:
 
 def branch_mask(span: TreeSpan) -> Tensor:
     """Which tokens the branches of a tree see: (branch tokens, trunk + branch tokens) booleans."""
-    lengths = torch.tensor(span.branches)
+    lengths = torch.tensor(span.branches, dtype=torch.long)
     branch = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
     same_branch_before = (branch[:, None] == branch[None, :]).tril()
     trunk = same_branch_before.new_ones(len(branch), span.trunk)

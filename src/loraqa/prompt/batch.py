@@ -56,6 +56,7 @@ class TreeBatch:
         spans: the place of each tree.
         supervised: (S,) indices of the predicting tokens, in the order of trees and branches.
         targets: (S,) ids of the predicted tokens; empty for branches without an answer.
+        in_branch: (1, T) booleans, true for the tokens of branches.
     """
 
     input_ids: Tensor
@@ -63,6 +64,7 @@ class TreeBatch:
     spans: tuple[TreeSpan, ...]
     supervised: Tensor
     targets: Tensor
+    in_branch: Tensor
 
     @property
     def path_lengths(self) -> list[int]:
@@ -79,12 +81,14 @@ class PaddedBatch:
         attention_mask: (N, L), 0 for padding; the padding id may also occur in the text.
         position_ids: (N, L) positions, counted from the first token that is not padding.
         labels: (N, L) supervised token ids, -100 elsewhere.
+        in_branch: (N, L) booleans, true from the first token after the context on.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     position_ids: Tensor
     labels: Tensor
+    in_branch: Tensor
 
 
 def collate_trees(trees: Sequence[Tree]) -> TreeBatch:
@@ -93,6 +97,7 @@ def collate_trees(trees: Sequence[Tree]) -> TreeBatch:
     positions: list[TokenIds] = []
     supervised: list[TokenIds] = []
     spans: list[TreeSpan] = []
+    in_branch: list[Tensor] = []
     start = 0
     for tree in trees:
         trunk = len(tree.trunk)
@@ -104,6 +109,7 @@ def collate_trees(trees: Sequence[Tree]) -> TreeBatch:
             ids.append(branch.inputs)
             positions.append(np.arange(trunk, trunk + len(branch), dtype=np.int32))
             supervised.append(branch_start + _predicting(branch))
+        in_branch.append(torch.arange(len(tree)) >= trunk)
         start += len(tree)
     return TreeBatch(
         input_ids=_tensor(ids)[None],
@@ -111,6 +117,7 @@ def collate_trees(trees: Sequence[Tree]) -> TreeBatch:
         spans=tuple(spans),
         supervised=_tensor(supervised),
         targets=_tensor([branch.answer for tree in trees for branch in tree.branches]),
+        in_branch=torch.cat(in_branch)[None],
     )
 
 
@@ -128,13 +135,15 @@ def collate_padded(
     attention_mask = torch.zeros(shape, dtype=torch.long)
     position_ids = torch.zeros(shape, dtype=torch.long)
     labels = torch.full(shape, -100)
+    in_branch = torch.zeros(shape, dtype=torch.bool)
     for row, (ids, branch) in enumerate(rows):
         end = shape[1] if side == "left" else len(ids)
         input_ids[row, end - len(ids) : end] = torch.from_numpy(ids)
         attention_mask[row, end - len(ids) : end] = 1
         position_ids[row, end - len(ids) : end] = torch.arange(len(ids))
         labels[row, end - len(branch.answer) : end] = torch.from_numpy(branch.answer)
-    return PaddedBatch(input_ids, attention_mask, position_ids, labels)
+        in_branch[row, end - len(branch) :] = True
+    return PaddedBatch(input_ids, attention_mask, position_ids, labels, in_branch)
 
 
 def _predicting(branch: Branch) -> TokenIds:
@@ -143,4 +152,4 @@ def _predicting(branch: Branch) -> TokenIds:
 
 
 def _tensor(pieces: Sequence[TokenIds]) -> Tensor:
-    return torch.from_numpy(np.concatenate(pieces)).long()
+    return torch.from_numpy(np.concatenate([np.empty(0, np.int32), *pieces])).long()

@@ -47,7 +47,7 @@ _KERNEL_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.008}
 # Three branches on two trunks, to compare kernels.
 _SPANS = (TreeSpan(0, trunk=5, branches=(2, 3)), TreeSpan(10, trunk=3, branches=(1,)))
 _NO_IDS = torch.zeros(1, _SPANS[-1].end, dtype=torch.long)
-_BATCH = TreeBatch(_NO_IDS, _NO_IDS, _SPANS, torch.empty(0), torch.empty(0))
+_BATCH = TreeBatch(_NO_IDS, _NO_IDS, _SPANS, torch.empty(0), torch.empty(0), torch.empty(0))
 
 
 class UnusableError(Exception):

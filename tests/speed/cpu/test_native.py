@@ -250,7 +250,7 @@ def attend_rows() -> torch.Tensor:
 
 def attend_trees() -> torch.Tensor:
     none = torch.empty(0, dtype=torch.long)
-    batch = TreeBatch(none, none, (TreeSpan(0, 2, (1,)),), none, none)
+    batch = TreeBatch(none, none, (TreeSpan(0, 2, (1,)),), none, none, none)
     attention = CompiledTreeAttention(batch, torch.device("cpu"))
     return attention.attend(0, *torch.ones(3, 1, 1, 3, 4, requires_grad=True), scaling=1.0)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from loraqa.lora.activated import acting_on
 from loraqa.lora.adapt import adapt
 from loraqa.lora.layer import lora_layers
 from loraqa.lora.settings import LoraSettings
@@ -99,6 +100,30 @@ def test_a_model_with_its_adapter_answers_as_before(kind: str, targets: str) -> 
     assert not [module for module in model.modules() if type(module) in (nn.Linear, Conv1D)]
     assert_near(logits(model), expected, 1e-5)
     assert torch.equal(model.get_input_embeddings().weight, embeddings)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_an_activated_adapter_stays_beside_the_weights(kind: str) -> None:
+    model = tiny_model(kind)
+    adapt(model, LoraSettings(rank=3, alpha=6.0, activated=True), invocation=[7])
+    generator = torch.Generator().manual_seed(1)
+    for layer in lora_layers(model).values():
+        nn.init.normal_(layer.lora_B, std=0.3, generator=generator)
+    acts = [torch.arange(IDS.shape[1])[None] >= start for start in (0, 9)]
+
+    def both() -> list[Tensor]:
+        found = [logits(model)]
+        for tokens in acts:
+            with acting_on(tokens):
+                found.append(logits(model))
+        return found
+
+    expected = both()
+    prepack(model)
+    assert packed_layers(model)
+    for got, wanted in zip(both(), expected, strict=True):
+        assert_near(got, wanted, 1e-5)
+    assert not torch.allclose(expected[2], expected[1], atol=0.01)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)

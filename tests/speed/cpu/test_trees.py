@@ -31,7 +31,8 @@ def batch(lengths: Lengths) -> TreeBatch:
         for start, (trunk, branches) in zip(starts, lengths, strict=False)
     ]
     ids = torch.zeros(1, spans[-1].end, dtype=torch.long)
-    return TreeBatch(ids, ids, tuple(spans), torch.empty(0), torch.empty(0))
+    none = torch.empty(0)
+    return TreeBatch(ids, ids, tuple(spans), none, none, none)
 
 
 def drawn(tokens: int, heads: int, key_heads: int, size: int, dtype: torch.dtype) -> list[Tensor]:

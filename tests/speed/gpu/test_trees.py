@@ -39,7 +39,7 @@ def spans_of(lengths: list[tuple[int, list[int]]]) -> tuple[TreeSpan, ...]:
 def batch_of(spans: tuple[TreeSpan, ...], tokens: int) -> TreeBatch:
     """Trees at these places of a packed sequence, whose ids do not matter."""
     ids, none = torch.zeros(1, tokens, dtype=torch.long), torch.zeros(0, dtype=torch.long)
-    return TreeBatch(ids, ids, spans, none, none)
+    return TreeBatch(ids, ids, spans, none, none, none)
 
 
 def some_of_branches(spans: tuple[TreeSpan, ...], every: int) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from loraqa.lora.activated import ActivatedLinear, acting_mask
 from loraqa.lora.layer import LoraLinear, add_update, as_matrix, features
 from loraqa.model.choose import TOLERANCE, small_trees
 from loraqa.model.load import choose_dtype
@@ -28,8 +29,8 @@ def applies(runner: Runner, uses: frozenset[Use]) -> bool:
 def wrap(runner: Runner) -> Runner:
     """Replace the linear layers; the model can be neither trained nor saved afterwards.
 
-    In fp32 the adapter is folded into the weights. In bf16 rounding could lose it, so it stays
-    beside them.
+    In fp32 the adapter is folded into the weights. In bf16 rounding could lose it, and an activated
+    LoRA does not act on all tokens, so these stay beside them.
 
     Layers are replaced one after another, each after a comparison with the old layer. So only
     weights that the model also uses elsewhere (such as GPT-2's embeddings) lie in memory twice. If
@@ -73,7 +74,7 @@ class _Adapted(nn.Module):
         super().__init__()
         dtype = layer.base.weight.dtype
         self.base = _laid_out(layer.base, layer.base.weight)
-        self.parts = layer.parts
+        self.parts, self.activated = layer.parts, isinstance(layer, ActivatedLinear)
         self.register_buffer("a", layer.lora_A.to(dtype))
         self.register_buffer("b", (layer.lora_B * layer.scaling).to(dtype))
 
@@ -81,6 +82,8 @@ class _Adapted(nn.Module):
         """Map x (..., in) to (..., out)."""
         y: Tensor = self.base(x)
         hidden = x.reshape(-1, x.shape[-1]) @ self.a.t()
+        if self.activated and (acts := acting_mask(x.dtype)) is not None:
+            hidden *= acts
         add_update(y.view(-1, y.shape[-1]), hidden, self.b, self.parts)
         return y
 
@@ -149,7 +152,7 @@ def _checked(layer: nn.Module) -> nn.Module:
 def _packed(layer: Any) -> nn.Module:
     if not isinstance(layer, LoraLinear):
         return _laid_out(layer, layer.weight)
-    if layer.base.weight.dtype == torch.float32:
+    if layer.base.weight.dtype == torch.float32 and not isinstance(layer, ActivatedLinear):
         return _laid_out(layer.base, layer.summed_weight())
     return _Adapted(layer)
 

@@ -99,7 +99,7 @@ class SharedInput:
 
     def output(self, layer: LoraLinear, x: Tensor) -> Tensor:
         """Return the output of one of the layers for x (..., in)."""
-        if any(each.merged_weight is not None for each in self._layers):
+        if not all(each.merged_weight is None and each.acts_everywhere for each in self._layers):
             return LoraLinear.forward(layer, x)
         if x is not self._x or layer not in self._outputs:
             self._x = x

@@ -167,7 +167,10 @@ class _Inputs:
         tokens, supervised, (total,) = numbers.split([6 * self.tokens, 2 * self.supervised, 1])
         ids, positions, *sight = tokens.view(6, -1).unbind()
         places, targets = supervised.view(2, -1).unbind()
-        batch = TreeBatch(ids[None], positions[None], (), places, targets.long())
+        # A branch starts where the trunk of its tree ends, or after that.
+        _, trunk_ends, starts, _ = sight
+        in_branch = (starts >= trunk_ends)[None]
+        batch = TreeBatch(ids[None], positions[None], (), places, targets.long(), in_branch)
         return batch, TritonTreeAttention(torch.stack(sight)), total
 
 

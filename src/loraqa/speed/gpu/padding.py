@@ -28,6 +28,7 @@ def pad_batch(batch: TreeBatch) -> TreeBatch:
         input_ids=pad(batch.input_ids, behind),
         position_ids=pad(batch.position_ids, behind),
         supervised=pad(batch.supervised, (0, missing), value=length - 1),
+        in_branch=pad(batch.in_branch, behind),
     )
 
 
