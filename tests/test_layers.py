@@ -34,9 +34,12 @@ SIBLINGS = {"train": "answer", "answer": "train"}
 FOR_ALL = ["cache", "errors", "files", "garbage"]
 # Beyond the order: the demo runs the recipes on its own data.
 EXCEPTIONS = {"demo": {"finetune", "reader"}, "speed": {"notices"}}
-# Accelerations that are imported by name. Graphs replay what Triton kernels compute, and the
-# command line starts the preparing process before it imports PyTorch.
+# Accelerations that are imported by name. Graphs replay what Triton kernels compute, branches alone
+# attend by products, their trunks are kept, and the command line starts the preparing process
+# before it imports PyTorch.
 TIED = {
+    "loraqa.speed.cpu.products": {"speed/branches.py"},
+    "loraqa.speed.branches": {"speed/kept.py"},
     "loraqa.speed.gpu.trees": {"speed/gpu/graphs.py"},
     "loraqa.speed.start.process": {"cli.py"},
 }

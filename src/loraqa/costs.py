@@ -71,7 +71,7 @@ def estimate_costs(
 
     Only caches are left behind. Arguments and errors are those of `finetune`.
     """
-    settings = settings.with_full_paths().with_template()
+    settings = _without_kept_trunks(settings.with_full_paths().with_template())
     ready = get_ready(settings, prepare=prepare, change=change)
     # Calibration would refuse such a question only after the training.
     ready.reader.count_prompts(ready.training.held_out.passages)
@@ -85,6 +85,12 @@ def estimate_costs(
         _disk(ready, settings, tried),
         seconds,
     )
+
+
+def _without_kept_trunks(settings: RunSettings) -> RunSettings:
+    """Let every step cost what it costs in the first epoch."""
+    speed = settings.speed.model_copy(update={"kept_trunks": 0.0})
+    return settings.model_copy(update={"speed": speed})
 
 
 @dataclass(frozen=True)

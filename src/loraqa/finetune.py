@@ -48,6 +48,7 @@ from loraqa.reader import Reader
 from loraqa.report.progress import answering_progress, training_progress
 from loraqa.report.run import keep_outcome, rewrite_report
 from loraqa.report.time_left import Work
+from loraqa.speed.kept import keep_trunks
 from loraqa.speed.start import accelerated_preparation
 from loraqa.speed.trial import fastest
 from loraqa.squad import Overlap, QADataset, Scores, overlap, read_passages
@@ -362,7 +363,8 @@ def _runner(
     """Return the fastest runner of a model, and the names of its accelerations."""
     plain = choose_runner(model, max_length, answering=answering)
     uses: list[Use] = ["training", "answering"] if answering else ["training"]
-    return fastest(plain, uses, settings.speed.without)
+    runner, accelerations = fastest(plain, uses, settings.speed.without)
+    return keep_trunks(runner, settings.speed.kept_trunks), accelerations
 
 
 def _report_training(training: TrainingData, max_length: int) -> None:

@@ -2,7 +2,8 @@
 
 An acceleration computes the same as the plain algorithm, faster. No package before this one
 imports an acceleration; without any of them everything works, only slower. To delete an
-acceleration, delete its file and its line here (for `preparing-process` also its call in `cli.py`).
+acceleration, delete its file and its line here (for `preparing-process` also its call in `cli.py`,
+for `branches-alone` also `kept.py` and its call in `finetune.py`).
 """
 
 from collections.abc import Iterable
@@ -23,6 +24,7 @@ OF_MODELS = {
     "varlen-rows": "loraqa.speed.gpu.rows",
     "grouped-rows": "loraqa.speed.grouped_rows",
     "cuda-graphs": "loraqa.speed.gpu.graphs",
+    "branches-alone": "loraqa.speed.branches",
     "prepacked-weights": "loraqa.speed.cpu.prepacked",
 }
 """Name and module of each acceleration of a model. The module is an `Acceleration`."""

@@ -138,6 +138,8 @@ class SpeedSettings(_Group):
 
     without: Annotated[tuple[str, ...], Strict(False)] = ()
     """Accelerations to leave out (names with commas between), or `all`; see architecture.md."""
+    kept_trunks: float = Field(default=4.0, ge=0)
+    """Disk in GiB for contexts' keys and values, which an activated LoRA keeps; 0 keeps none."""
 
     @field_validator("without", mode="before")
     @classmethod
