@@ -2,8 +2,8 @@
 
 Prints a table for each suite and one for the targets; writes benchmarks/results/SUITE.json (with
 --quick: SUITE-quick.json), with the kind of machine; figures of different kinds are not comparable.
-The full run also measures the shape of SmolLM2 and contexts with one question each, leaves out one
-acceleration at a time, measures how time and memory grow, and draws
+The full run also measures the shape of SmolLM2, contexts with one question each, and an activated
+LoRA, leaves out one acceleration at a time, measures how time and memory grow, and draws
 docs/training-all-linear.png and docs/scaling.png. On a machine with GPUs, all contenders use the
 first GPU, and file names end in -gpu; instead of leaving out accelerations, loraqa trains on all of
 SQuAD v1.1 and answers its dev split. Nothing else should run on the machine meanwhile.
@@ -48,6 +48,7 @@ from benchmarks.suites import (
     GPU,
     QUICK,
     Scale,
+    activated,
     epoch,
     evaluation_gpt2,
     evaluation_llama,
@@ -166,6 +167,8 @@ def _of_device(gpt2: str, llama: str, scale: Scale, precision: str) -> list[Suit
     if on_a_gpu():
         return [epoch(gpt2, precision)]
     return [
+        activated("training-activated", gpt2, gpt2, scale, precision),
+        activated("training-activated-llama", llama, gpt2, scale, precision),
         ablation("ablation", "gpt2", gpt2, gpt2, scale, precision),
         ablation("ablation-llama", "llama", llama, gpt2, scale, precision),
         answering(gpt2, scale, precision),

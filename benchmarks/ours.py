@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
+from itertools import count, pairwise, repeat
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -20,19 +20,26 @@ from benchmarks.clock import measure, peak_mib
 from benchmarks.flops import matrices, training_flops, tree_work
 from loraqa.answer.decode import Greedy
 from loraqa.finetune import finetune
+from loraqa.lora.adapt import adapt
 from loraqa.lora.adapter import load_adapter
 from loraqa.lora.flat import FlatAdapter
 from loraqa.model.choose import choose_runner
 from loraqa.model.load import load_model
 from loraqa.model.loss import Gradients, Launch
 from loraqa.model.runner import PaddedRunner, Runner, TreeRunner
+from loraqa.prompt.invocation import invocation_of_questions
 from loraqa.prompt.plan import BatchPlan
-from loraqa.prompt.tree import Tree
+from loraqa.prompt.tree import TokenIds, Tree
 from loraqa.reader import Reader
+from loraqa.speed.branches import BranchGradients, Trunks
+from loraqa.speed.kept import KeptTrunks
 from loraqa.speed.trial import fastest
 from loraqa.train.loop import train
 from loraqa.train.run import RunDirectory
 from loraqa.train.settings import RunSettings, parse_settings
+
+# Bytes; enough for all trunks of a step.
+_ROOM = 2**34
 
 
 def trees(
@@ -54,6 +61,45 @@ def padded(task: dict[str, Any]) -> dict[str, Any]:
     spec = Task(**task)
     runner, _ = fastest(PaddedRunner(load(spec)), ["training"])
     return _train(spec, runner, None)
+
+
+def activated(task: dict[str, Any], kept: bool) -> dict[str, Any]:
+    """Train an activated LoRA as `loraqa train` does.
+
+    Args:
+        task: a `Task`.
+        kept: whether the trunks of all steps but the first are kept, as in a later epoch. In the
+            first epoch all are computed and written.
+    """
+    spec = Task(**task)
+    model = load_model(spec.model_path, dtype=spec.precision, device=str(device()))
+    settings = ADAPTERS[spec.adapter].model_copy(update={"activated": True})
+    adapt(model, settings, invocation=invocation_of_questions(spec.encoder()))
+    runner = choose(model)
+    if not isinstance(runner, TreeRunner) or not isinstance(runner.make_gradients, BranchGradients):
+        raise RuntimeError("branches-alone is not used here, so this suite says nothing")
+    trunks = _Epoch(runner.make_gradients.trunks, kept)
+    runner = replace(runner, make_gradients=BranchGradients(trunks))
+    with tempfile.TemporaryDirectory() as cache, patch.dict(os.environ, LORAQA_CACHE=cache):
+        result = _timed(spec, runner, spec.trees(), None)
+        trunks.finish()
+    return result
+
+
+class _Epoch:
+    """`Trunks` that are kept; unless `kept`, they are not found again, each under its own base."""
+
+    def __init__(self, compute: Trunks, kept: bool) -> None:
+        names = repeat("base") if kept else map(str, count())
+        self._keepers = (KeptTrunks(compute, name, _ROOM) for name in names)
+        self.finish: Callable[[], None] = lambda: None
+
+    def __call__(self, wanted: Sequence[TokenIds]) -> list[Tensor]:
+        """See `Trunks`."""
+        self.finish()
+        keeper = next(self._keepers)
+        self.finish = keeper.finish
+        return keeper(wanted)
 
 
 def overhead(task: dict[str, Any], checkpoint_every: int) -> dict[str, Any]:
@@ -169,23 +215,27 @@ def choose(model: PreTrainedModel, without: Sequence[str] = ()) -> Runner:
 
 def _train(spec: Task, runner: Runner, tokens_per_batch: int | None) -> dict[str, Any]:
     learned = spec.trees()
+    (step,) = _plan(spec, runner, learned, tokens_per_batch).epoch(0)
+    return {
+        **_timed(spec, runner, learned, tokens_per_batch),
+        # The clock cannot count tokens inside CUDA graphs.
+        "tokens": sum(map(runner.size, step)),
+        "flops": _flops(spec, runner.model, learned),
+        "flops_separate": _flops(spec, runner.model, _apart(learned)),
+        "tokens_separate": sum(tree.separate_length for tree in learned),
+    }
 
+
+def _timed(
+    spec: Task, runner: Runner, learned: list[Tree], tokens_per_batch: int | None
+) -> dict[str, Any]:
     def fit() -> float:
         losses: list[float] = []
         _fit(spec, runner, learned, tokens_per_batch, lambda record: losses.append(record["loss"]))
         return losses[0]
 
     result = measure(runner.model, fit, spec.reference, spec.precision)
-    (step,) = _plan(spec, runner, learned, tokens_per_batch).epoch(0)
-    return {
-        **result,
-        # The clock cannot count tokens inside CUDA graphs.
-        "tokens": sum(map(runner.size, step)),
-        "questions": sum(len(tree.branches) for tree in learned),
-        "flops": _flops(spec, runner.model, learned),
-        "flops_separate": _flops(spec, runner.model, _apart(learned)),
-        "tokens_separate": sum(tree.separate_length for tree in learned),
-    }
+    return result | {"questions": sum(len(tree.branches) for tree in learned)}
 
 
 def _fit(

@@ -23,6 +23,7 @@ P4, P5 = "P4: SFTTrainer", "P5: our padded path"
 P4_PADDING_FREE, P4_PACKED = "P4, padding-free", "P4, packed"
 OURS = {"float32": "ours, fp32", "bfloat16": "ours, bf16"}
 MACHINE = "the machine"
+PLAIN, FIRST_EPOCH, LATER_EPOCHS = "plain", "activated, first epoch", "activated, later epochs"
 GENERATE = {"float32": "generate, fp32", "bfloat16": "generate, bf16"}
 
 _PEER_ROWS = 8
@@ -30,6 +31,8 @@ _PEER_ROWS = 8
 _LEARNED = 87_599
 _SCORED = 10_570
 _CHECKPOINT_EVERY = 200
+# Timed steps of a plain and an activated LoRA, whose times may differ by a third only.
+_ACTIVATED_STEPS = 4
 # About the length of a trained model's answers.
 _TRAINED_ANSWER_TOKENS = 6
 
@@ -218,6 +221,24 @@ def single(folder: str, scale: Scale, precision: str) -> Suite:
     )
 
 
+def activated(name: str, folder: str, texts: str, scale: Scale, precision: str) -> Suite:
+    """Optimizer steps of a plain LoRA, and of an activated one in its first and later epochs."""
+    data, steps = f"{texts}/train.json", _ACTIVATED_STEPS
+    plain = Task(folder, "all-linear", data, steps, precision)
+    task = asdict(replace(plain, reference=f"{folder}/{name}.safetensors"))
+    return Suite(
+        name,
+        {"train.json": ("sample", {"split": "train", "questions": scale.questions})},
+        {
+            PLAIN: trees(plain),
+            FIRST_EPOCH: Side("ours.activated", "all trunks", {"task": task, "kept": False}),
+            LATER_EPOCHS: Side("ours.activated", "kept trunks", {"task": task, "kept": True}),
+        },
+        scale.rounds,
+        _conclude_activated,
+    )
+
+
 def evaluation_gpt2(folder: str, answer_tokens: int, scale: Scale, precision: str) -> Suite:
     """Answers of GPT-2's shape."""
     name = f"evaluation-{answer_tokens}-tokens"
@@ -380,6 +401,15 @@ def _conclude_training(groups: Groups, precision: str, goals: Goals) -> Conclusi
             at_most("peak memory of a step, over that before it, against P1", 0.5, growth),
             at_most("peak memory of the process against P1", 0.5, memory),
         ],
+    )
+
+
+def _conclude_activated(groups: Groups) -> Conclusion:
+    chosen = _fastest(groups)
+    first, later = (_faster(chosen[s], chosen[PLAIN]) for s in (FIRST_EPOCH, LATER_EPOCHS))
+    return Conclusion(
+        {f"{FIRST_EPOCH} / {PLAIN}": first, f"{LATER_EPOCHS} / {PLAIN}": later},
+        [at_least(FIRST_EPOCH, 1.35, first), at_least(LATER_EPOCHS, 2.2, later)],
     )
 
 

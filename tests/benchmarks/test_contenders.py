@@ -57,6 +57,17 @@ def test_trees_without_accelerations_have_the_same_gradient(folder: Path) -> Non
     assert ours.trees(task(folder), without=["all"])["gradient_error"] < FAR
 
 
+def test_an_activated_lora_computes_its_trunks_in_the_first_epoch_alone(folder: Path) -> None:
+    spec = task(folder, reference=str(folder / "activated.safetensors"), steps=3)
+    first, later = (ours.activated(spec, kept) for kept in (False, True))
+    assert later["gradient_error"] < FAR
+    everything = sum(map(len, Task(**spec).trees()))
+    assert first["tokens"] == everything
+    # The first of four steps is the first epoch.
+    assert everything / 4 < later["tokens"] < everything
+    assert len(first["seconds"]) == len(later["seconds"]) == 3
+
+
 def test_what_is_left_out_is_not_used(folder: Path) -> None:
     spec = Task(**task(folder))
     fast = ours.choose(ours.load(spec))
