@@ -224,6 +224,14 @@ def test_dropout_acts_on_branches_alone(invocation: list[int]) -> None:
     assert not torch.equal(change[2], change[3])
 
 
+def test_a_layer_that_gets_some_of_the_tokens_is_refused(invocation: list[int]) -> None:
+    layer = next(iter(lora_layers(ours("gpt2", invocation)).values()))
+    x = torch.ones(3, layer.in_features, dtype=torch.float64)
+    with acting_on(torch.ones(1, 4, dtype=torch.bool)), pytest.raises(InputError) as caught:
+        layer(x)
+    assert "gets 3 tokens where the model gets 4" in str(caught.value)
+
+
 @pytest.mark.parametrize("use", [merge, merge_and_unload])
 def test_it_cannot_be_merged(use: Callable[..., object], invocation: list[int]) -> None:
     model = ours("gpt2", invocation)
@@ -234,6 +242,13 @@ def test_it_cannot_be_merged(use: Callable[..., object], invocation: list[int]) 
         "merged into them; export it with --format peft, or train without lora.activated."
     )
     assert lora_layers(model)
+
+
+def test_it_needs_an_invocation() -> None:
+    model = tiny_model("gpt2")
+    with pytest.raises(InputError, match="needs the ids of its invocation"):
+        adapt(model, LoraSettings(rank=3, activated=True))
+    assert not lora_layers(model)
 
 
 def test_the_head_cannot_be_adapted(invocation: list[int]) -> None:

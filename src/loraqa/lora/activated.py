@@ -37,10 +37,22 @@ def acting_on(tokens: Tensor) -> Iterator[None]:
         _acted_on.reset(before)
 
 
-def acting_mask(dtype: torch.dtype) -> Tensor | None:
-    """Return 1 for each token that updates act on, 0 for others, (n, 1); None is 1 for all."""
+def acting_mask(x: Tensor) -> Tensor | None:
+    """Return 1 for each token of x (n, in) that updates act on, else 0, (n, 1); None is 1 for all.
+
+    Raises:
+        InputError: x has not all tokens that the model computes.
+    """
     tokens = _acted_on.get()
-    return None if tokens is None else tokens[:, None].to(dtype)
+    if tokens is None:
+        return None
+    if len(tokens) != len(x):
+        raise InputError(
+            f"An adapted layer with {x.shape[1]:,} inputs gets {len(x):,} tokens where the model "
+            f"gets {len(tokens):,}, so an activated LoRA cannot tell which to act on; leave it out "
+            "of lora.target_modules, or train without lora.activated."
+        )
+    return tokens[:, None].to(x.dtype)
 
 
 class ActivatedLinear(LoraLinear):
@@ -51,6 +63,8 @@ class ActivatedLinear(LoraLinear):
 
     def __init__(self, *args: Any, invocation: Sequence[int], **options: Any) -> None:
         super().__init__(*args, **options)
+        if not invocation:
+            raise InputError("An activated LoRA needs the ids of its invocation; give them.")
         self.invocation = tuple(invocation)
 
     @property
@@ -64,7 +78,7 @@ class ActivatedLinear(LoraLinear):
         return super()._adapted(x)
 
     def _mask(self, x: Tensor) -> Tensor | None:
-        mask, acts = super()._mask(x), acting_mask(x.dtype)
+        mask, acts = super()._mask(x), acting_mask(x)
         return mask if acts is None else acts if mask is None else acts * mask
 
 

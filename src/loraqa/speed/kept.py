@@ -51,6 +51,10 @@ def keep_trunks(runner: Runner, gibibytes: float) -> Runner:
         return runner
     if not isinstance(runner.make_gradients, BranchGradients):
         return runner
+    logger.info(
+        f"The keys and values of contexts are kept in {cache_folder(_KIND)}, up to "
+        f"{gibibytes:g} GiB (speed.kept_trunks)."
+    )
     compute = runner.make_gradients.trunks
     trunks = KeptTrunks(compute, _identity(runner.model, compute), int(gibibytes * 2**30))
     return replace(runner, make_gradients=BranchGradients(trunks))

@@ -81,8 +81,9 @@ class _Adapted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., in) to (..., out)."""
         y: Tensor = self.base(x)
-        hidden = x.reshape(-1, x.shape[-1]) @ self.a.t()
-        if self.activated and (acts := acting_mask(x.dtype)) is not None:
+        flat = x.reshape(-1, x.shape[-1])
+        hidden = flat @ self.a.t()
+        if self.activated and (acts := acting_mask(flat)) is not None:
             hidden *= acts
         add_update(y.view(-1, y.shape[-1]), hidden, self.b, self.parts)
         return y
