@@ -96,11 +96,12 @@ def test_training_and_resuming_give_the_same_adapter(
     assert adapter_of(out) == adapter_of(run)
 
 
-def test_pissa_gives_plain_lora_for_the_base_resumed_or_not(
-    call: Call, base: Path, data: Path, tmp_path: Path
+@pytest.mark.parametrize("variant", ["lora.initialisation=pissa", "lora.dora=true"])
+def test_a_variant_gives_an_adapter_of_the_base_resumed_or_not(
+    variant: str, call: Call, base: Path, data: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    words = [*SETTINGS, "lora.initialisation=pissa", "lora.rank=4"]
+    words = [*SETTINGS, variant, "lora.rank=4"]
     sources = [f"model.source={base}", f"data.train={data}", f"data.dev={data}"]
     result = finetune(load_settings(overrides=[*words, *sources]), out)
     learned = adapter_of(out)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from loraqa.errors import InputError, counted
 from loraqa.lora.activated import ActivatedLinear
+from loraqa.lora.dora import DoraLinear, check_whole_layers
 from loraqa.lora.layer import LoraLinear, Part, features, lora_layers
 from loraqa.lora.merge import unload
 from loraqa.lora.pissa import PissaLinear, check_splittable
@@ -20,7 +21,6 @@ from loraqa.lora.targets import by_pattern, check_no_head, select
 
 logger = logging.getLogger("loraqa")
 
-_KINDS = {"random": LoraLinear, "pissa": PissaLinear}
 _Layer = TypeVar("_Layer", bound=LoraLinear)
 
 
@@ -44,13 +44,11 @@ def adapt(
     The model's outputs stay the same, except for rounding. The same seed draws the same A. An
     activated LoRA needs the ids of its `invocation` (see `ActivatedLinear`).
     Raises `InputError` as `targets.select` and `targets.by_pattern` do, or if a rank is above that
-    of every matrix that gets it, or if PiSSA cannot split a weight, before anything is changed.
+    of every matrix that gets it, if PiSSA cannot split a weight, or if DoRA is to adapt parts of a
+    layer, before anything is changed.
     """
     generator = torch.Generator().manual_seed(seed)
-    kind: Callable[..., LoraLinear] = _KINDS[settings.initialisation]
-    if settings.activated:
-        kind = partial(ActivatedLinear, invocation=invocation)
-    layers = _wrap(model, settings, kind)
+    layers = _wrap(model, settings, _kind(settings, invocation))
     if settings.activated:
         check_no_head(model, layers)
     for layer in layers.values():
@@ -68,6 +66,14 @@ def resume_pissa(model: PreTrainedModel, settings: LoraSettings) -> None:
     install(model, layers)
 
 
+def _kind(settings: LoraSettings, invocation: Sequence[int]) -> Callable[..., LoraLinear]:
+    if settings.activated:
+        return partial(ActivatedLinear, invocation=invocation)
+    if settings.dora:
+        return DoraLinear
+    return PissaLinear if settings.initialisation == "pissa" else LoraLinear
+
+
 def _wrap(
     model: PreTrainedModel, settings: LoraSettings, kind: Callable[..., _Layer]
 ) -> dict[str, _Layer]:
@@ -78,6 +84,8 @@ def _wrap(
     _check_ranks(model, ranks, selected)
     if kind is PissaLinear:
         check_splittable(model, selected)
+    if kind is DoraLinear:
+        check_whole_layers(selected)
     return {
         name: kind(
             model.get_submodule(name),

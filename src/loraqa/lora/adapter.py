@@ -6,7 +6,7 @@ it when it saves, rightly: training in PEFT may change the rest of the layer too
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Set
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from loraqa.errors import InputError, counted, in_a_line
 from loraqa.files import write_json, write_tensors
 from loraqa.lora.activated import ActivatedLinear
 from loraqa.lora.adapt import install
+from loraqa.lora.dora import DoraLinear
 from loraqa.lora.layer import LoraLinear, Part, features
 from loraqa.lora.peft_config import PeftConfig, describe, plain_rank
 from loraqa.lora.pissa import plain_layers
@@ -66,8 +67,9 @@ def save_adapter(
 def load_adapter(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None:
     """Freeze `model` and add the adapter in `folder`, written by loraqa or PEFT.
 
-    Raises `InputError`, and changes nothing, if the files are missing, broken, more than plain LoRA
-    or made for another base model; if `model` is adapted already; or if `check_weights` raises it.
+    Raises `InputError`, and changes nothing, if the files are missing, broken, more than LoRA and
+    DoRA, or made for another base model; if `model` is adapted already; or if `check_weights`
+    raises it.
     """
     check_unadapted(model)
     path = Path(folder) / TENSORS
@@ -77,24 +79,45 @@ def load_adapter(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None
     check_weights(model, bases)
     if config.alora_invocation_tokens:
         check_no_head(model, bases)
-    _check_keys(path, config, tensors, bases)
-    _check_tensors(path, config, tensors, bases)
+    shapes = _shapes(config, bases)
+    _check_keys(path, config, tensors, shapes.keys())
+    _check_tensors(path, config, tensors, shapes)
     layers = {}
     for name, base in bases.items():
         a, b = tensors[_key(name, "A")], tensors[_key(name, "B")]
         whole = _Split(alpha=config.alpha_of(name), rows=(Part(0, b.shape[0]),))
         try:
-            layers[name] = _layer(config, base, a, b, splits.get(name, whole))
+            layer = _layer(config, base, a, b, splits.get(name, whole))
         except ValueError:
             raise InputError(
                 f"{path}: {_HEADER_KEY} in the header does not fit the tensors of {name}; "
                 "write the adapter again."
             ) from None
+        if isinstance(layer, DoraLinear):
+            layer.lora_magnitude.data.copy_(tensors[_magnitude_key(name)])
+        layers[name] = layer
     install(model, layers)
 
 
 def _key(name: str, matrix: str) -> str:
     return f"base_model.model.{name}.lora_{matrix}.weight"
+
+
+def _magnitude_key(name: str) -> str:
+    return f"base_model.model.{name}.lora_magnitude_vector"
+
+
+def _shapes(
+    config: PeftConfig, bases: Mapping[str, nn.Linear | Conv1D]
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all tensors of an adapter by their keys."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, base in bases.items():
+        rank, (width, height) = config.rank_of(name), features(base)
+        shapes |= {_key(name, "A"): (rank, width), _key(name, "B"): (height, rank)}
+        if config.use_dora:
+            shapes[_magnitude_key(name)] = (height,)
+    return shapes
 
 
 @torch.no_grad()
@@ -104,6 +127,8 @@ def _plain_tensors(layers: Mapping[str, LoraLinear]) -> dict[str, Tensor]:
         # Cloned, because A may be a view of a larger tensor, all of which would be saved.
         tensors[_key(name, "A")] = layer.lora_A.detach().clone()
         tensors[_key(name, "B")] = _plain_b(layer)
+        if isinstance(layer, DoraLinear):
+            tensors[_magnitude_key(name)] = layer.lora_magnitude.detach().clone()
     return tensors
 
 
@@ -158,9 +183,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, _Split]]:
 
 
 def _check_keys(
-    path: Path, config: PeftConfig, tensors: Mapping[str, Tensor], names: Iterable[str]
+    path: Path, config: PeftConfig, tensors: Mapping[str, Tensor], expected: Set[str]
 ) -> None:
-    expected = {_key(name, matrix) for name in names for matrix in "AB"}
     missing, unexpected = expected - tensors.keys(), tensors.keys() - expected
     if missing:
         raise InputError(
@@ -171,8 +195,8 @@ def _check_keys(
     if whole := sorted(key for key in of_model if ".lora_" not in key):
         raise InputError(
             f"{path} holds whole weights beside its updates, such as {whole[0]}: its vocabulary "
-            "was resized, or modules_to_save trained them; loraqa reads only plain LoRA, so merge "
-            "the adapter into its base with PEFT and give the merged model."
+            "was resized, or modules_to_save trained them; loraqa reads only LoRA and DoRA, so "
+            "merge the adapter into its base with PEFT and give the merged model."
         )
     if unexpected:
         raise InputError(
@@ -185,20 +209,16 @@ def _check_tensors(
     path: Path,
     config: PeftConfig,
     tensors: Mapping[str, Tensor],
-    bases: Mapping[str, nn.Linear | Conv1D],
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> None:
-    for name, base in bases.items():
-        rank, (width, height) = config.rank_of(name), features(base)
-        for key, shape in ((_key(name, "A"), (rank, width)), (_key(name, "B"), (height, rank))):
-            if tensors[key].shape != shape:
-                raise InputError(
-                    f"{path}: {key} has shape {tuple(tensors[key].shape)}, but rank {rank} and "
-                    f"this model need {shape}; {_remedy(config)}."
-                )
-            if not tensors[key].isfinite().all():
-                raise InputError(
-                    f"{path}: {key} holds a NaN or an infinity; train the adapter again."
-                )
+    for key, shape in shapes.items():
+        if tensors[key].shape != shape:
+            raise InputError(
+                f"{path}: {key} has shape {tuple(tensors[key].shape)}, but this model and the rank "
+                f"in {ADAPTER_CONFIG} need {shape}; {_remedy(config)}."
+            )
+        if not tensors[key].isfinite().all():
+            raise InputError(f"{path}: {key} holds a NaN or an infinity; train the adapter again.")
 
 
 def _remedy(config: PeftConfig) -> str:
@@ -218,7 +238,7 @@ def _layer(
     parts, height = split.rows, b.shape[0]
     if a.shape[0] % len(parts) or any(not 0 <= p.start < p.stop <= height for p in parts):
         raise ValueError
-    kind: Callable[..., LoraLinear] = LoraLinear
+    kind: Callable[..., LoraLinear] = DoraLinear if config.use_dora else LoraLinear
     if config.alora_invocation_tokens:
         kind = partial(ActivatedLinear, invocation=config.alora_invocation_tokens)
     layer = kind(

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from loraqa.errors import InputError
 from loraqa.files import read_json
 from loraqa.lora.activated import ActivatedLinear
+from loraqa.lora.dora import DoraLinear
 from loraqa.lora.layer import LoraLinear
 from loraqa.lora.settings import ADAPTER_CONFIG
 from loraqa.lora.targets import all_linear, first_match, linear_layers
@@ -55,6 +56,7 @@ class PeftConfig(BaseModel):
     lora_alpha: float = Field(gt=0, allow_inf_nan=False)
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     use_rslora: bool = False
+    use_dora: bool = False
     target_modules: str | list[str]
     exclude_modules: str | list[str] = []
     layers_to_transform: int | list[int] = []
@@ -81,14 +83,14 @@ class PeftConfig(BaseModel):
     def read(cls, folder: Path) -> "PeftConfig":
         """Read the configuration of the adapter in `folder`.
 
-        Raises `InputError` if it is missing, broken, or asks for more than plain LoRA.
+        Raises `InputError` if it is missing, broken, or asks for more than LoRA or DoRA.
         """
         path = folder / ADAPTER_CONFIG
         values = read_json(path)
         if not isinstance(values, dict):
             raise InputError(f"{path} is not a JSON object; write the adapter again.")
         try:
-            return cls(**_plain_lora(path, values))
+            return cls(**_known_values(path, values))
         except ValidationError as error:
             first = error.errors()[0]
             raise InputError(
@@ -149,6 +151,7 @@ def describe(
         "lora_alpha": alpha,
         "lora_dropout": one.dropout,
         "use_rslora": one.rank_stabilised,
+        "use_dora": isinstance(one, DoraLinear),
         "target_modules": shortest_endings(model, layers),
         "rank_pattern": _pattern(model, ranks, rank),
         "alpha_pattern": _pattern(model, alphas, alpha),
@@ -219,8 +222,8 @@ def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | dict) else [value]
 
 
-def _plain_lora(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values for a `PeftConfig`; raise `InputError` if they are not plain LoRA."""
+def _known_values(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values for a `PeftConfig`; raise `InputError` if there are others."""
     if values.get("peft_type") != "LORA":
         raise InputError(
             f"{path}: peft_type is {values.get('peft_type')!r}, but loraqa reads only 'LORA'; "
@@ -235,8 +238,7 @@ def _plain_lora(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     for key in values.keys() - known:
         if values[key] and values[key] != "none":
             raise InputError(
-                f"{path}: {key} is {values[key]!r}, but loraqa reads only plain LoRA, without it; "
-                f"{_MERGED}."
+                f"{path}: {key} is {values[key]!r}, but loraqa does not know it; {_MERGED}."
             )
     return {
         key: value

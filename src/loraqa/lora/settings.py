@@ -1,7 +1,7 @@
 """The LoRA settings of a run."""
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -55,16 +55,22 @@ class LoraSettings(BaseModel):
     """Whether the update acts on questions and answers alone (aLoRA), not on contexts."""
     initialisation: Literal["random", "pissa"] = "random"
     """Start of A and B: A random and B 0, or (`pissa`) the largest singular directions of W."""
+    dora: bool = False
+    """Whether to train the length of each row of W apart from its direction (DoRA)."""
     target_modules: tuple[str, ...] = Field(default=("all-linear",), min_length=1)
     """Layers to adapt: `all-linear`, `attention`, `mlp`, ends of names, `c_attn[q,v]`."""
 
     @model_validator(mode="after")
-    def _whole_weights_for_contexts(self) -> "LoraSettings":
-        if self.activated and self.initialisation == "pissa":
+    def _one_variant(self) -> Self:
+        variants = {
+            "activated=true": self.activated,
+            "dora=true": self.dora,
+            "initialisation=pissa": self.initialisation == "pissa",
+        }
+        chosen = [name for name, is_chosen in variants.items() if is_chosen]
+        if len(chosen) > 1:
             raise PydanticCustomError(
-                "activated_pissa",
-                "activated=true leaves contexts to the base's weights, but initialisation=pissa "
-                "takes the main directions out of them: choose one of the two",
+                "variants", f"{' and '.join(chosen)} exclude each other; choose one of them"
             )
         return self
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from loraqa.lora.dora import check_plain_updates
 from loraqa.lora.layer import LoraLinear, Part, lora_layers
 from loraqa.lora.pissa import check_whole_weights
 
@@ -46,9 +47,10 @@ class Spectrum:
 def spectra(model: nn.Module) -> list[Spectrum]:
     """Return the spectrum of every update in the model, in the model's order, computed in fp64.
 
-    Raises `InputError` if PiSSA has split weights of the model.
+    Raises `InputError` if PiSSA has split weights of the model, or if it was trained with DoRA.
     """
     check_whole_weights(model)
+    check_plain_updates(model)
     return [
         _spectrum(name, part, layer.scaling * low_rank_singular_values(b, a), layer)
         for name, layer in lora_layers(model).items()

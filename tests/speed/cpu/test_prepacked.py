@@ -43,9 +43,11 @@ DTYPES = [
 ]
 
 
-def adapted(kind: str, targets: str, dtype: str = "float32") -> PreTrainedModel:
+def adapted(
+    kind: str, targets: str, dtype: str = "float32", *, dora: bool = False
+) -> PreTrainedModel:
     model = tiny_model(kind, dtype)
-    adapt(model, LoraSettings(rank=3, alpha=6.0, target_modules=(targets,)))
+    adapt(model, LoraSettings(rank=3, alpha=6.0, dora=dora, target_modules=(targets,)))
     generator = torch.Generator().manual_seed(1)
     for layer in lora_layers(model).values():
         nn.init.normal_(layer.lora_B, std=0.3, generator=generator)
@@ -84,16 +86,18 @@ def test_a_layer_is_its_product(bias: bool, shape: tuple[int, ...], dtype: torch
 
 
 @pytest.mark.parametrize(
-    ("kind", "targets"),
+    ("kind", "targets", "dora"),
     [
-        ("gpt2", "all-linear"),
-        ("gpt2", "c_attn[q,v]"),
-        ("llama", "all-linear"),
-        ("llama", "q_proj"),
+        ("gpt2", "all-linear", False),
+        ("gpt2", "all-linear", True),
+        ("gpt2", "c_attn[q,v]", False),
+        ("llama", "all-linear", False),
+        ("llama", "all-linear", True),
+        ("llama", "q_proj", False),
     ],
 )
-def test_a_model_with_its_adapter_answers_as_before(kind: str, targets: str) -> None:
-    model = adapted(kind, targets)
+def test_a_model_with_its_adapter_answers_as_before(kind: str, targets: str, dora: bool) -> None:
+    model = adapted(kind, targets, dora=dora)
     expected, embeddings = logits(model), model.get_input_embeddings().weight.clone()
     prepack(model)
     assert not lora_layers(model)
@@ -127,8 +131,12 @@ def test_an_activated_adapter_stays_beside_the_weights(kind: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
-def test_a_bf16_model_keeps_its_adapter_beside_the_weights(dtype: torch.dtype) -> None:
-    model = adapted("gpt2", "all-linear", str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+def test_a_bf16_model_keeps_its_adapter_beside_the_weights(
+    dora: bool, kind: str, dtype: torch.dtype
+) -> None:
+    model = adapted(kind, "all-linear", str(dtype).removeprefix("torch."), dora=dora)
     expected = logits(model)
     prepack(model)
     assert packed_layers(model)

@@ -13,7 +13,7 @@ from loraqa.lora.adapt import adapt
 from loraqa.lora.layer import LoraLinear, lora_layers
 from loraqa.model.runner import TreeRunner
 from loraqa.speed.cpu import shared
-from loraqa.speed.trial import fastest
+from loraqa.speed.trial import UnusableError, fastest
 
 IDS = torch.arange(20)[None]
 
@@ -53,6 +53,11 @@ def test_it_is_each_projection_alone(kind: str, dtype: str, tolerance: float) ->
     assert ends == 2 * ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"]
     for got, wanted in zip(with_gradients(together), with_gradients(plain), strict=True):
         assert_near(got, wanted, tolerance)
+
+
+def test_layers_of_dora_compute_alone() -> None:
+    with pytest.raises(UnusableError, match="no adapted layers share their input"):
+        shared.wrap(TreeRunner(adapted("llama", "float32", 0.1, "lora.dora=true")))
 
 
 def test_it_works_before_the_first_step_when_b_is_0() -> None:

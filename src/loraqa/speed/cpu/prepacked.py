@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from loraqa.lora.activated import ActivatedLinear, acting_mask
+from loraqa.lora.dora import DoraLinear, rescaled
 from loraqa.lora.layer import LoraLinear, add_update, as_matrix, features
 from loraqa.model.choose import TOLERANCE, small_trees
 from loraqa.model.load import choose_dtype
@@ -89,6 +90,21 @@ class _Adapted(nn.Module):
         return y
 
 
+class _Rescaled(nn.Module):
+    """A `DoraLinear` in eval mode."""
+
+    factors: Tensor
+
+    def __init__(self, layer: DoraLinear) -> None:
+        super().__init__()
+        self.adapted = _Adapted(layer)
+        self.register_buffer("factors", layer.row_factors().to(layer.base.weight.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (..., in) to (..., out)."""
+        return rescaled(self.adapted(x), self.factors, self.adapted.base.bias)
+
+
 class _OnlyCalled(nn.Module):
     """A layer that can be called, but whose weights cannot be read."""
 
@@ -155,7 +171,7 @@ def _packed(layer: Any) -> nn.Module:
         return _laid_out(layer, layer.weight)
     if layer.base.weight.dtype == torch.float32 and not isinstance(layer, ActivatedLinear):
         return _laid_out(layer.base, layer.summed_weight())
-    return _Adapted(layer)
+    return _Rescaled(layer) if isinstance(layer, DoraLinear) else _Adapted(layer)
 
 
 def _laid_out(layer: nn.Linear | Conv1D, weight: Tensor) -> PrepackedLinear:

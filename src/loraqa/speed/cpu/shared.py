@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from loraqa.lora.dora import DoraLinear
 from loraqa.lora.layer import (
     LoraLinear,
     affine,
@@ -58,8 +59,8 @@ def _groups(runner: Runner) -> Iterator[list[LoraLinear]]:
     hooks = [
         layer.register_forward_pre_hook(lambda layer, inputs: calls.append((*inputs, layer)))
         for layer in lora_layers(runner.model).values()
-        # Each layer draws a dropout mask of its own, so their inputs differ.
-        if len(layer.parts) == 1 and not layer.dropout
+        # Each layer draws a dropout mask of its own, so their inputs differ. DoRA does more.
+        if len(layer.parts) == 1 and not layer.dropout and not isinstance(layer, DoraLinear)
     ]
     try:
         with torch.no_grad():
