@@ -11,12 +11,17 @@ from loraqa.answer.windows import Found, Searched, Window, choose
 TEXTS = ["salt", "the mill", "Ruth", "1203"]
 # A window: how probable "no answer" and each text are, in parts of their sum.
 WEIGHTS = st.lists(st.integers(1, 50), min_size=len(TEXTS) + 1, max_size=len(TEXTS) + 1)
+# With how probable the window is, in parts of their sum.
+READ = st.tuples(WEIGHTS, st.integers(1, 50))
 
 
-def read(weights: list[int], hidden: float = 0.0) -> tuple[Window, dict[str, float]]:
+def read(
+    weights: list[int], hidden: float = 0.0, prior: float = 1.0
+) -> tuple[Window, dict[str, float]]:
     """Return a window, and the probability of each text and of "" (no answer) in it.
 
-    The search has met all texts, but for a share `hidden` of the last one.
+    The search has met all texts, but for a share `hidden` of the last one. Before it is read, the
+    window holds the answer with the probability `prior`, if any does.
     """
     none, *others = [weight / sum(weights) for weight in weights]
     among_answers = {text: p / (1 - none) for text, p in zip(TEXTS, others, strict=True)}
@@ -28,18 +33,25 @@ def read(weights: list[int], hidden: float = 0.0) -> tuple[Window, dict[str, flo
     }
     found = [Found(text, log(p), 2, None, None) for text, p in among_answers.items()]
     best_first = sorted(found, key=lambda each: -each.log_probability)
-    window = Window(log(none / (1 - none)), tuple(best_first), Searched(met, dropped, 3, True))
+    searched = Searched(met, dropped, 3, True)
+    window = Window(log(none / (1 - none)), tuple(best_first), searched, log(prior))
     return window, {"": none, **dict(zip(TEXTS, others, strict=True))}
 
 
-@given(st.lists(WEIGHTS, min_size=1, max_size=4), st.sampled_from([0.0, 0.4]))
+@given(st.lists(READ, min_size=1, max_size=4), st.sampled_from([0.0, 0.4]))
 def test_answers_have_the_shares_that_bayes_rule_gives_them(
-    weights: list[list[int]], hidden: float
+    drawn: list[tuple[list[int], int]], hidden: float
 ) -> None:
-    """Suppose one of the windows holds the answer, or none does, all with the same chance."""
-    windows, tables = zip(*(read(each, hidden) for each in weights), strict=True)
+    """Suppose none of the windows holds the answer, or one does, each with its own chance."""
+    parts = sum(part for _, part in drawn)
+    priors = [part / parts for _, part in drawn]
+    made = [read(w, hidden, prior) for (w, _), prior in zip(drawn, priors, strict=True)]
+    windows, tables = zip(*made, strict=True)
+    weighed = list(zip(priors, tables, strict=True))
     nowhere = exp(sum(log(table[""]) for table in tables))
-    joint = {text: sum(table[text] * nowhere / table[""] for table in tables) for text in TEXTS}
+    joint = {
+        text: sum(q * table[text] * nowhere / table[""] for q, table in weighed) for text in TEXTS
+    }
     total = nowhere + sum(joint.values())
     choice = choose("q", windows, len(TEXTS), draws=False, learned_no_answer=True)
     assert sorted(answer.text for answer in choice.answers) == sorted(TEXTS)
@@ -52,7 +64,7 @@ def test_answers_have_the_shares_that_bayes_rule_gives_them(
             assert answer.probability_at_least == pytest.approx(share)
             assert answer.probability_at_most == pytest.approx(share)
         assert answer.paths == 3 * len(windows)
-    odds = [max(table[text] / table[""] for table in tables) for text in TEXTS]
+    odds = [max(q * table[text] / table[""] for q, table in weighed) for text in TEXTS]
     assert choice.answers[0].text == TEXTS[odds.index(max(odds))] or len(set(odds)) < len(odds)
     for answer in choice.answers:
         assert answer.no_answer_probability == pytest.approx(1 / (1 + max(odds)))
@@ -60,6 +72,7 @@ def test_answers_have_the_shares_that_bayes_rule_gives_them(
 
 @given(st.lists(WEIGHTS, min_size=1, max_size=4))
 def test_without_a_learned_no_answer_probabilities_are_compared(weights: list[list[int]]) -> None:
+    """All windows are as probable before they are read."""
     windows, tables = zip(*map(read, weights), strict=True)
     choice = choose("q", windows, 1, draws=False, learned_no_answer=False)
     best = max(max(table[text] for text in TEXTS) for table in tables)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import chain
 from threading import Event
 from typing import Any
 
@@ -164,8 +163,7 @@ class Reader:
         trees = self._trees(passages)
         rows = strategy.rows * (answers if strategy.draws else 1)
         windows: dict[tuple[int, str], list[Window]] = defaultdict(list)
-        counts = Counter(chain(*map(_places, trees)))
-        done, prompts = 0, counts.total()
+        done, prompts = 0, sum(len(tree.branches) for tree in trees)
         if progress:
             progress(done, prompts)
 
@@ -176,9 +174,7 @@ class Reader:
 
         for together in pack(trees, self.tokens_per_batch, partial(self._cost, rows=rows)):
             contexts = [passages[tree.passage].context for tree in together]
-            most = max(counts[place] for tree in together for place in _places(tree))
-            chosen = _within(strategy, most)
-            batch = _Batch(together, contexts, chosen, self._rules, answers, seed)
+            batch = _Batch(together, contexts, strategy, self._rules, answers, seed)
             read = self._recall(batch, journal, note) if journal else self._read(batch, note)
             for place, window in zip(batch.places, read, strict=True):
                 windows[place].append(window)
@@ -315,7 +311,7 @@ class _Batch:
         how = (self.strategy, self.answers, self.seed, rules.max_answer_tokens)
         digest = hashlib.sha256(f"{how} {rules.template} {rules.tokenizer.fingerprint}".encode())
         for tree, context in zip(self.trees, self.contexts, strict=True):
-            prompts = [(branch.question_id, branch.prompt.tolist()) for branch in tree.branches]
+            prompts = [(b.question_id, b.prompt.tolist(), b.log_prior) for b in tree.branches]
             digest.update(repr((context, tree.window, tree.trunk.tolist(), prompts)).encode())
         return digest.hexdigest()
 
@@ -323,13 +319,6 @@ class _Batch:
 def _places(tree: Tree) -> Iterator[tuple[int, str]]:
     """Yield the passage and the question of each branch."""
     return ((tree.passage, branch.question_id) for branch in tree.branches)
-
-
-def _within(strategy: Strategy, windows: int) -> Strategy:
-    """Share the slack of a span search between the windows of a question, where it adds up."""
-    if isinstance(strategy, SpanSearch):
-        return replace(strategy, slack=strategy.slack / windows)
-    return strategy
 
 
 def _write(prompts: Prompts, strategy: Strategy) -> list[Window]:
@@ -349,8 +338,9 @@ def _write(prompts: Prompts, strategy: Strategy) -> list[Window]:
             no_answer,
             tuple(_found(prompts.rules, context, tree.window, each) for each in written),
             next((each.searched for each in written), None),
+            branch.log_prior,
         )
-        for (tree, _, context), written, no_answer in rows
+        for (tree, branch, context), written, no_answer in rows
     ]
 
 

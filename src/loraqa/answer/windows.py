@@ -5,15 +5,15 @@ to say "no answer" gives a window without the answer a high p_w(none), so the od
 
     o_w(a) = p_w(a) / p_w(none)
 
-can be compared between windows, and the answer with the highest odds is the most probable. If at
-most one window holds the answer, and each may with equal chance, then Bayes' rule gives an answer
-the share
+can be compared between windows. Before they are read, the words of the question say how probable it
+is that window w is the one that holds the answer: q_w, which `relevant` computes. If at most one
+window holds it, Bayes' rule gives an answer the share
 
-    sum of o_w(a) over w / (1 + sum of o_w(a') over w and all spans a')
+    sum of q_w o_w(a) over w / (1 + sum of q_w o_w(a') over w and all spans a')
 
-of the probability. With one window this is p(a) / (p(none) + sum of p(a')). Of a model that has not
-learned to say "no answer", p_w(none) means nothing. Then p_w(a) takes the place of o_w(a), and the
-sum of p_w(none) that of 1.
+of the probability, and the answer with the highest q_w o_w(a) is chosen. With one window the share
+is p(a) / (p(none) + sum of p(a')). Of a model that has not learned to say "no answer", p_w(none)
+means nothing. Then p_w(a) takes the place of o_w(a), and the sum of q_w p_w(none) that of 1.
 
 Spans that read the same, in any window, are one answer. What lies below the paths that a search
 dropped is not known, but it is no more probable than they are, so a share has bounds.
@@ -75,11 +75,13 @@ class Window:
         no_answer: ln(p(none) / (1 - p(none))), the log-odds of "no answer".
         found: the answers: draws in their order, or the best first; none where there is no span.
         searched: what the span search met; None for other strategies.
+        log_prior: ln q_w, how probable it was before reading that this window holds the answer.
     """
 
     no_answer: float
     found: tuple[Found, ...]
     searched: Searched | None = None
+    log_prior: float = 0.0
 
     @property
     def log_no_answer(self) -> float:
@@ -93,21 +95,22 @@ class Window:
 
     def to_json(self) -> list[Any]:
         """Return plain JSON values."""
-        return [self.no_answer, self.found, self.searched]
+        return [self.no_answer, self.found, self.searched, self.log_prior]
 
     @classmethod
     def from_json(cls, values: Sequence[Any]) -> "Window":
         """Read what `to_json` returned."""
-        no_answer, found, searched = values
+        no_answer, found, searched, log_prior = values
         return cls(
             no_answer,
             tuple(Found(*each) for each in found),
             Searched(*searched) if searched else None,
+            log_prior,
         )
 
     def log_weight(self, learned_no_answer: bool) -> float:
-        """Return ln of what turns the probability among answers into odds, or into p_w(a)."""
-        return -self.no_answer if learned_no_answer else self.log_answer
+        """Return ln of what turns a probability among answers into q_w o_w(a), or q_w p_w(a)."""
+        return self.log_prior + (-self.no_answer if learned_no_answer else self.log_answer)
 
 
 @dataclass(frozen=True)
@@ -145,10 +148,8 @@ def choose(
         learned_no_answer: whether the model has learned to say "no answer". Then odds are compared.
     """
     best = _best(windows, draws, learned_no_answer)[:count]
-    odds = max(
-        (f.log_probability - w.no_answer for w in windows for f in w.found), default=-math.inf
-    )
-    none = _sigmoid(-odds)
+    odds = [f.log_probability + w.log_weight(True) for w in windows for f in w.found]
+    none = _sigmoid(-max(odds, default=-math.inf))
     answers = [_answered(question_id, candidate, none) for candidate in best]
     surest = min(windows, key=lambda window: window.no_answer)
     no_answer = _no_answer(question_id, surest, none)
@@ -232,7 +233,7 @@ class _Shares:
         none = (
             0.0
             if learned_no_answer
-            else float(np.logaddexp.reduce([w.log_no_answer for w in windows]))
+            else float(np.logaddexp.reduce([w.log_prior + w.log_no_answer for w in windows]))
         )
         logs = [window.log_weight(learned_no_answer) for window, _ in searched]
         # The largest weight becomes 1, so that none overflows.

@@ -23,11 +23,14 @@ class Branch:
         question_id: the question's id in the data set.
         prompt: token ids between the context and the answer.
         answer: token ids of the answer and eos, all supervised; empty if the model must answer.
+        log_prior: ln of the probability that of all windows of a long text the trunk is the one
+            with the answer, before it is read.
     """
 
     question_id: str
     prompt: TokenIds
     answer: TokenIds
+    log_prior: float = 0.0
 
     @property
     def inputs(self) -> TokenIds:

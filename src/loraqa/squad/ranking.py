@@ -30,10 +30,11 @@ class Ranking:
 
     def order(self, question: str) -> list[int]:
         """Return the numbers of all texts, the best match first; among equals in their order."""
-        order: list[int] = np.argsort(-self._scores(question), kind="stable").tolist()
+        order: list[int] = np.argsort(-self.scores(question), kind="stable").tolist()
         return order
 
-    def _scores(self, question: str) -> NDArray[np.float32]:
+    def scores(self, question: str) -> NDArray[np.float32]:
+        """Return (texts,) how well each text matches, at least 0."""
         known = [term for term in terms(question) if term in self._known]
         if not known:
             return np.zeros(len(self._texts), dtype=np.float32)
