@@ -236,8 +236,12 @@ def test_only_a_run_is_written_into(
         assert (source / "report.html").stat().st_mtime_ns > (
             run / "report.html"
         ).stat().st_mtime_ns
-    made = {place / "comparison", *(() if kind == "model" else (place / "spectra.png",))}
-    tops = {path for path in set(tmp_path.rglob("*")) - before if path.parent.name != "comparison"}
+    made = {place / "comparison", *(() if kind == "model" else (place / "analysis",))}
+    tops = {
+        path
+        for path in set(tmp_path.rglob("*")) - before
+        if path.parent.name not in ("comparison", "analysis")
+    }
     assert tops == {tmp_path / path for path in made}
 
 
@@ -285,14 +289,49 @@ def test_text_out_never_replaces_the_file_itself(call: Call, run: Path, tmp_path
     assert "is a folder; name a file" in call(*ask, tmp_path)[2]
 
 
-def test_analyze_lists_every_layer(call: Call, run: Path, tmp_path: Path) -> None:
-    picture = tmp_path / "spectra.png"
-    status, out, _ = call("analyze", run, "--out", picture, "--json")
-    assert status == 0
-    layers = json.loads(out)["layers"]
-    assert len(layers) == 8
-    assert all(layer["norm"] > 0 for layer in layers)
-    assert picture.read_bytes().startswith(b"\x89PNG")
+def test_analyze_shows_every_matrix_and_the_checkpoints(
+    call: Call, run: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "analysis"
+    status, out, error = call("analyze", run, "--against", run, "--out", folder, "--json")
+    assert status == 0, error
+    learned = json.loads(out)
+    assert learned == json.loads((folder / "analysis.json").read_text())
+    assert len(learned["updates"]) == 8
+    assert all(update["norm"] > 0 for update in learned["updates"])
+    assert [each["step"] for each in learned["checkpoints"]] == [4]
+    (other,) = learned["others"]
+    assert all(each["inputs"]["value"] == pytest.approx(1) for each in other["likenesses"])
+    for name in ("spectra", "by-layer", "layers", "growth", "against-1"):
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert 'id="learned"' in (folder / "report.html").read_text()
+
+
+def test_analyze_with_data_says_what_each_part_is_worth(
+    call: Call, run: Path, data: Path, tmp_path: Path
+) -> None:
+    words = ("analyze", run, "--data", data, "--questions", 4, "--out", tmp_path / "analysis")
+    status, out, error = call(*words)
+    assert status == 0, error
+    assert "layer 1 off" in out
+    effects = json.loads((tmp_path / "analysis" / "analysis.json").read_text())["effects"]
+    assert (effects["questions"], effects["strategy"]) == (4, "greedy")
+    assert (tmp_path / "analysis" / "effects.png").exists()
+
+
+def test_analyze_refuses_an_adapter_of_another_base(call: Call, run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(run / "adapter", other)
+    info = json.loads((other / "loraqa.json").read_text())
+    info["base"]["sha256"] = "0" * 64
+    del info["sha256"]
+    (other / "loraqa.json").write_text(json.dumps(info))
+    status, _, error = call("analyze", run, "--against", other, "--out", tmp_path / "analysis")
+    assert status == 2
+    assert error.splitlines()[-1] == (
+        f"loraqa: The base model of {other} is not that of the analysed adapter (other weights); "
+        "give adapters of the same base with --against."
+    )
 
 
 def test_the_merged_export_gives_the_same_answers(
@@ -497,7 +536,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
         ["evaluate", "RUN", "--data", "DATA", "--out", "RUN"],
         ["evaluate", "RUN", "--data", "DATA", "--out", "DATA/x"],
         ["compare", "RUN", "--data", "DATA", "--out", "DATA/x"],
-        ["analyze", "RUN", "--out", "RUN"],
+        ["analyze", "RUN", "--out", "DATA"],
         ["analyze", "RUN", "--out", "DATA/x"],
         ["export", "RUN", "--out", "DATA/x"],
         ["train", "--model", "TINY", "--train", "DATA", "--out", "DATA/x"],

@@ -253,19 +253,24 @@ def test_asking_and_serving_give_the_answers_of_the_reader(
         assert client.get("/").status_code == 200
 
 
-def test_analyzing_shows_every_adapted_layer(
-    call: Call, family: str, run: Path, tmp_path: Path
+def test_analyzing_shows_every_adapted_matrix(
+    call: Call, family: str, run: Path, data: Path
 ) -> None:
-    picture = tmp_path / "spectra.png"
-    status, printed, error = call("analyze", run, "--out", picture, "--json")
+    words = ("--data", data, "--questions", 4, "--against", run / "checkpoints/step-000002/adapter")
+    status, printed, error = call("analyze", run, *words, "--json")
     assert status == 0, error
-    layers = json.loads(printed)["layers"]
-    assert len(layers) == 2 * KINDS[family]
-    kinds = {re.sub(r".*?\.\d+\.", "", layer["name"]) for layer in layers}
+    learned = json.loads(printed)
+    assert len(learned["updates"]) == 2 * KINDS[family]
+    kinds = {re.sub(r".*?\.\d+\.", "", update["name"]) for update in learned["updates"]}
     assert len(kinds) == KINDS[family]
-    with Image.open(picture) as image:
-        assert len(image.convert("RGB").getcolors(1_000_000)) > 10
-    status, printed, _ = call("analyze", run, "--out", picture)
+    assert [each["step"] for each in learned["checkpoints"]] == [2, 4]
+    changes = [effect["value"] for effect in learned["effects"]["effects"]]
+    assert kinds | {0, 1} <= set(changes)
+    for picture in ("spectra", "by-layer", "layers", "growth", "against-1", "effects"):
+        with Image.open(run / "analysis" / f"{picture}.png") as image:
+            assert len(image.convert("RGB").getcolors(1_000_000)) > 10
+    assert 'id="learned"' in (run / "report.html").read_text()
+    status, printed, _ = call("analyze", run)
     assert status == 0
     assert all(kind in printed for kind in kinds)
 

@@ -730,37 +730,79 @@ def serve(
 @app.command()
 def analyze(
     run: Trained,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Also score answers after parts of the adapter are taken away."),
+    ] = None,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(help="Another run or adapter to compare with; may be repeated."),
+    ] = None,
+    strategy: Strategy = "greedy",
+    questions: Annotated[
+        int, typer.Option(help="Use about so many questions of --data, on whole contexts.", min=1)
+    ] = 200,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="File for the plot; default: RUN/spectra.png for a run, else ./spectra.png."
+            help="Folder for words, tables and plots, made if it is missing; default: "
+            "RUN/analysis for a run, else ./analysis."
         ),
     ] = None,
     base: Base = None,
+    without: Without = "",
+    seed: Seed = 0,
+    on_bad: OnBad = "stop",
     as_json: Json = False,
 ) -> None:
-    """Show what LoRA learned: norms, ranks, singular values."""
+    """Show what LoRA learned: sizes, ranks, directions, growth, and what each part is worth."""
     from loraqa.adapter.find import adapter_of
-    from loraqa.files import check_file_writable
+    from loraqa.files import check_folder_writable, one_writer
+    from loraqa.squad import read_passages
 
-    adapter_of(run)
-    picture = out or _place_for(run, "spectra.png")
-    check_file_writable(picture)
+    for each in (run, *(against or ())):
+        adapter_of(each)
+    folder = out or _place_for(run, "analysis")
+    check_folder_writable(folder)
+    dataset = read_passages(data, on_bad=on_bad) if data else None
 
     with importing():
-        from loraqa.answer.load import load_adapted
-        from loraqa.lora.spectra import spectra
-        from loraqa.report.plots import save_png, singular_values
-        from loraqa.report.tables import spectra_table
+        from loraqa.analyze import analyze as analyze_adapter
+        from loraqa.analyze import effects
+        from loraqa.answer.evaluate import sample_questions
+        from loraqa.answer.strategies import parse_strategy
+        from loraqa.report.learned import findings, save_learned, tables
+        from loraqa.report.progress import answering_progress
+        from loraqa.report.run import rewrite_report
 
-    model, _, _ = load_adapted(run, base=base)
-    updates = spectra(model)
-    save_png(singular_values({each.name: each.singular_values for each in updates}), picture)
+    with one_writer(folder):
+        learned = analyze_adapter(run, base=base, against=against or ())
+        if dataset:
+            sample = sample_questions(dataset, questions, seed)
+            with answering_progress() as progress:
+                found = effects(
+                    run,
+                    sample,
+                    parse_strategy(strategy),
+                    base=base,
+                    without=without,
+                    seed=seed,
+                    progress=progress,
+                )
+            learned = replace(learned, effects=found)
+        save_learned(learned, folder)
+    page = rewrite_report(run if out is None and _is_run(run) else folder)
     if as_json:
-        _print_json({"layers": [asdict(update) for update in updates]})
-    else:
-        _console().print(spectra_table(updates).to_rich())
-        _tell(f"The plot is {picture}.")
+        _print_json(learned.to_json())
+        return
+    console = _console()
+    for paragraph in findings(learned):
+        console.print(f"{paragraph}\n")
+    for table in tables(learned):
+        console.print(table.to_rich())
+    _tell(f"Words, tables, plots and JSON are in {folder}.")
+    if page:
+        _tell(f"The report is {page}.")
 
 
 @app.command()

@@ -8,13 +8,14 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from tests.conftest import assert_near
 
+from loraqa.analysis.low_rank import svd_of_product
 from loraqa.errors import InputError
 from loraqa.lora.adapt import adapt, resume_pissa
 from loraqa.lora.adapter import load_adapter, save_adapter
 from loraqa.lora.layer import lora_layers
 from loraqa.lora.merge import merge_and_unload, unload
 from loraqa.lora.settings import ADAPTER_CONFIG, TENSORS, LoraSettings
-from loraqa.lora.spectra import low_rank_singular_values, spectra
+from loraqa.lora.updates import updates
 
 # Warnings that PEFT's own calls to transformers and torch cause.
 pytestmark = pytest.mark.filterwarnings(
@@ -138,7 +139,7 @@ def test_a_part_starts_with_the_directions_of_its_own_rows(adapted, tiny_model):
     weight, rest = tiny_model().get_submodule(name).weight.t(), layer.frozen_weight
     for part, a, b in layer.blocks():
         values = torch.linalg.svdvals(weight[part.slice])
-        assert_near(layer.scaling * low_rank_singular_values(b, a), values[:3], 1e-12)
+        assert_near(layer.scaling * svd_of_product(b, a).values, values[:3], 1e-12)
         assert_near(torch.linalg.svdvals(rest[part.slice])[:-3], values[3:], 1e-12)
     assert torch.equal(rest[16:32], weight[16:32])
 
@@ -194,7 +195,7 @@ def test_weights_that_another_model_shares_stay(adapted, tiny_model, logits):
     assert torch.equal(logits(other), before)
 
 
-@pytest.mark.parametrize("use", [unload, spectra])
+@pytest.mark.parametrize("use", [unload, updates])
 def test_what_needs_the_whole_weights_is_refused(adapted, use):
     with pytest.raises(InputError) as caught:
         use(adapted())

@@ -14,7 +14,7 @@ from PIL import Image
 from tests.report.comparisons import drawn, searched
 
 from loraqa.answer.compare import Comparison
-from loraqa.report import plots
+from loraqa.report import learned_plots, plots
 
 STEPS = [
     {"kind": "train", "step": step, "loss": 5 / step, "learning_rate": step * 1e-4}
@@ -46,7 +46,7 @@ def every_figure() -> dict[str, Figure]:
         "reliability": plots.reliability_diagram(CONFIDENCES),
         "risk": plots.risk_against_coverage(CONFIDENCES),
         "quality": plots.quality_against_diversity(STRATEGIES),
-        "spectra": plots.singular_values(SPECTRA),
+        "spectra": learned_plots.singular_values(SPECTRA),
     }
 
 
@@ -174,7 +174,7 @@ def test_strategies_of_a_kind_share_shape_and_are_joined() -> None:
 
 
 def test_spectra_have_a_panel_per_kind_sorted_by_layer() -> None:
-    attention, mlp, scale = plots.singular_values(SPECTRA).axes
+    attention, mlp, scale = learned_plots.singular_values(SPECTRA).axes
     assert [axes.get_title("left") for axes in (attention, mlp)] == ["attn.c_attn", "mlp.c_fc"]
     assert [label.get_text() for label in attention.get_yticklabels()] == ["0", "2", "10"]
     mesh = attention.collections[0]
@@ -186,7 +186,7 @@ def test_spectra_have_a_panel_per_kind_sorted_by_layer() -> None:
 def test_spectra_of_any_number_of_kinds_have_a_panel_each(kinds: int) -> None:
     """GPT-2 has up to four kinds of adapted modules, Llama, Qwen and Mistral up to seven."""
     spectra = {f"h.{layer}.kind{kind}": [2.0, 1.0] for layer in (0, 1) for kind in range(kinds)}
-    figure = plots.singular_values(spectra)
+    figure = learned_plots.singular_values(spectra)
     plots.to_svg(figure)
     *panels, scale = figure.axes
     assert [axes.get_title("left") for axes in panels] == [f"kind{n}" for n in range(kinds)]
@@ -194,13 +194,13 @@ def test_spectra_of_any_number_of_kinds_have_a_panel_each(kinds: int) -> None:
 
 
 def test_spectra_may_have_unequal_ranks_and_names_without_a_layer() -> None:
-    figure = plots.singular_values({"lm_head": [1.0], "h.0.q": [2.0, 1.0], "h.1.q": [2.0]})
+    figure = learned_plots.singular_values({"lm_head": [1.0], "h.0.q": [2.0, 1.0], "h.1.q": [2.0]})
     assert [axes.get_title("left") for axes in figure.axes[:2]] == ["lm_head", "q"]
     assert figure.axes[1].collections[0].get_array().tolist() == [[2, 1], [2, None]]
 
 
 def test_zero_spectra_of_an_untrained_adapter_are_plotted() -> None:
-    plots.to_svg(plots.singular_values({"h.0.q": [0.0, 0.0]}))
+    plots.to_svg(learned_plots.singular_values({"h.0.q": [0.0, 0.0]}))
 
 
 @pytest.mark.parametrize("name", list(every_figure()))

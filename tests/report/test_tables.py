@@ -9,14 +9,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 from tests.report.comparisons import drawn, searched
 
-from loraqa.lora.spectra import Spectrum
 from loraqa.report.tables import (
     Column,
     Table,
     costs_table,
     printable,
     settings_table,
-    spectra_table,
     strategies_table,
     training_table,
 )
@@ -132,33 +130,6 @@ def test_strategies_fit_on_one_line_of_80_columns(strategy: str) -> None:
     assert row.split() == [strategy, *figures]
     headings = ["strategy", "EM", "F1", "vote", "oracle", "found", "distinct", "time"]
     assert headings in [line.split() for line in shown]
-
-
-def spectrum(name: str) -> Spectrum:
-    return Spectrum(name, 2, (3.0, 4.0), norm=5, base_norm=50, stable_rank=2, effective_rank=1.5)
-
-
-def test_layers_fit_on_one_line_of_80_columns() -> None:
-    names = ["transformer.h.0.attn.c_attn", "transformer.h.11.mlp.c_fc"]
-    shown = on_terminal(spectra_table(map(spectrum, names)), width=80)
-    assert shown.splitlines()[0].strip() == "What the adapter learned in transformer.h"
-    for name in ("0.attn.c_attn", "11.mlp.c_fc"):
-        (row,) = [line for line in shown.splitlines() if name in line]
-        assert row.split() == [name, "2", "5.000", "10.00%", "2.00", "1.50", "50%"]
-
-
-def test_spectra_without_a_common_module_keep_full_names() -> None:
-    table = spectra_table([spectrum("h.0.q"), spectrum("wte")])
-    assert table.title == "What the adapter learned"
-    assert Cells(table.to_html()).rows[1] == [
-        "h.0.q",
-        "2",
-        "5.000",
-        "10.00%",
-        "2.00",
-        "1.50",
-        "50%",
-    ]
 
 
 def training_record(step: int, **changes: float) -> dict[str, object]:

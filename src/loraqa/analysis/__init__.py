@@ -1,4 +1,4 @@
-"""What the answers to a data set show: how well confidence fits, where errors are, what changed.
+"""What answers and adapters show: how well confidence fits, where errors are, what LoRA learned.
 
 All functions are pure, and know no model.
 """

@@ -8,7 +8,6 @@ from loraqa.report.tables import (
     Column,
     Table,
     settings_table,
-    spectra_table,
     strategies_table,
     training_table,
 )
@@ -17,7 +16,6 @@ __all__ = [
     "Column",
     "Table",
     "settings_table",
-    "spectra_table",
     "strategies_table",
     "training_table",
 ]

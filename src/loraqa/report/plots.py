@@ -1,4 +1,4 @@
-"""Plots of training, of answers, and of the adapter.
+"""Plots of training and of answers.
 
 Every function takes plain data and returns a matplotlib figure. The functions do not use pyplot, so
 they need no display and no global state. The colours are Okabe and Ito's, which colour-blind people
@@ -6,9 +6,7 @@ can distinguish; lines also differ in marker or dash.
 """
 
 import io
-import math
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
@@ -22,7 +20,6 @@ from loraqa.report.tables import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.collections import QuadMesh
     from matplotlib.figure import Figure
 
     from loraqa.answer.compare import Comparison
@@ -81,18 +78,20 @@ SVG_STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "loraqa"}
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
-def _styled(plot: "Callable[P, Figure]") -> "Callable[P, Figure]":
+def styled(plot: "Callable[P, Figure]") -> "Callable[P, Figure]":
+    """Let a function draw in the style of all plots."""
+
     @wraps(plot)
-    def styled(*args: P.args, **kwargs: P.kwargs) -> "Figure":
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> "Figure":
         import matplotlib
 
         with matplotlib.rc_context(STYLE):
             return plot(*args, **kwargs)
 
-    return styled
+    return drawn
 
 
-@_styled
+@styled
 def training_curves(records: Iterable[Mapping[str, Any]]) -> "Figure":
     """Plot loss, dev EM and F1 (if there are any), and learning rate against optimizer steps.
 
@@ -103,7 +102,7 @@ def training_curves(records: Iterable[Mapping[str, Any]]) -> "Figure":
     steps = [record for record in records if record["kind"] == "train"]
     evaluations = [record for record in records if record["kind"] == "evaluation"]
     heights = [3, 2.4, 1.3] if evaluations else [3, 1.3]
-    figure = _figure(0.6 + sum(heights))
+    figure = empty_figure(0.6 + sum(heights))
     panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)
     first, *middle, last = panels[:, 0]
     _draw_loss(first, steps)
@@ -115,7 +114,7 @@ def training_curves(records: Iterable[Mapping[str, Any]]) -> "Figure":
     return figure
 
 
-@_styled
+@styled
 def quality_against_diversity(comparisons: Iterable["Comparison"]) -> "Figure":
     """Plot F1 of one answer, with its interval, against distinct answers per question.
 
@@ -123,7 +122,7 @@ def quality_against_diversity(comparisons: Iterable["Comparison"]) -> "Figure":
     lie on one another, each further one is a larger ring around the same centre.
     """
     points = sorted(comparisons, key=lambda point: (point.f1, -point.distinct))
-    figure = _figure(max(3.8, 1 + 0.2 * len(points)))
+    figure = empty_figure(max(3.8, 1 + 0.2 * len(points)))
     axes = figure.subplots()
     looks = _looks([point.strategy for point in points])
     for family, (color, _) in looks.items():
@@ -171,10 +170,10 @@ def quality_against_diversity(comparisons: Iterable["Comparison"]) -> "Figure":
     return figure
 
 
-@_styled
+@styled
 def reliability_diagram(given: Confidences) -> "Figure":
     """Plot which share of the answers is right against their confidence, in ten bins."""
-    figure = _figure(3.6)
+    figure = empty_figure(3.6)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], ":", color=INK, linewidth=1, label="fits exactly")
     for (name, pair), (color, line) in zip(given.items(), _LOOKS, strict=False):
@@ -192,10 +191,10 @@ def reliability_diagram(given: Confidences) -> "Figure":
     return figure
 
 
-@_styled
+@styled
 def risk_against_coverage(given: Confidences) -> "Figure":
     """Plot which share is wrong of the answers with most confidence, against how many those are."""
-    figure = _figure(3)
+    figure = empty_figure(3)
     axes = figure.subplots()
     for (name, pair), (color, line) in zip(given.items(), _LOOKS, strict=False):
         coverage, risk = risk_coverage(*pair)
@@ -203,33 +202,6 @@ def risk_against_coverage(given: Confidences) -> "Figure":
     axes.set(title="Risk and coverage", xlabel="share of questions answered", ylabel="share wrong")
     axes.set(xlim=(0, 1.02), ylim=(0, None))
     axes.legend()
-    return figure
-
-
-@_styled
-def singular_values(spectra: Mapping[str, Sequence[float]]) -> "Figure":
-    """Plot a heat map of singular values by layer for each kind of adapted module.
-
-    Args:
-        spectra: full name of a module to the singular values of its update, largest first. The
-            first number in the name is the layer, and the rest of the name is the kind.
-    """
-    kinds = _by_kind(spectra)
-    columns = min(len(kinds), 2)
-    rows = math.ceil(len(kinds) / columns)
-    layers = max(len(by_layer) for by_layer in kinds.values())
-    figure = _figure(rows * (0.8 + 0.17 * layers) + 0.5)
-    panels = figure.subplots(rows, columns, squeeze=False)
-    used, unused = panels.flat[: len(kinds)], panels.flat[len(kinds) :]
-    for axes in unused:
-        axes.remove()
-    largest = max(max(values) for values in spectra.values())
-    for axes, (kind, by_layer) in zip(used, kinds.items(), strict=True):
-        mesh = _draw_heat_map(axes, by_layer, largest)
-        axes.set(title=kind)
-    figure.supxlabel("singular values of the update, largest first", size=10)
-    figure.supylabel("layer", size=10)
-    figure.colorbar(mesh, ax=used, aspect=30)
     return figure
 
 
@@ -255,7 +227,7 @@ def to_svg(figure: "Figure") -> str:
     return re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg)
 
 
-def _figure(height: float) -> "Figure":
+def empty_figure(height: float) -> "Figure":
     """Return an empty figure of `height` inches, narrow enough for a phone."""
     from matplotlib.figure import Figure
 
@@ -343,30 +315,3 @@ def _smoothed(values: Sequence[float]) -> list[float]:
     return [
         fmean(values[max(0, index - reach) : index + reach + 1]) for index in range(len(values))
     ]
-
-
-def _by_kind(spectra: Mapping[str, Sequence[float]]) -> dict[str, dict[int, Sequence[float]]]:
-    """Group spectra by kind and layer: `h.3.attn.q` has kind `attn.q` and layer 3."""
-    kinds: dict[str, dict[int, Sequence[float]]] = defaultdict(dict)
-    for name, values in spectra.items():
-        found = re.search(r"(?:^|\.)(\d+)\.(.+)", name)
-        layer, kind = (int(found[1]), found[2]) if found else (0, name)
-        kinds[kind][layer] = values
-    return kinds
-
-
-def _draw_heat_map(
-    axes: "Axes", by_layer: Mapping[int, Sequence[float]], largest: float
-) -> "QuadMesh":
-    import numpy as np
-
-    layers = sorted(by_layer)
-    rank = max(map(len, by_layer.values()))
-    image = np.full((len(layers), rank), np.nan)
-    for row, layer in enumerate(layers):
-        image[row, : len(by_layer[layer])] = by_layer[layer]
-    axes.set_yticks(np.arange(len(layers)) + 0.5, [str(layer) for layer in layers])
-    axes.set_xticks([0.5, rank - 0.5], ["1", str(rank)])
-    axes.invert_yaxis()
-    axes.grid(visible=False)
-    return axes.pcolormesh(image, cmap="cividis", vmin=0, vmax=largest)

@@ -4,6 +4,7 @@ FOLDER/
     evaluation.json    the last evaluation, question by question; `loraqa evaluate` writes it
     base/              an evaluation of the base model, with which the run's is compared
     comparison/        decoding strategies; `loraqa compare` writes it
+    analysis/          what LoRA learned; `loraqa analyze` writes it
     report.html        all of it, with the curves of the training, and an error browser
     report.json        the figures of the page
     questions.csv      a line for each question of the evaluation
@@ -22,6 +23,7 @@ import yaml
 from loraqa import __version__
 from loraqa.analysis.diff import Difference, diff
 from loraqa.analysis.examined import counts_of_kinds, examine
+from loraqa.analysis.learned import Learned
 from loraqa.analysis.outcome import FILE, Outcome
 from loraqa.analysis.scores import slices
 from loraqa.errors import InputError, LoraqaError, counted, explain, in_a_line
@@ -35,6 +37,10 @@ from loraqa.report.errors import (
     slices_tables,
     wrong_answers_table,
 )
+from loraqa.report.learned import findings as findings_on_adapter
+from loraqa.report.learned import load_learned
+from loraqa.report.learned import tables as tables_of_adapter
+from loraqa.report.learned_plots import figures as figures_of_adapter
 from loraqa.report.plots import (
     quality_against_diversity,
     reliability_diagram,
@@ -69,6 +75,7 @@ class Found:
         metrics: the records of the training, if there was one.
         settings, environment, data: what the run's files say; empty if there are none.
         compared: the decoding strategies that were compared.
+        learned: what the adapter learned, if that was analysed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -84,6 +91,7 @@ class Found:
         self.environment = read_json(run.environment_file) if run.environment_file.exists() else {}
         self.data = read_json(run.data_file) if run.data_file.exists() else {}
         self.compared = _compared(folder)
+        self.learned = load_learned(folder) or load_learned(folder / "analysis")
 
     def _gain(self) -> Difference | None:
         if self.outcome is None or not (self.folder / BASE_FOLDER / FILE).exists():
@@ -102,7 +110,7 @@ class Found:
     @property
     def empty(self) -> bool:
         """Whether there is nothing to report."""
-        return not (self.outcome or self.settings or self.compared)
+        return not (self.outcome or self.settings or self.compared or self.learned)
 
 
 def write_report(folder: Path) -> Path:
@@ -116,7 +124,7 @@ def write_report(folder: Path) -> Path:
     if found.empty:
         raise InputError(
             f"{folder} holds nothing to report: neither {FILE}, which `loraqa evaluate` writes, "
-            "nor a run, nor a comparison; name another folder."
+            "nor a run, nor a comparison, nor an analysis; name another folder."
         )
     write_json(folder / FIGURES, _figures(found))
     if found.outcome:
@@ -195,6 +203,7 @@ def _parts(found: Found) -> dict[str, Any]:
         "training": training_table(found.metrics) if found.trained else None,
         "curves": training_curves(found.metrics) if found.trained else None,
         "study": _study(found.compared) if found.compared else None,
+        "learned": _learned(found.learned) if found.learned else None,
         "commands": list(filter(None, _commands(found))),
         "facts": _facts(found),
         "how_to_evaluate": f"loraqa evaluate {found.folder} --data dev.json",
@@ -238,6 +247,14 @@ def _study(compared: list["Comparison"]) -> dict[str, Any]:
         "findings": findings(compared),
         "tables": [table for table in tables if table.rows],
         "plot": quality_against_diversity(compared),
+    }
+
+
+def _learned(learned: Learned) -> dict[str, Any]:
+    return {
+        "findings": findings_on_adapter(learned),
+        "figures": figures_of_adapter(learned).values(),
+        "tables": tables_of_adapter(learned),
     }
 
 
@@ -356,6 +373,7 @@ def _figures(found: Found) -> dict[str, Any]:
         if found.settings
         else None,
         "strategies": [each.to_json() for each in found.compared],
+        "learned": found.learned.to_json() if found.learned else None,
     }
 
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import rich.table
 
     from loraqa.answer.compare import Comparison
-    from loraqa.lora.spectra import Spectrum
 
 Cell: TypeAlias = str | int | float | None
 
@@ -190,42 +189,13 @@ def training_table(records: Iterable[Mapping[str, Any]]) -> Table:
     return Table("Training", (Column("measure"), Column("value")), tuple(rows))
 
 
-def spectra_table(spectra: Iterable["Spectrum"]) -> Table:
-    """Return a table of the adapter's updates by layer; its title has the names' common prefix."""
-    spectra = list(spectra)
-    module = _common_module(each.name for each in spectra)
-    columns = (
-        Column("layer"),
-        Column("rank"),
-        Column("‖ΔW‖", ".3f"),
-        Column("‖ΔW‖ / ‖W‖", ".2%"),
-        Column("stable rank", ".2f"),
-        Column("effective rank", ".2f"),
-        Column("in first direction", ".0%"),
-    )
-    rows = tuple(
-        (
-            each.name.removeprefix(f"{module}."),
-            each.rank,
-            each.norm,
-            each.relative_norm,
-            each.stable_rank,
-            each.effective_rank,
-            each.top_share,
-        )
-        for each in spectra
-    )
-    title = "What the adapter learned" + (f" in {module}" if module else "")
-    return Table(title, columns, rows)
-
-
 def settings_table(title: str, settings: Mapping[str, Any]) -> Table:
     """Return a table of names and values; names in nested mappings become `outer.inner`."""
     rows = tuple((name, str(value)) for name, value in _flattened(settings))
     return Table(title, (Column("setting"), Column("value")), rows)
 
 
-def _common_module(names: Iterable[str]) -> str:
+def common_module(names: Iterable[str]) -> str:
     """Return the innermost module that contains all named layers; empty for the whole model."""
     outer = (name.split(".")[:-1] for name in names)
     shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*outer, strict=False))
