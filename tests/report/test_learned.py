@@ -1,11 +1,13 @@
 """An analysis in words, tables, plots and files: what is said follows from the numbers."""
 
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from loraqa.analysis.learned import (
     KIND,
@@ -109,7 +111,7 @@ def test_findings_name_the_numbers() -> None:
         "have φ = 0.300 on average, and random ones 0.100. Most alike are q of layers 0 and 1: 0.3",
         "From step 10 to step 20, ‖ΔW‖/‖W‖ went from 2.00% to 8.00%",
         "runs/<b>other</b> (rank 2 to 8) shares 1 matrix with the adapter.",
-        "0.900 for A (by chance 0.100), 0.750 for the updates' inputs (by chance 0.100)",
+        "on average 0.900 (0.100) for A, 0.750 (0.100) for the inputs, 0.500 (0.050) for the",
         "the adapter exact match 60.0 (57.0 to 63.0)",
         "Switching off one layer loses F1: layer 0 12.5 (11.5 to 13.5).",
         "Switching off one layer gains F1: layer 1 2.5 (1.5 to 3.5).",
@@ -166,7 +168,8 @@ def test_tables_show_every_part() -> None:
     kinds, checkpoints, others, effects = tables(EVERYTHING)
     assert [row[0] for row in kinds.rows] == ["q", "up"]
     assert [row[0] for row in checkpoints.rows] == [10, 20]
-    assert others.rows[0][:4] == ("runs/<b>other</b>", "2 to 8", 1, 0.9)
+    phis = ("0.900 (0.100)", "0.750 (0.100)", "0.500 (0.050)")
+    assert others.rows == (("runs/<b>other</b>", "2 to 8", *phis),)
     assert ("layer 1 off", 62.5, 62.5, "-2.5 (-3.5 to -1.5)", "-2.5 (-3.5 to -1.5)") in effects.rows
     assert updates_table(UPDATES).title == "Updates in model.h"
     assert [row[0] for row in updates_table(UPDATES).rows] == ["0.q", "0.up", "1.q", "1.up"]
@@ -181,6 +184,30 @@ def test_what_is_saved_can_be_read_again(tmp_path: Path) -> None:
         assert f"]({name}.png)" in page
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert load_learned(tmp_path / "nowhere") is None
+
+
+def test_another_analysis_leaves_no_plots_of_the_former(tmp_path: Path) -> None:
+    save_learned(EVERYTHING, tmp_path)
+    less = replace(EVERYTHING, others=(), effects=None)
+    save_learned(less, tmp_path)
+    assert {path.stem for path in tmp_path.glob("*.png")} == {*figures(less)}
+
+
+@pytest.mark.parametrize("kind", ["self_attn.q_proj", "attn.c_attn[q]"])
+def test_tables_fit_into_80_columns(kind: str) -> None:
+    updates = tuple(update(f"model.h.{layer}.{kind}", 123.4, 12.3) for layer in range(2))
+    other = replace(EVERYTHING.others[0], name="/home/someone/runs/of/a/long/name/adapter")
+    for table in tables(replace(EVERYTHING, updates=updates, others=(other,))):
+        wide, narrow = (
+            Console(file=StringIO(), width=width, color_system=None) for width in (200, 80)
+        )
+        for console in (wide, narrow):
+            console.print(table.to_rich())
+        lines = [
+            [line.rstrip() for line in console.file.getvalue().splitlines()]
+            for console in (wide, narrow)
+        ]
+        assert lines[0] == lines[1]
 
 
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from loraqa.analysis.learned import (
     pairs_of_layers,
 )
 from loraqa.analysis.significance import Estimate
-from loraqa.errors import InputError, counted
+from loraqa.errors import InputError, counted, shortened
 from loraqa.files import read_json, write_json, write_text
 from loraqa.report.learned_plots import figures
 from loraqa.report.plots import save_png
@@ -56,6 +56,11 @@ def save_learned(learned: Learned, folder: Path) -> None:
     write_text(folder / "analysis.md", "\n\n".join(parts) + "\n")
     for name, (figure, _) in plots.items():
         save_png(figure, folder / f"{name}.png")
+    # An earlier analysis may have compared more.
+    for name in ("layers", "growth", "against-*", "effects"):
+        for path in folder.glob(f"{name}.png"):
+            if path.stem not in plots:
+                path.unlink()
 
 
 def load_learned(folder: Path) -> Learned | None:
@@ -105,10 +110,9 @@ _COLUMNS = (
     Column("r", ".3g"),
     Column("‖ΔW‖", ".3g"),
     Column("/‖W‖", ".2%"),
-    Column("σ₁/σ₁(W)", ".2%"),
-    Column("stable rank", ".1f"),
-    Column("effective rank", ".1f"),
-    Column("in σ₁", ".0%"),
+    Column("σ₁/W's", ".2%"),
+    Column("stable", ".1f"),
+    Column("effective", ".1f"),
     Column("amplifies", ".3g"),
 )
 
@@ -121,7 +125,6 @@ def _cells(updates: Sequence[Measured]) -> tuple[float | None, ...]:
         mean_of(each.relative_spectral_norm for each in updates),
         mean_of(each.stable_rank for each in updates),
         mean_of(each.effective_rank for each in updates),
-        mean_of(each.top_share for each in updates),
         mean_of(each.amplification for each in updates),
     )
 
@@ -143,30 +146,17 @@ def checkpoints_table(learned: Learned) -> Table:
 
 def others_table(others: Sequence[Compared]) -> Table:
     """Return a table of how alike other adapters are, as means over the shared matrices."""
-    columns = (
-        Column("adapter"),
-        Column("rank"),
-        Column("matrices", "d"),
-        Column("φ of A", ".3f"),
-        Column("φ of inputs", ".3f"),
-        Column("by chance", ".3f"),
-        Column("φ of outputs", ".3f"),
-        Column("by chance", ".3f"),
-    )
+    sides = ("a", "inputs", "outputs")
+    columns = (Column("adapter"), Column("r"), Column("A"), Column("inputs"), Column("outputs"))
     rows = tuple(
         (
-            other.name,
+            shortened(other.name, 24),
             _ranks(other.ranks),
-            len(other.likenesses),
-            _mean(other.likenesses, "a"),
-            _mean(other.likenesses, "inputs"),
-            _mean(other.likenesses, "inputs", by_chance=True),
-            _mean(other.likenesses, "outputs"),
-            _mean(other.likenesses, "outputs", by_chance=True),
+            *(_with_chance(other.likenesses, side) for side in sides),
         )
         for other in others
     )
-    return Table(f"Other adapters; φ of at most {TOP} directions", columns, rows)
+    return Table(f"Other adapters; φ of at most {TOP} directions (of random ones)", columns, rows)
 
 
 def effects_table(effects: Effects) -> Table:
@@ -289,19 +279,16 @@ def _growth_told(learned: Learned) -> Iterator[str]:
 
 
 def _other_told(other: Compared) -> str:
-    sentence = (
-        f"{other.name} (rank {_ranks(other.ranks)}) shares {_matrices(len(other.likenesses))} with "
-        "the adapter"
-    )
-    sides = {"A": "a", "the updates' inputs": "inputs", "the updates' outputs": "outputs"}
+    sides = {"A": "a", "the inputs": "inputs", "the outputs": "outputs"}
     told = [
-        f"{_mean(other.likenesses, side):.3f} for {name} (by chance "
-        f"{_mean(other.likenesses, side, by_chance=True):.3f})"
+        f"{found} for {name}"
         for name, side in sides.items()
-        if _mean(other.likenesses, side) is not None
+        if (found := _with_chance(other.likenesses, side))
     ]
     return (
-        f"{sentence}. φ of the largest directions (at most {TOP}) is on average {', '.join(told)}."
+        f"{other.name} (rank {_ranks(other.ranks)}) shares {_matrices(len(other.likenesses))} with "
+        f"the adapter. φ of the largest directions (at most {TOP}), and of random ones in "
+        f"brackets, is on average {', '.join(told)}."
     )
 
 
@@ -409,9 +396,17 @@ def _growth(learned: Learned) -> list[_Grown]:
     ]
 
 
-def _mean(likenesses: Iterable[Likeness], side: str, *, by_chance: bool = False) -> float | None:
+def _mean(likenesses: Iterable[Likeness], side: str) -> float | None:
     found: list[Phi | None] = [getattr(each, side) for each in likenesses]
-    return mean_of(each.random if by_chance else each.value for each in found if each)
+    return mean_of(phi.value for phi in found if phi)
+
+
+def _with_chance(likenesses: Iterable[Likeness], side: str) -> str | None:
+    """Return the mean of φ, and that of random directions in brackets; None if there is none."""
+    found = [phi for each in likenesses if (phi := getattr(each, side))]
+    if not found:
+        return None
+    return f"{fmean(phi.value for phi in found):.3f} ({fmean(phi.random for phi in found):.3f})"
 
 
 def _range(

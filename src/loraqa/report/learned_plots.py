@@ -128,7 +128,7 @@ def by_layer(updates: Sequence[Measured]) -> "Figure":
             for of_kind in kinds.values()
         ]
         largest = max((value for row in rows for value in row if value is not None), default=0)
-        figure.colorbar(_heat_map(axes, rows, 0, largest), ax=axes)
+        figure.colorbar(_heat_map(axes, rows, 0, largest), ax=axes, aspect=8)
         _label(axes, [printable(kind) for kind in kinds])
         axes.set_xticks(*_places(layers))
         axes.set(title=title, xlabel="layer")
@@ -150,7 +150,7 @@ def layers_alike(layers: Sequence[LayersOfKind]) -> "Figure":
         row[1].set(title="outputs")
     figure.supxlabel("layer", size=10)
     figure.supylabel("layer", size=10)
-    figure.colorbar(mesh, ax=panels, aspect=30, label=f"φ of at most {TOP} directions")
+    figure.colorbar(mesh, ax=panels, aspect=30, label="φ")
     return figure
 
 
@@ -206,6 +206,7 @@ def growth(checkpoints: Sequence[Checkpoint], updates: Sequence[Measured]) -> "F
             )
         axes.set(title=title, ylim=(0, None))
     panels[-1].set(xlabel="optimizer step")
+    _number_steps(panels[-1])
     panels[0].legend(fontsize=8, ncols=2)
     return figure
 
@@ -254,11 +255,13 @@ def _draw_effects(axes: "Axes", measured: Effects, change: str) -> None:
         line(score(measured.scaled(0)).mean, color=color, linewidth=1, linestyle=":")
     if across:
         axes.set_yticks(range(len(found)), [printable(str(effect.value)) for effect in found])
-        axes.invert_yaxis()
+        axes.set(ylim=(len(found) - _HALF, -_HALF))
         axes.set(xlabel="percent (dashed: the adapter; dotted: the base)")
         return
     words = {LAYER: "layer", RANK: "rank", SCALE: "factor (0 is the base, 1 the adapter)"}
     axes.set(xlabel=words[change], ylabel="percent")
+    if change == LAYER:
+        _number_steps(axes)
     if change == RANK:
         axes.set_xscale("log", base=2)
         axes.set_xticks(places, [str(effect.value) for effect in found])
@@ -286,6 +289,13 @@ def _heat_map(
     axes.grid(visible=False)
     # As an image: each cell of a large map would be a path of its own in an SVG.
     return axes.pcolormesh(image, cmap="cividis", vmin=low, vmax=high, rasterized=True)
+
+
+def _number_steps(axes: "Axes") -> None:
+    """Number the horizontal axis by whole numbers only."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _number(axes: "Axes", numbers: Sequence[int]) -> None:
