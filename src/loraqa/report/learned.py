@@ -150,7 +150,7 @@ def others_table(others: Sequence[Compared]) -> Table:
     columns = (Column("adapter"), Column("r"), Column("A"), Column("inputs"), Column("outputs"))
     rows = tuple(
         (
-            shortened(other.name, 24),
+            shortened(other.name, 18),
             _ranks(other.ranks),
             *(_with_chance(other.likenesses, side) for side in sides),
         )
