@@ -15,7 +15,7 @@ from loraqa.lora.dora import DoraLinear
 from loraqa.lora.layer import lora_layers
 from loraqa.lora.merge import merge, merge_and_unload, unmerge
 from loraqa.lora.settings import ADAPTER_CONFIG, LoraSettings
-from loraqa.lora.spectra import spectra
+from loraqa.lora.updates import updates
 
 # Warnings that PEFT's own calls to transformers and torch cause.
 pytestmark = pytest.mark.filterwarnings(
@@ -147,4 +147,4 @@ def test_what_dora_cannot_do_is_refused(adapted, tiny_model):
         adapt(model, chosen("c_attn[q,v]"))
     assert not lora_layers(model)
     with pytest.raises(InputError, match=r"was trained with DoRA, whose update is not of low rank"):
-        spectra(adapted())
+        updates(adapted())

@@ -7,6 +7,7 @@ from torch import nn
 
 from loraqa.analysis.low_rank import truncated
 from loraqa.analysis.updates import Update
+from loraqa.lora.dora import check_plain_updates
 from loraqa.lora.layer import lora_layers
 from loraqa.lora.pissa import check_whole_weights
 
@@ -14,9 +15,10 @@ from loraqa.lora.pissa import check_whole_weights
 def updates(model: nn.Module) -> list[Update]:
     """Return every update in the model, in the model's order; its matrices are those of the model.
 
-    Raises `InputError` if PiSSA has split weights of the model.
+    Raises `InputError` if PiSSA has split weights of the model, or if it was trained with DoRA.
     """
     check_whole_weights(model)
+    check_plain_updates(model)
     return [
         Update(
             f"{name}[{part.name}]" if part.name else name,
