@@ -1,6 +1,6 @@
-"""The study: `python -m study screening --train TRAIN... --dev DEV`, then `confirmation`, `curve`.
+"""The study: `python -m study screening --train TRAIN... --dev DEV`, then other stages.
 
-A stage trains an experiment at a time. The same command goes on where it was interrupted. `report`
+The stages are `screening`, `confirmation`, `curve` and `final`. A stage trains an experiment at a time. The same command goes on where it was interrupted. `report`
 prints the tables of what is done.
 """
 
@@ -13,13 +13,13 @@ from rich.console import Console
 
 from loraqa.errors import InputError, LoraqaError, explain, quote
 from loraqa.squad import read_passages
-from study.experiments import Experiment, confirmation, curve, screening
+from study.experiments import Experiment, confirmation, curve, final, screening
 from study.report import Results
 from study.work import Study
 
 _ROOT = Path(__file__).parents[1]
 _MODEL = _ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-_STAGES = ("screening", "confirmation", "curve")
+_STAGES = ("screening", "confirmation", "curve", "final")
 
 
 def main() -> None:
@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 def _experiments(stage: str, results: Results) -> Iterator[Experiment]:
     if stage == "confirmation":
         return confirmation(results.f1)
-    return screening() if stage == "screening" else curve()
+    return {"screening": screening, "curve": curve, "final": final}[stage]()
 
 
 def _print_tables(results: Results) -> None:

@@ -1,7 +1,8 @@
 """What is compared: groups of settings, and ways to read. Each differs from `RECIPE` in one thing.
 
 All are screened with one seed on few questions. The two best of each group, and the recipe, are
-then trained on `FULL` questions with three seeds. The curve trains the recipe on growing data.
+then trained on `FULL` questions with three seeds. The curve trains the recipe on growing data, and
+the final experiment the best one on all of it.
 """
 
 import hashlib
@@ -119,6 +120,12 @@ def curve() -> Iterator[Experiment]:
     """The recipe on growing data, with three seeds."""
     for questions in (1_000, 3_000, FULL, EVERYTHING):
         yield from _seeded(Experiment("data", f"{questions:,}", questions=questions, dev=None))
+
+
+def final() -> Iterator[Experiment]:
+    """The recipe with the rank that screened best, once on all data."""
+    rank_64 = {"lora.rank": 64, "lora.alpha": 128.0}
+    yield Experiment("final", "rank 64", rank_64, questions=EVERYTHING, dev=None)
 
 
 def _seeded(experiment: Experiment) -> Iterator[Experiment]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from study.experiments import SEEDS, Experiment, confirmation, curve, screening
+from study.experiments import SEEDS, Experiment, confirmation, curve, final, screening
 from study.report import Results
 from tests.model.conftest import PASSAGES
 
@@ -28,6 +28,7 @@ def test_the_best_two_of_each_group_are_confirmed() -> None:
     assert rates == [(name, seed) for name in ("0.001", "0.0005") for seed in SEEDS]
     assert {e.questions for e in confirmed} == {11_877}
     assert {e.questions for e in curve()} == {1_000, 3_000, 11_877, 16_161}
+    assert [(e.questions, e.dev) for e in final()] == [(16_161, None)]
 
 
 def write_result(

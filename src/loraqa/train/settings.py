@@ -93,7 +93,7 @@ class OptimisationSettings(_Group):
     """Each optimizer step takes whole passages until they hold this many questions."""
     tokens_per_batch: int = Field(default=4096, ge=1)
     """Maximum tokens computed at once; in scoring, four times as many. Changes the rounding."""
-    learning_rate: float = Field(default=5e-4, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
     """Peak learning rate. LoRA needs about ten times that of full fine-tuning (5e-5 for GPT-2)."""
     b_rate_ratio: float = Field(default=1.0, gt=0)
     """Learning rate of B divided by that of A; more than 1 is LoRA+."""
