@@ -1,7 +1,7 @@
 """The study: `python -m study screening --train TRAIN... --dev DEV`, then other stages.
 
-The stages are `screening`, `confirmation`, `curve` and `final`. A stage trains an experiment at a time. The same command goes on where it was interrupted. `report`
-prints the tables of what is done.
+The stages are `screening`, `confirmation`, `curve` and `final`. A stage trains an experiment at a
+time. The same command goes on where it was interrupted. `report` prints the tables of what is done.
 """
 
 import argparse
