@@ -25,7 +25,10 @@ class _Notices(logging.StreamHandler):  # type: ignore[type-arg]
     status = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.stream.write(_CLEAR_LINE if self.status else "")
+        if not self.status:
+            super().emit(record)
+            return
+        self.stream.write(_CLEAR_LINE)
         super().emit(record)
         self.stream.write(self.status)
         self.flush()

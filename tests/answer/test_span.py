@@ -233,6 +233,8 @@ def test_spans_start_and_end_at_any_character_in_unspaced_scripts(
     }
     cuts = [n for n in range(len(CAPITAL) + 1) if n not in inside_words]
     texts = {CAPITAL[i:j] for i, j in combinations(cuts, 2)}
+    # ASCII punctuation alone is no answer.
+    texts = {text for text in texts if text.strip(string.punctuation)}
     for tokenizer in (segments, merging_tokenizer):
         rules = Rules(tokenizer, Template(), most)
         expected = {

@@ -224,7 +224,7 @@ def to_svg(figure: "Figure") -> str:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     # A page has several figures, and its ids must be unique; nothing refers to these ids.
-    return re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg)
+    return re.sub(r' id="([A-Za-z0-9.]+_\d+|image\w+)"', "", svg)
 
 
 def empty_figure(height: float) -> "Figure":
