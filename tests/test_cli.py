@@ -840,7 +840,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_predictions(
 def test_ctrl_c_before_a_command_runs_shows_no_traceback(
     call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("loraqa.cli.app", lambda: signal.raise_signal(SIGINT))
+    monkeypatch.setattr("loraqa.cli.app", lambda **_: signal.raise_signal(SIGINT))
     assert call() == (130, "", "")
 
 
@@ -866,7 +866,7 @@ def test_a_second_ctrl_c_does_not_interrupt_the_cleaning_up(
 ) -> None:
     cleaned = []
 
-    def interrupted_twice() -> None:
+    def interrupted_twice(**_: object) -> None:
         try:
             signal.raise_signal(SIGINT)
         finally:

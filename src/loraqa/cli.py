@@ -755,7 +755,7 @@ def analyze(
     on_bad: OnBad = "stop",
     as_json: Json = False,
 ) -> None:
-    """Show what LoRA learned: sizes, ranks, directions, growth, and what each part is worth."""
+    """Show what LoRA learned, and what each part of it is worth."""
     from loraqa.adapter.find import adapter_of
     from loraqa.files import check_folder_writable, one_writer
     from loraqa.squad import read_passages

@@ -15,7 +15,7 @@ from loraqa.reader import Reader
 
 
 def test_blind_log_probabilities_are_those_of_prompts_without_a_context(tiny_folder: Path) -> None:
-    reader = Reader.load(tiny_folder, without="all")
+    reader = Reader.load(tiny_folder, dtype="float32", without="all")
     found = reader.read(DATA.passages, SpanSearch(), answers=3)
     blind = blind_log_probabilities(reader, DATA.passages, found)
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
