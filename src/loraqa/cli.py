@@ -766,7 +766,7 @@ def analyze(
     check_folder_writable(folder)
     dataset = read_passages(data, on_bad=on_bad) if data else None
 
-    with importing():
+    with _importing():
         from loraqa.analyze import analyze as analyze_adapter
         from loraqa.analyze import effects
         from loraqa.answer.evaluate import sample_questions
@@ -776,7 +776,8 @@ def analyze(
         from loraqa.report.run import rewrite_report
 
     with one_writer(folder):
-        learned = analyze_adapter(run, base=base, against=against or ())
+        with status_line(f"Loading {run} …"):
+            learned = analyze_adapter(run, base=base, against=against or ())
         if dataset:
             sample = sample_questions(dataset, questions, seed)
             with answering_progress() as progress:

@@ -200,6 +200,8 @@ def test_places_match_the_answers(context: str, strategy: str, segments: Segment
         ("Who built the USA?", "Who built the USA?"),
         ("NATO?", "NATO?"),
         ("谁 建的?", "谁 建的?"),
+        ("谁 是 CEO?", "谁 是 CEO?"),
+        ("NATO ?", "NATO ?"),
         ("1203 ?", "1203 ?"),
     ],
 )

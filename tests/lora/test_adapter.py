@@ -316,6 +316,10 @@ def pickle_only(folder):
         (truncate, "not a complete safetensors file"),
         (lambda f: edit(f, peft_type="IA3"), "peft_type is 'IA3'"),
         (lambda f: edit(f, use_dora=True), "lacks 2 tensors .*c_attn.lora_magnitude_vector"),
+        (
+            lambda f: edit(f, use_dora=True, alora_invocation_tokens=[3]),
+            "DoRA and an activated LoRA, which exclude each other",
+        ),
         (lambda f: edit(f, modules_to_save=["lm_head"]), r"modules_to_save is \['lm_head'\]"),
         (lambda f: edit(f, bias="all"), "bias is 'all'"),
         (lambda f: edit(f, lora_bias=True), "lora_bias is True"),

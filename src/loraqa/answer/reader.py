@@ -373,12 +373,14 @@ def with_close_bounds(strategy: Strategy) -> Strategy:
 
 
 def without_capitals(question: str) -> str:
-    """Return a question of several words in small letters if it has none.
+    """Return a question of several words in small letters if all its letters are capitals.
 
     Models have hardly seen text in capitals and read it much worse. A single word may be an
-    abbreviation.
+    abbreviation, and so may the only capitals among letters without case.
     """
-    shouted = question.isupper() and len(question.split()) > 1
+    words = ["".join(filter(str.isalpha, word)) for word in question.split()]
+    spoken = list(filter(None, words))
+    shouted = len(spoken) > 1 and all(letter.isupper() for word in spoken for letter in word)
     return question.lower() if shouted else question
 
 

@@ -89,6 +89,11 @@ class PeftConfig(BaseModel):
         values = read_json(path)
         if not isinstance(values, dict):
             raise InputError(f"{path} is not a JSON object; write the adapter again.")
+        if values.get("use_dora") and values.get("alora_invocation_tokens"):
+            raise InputError(
+                f"{path} asks for DoRA and an activated LoRA, which exclude each other; write the "
+                "adapter again."
+            )
         try:
             return cls(**_known_values(path, values))
         except ValidationError as error:

@@ -12,12 +12,15 @@ from loraqa.analysis.significance import Estimate
 from loraqa.answer.compare import ORACLE, RISK, VOTE, Comparison
 from loraqa.errors import InputError, counted
 from loraqa.files import read_json, write_json, write_text
-from loraqa.report.errors import FEWEST_CONTEXTS, interval_cell, interval_text
+from loraqa.report.errors import (
+    FEWEST_CONTEXTS,
+    FEWEST_CONTEXTS_TO_CLAIM,
+    interval_cell,
+    interval_text,
+)
 from loraqa.report.plots import quality_against_diversity, save_png
 from loraqa.report.tables import Column, Table
 
-# With fewer contexts, intervals are still too narrow to claim a difference.
-_FEWEST_CONTEXTS_TO_CLAIM = 20
 # With fewer strategies, a correlation says nothing.
 _FEWEST_STRATEGIES = 5
 
@@ -142,7 +145,7 @@ def findings(compared: Sequence[Comparison]) -> list[str]:
         about += "Intervals are 95%, by bootstrap over contexts. "
     about += "Differences are taken question by question."
     measured = [*_variety_told(compared), *_oracle_told(compared), *_rest_told(compared)]
-    if first.contexts < _FEWEST_CONTEXTS_TO_CLAIM:
+    if first.contexts < FEWEST_CONTEXTS_TO_CLAIM:
         few = (
             f"{counted(first.contexts, 'context')} are too few for a claim, so no difference is "
             "claimed here; compare on more questions."

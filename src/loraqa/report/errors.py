@@ -19,6 +19,9 @@ from loraqa.report.tables import Column, Table
 FEWEST_CONTEXTS = 10
 """With fewer contexts no interval is shown: one by bootstrap would be much too narrow."""
 
+FEWEST_CONTEXTS_TO_CLAIM = 20
+"""With fewer contexts, intervals are still too narrow to claim a difference."""
+
 
 # How many wrong answers are shown before all else.
 _EXAMPLES = 5

@@ -5,6 +5,7 @@ It can be read again from the JSON.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 
@@ -31,12 +32,10 @@ from loraqa.analysis.learned import (
 from loraqa.analysis.significance import Estimate
 from loraqa.errors import InputError, counted, shortened
 from loraqa.files import read_json, write_json, write_text
+from loraqa.report.errors import FEWEST_CONTEXTS_TO_CLAIM, interval_cell
 from loraqa.report.learned_plots import figures
 from loraqa.report.plots import save_png
 from loraqa.report.tables import Column, Table, common_module
-
-# With fewer contexts, bootstrap intervals are too narrow.
-_FEWEST_CONTEXTS = 20
 
 FILE = "analysis.json"
 
@@ -170,8 +169,8 @@ def effects_table(effects: Effects) -> Table:
             each.name,
             each.exact_match.mean,
             each.f1.mean,
-            _told(each.exact_match_lost),
-            _told(each.f1_lost),
+            _told(each.exact_match_lost, effects.contexts),
+            _told(each.f1_lost, effects.contexts),
         )
         for each in effects.effects
     )
@@ -294,16 +293,17 @@ def _other_told(other: Compared) -> str:
 
 def _effects_told(effects: Effects) -> Iterator[str]:
     base, adapted = effects.scaled(0), effects.scaled(1)
+    told = partial(_told, contexts=effects.contexts)
     yield (
         f"{counted(effects.questions, 'question')} on {counted(effects.contexts, 'context')} of "
         f"{effects.data} were answered with {effects.strategy}. The base has exact match "
-        f"{_told(base.exact_match)} and F1 {_told(base.f1)}, the adapter exact match "
-        f"{_told(adapted.exact_match)} and F1 {_told(adapted.f1)}. Intervals are 95%, by bootstrap "
+        f"{told(base.exact_match)} and F1 {told(base.f1)}, the adapter exact match "
+        f"{told(adapted.exact_match)} and F1 {told(adapted.f1)}. Intervals are 95%, by bootstrap "
         "over contexts. Losses are taken question by question."
     )
-    if effects.contexts < _FEWEST_CONTEXTS:
+    if effects.contexts < FEWEST_CONTEXTS_TO_CLAIM:
         yield (
-            f"{counted(effects.contexts, 'context')} are too few for intervals, so no loss is "
+            f"{counted(effects.contexts, 'context')} are too few for a claim, so no loss is "
             "claimed here; analyze more questions."
         )
         return
@@ -437,6 +437,6 @@ def _matrices(number: int) -> str:
     return f"{number:,} {'matrix' if number == 1 else 'matrices'}"
 
 
-def _told(estimate: Estimate) -> str:
+def _told(estimate: Estimate, contexts: int) -> str:
     """Return a mean with its interval, to a tenth."""
-    return f"{estimate.mean:.1f} ({estimate.low:.1f} to {estimate.high:.1f})"
+    return f"{estimate.mean:.1f} ({interval_cell(estimate, contexts)})"

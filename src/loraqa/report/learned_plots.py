@@ -25,6 +25,7 @@ from loraqa.analysis.learned import (
     mean_of,
 )
 from loraqa.analysis.significance import Estimate
+from loraqa.report.errors import FEWEST_CONTEXTS
 from loraqa.report.plots import BLUE, GREEN, INK, ORANGE, VERMILLION, empty_figure, styled
 from loraqa.report.tables import printable
 
@@ -246,10 +247,12 @@ def _draw_effects(axes: "Axes", measured: Effects, change: str) -> None:
         look: Any = {"color": color, "alpha": 0.4, "linewidth": 1}
         if across:
             axes.plot(means, places, marker, color=color, markersize=4, label=name)
-            axes.hlines(places, lows, highs, **look)
+            draw_intervals = axes.hlines
         else:
             axes.plot(places, means, f"{marker}-", color=color, markersize=4, label=name)
-            axes.vlines(places, lows, highs, **look)
+            draw_intervals = axes.vlines
+        if measured.contexts >= FEWEST_CONTEXTS:
+            draw_intervals(places, lows, highs, **look)
         line = axes.axvline if across else axes.axhline
         line(score(measured.scaled(1)).mean, color=color, linewidth=1, linestyle="--")
         line(score(measured.scaled(0)).mean, color=color, linewidth=1, linestyle=":")

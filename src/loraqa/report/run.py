@@ -91,7 +91,7 @@ class Found:
         self.environment = read_json(run.environment_file) if run.environment_file.exists() else {}
         self.data = read_json(run.data_file) if run.data_file.exists() else {}
         self.compared = _compared(folder)
-        self.learned = load_learned(folder) or load_learned(folder / "analysis")
+        self.learned = _learned_of(folder)
 
     def _gain(self) -> Difference | None:
         if self.outcome is None or not (self.folder / BASE_FOLDER / FILE).exists():
@@ -248,6 +248,15 @@ def _study(compared: list["Comparison"]) -> dict[str, Any]:
         "tables": [table for table in tables if table.rows],
         "plot": quality_against_diversity(compared),
     }
+
+
+def _learned_of(folder: Path) -> Learned | None:
+    """Return the analysis of the adapter, if there is one; a warning names a broken one."""
+    try:
+        return load_learned(folder) or load_learned(folder / "analysis")
+    except InputError as error:
+        logger.warning(f"{error} The report leaves the analysis out.")
+        return None
 
 
 def _learned(learned: Learned) -> dict[str, Any]:

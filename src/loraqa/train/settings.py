@@ -94,7 +94,7 @@ class OptimisationSettings(_Group):
     tokens_per_batch: int = Field(default=4096, ge=1)
     """Maximum tokens computed at once; in scoring, four times as many. Changes the rounding."""
     learning_rate: float = Field(default=1e-3, gt=0)
-    """Peak learning rate. LoRA needs about ten times that of full fine-tuning (5e-5 for GPT-2)."""
+    """Peak learning rate: ten to twenty times that of full fine-tuning (5e-5 for GPT-2)."""
     b_rate_ratio: float = Field(default=1.0, gt=0)
     """Learning rate of B divided by that of A; more than 1 is LoRA+."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

@@ -93,16 +93,16 @@ class _Adapted(nn.Module):
 class _Rescaled(nn.Module):
     """A `DoraLinear` in eval mode."""
 
-    factors: Tensor
+    changes: Tensor
 
     def __init__(self, layer: DoraLinear) -> None:
         super().__init__()
         self.adapted = _Adapted(layer)
-        self.register_buffer("factors", layer.row_factors().to(layer.base.weight.dtype))
+        self.register_buffer("changes", (layer.row_factors() - 1).to(layer.base.weight.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., in) to (..., out)."""
-        return rescaled(self.adapted(x), self.factors, self.adapted.base.bias)
+        return rescaled(self.adapted(x), self.changes, self.adapted.base.bias)
 
 
 class _OnlyCalled(nn.Module):
