@@ -127,7 +127,7 @@ def test_findings_name_the_numbers() -> None:
 
 def test_few_contexts_allow_no_claims() -> None:
     told = findings(replace(EVERYTHING, effects=replace(EFFECTS, contexts=3)))
-    assert told[-1].startswith("3 contexts are too few for intervals")
+    assert told[-1].startswith("3 contexts are too few for a claim")
     assert not any("Switching off" in paragraph for paragraph in told)
 
 

@@ -62,7 +62,7 @@ class DoraLinear(LoraLinear):
 def rescaled(y: Tensor, changes: Tensor, bias: Tensor | None) -> Tensor:
     """Multiply the outputs y (..., out) by 1 + `changes` (out,), but not the bias that they hold.
 
-    Near 1, bfloat16 has steps of 0.4 to 0.8%; small changes themselves keep their digits.
+    Changes keep their digits in bfloat16, where factors near 1 would be rounded to 0.4 or 0.8%.
     """
     return torch.addcmul(y, y if bias is None else y - bias, changes)
 

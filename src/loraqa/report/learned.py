@@ -32,7 +32,7 @@ from loraqa.analysis.learned import (
 from loraqa.analysis.significance import Estimate
 from loraqa.errors import InputError, counted, shortened
 from loraqa.files import read_json, write_json, write_text
-from loraqa.report.errors import FEWEST_CONTEXTS_TO_CLAIM, interval_cell
+from loraqa.report.errors import FEWEST_CONTEXTS_TO_CLAIM, interval_cell, interval_text
 from loraqa.report.learned_plots import figures
 from loraqa.report.plots import save_png
 from loraqa.report.tables import Column, Table, common_module
@@ -169,8 +169,8 @@ def effects_table(effects: Effects) -> Table:
             each.name,
             each.exact_match.mean,
             each.f1.mean,
-            _told(each.exact_match_lost, effects.contexts),
-            _told(each.f1_lost, effects.contexts),
+            _cell(each.exact_match_lost, effects.contexts),
+            _cell(each.f1_lost, effects.contexts),
         )
         for each in effects.effects
     )
@@ -293,7 +293,7 @@ def _other_told(other: Compared) -> str:
 
 def _effects_told(effects: Effects) -> Iterator[str]:
     base, adapted = effects.scaled(0), effects.scaled(1)
-    told = partial(_told, contexts=effects.contexts)
+    told = partial(_cell, contexts=effects.contexts)
     yield (
         f"{counted(effects.questions, 'question')} on {counted(effects.contexts, 'context')} of "
         f"{effects.data} were answered with {effects.strategy}. The base has exact match "
@@ -437,6 +437,11 @@ def _matrices(number: int) -> str:
     return f"{number:,} {'matrix' if number == 1 else 'matrices'}"
 
 
-def _told(estimate: Estimate, contexts: int) -> str:
-    """Return a mean with its interval, to a tenth."""
+def _cell(estimate: Estimate, contexts: int) -> str:
+    """Return a mean with its interval; if the contexts are too few for one, with their number."""
     return f"{estimate.mean:.1f} ({interval_cell(estimate, contexts)})"
+
+
+def _told(estimate: Estimate) -> str:
+    """Return a mean with its interval, to a tenth."""
+    return f"{estimate.mean:.1f} ({interval_text(estimate)})"

@@ -247,12 +247,11 @@ def _draw_effects(axes: "Axes", measured: Effects, change: str) -> None:
         look: Any = {"color": color, "alpha": 0.4, "linewidth": 1}
         if across:
             axes.plot(means, places, marker, color=color, markersize=4, label=name)
-            draw_intervals = axes.hlines
         else:
             axes.plot(places, means, f"{marker}-", color=color, markersize=4, label=name)
-            draw_intervals = axes.vlines
         if measured.contexts >= FEWEST_CONTEXTS:
-            draw_intervals(places, lows, highs, **look)
+            intervals: Any = axes.hlines if across else axes.vlines
+            intervals(places, lows, highs, **look)
         line = axes.axvline if across else axes.axhline
         line(score(measured.scaled(1)).mean, color=color, linewidth=1, linestyle="--")
         line(score(measured.scaled(0)).mean, color=color, linewidth=1, linestyle=":")
