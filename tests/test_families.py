@@ -79,6 +79,22 @@ def adapter_of(run: Path) -> bytes:
     return (run / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
+def goes_on(call: Call, out: Path) -> bytes:
+    """Resume a finished run as if it had been killed after its first checkpoint."""
+    shutil.rmtree(out / "adapter")
+    shutil.rmtree(out / "checkpoints" / "step-000004")
+    status, _, error = call("train", "--out", out, "--resume")
+    assert status == 0, error
+    return adapter_of(out)
+
+
+def evaluated_f1(call: Call, out: Path, data: Path) -> float:
+    status, printed, error = call("evaluate", out, "--data", data, "--json")
+    assert status == 0, error
+    f1: float = json.loads(printed)["f1"]
+    return f1
+
+
 def test_training_and_resuming_give_the_same_adapter(
     call: Call, base: Path, data: Path, run: Path, tmp_path: Path
 ) -> None:
@@ -88,12 +104,7 @@ def test_training_and_resuming_give_the_same_adapter(
     status, printed, error = call(*words)
     assert (status, printed) == (0, ""), error
     assert adapter_of(out) == adapter_of(run)
-    # As if the run had been killed after its first checkpoint.
-    shutil.rmtree(out / "adapter")
-    shutil.rmtree(out / "checkpoints" / "step-000004")
-    status, _, error = call("train", "--out", out, "--resume")
-    assert status == 0, error
-    assert adapter_of(out) == adapter_of(run)
+    assert goes_on(call, out) == adapter_of(run)
 
 
 @pytest.mark.parametrize("variant", ["lora.initialisation=pissa", "lora.dora=true"])
@@ -105,15 +116,9 @@ def test_a_variant_gives_an_adapter_of_the_base_resumed_or_not(
     sources = [f"model.source={base}", f"data.train={data}", f"data.dev={data}"]
     result = finetune(load_settings(overrides=[*words, *sources]), out)
     learned = adapter_of(out)
-    status, printed, error = call("evaluate", out, "--data", data, "--json")
-    assert status == 0, error
     assert result.after is not None
-    assert json.loads(printed)["f1"] == pytest.approx(result.after.f1)
-    shutil.rmtree(out / "adapter")
-    shutil.rmtree(out / "checkpoints" / "step-000004")
-    status, _, error = call("train", "--out", out, "--resume")
-    assert status == 0, error
-    assert adapter_of(out) == learned
+    assert evaluated_f1(call, out, data) == pytest.approx(result.after.f1)
+    assert goes_on(call, out) == learned
 
 
 def test_an_activated_lora_goes_on_answers_and_is_read_by_peft(
@@ -124,10 +129,8 @@ def test_an_activated_lora_goes_on_answers_and_is_read_by_peft(
     sources = [f"model.source={base}", f"data.train={data}", f"data.dev={data}"]
     result = finetune(load_settings(overrides=[*words, *sources]), out)
     learned = adapter_of(out)
-    status, printed, error = call("evaluate", out, "--data", data, "--json")
-    assert status == 0, error
     assert result.after is not None
-    assert json.loads(printed)["f1"] == pytest.approx(result.after.f1)
+    assert evaluated_f1(call, out, data) == pytest.approx(result.after.f1)
 
     reader = Reader.load(out)
     trees = reader.encoder.encode_prompts(PASSAGES, 8).trees
@@ -143,11 +146,7 @@ def test_an_activated_lora_goes_on_answers_and_is_read_by_peft(
     assert (status, error.count("--format peft")) == (2, 1)
     assert not (tmp_path / "merged").exists()
 
-    shutil.rmtree(out / "adapter")
-    shutil.rmtree(out / "checkpoints" / "step-000004")
-    status, _, error = call("train", "--out", out, "--resume")
-    assert status == 0, error
-    assert adapter_of(out) == learned
+    assert goes_on(call, out) == learned
 
 
 def test_evaluating_gives_the_official_scores_of_the_reader(
