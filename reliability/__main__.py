@@ -1,4 +1,4 @@
-"""`python -m reliability crash|fuzz|trainer`: try to break loraqa, and print what held."""
+"""`python -m reliability crash|scale|fuzz|trainer`: try to break loraqa, and print what held."""
 
 import argparse
 import os
@@ -11,6 +11,7 @@ from typing import NoReturn, Protocol
 
 from reliability.trials import Verdict
 from reliability.watching import with_library
+from reliability.works import FAMILIES
 
 
 def main() -> None:
@@ -30,8 +31,13 @@ def _parser() -> argparse.ArgumentParser:
     crash.add_argument("--damages", type=int, help="damaged files")
     crash.add_argument("--seed", type=int, default=0)
     crash.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    crash.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES)
     crash.add_argument("--only", default="", help="only groups whose name contains this")
     crash.set_defaults(study=_crash)
+    scale = studies.add_parser("scale", help="kills of one of several processes that train")
+    scale.add_argument("--kills", type=int, default=20)
+    scale.add_argument("--seed", type=int, default=0)
+    scale.set_defaults(study=_scale)
     trainer = studies.add_parser("trainer", help="the same for transformers' Trainer with PEFT")
     trainer.add_argument("--kills", type=int, default=40)
     trainer.add_argument("--states", type=int, default=40)
@@ -64,7 +70,27 @@ def _crash(options: argparse.Namespace) -> None:
         import loraqa.reader  # noqa: F401
 
         table = Table()
-        crash.study(Path(name), size, options.seed, options.jobs, table.add, options.only)
+        crash.study(
+            *(Path(name), size, options.seed, options.jobs, table.add),
+            *(options.only, options.families),
+        )
+    table.end()
+
+
+def _scale(options: argparse.Namespace) -> None:
+    # A process with OpenMP's threads cannot be forked. PyTorch reads this when it is imported.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    # Forks of this process need not import them again.
+    import transformers  # noqa: F401
+
+    import loraqa.cli
+    import loraqa.distributed.processes
+    import loraqa.finetune  # noqa: F401
+    from reliability import scale
+
+    table = Table()
+    with tempfile.TemporaryDirectory(dir=_fast_folder()) as name:
+        scale.study(Path(name), options.kills, options.seed, table.add)
     table.end()
 
 

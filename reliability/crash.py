@@ -105,14 +105,24 @@ def study(
     jobs: int,
     report: Callable[[Trial, Verdict], None],
     only: str = "",
+    families: Sequence[str] = FAMILIES,
 ) -> None:
-    """Try everything, or the groups whose name contains `only`, and report each verdict."""
+    """Try everything, or the groups whose name contains `only`, and report each verdict.
+
+    The counts of `size` are shared among the families.
+    """
     inputs = folder / "inputs"
     run(partial(write_inputs, inputs), folder)
     share_with_forks(inputs, folder)
     undisturbed = Undisturbed(folder)
+    counts = replace(
+        size,
+        kills=size.kills // len(families),
+        faults=size.faults // len(families),
+        damages=size.damages // len(families),
+    )
     trials = chain(
-        *(_of_family(inputs, family, undisturbed, size, seed) for family in FAMILIES),
+        *(_of_family(inputs, family, undisturbed, counts, seed) for family in families),
     )
     with ProcessPoolExecutor(jobs, get_context("fork")) as pool:
         judge = partial(attempt, folder, undisturbed.results)
@@ -125,7 +135,7 @@ def study(
 def _of_family(
     inputs: Path, family: str, undisturbed: Undisturbed, size: Size, seed: int
 ) -> Iterator[Trial]:
-    """Yield the trials on one family of models."""
+    """Yield the trials on one family of models, so many of each kind."""
     chance = random.Random(f"{seed} {family}")
     cold = training(inputs, family, {})
     done = undisturbed.add(cold)
@@ -136,17 +146,14 @@ def _of_family(
     for work in later:
         undisturbed.add(work)
 
-    share = len(FAMILIES)
-    yield from _kills(warm, size.kills // share, undisturbed, chance)
+    yield from _kills(warm, size.kills, undisturbed, chance)
     for work in later:
-        yield from _kills(work, size.kills // share // 5, undisturbed, chance)
+        yield from _kills(work, size.kills // 5, undisturbed, chance)
     for work in (cold, *later):
         crashed, calls = states(work, undisturbed.folder)
         yield from some(crashed, size.states, chance)
-        yield from _faults(work, calls, size.faults // share, chance)
-    yield from damages(
-        list(_damaged(inputs, warm, later, undisturbed)), size.damages // share, seed
-    )
+        yield from _faults(work, calls, size.faults, chance)
+    yield from damages(list(_damaged(inputs, warm, later, undisturbed)), size.damages, seed)
 
 
 def _after_training(inputs: Path, family: str, done: Tree) -> Iterator[Work]:

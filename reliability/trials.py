@@ -98,7 +98,7 @@ class Kill:
         for number, seconds in enumerate(self.seconds):
             step = self.work.go_on if number else self.work.begin
             run(step, place, kill_after=seconds)
-        return Verdict(_finish(self.work, place, undisturbed))
+        return Verdict(finish(self.work, place, undisturbed))
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class State:
         """See `Trial`."""
         shutil.rmtree(place)
         write_tree(self.tree, place)
-        return Verdict(_finish(self.work, place, undisturbed))
+        return Verdict(finish(self.work, place, undisturbed))
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Fault:
         ended = run(self.work.begin, place, answer=failing(self.number, self.error, self.lasting))
         if ended.status != 0 and ended.refusal is None:
             return Verdict(f"the failing command said: {_last_words(ended)}")
-        return Verdict(_finish(self.work, place, undisturbed))
+        return Verdict(finish(self.work, place, undisturbed))
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ class Damage:
         _remove(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(whole or b"")
-        if failure := _finish(self.work, place, undisturbed):
+        if failure := finish(self.work, place, undisturbed):
             return Verdict(f"it was refused, and after the file was restored {failure}")
         return Verdict(said=True)
 
@@ -237,7 +237,7 @@ def unreadable(path: Path, error: int) -> Answer:
     return answer
 
 
-def _finish(work: Work, place: Path, undisturbed: Mapping[str, Any]) -> str | None:
+def finish(work: Work, place: Path, undisturbed: Mapping[str, Any]) -> str | None:
     """Go on with a work; return how its end differs from the undisturbed one."""
     ended = work.finish(place)
     done = ended.status == 0 or "exists already" in ended.said

@@ -64,6 +64,13 @@ def training(inputs: Path, family: str, start: Tree, *, plain: bool = False) -> 
         start: what the place holds before.
         plain: whether all accelerations are left out.
     """
+    begin = training_arguments(inputs, family, **{"speed.without": "all"} if plain else {})
+    resume = ["train", "--out", RUN, "--resume"]
+    return Work(f"train {family}", partial(loraqa, begin), partial(loraqa, resume), start)
+
+
+def training_arguments(inputs: Path, family: str, **others: Any) -> list[str]:
+    """Return the arguments of a training of eight steps; `others` are settings."""
     options = {
         "lora.rank": 2,
         "lora.dropout": 0.1,
@@ -73,15 +80,14 @@ def training(inputs: Path, family: str, start: Tree, *, plain: bool = False) -> 
         "evaluation.every": 3,
         "evaluation.max_answer_tokens": 4,
         "checkpoint.every": 2,
-        "speed.without": "all" if plain else "preparing-process",
+        "speed.without": "preparing-process",
+        **others,
     }
-    begin = [
+    return [
         *("train", "--out", RUN, "--model", str(inputs / family)),
         *("--train", str(inputs / "train.json"), "--dev", str(inputs / "dev.json")),
         *(part for key, value in options.items() for part in ("--set", f"{key}={value}")),
     ]
-    resume = ["train", "--out", RUN, "--resume"]
-    return Work(f"train {family}", partial(loraqa, begin), partial(loraqa, resume), start)
 
 
 def evaluation(inputs: Path, source: str, start: Tree) -> Work:
@@ -107,8 +113,9 @@ def result_of(place: Path) -> dict[str, Any]:
 
 
 def left_behind(place: Path) -> list[str]:
-    """Return the temporary files and folders in a place."""
-    names = (path.relative_to(place).as_posix() for path in place.rglob("*"))
+    """Return the temporary files and folders in a place, but for the cache that PyTorch makes."""
+    paths = (path for path in place.rglob("*") if not path.name.startswith("torchinductor_"))
+    names = (path.relative_to(place).as_posix() for path in paths)
     return [
         name for name in names if name.startswith("tmp/") or Path(name).name.startswith(_TEMPORARY)
     ]
@@ -182,7 +189,7 @@ def share_with_forks(inputs: Path, folder: Path) -> None:
     os.environ["LORAQA_CACHE"] = str(folder / "cache")
     native._library(choose_dtype("auto", torch.device("cpu")))
     native._library.cache_clear()
-    patch("loraqa.report.run.to_svg", lambda _: "").start()
+    patch("loraqa.report.plots.to_svg", lambda _: "").start()
 
 
 def _in_small_batches(arguments: list[str]) -> None:
