@@ -1,0 +1,1 @@
+"""Answering the questions of a file of any size, part by part."""

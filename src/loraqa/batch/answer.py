@@ -1,0 +1,239 @@
+"""The recipe of answering a file: answer the parts that are missing, and write the whole.
+
+options = Options(Path("runs/squad"))
+plan = make_plan(open_source(Path("questions.csv")))
+answer_file(plan, Path("answers.csv"), options)
+"""
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from loraqa.answer.answered import Answered
+from loraqa.answer.confidence import share
+from loraqa.answer.journal import Journal
+from loraqa.answer.progress import Progress
+from loraqa.answer.reader import Reader, with_close_bounds, without_capitals
+from loraqa.answer.strategies import parse_strategy
+from loraqa.batch.options import Options
+from loraqa.batch.parts import Parts, check_unwritten
+from loraqa.batch.plan import Asked, Part, Plan, asked_or_problem, chunks
+from loraqa.batch.source import Record, Reply, Source, skipped
+from loraqa.errors import InputError, LoraqaError, counted
+from loraqa.files import replacing
+from loraqa.squad import Passage, Question
+
+logger = logging.getLogger("loraqa")
+
+AnswerParts = Callable[[Source, Sequence[Part], Options, Parts, Progress], None]
+"""Answers the questions of some parts, and saves each part as soon as it is answered."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """A file that was answered.
+
+    Attributes:
+        rows: how many rows it has.
+        answered: how many of them have an answer, "no answer" included.
+        no_answer: how many have "no answer".
+        skipped: how many have none, because of a problem.
+        left_out: how many rows of the input it lacks, because they could not be read.
+    """
+
+    rows: int
+    answered: int
+    no_answer: int
+    skipped: int
+    left_out: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as plain JSON values."""
+        return asdict(self)
+
+
+def answer_file(
+    plan: Plan,
+    out: Path,
+    options: Options,
+    *,
+    progress: Progress | None = None,
+    answer_parts: AnswerParts | None = None,
+) -> Done:
+    """Write the table with an answer in each row, in the same order and format.
+
+    Parts that an interrupted work has answered are not answered again.
+
+    Args:
+        plan: the table.
+        out: the file to write.
+        options: the model, and how it answers.
+        progress: called with the number of questions answered so far.
+        answer_parts: answers parts; by default in this process, one after another.
+
+    Raises:
+        InputError: `out` was written before or meanwhile, another process writes it, it was begun
+            with other questions or options, or a question leaves no room for a context.
+        LoraqaError: memory is out, or logits are not finite.
+    """
+    check_unwritten(out)
+    with Parts.beside(out, {**options.facts(), "columns": list(Reply._fields)}) as parts:
+        missing = parts.missing(plan.parts)
+        if len(missing) < len(plan.parts):
+            answered = plan.rows - sum(part.rows for part in missing)
+            logger.info(f"Going on in {parts.folder}: {counted(answered, 'row')} are answered.")
+        if missing:
+            parts.check_not_made_by_others(out)
+            answer = answer_parts or answer_here
+            answer(plan.source, missing, options, parts, progress or _silently)
+            parts.check_not_made_by_others(out)
+        return _write(plan, parts, out)
+
+
+def answer_here(
+    source: Source, missing: Sequence[Part], options: Options, parts: Parts, progress: Progress
+) -> None:
+    """Answer parts in this process, one after another."""
+    reader = options.load()
+    if reader.calibration is None:
+        logger.info(
+            f"{options.run} was not calibrated, so the column confidence stays empty; probability "
+            "orders the answers."
+        )
+    identity = reader.identify()
+    done, total = 0, sum(part.rows for part in missing)
+    progress(0, total)
+    for part, chunk in chunks(source, missing):
+        within = _Within(progress, done, part.rows, total)
+        with _JournalOfPart.beside(parts.path(part), identity) as journal:
+            parts.save(part, answer(reader, chunk, options, part.first, within, journal))
+        done += part.rows
+        progress(done, total)
+
+
+def answer(
+    reader: Reader,
+    chunk: Sequence[Record],
+    options: Options,
+    first: int = 0,
+    progress: Progress | None = None,
+    journal: Journal | None = None,
+) -> list[Reply]:
+    """Answer the questions of some rows; a context that several rows share is read once.
+
+    Args:
+        reader: the model.
+        chunk: the rows.
+        options: how it answers.
+        first: the number of the first row.
+        progress, journal: as for `Reader.read`.
+
+    Raises:
+        InputError: a question leaves no room for a context, and is not to be skipped.
+    """
+    read = partial(
+        reader.read,
+        strategy=with_close_bounds(parse_strategy(options.strategy)),
+        seed=options.seed,
+        progress=progress,
+        journal=journal,
+    )
+    asked = {_id(first + index): asked_or_problem(record) for index, record in enumerate(chunk)}
+    problems = {row: each for row, each in asked.items() if isinstance(each, str)}
+    passages = _passages(asked)
+    try:
+        found = read(passages)
+    except InputError:
+        if options.on_bad == "stop":
+            raise
+        problems |= _problems_of_room(reader, passages)
+        found = read(_without(passages, problems))
+    replies = {best.question_id: _reply(best) for best, *_ in found}
+    replies |= {row: skipped(problem) for row, problem in problems.items()}
+    return [replies[row] for row in asked]
+
+
+def _passages(asked: Mapping[str, Asked | str]) -> list[Passage]:
+    """Group questions by context. Their ids are the names of the rows."""
+    questions: dict[str, list[Question]] = {}
+    for row, each in asked.items():
+        if isinstance(each, Asked):
+            question = Question(row, without_capitals(each.question))
+            questions.setdefault(each.context, []).append(question)
+    return [Passage(context, tuple(each)) for context, each in questions.items()]
+
+
+def _id(row: int) -> str:
+    return f"row {row + 1}"
+
+
+def _reply(best: Answered) -> Reply:
+    own = share(best)
+    probability = math.exp(best.log_probability) if own is None else own
+    return Reply(best.text, best.start, best.end, best.confidence, probability, None)
+
+
+def _problems_of_room(reader: Reader, passages: Sequence[Passage]) -> dict[str, str]:
+    """Return why questions leave no room for a context, by their ids; log it, too."""
+    problems = {}
+    for passage in passages:
+        for question in passage.questions:
+            try:
+                reader.count_prompts([Passage(passage.context, (question,))])
+            except InputError as error:
+                logger.warning("Skipped: %s", error)
+                problems[question.id] = str(error)
+    return problems
+
+
+def _without(passages: Sequence[Passage], problems: Mapping[str, str]) -> list[Passage]:
+    """Return the passages without the questions that have a problem."""
+    return [
+        Passage(passage.context, good)
+        for passage in passages
+        if (good := tuple(q for q in passage.questions if q.id not in problems))
+    ]
+
+
+def _write(plan: Plan, parts: Parts, out: Path) -> Done:
+    """Write the table with the answers of all parts, and remove these."""
+    answered = no_answer = 0
+    with replacing(out) as temporary, plan.source.writing(temporary) as writer:
+        for part, chunk in chunks(plan.source, plan.parts):
+            replies = parts.load(part)
+            if replies is None:
+                raise LoraqaError(f"{parts.path(part)} was lost; give the same command again.")
+            writer.write([record.raw for record in chunk], replies)
+            answered += sum(reply.answer is not None for reply in replies)
+            no_answer += sum(reply.answer == "" for reply in replies)
+    parts.remove()
+    return Done(plan.rows, answered, no_answer, plan.rows - answered, plan.left_out)
+
+
+class _JournalOfPart(Journal):
+    """A journal beside other parts; `Parts` tells what is kept of them all."""
+
+    def tell_what_is_kept(self) -> None:
+        """Log nothing."""
+
+
+class _Within:
+    """Reports how many rows are answered while a part is, whose questions may be fewer."""
+
+    def __init__(self, progress: Progress, before: int, rows: int, total: int) -> None:
+        self._progress = progress
+        self._before, self._rows, self._total = before, rows, total
+
+    def __call__(self, done: float, total: int, part: str = "") -> None:
+        rows = self._before + (self._rows * done / total if total else 0)
+        # 0 would be the beginning.
+        if rows:
+            self._progress(rows, self._total, part)
+
+
+def _silently(done: float, total: int, part: str = "") -> None:
+    pass

@@ -1,0 +1,70 @@
+"""Find out which format a file has.
+
+The first bytes of Parquet decide, then the names .parquet, .csv and .tsv, then the first character.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from loraqa.batch.delimited import Delimited
+from loraqa.batch.json_lines import JsonLines
+from loraqa.batch.one_text import AboutOneText
+from loraqa.batch.source import Source
+from loraqa.errors import InputError
+from loraqa.squad.text import BYTE_ORDER_MARK, explaining_unreadable
+
+# So much of a file is looked at.
+_BEGINNING = 2**16
+
+
+def open_source(path: Path, prefix: str = "", text: str | None = None) -> Source:
+    """Return the table of questions in a file.
+
+    Args:
+        path: the file.
+        prefix: what stands before the names of the columns that are added to it.
+        text: what all questions are about, if the table has no contexts.
+
+    Raises:
+        InputError: the file cannot be read, or is no table of questions.
+    """
+    if text is None:
+        return _open(path, prefix, ("context", "question"))
+    return AboutOneText(_open(path, prefix, ("question",)), text)
+
+
+def _open(path: Path, prefix: str, needed: Sequence[str]) -> Source:
+    with explaining_unreadable(path), path.open("rb") as file:
+        beginning = file.read(_BEGINNING)
+    suffix = path.suffix.lower()
+    if beginning.startswith(b"\x1f\x8b"):
+        raise InputError(f"{path} is compressed; decompress it (`gunzip`).")
+    if beginning.startswith(b"PAR1") or suffix == ".parquet":
+        from loraqa.batch.parquet import Parquet
+
+        return Parquet(path, prefix, needed)
+    text = beginning.removeprefix(BYTE_ORDER_MARK.encode()).lstrip()
+    if not text and len(beginning) < _BEGINNING:
+        raise InputError(f"{path} is empty; name another file.")
+    if suffix in Delimited.suffixes:
+        return Delimited(path, prefix, needed)
+    if text.startswith(b"[") or beginning.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
+        raise InputError(
+            f"{path} is neither CSV, JSON Lines nor Parquet; write its rows as one of these."
+        )
+    return (
+        JsonLines(path, prefix)
+        if text.startswith(b"{") or suffix in JsonLines.suffixes
+        else Delimited(path, prefix, needed)
+    )
+
+
+def check_same_format(source: Source, out: Path) -> None:
+    """Raise `InputError` if the name of the output promises another format."""
+    known = (*Delimited.suffixes, *JsonLines.suffixes, ".parquet")
+    suffix = out.suffix.lower()
+    if suffix not in source.suffixes and (suffix in known or suffix == ".gz"):
+        raise InputError(
+            f"{out} will be in the format of {source.path}; give it a name that ends with "
+            f"{source.suffixes[0]}."
+        )

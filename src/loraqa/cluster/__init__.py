@@ -1,0 +1,1 @@
+"""Working on the machines of a Ray cluster. The only room that imports Ray; it can be deleted."""
