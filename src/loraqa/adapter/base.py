@@ -54,6 +54,8 @@ def describe_base(
         random_weights: whether the model has random weights, which have no hash.
         weights: the result of `weights_hash`, if it is known; otherwise it is computed.
     """
+    from loraqa.lora.int8 import is_quantised
+
     given = Path(source).expanduser()
     local = is_local(given)
     folder = model_folder(source, revision)
@@ -63,6 +65,7 @@ def describe_base(
         source=str(given.resolve()) if local else str(source),
         revision=None if local else commit,
         dtype=str(model.dtype).removeprefix("torch."),
+        quantisation="int8" if is_quantised(model) else "none",
         random_weights=random_weights,
         sha256=None if random_weights else weights or weights_hash(source, revision),
         config=_essentials(json.loads(model.config.to_json_string(False), parse_constant=str)),

@@ -1,4 +1,4 @@
-"""Model cards: of an adapter, and of a model with an adapter merged into it."""
+"""Model cards: of an adapter, of a sum of some, and of a model with an adapter merged into it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -61,14 +61,33 @@ def merged_card(info: AdapterInfo) -> str:
     )
 
 
-_CARD = """\
+def sum_card(info: AdapterInfo, weights: Mapping[str, float]) -> str:
+    """Return the model card of a weighted sum of adapters, each called by its folder."""
+    return _SUM_CARD.format(
+        base=info.base,
+        base_name=info.base.source,
+        terms="\n".join(f"- {weight:g} times `{source}`" for source, weight in weights.items()),
+    )
+
+
+_ADAPTER_HEAD = """\
 ---
 library_name: peft
 base_model: {base_name}
 pipeline_tag: question-answering
 tags: [lora, loraqa, question-answering]
 ---
+"""
 
+_HOW_TO_USE = """\
+Ask it with loraqa (`loraqa ask`, or `Reader.load` from Python); `loraqa.json` says how its prompts
+are written. PEFT loads it too: `PeftModel.from_pretrained(base, FOLDER)`.
+"""
+
+
+_CARD = (
+    _ADAPTER_HEAD
+    + """
 # A LoRA adapter that answers questions about a text
 
 Base model: {base}.
@@ -78,9 +97,9 @@ Base model: {base}.
 Trained for {steps} ({minutes:.1f} minutes) on the {questions} of
 `{train}` (sha256 of the passages: `{sha256}`).
 
-Ask it with loraqa (`loraqa ask`, or `Reader.load` from Python); `loraqa.json` says how its prompts
-are written. PEFT loads it too: `PeftModel.from_pretrained(base, FOLDER)`.
-
+"""
+    + _HOW_TO_USE
+    + """
 Made by
 
     {command}
@@ -91,6 +110,25 @@ with these settings:
 {settings}
 ```
 """
+)
+
+
+_SUM_CARD = (
+    _ADAPTER_HEAD
+    + """
+# A weighted sum of LoRA adapters that answer questions about a text
+
+Base model: {base}.
+
+The update of each weight is the sum of
+
+{terms}
+
+The sum was not scored.
+
+"""
+    + _HOW_TO_USE
+)
 
 
 _MERGED_CARD = """\

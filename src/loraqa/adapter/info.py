@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -33,12 +33,13 @@ class BaseInfo(BaseModel):
         source: full path of the model's folder or GGUF file, or its name on the hub.
         revision: commit of a model from the hub; None for a folder or file.
         dtype: dtype of the weights, such as "float32".
+        quantisation: "int8" if linear layers kept their weights in one byte each, else "none".
         random_weights: whether the weights are random and not loaded, as for `load_base`.
         sha256: hash of the weights' file or GGUF file, or of the hashes of several shards.
         config: the model's configuration, without keys that change nothing.
         tokenizer_sha256: hash of everything that decides which ids a text gets.
 
-    Files of older versions lack the last two.
+    Files of older versions lack the last two, and the quantisation.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
@@ -46,6 +47,7 @@ class BaseInfo(BaseModel):
     source: str
     revision: str | None
     dtype: str
+    quantisation: Literal["none", "int8"] = "none"
     random_weights: bool
     sha256: str | None
     config: dict[str, Any] | None = None

@@ -84,8 +84,7 @@ class ActivatedLinear(LoraLinear):
 
 def invocation_of(model: nn.Module) -> tuple[int, ...]:
     """Return the invocation of the model's activated LoRA; nothing if it has none."""
-    layers = lora_layers(model).values()
-    return next((each.invocation for each in layers if isinstance(each, ActivatedLinear)), ())
+    return next((layer.invocation for layer in lora_layers(model).values()), ())
 
 
 def check_mergeable(model: nn.Module) -> None:

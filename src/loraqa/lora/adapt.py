@@ -48,12 +48,23 @@ def adapt(
     layer, before anything is changed.
     """
     generator = torch.Generator().manual_seed(seed)
-    layers = _wrap(model, settings, _kind(settings, invocation))
-    if settings.activated:
-        check_no_head(model, layers)
+    layers = described_layers(model, settings, invocation)
     for layer in layers.values():
         layer.reset(generator)
     install(model, layers)
+
+
+def described_layers(
+    model: PreTrainedModel, settings: LoraSettings, invocation: Sequence[int] = ()
+) -> dict[str, LoraLinear]:
+    """Return the layers that `adapt` would put into the model, by their names, with A and B 0.
+
+    Raises `InputError` as `adapt` does.
+    """
+    layers = _wrap(model, settings, _kind(settings, invocation))
+    if settings.activated:
+        check_no_head(model, layers)
+    return layers
 
 
 def resume_pissa(model: PreTrainedModel, settings: LoraSettings) -> None:

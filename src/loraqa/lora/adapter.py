@@ -21,6 +21,7 @@ from loraqa.errors import InputError, counted, in_a_line
 from loraqa.files import write_json, write_tensors
 from loraqa.lora.activated import ActivatedLinear
 from loraqa.lora.adapt import install
+from loraqa.lora.described import PARTS_KEY
 from loraqa.lora.dora import DoraLinear
 from loraqa.lora.layer import LoraLinear, Part, features
 from loraqa.lora.peft_config import PeftConfig, describe, plain_rank
@@ -29,7 +30,6 @@ from loraqa.lora.settings import ADAPTER_CONFIG, TENSORS
 from loraqa.lora.targets import check_no_head, check_unadapted, check_weights
 
 _PICKLED = "adapter_model.bin"
-_HEADER_KEY = "loraqa_rows"
 _AGAIN = "copy the adapter again from where it came from"
 
 
@@ -90,7 +90,7 @@ def load_adapter(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None
             layer = _layer(config, base, a, b, splits.get(name, whole))
         except ValueError:
             raise InputError(
-                f"{path}: {_HEADER_KEY} in the header does not fit the tensors of {name}; "
+                f"{path}: {PARTS_KEY} in the header does not fit the tensors of {name}; "
                 "write the adapter again."
             ) from None
         if isinstance(layer, DoraLinear):
@@ -126,13 +126,13 @@ def _plain_tensors(layers: Mapping[str, LoraLinear]) -> dict[str, Tensor]:
     for name, layer in layers.items():
         # Cloned, because A may be a view of a larger tensor, all of which would be saved.
         tensors[_key(name, "A")] = layer.lora_A.detach().clone()
-        tensors[_key(name, "B")] = _plain_b(layer)
+        tensors[_key(name, "B")] = plain_b(layer)
         if isinstance(layer, DoraLinear):
             tensors[_magnitude_key(name)] = layer.lora_magnitude.detach().clone()
     return tensors
 
 
-def _plain_b(layer: LoraLinear) -> Tensor:
+def plain_b(layer: LoraLinear) -> Tensor:
     """Return B (out, k·rank) with each part's B in its own rows and columns, 0 elsewhere."""
     plain = layer.lora_B.new_zeros(layer.out_features, plain_rank(layer))
     for place, (_, _, b) in zip(_places(layer), layer.blocks(), strict=True):
@@ -152,7 +152,7 @@ def _header(layers: Mapping[str, LoraLinear]) -> dict[str, str]:
         for name, layer in layers.items()
         if layer.parts != (Part(0, layer.out_features),)
     }
-    note = {_HEADER_KEY: _SplitByName.dump_json(splits).decode()} if splits else {}
+    note = {PARTS_KEY: _SplitByName.dump_json(splits).decode()} if splits else {}
     return {"format": "pt", **note}
 
 
@@ -167,7 +167,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, _Split]]:
         with safe_open(path, "pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             header = file.metadata() or {}
-        return tensors, _SplitByName.validate_json(header.get(_HEADER_KEY, "{}"))
+        return tensors, _SplitByName.validate_json(header.get(PARTS_KEY, "{}"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; {_AGAIN}.") from None
     except OSError as error:
@@ -178,7 +178,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, _Split]]:
         ) from None
     except ValidationError:
         raise InputError(
-            f"{path}: {_HEADER_KEY} in the header is broken; write the adapter again."
+            f"{path}: {PARTS_KEY} in the header is broken; write the adapter again."
         ) from None
 
 
@@ -251,6 +251,6 @@ def _layer(
     )
     layer.lora_A.copy_(a)
     layer.lora_B.copy_(torch.cat([b[place] for place in _places(layer)]))
-    if not _plain_b(layer).equal(b.to(layer.lora_B)):
+    if not plain_b(layer).equal(b.to(layer.lora_B)):
         raise ValueError
     return layer

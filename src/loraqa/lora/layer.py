@@ -47,6 +47,8 @@ class LoraLinear(nn.Module):
     """
 
     merged_weight: Tensor | None
+    invocation: tuple[int, ...] = ()
+    """The token ids from which an activated LoRA acts; nothing if the update acts on all tokens."""
 
     def __init__(
         self,
@@ -66,9 +68,9 @@ class LoraLinear(nn.Module):
         self.rank_stabilised = rank_stabilised
         self.parts = parts or (Part(0, self.out_features),)
         self.base = base
-        height = sum(part.height for part in self.parts)
-        dtype = torch.promote_types(base.weight.dtype, torch.float32)
-        zeros = partial(torch.zeros, device=base.weight.device, dtype=dtype)
+        height, weight = sum(part.height for part in self.parts), base.weight
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        zeros = partial(torch.zeros, device=weight.device, dtype=dtype)
         self.lora_A = nn.Parameter(zeros(len(self.parts) * rank, self.in_features))
         self.lora_B = nn.Parameter(zeros(height, rank))
         self.register_buffer("merged_weight", None, persistent=False)
@@ -134,8 +136,7 @@ class LoraLinear(nn.Module):
     def _adapted(self, x: Tensor) -> Tensor:
         result: Tensor = _LowRankLinear.apply(  # type: ignore[no-untyped-call]
             x,
-            as_matrix(self.base, self.base.weight),
-            self.base.bias,
+            self.base,
             self.lora_A.to(x.dtype),
             self.lora_B.to(x.dtype),
             self._mask(x),
@@ -160,29 +161,31 @@ def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
 
 def features(base: nn.Linear | Conv1D) -> tuple[int, int]:
     """Return the numbers of input and output features."""
-    height, width = as_matrix(base, base.weight).shape
-    return height, width
+    if isinstance(base, Conv1D):
+        return base.nx, base.nf
+    return base.in_features, base.out_features
 
 
 class _LowRankLinear(torch.autograd.Function):
-    """y = x M + b + s (x ∘ mask) Aᵀ Bᵀ, for M (in, out) and b frozen.
+    """y = x M + b + s (x ∘ mask) Aᵀ Bᵀ, for M (in, out) and b of the frozen base.
 
     The update is added to y in place, and its gradient for x to that of the frozen product, so
     nothing of the size of x or y is allocated twice. x's gradient is computed only if x needs one.
+    It reads M from the base again, because the M of an `Int8Layer` is computed when it is read.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
-        matrix: Tensor,
-        bias: Tensor | None,
+        base: nn.Linear | Conv1D,
         a: Tensor,
         b: Tensor,
         mask: Tensor | None,
         parts: tuple[Part, ...],
         scale: float,
     ) -> Tensor:
+        matrix, bias = as_matrix(base, base.weight), base.bias
         dropped = x if mask is None else x * mask
         hidden = scaled_product(scale, dropped, a.t())
         # On other devices the large product adds the bias at no cost.
@@ -192,15 +195,15 @@ class _LowRankLinear(torch.autograd.Function):
         else:
             y = affine(x, matrix, bias)
             add_update(y, hidden, b, parts)
-        ctx.parts, ctx.scale = parts, scale
-        ctx.save_for_backward(dropped, matrix, a, b, mask, hidden)
+        ctx.base, ctx.parts, ctx.scale = base, parts, scale
+        ctx.save_for_backward(dropped, a, b, mask, hidden)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = grads
-        dropped, matrix, a, b, mask, hidden = ctx.saved_tensors
+        dropped, a, b, mask, hidden = ctx.saved_tensors
         blocks = _blocks(ctx.parts, hidden, b)
         d_hidden = _joined(
             [scaled_product(ctx.scale, dy[:, part.slice], b_block) for part, _, b_block in blocks],
@@ -208,8 +211,8 @@ class _LowRankLinear(torch.autograd.Function):
         )
         d_a = d_hidden.t() @ dropped
         d_b = _joined([thin_product(dy[:, part.slice], h) for part, h, _ in blocks])
-        dx = _input_gradient(dy, matrix, d_hidden, a, mask) if ctx.needs_input_grad[0] else None
-        return dx, None, None, d_a, d_b, None, None, None
+        dx = _input_gradient(ctx.base, dy, d_hidden, a, mask) if ctx.needs_input_grad[0] else None
+        return dx, None, d_a, d_b, None, None, None
 
 
 def add_update(y: Tensor, hidden: Tensor, b: Tensor, parts: tuple[Part, ...]) -> None:
@@ -239,9 +242,9 @@ def _add_update_and_bias(
 
 
 def _input_gradient(
-    dy: Tensor, matrix: Tensor, d_hidden: Tensor, a: Tensor, mask: Tensor | None
+    base: nn.Linear | Conv1D, dy: Tensor, d_hidden: Tensor, a: Tensor, mask: Tensor | None
 ) -> Tensor:
-    dx = dy @ matrix.t()
+    dx = dy @ as_matrix(base, base.weight).t()
     if mask is None:
         return dx.addmm_(d_hidden, a)
     return dx.addcmul_(d_hidden @ a, mask)

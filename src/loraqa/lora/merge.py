@@ -6,6 +6,7 @@ from transformers import PreTrainedModel
 
 from loraqa.errors import LoraqaError
 from loraqa.lora.activated import check_mergeable
+from loraqa.lora.int8 import check_full_precision
 from loraqa.lora.layer import lora_layers
 from loraqa.lora.pissa import check_whole_weights
 
@@ -16,9 +17,11 @@ def merge(model: PreTrainedModel, input_ids: Tensor) -> float:
     The change is measured on `input_ids` (n, length) against the unmerged model. It is rounding
     only: if it exceeds the square root of the dtype's epsilon, relative to the largest logit, the
     model is unmerged and `LoraqaError` raised. Merging needs the memory of the adapted weights
-    once more, and leaves the model in eval mode. Raises `InputError` if the LoRA is activated.
+    once more, and leaves the model in eval mode. Raises `InputError` if the LoRA is activated, or
+    the weights are int8.
     """
     check_mergeable(model)
+    check_full_precision(model, "Merging")
     layers = lora_layers(model)
     unmerge(model)
     model.eval()

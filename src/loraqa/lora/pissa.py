@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from loraqa.errors import InputError
+from loraqa.lora.int8 import check_full_precision
 from loraqa.lora.layer import LoraLinear, as_matrix, lora_layers
 
 
@@ -89,6 +90,7 @@ def plain_layers(model: nn.Module) -> dict[str, LoraLinear]:
 
 def check_splittable(model: nn.Module, names: Iterable[str]) -> None:
     """Raise `InputError` if the weight of one of the layers `names` cannot be split."""
+    check_full_precision(model, "lora.initialisation=pissa")
     for name in names:
         weight = model.get_parameter(f"{name}.weight")
         if weight.dtype not in (torch.float32, torch.float64):

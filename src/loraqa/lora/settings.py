@@ -55,6 +55,8 @@ class LoraSettings(BaseModel):
     """Whether the update acts on questions and answers alone (aLoRA), not on contexts."""
     initialisation: Literal["random", "pissa"] = "random"
     """Start of A and B: A random and B 0, or (`pissa`) the largest singular directions of W."""
+    start: str | None = None
+    """Run or adapter to go on from; base, template and LoRA are its own if they are not given."""
     dora: bool = False
     """Whether to train the length of each row of W apart from its direction (DoRA)."""
     target_modules: tuple[str, ...] = Field(default=("all-linear",), min_length=1)
@@ -68,6 +70,8 @@ class LoraSettings(BaseModel):
             "initialisation=pissa": self.initialisation == "pissa",
         }
         chosen = [name for name, is_chosen in variants.items() if is_chosen]
+        if self.start is not None and self.initialisation == "pissa":
+            chosen = ["start", "initialisation=pissa"]
         if len(chosen) > 1:
             raise PydanticCustomError(
                 "variants", f"{' and '.join(chosen)} exclude each other; choose one of them"

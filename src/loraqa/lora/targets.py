@@ -4,7 +4,7 @@ import difflib
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -94,7 +94,7 @@ def check_weights(model: nn.Module, names: Iterable[str]) -> None:
     for parameter_name, parameter in model.named_parameters(remove_duplicate=False):
         owners[id(parameter)].append(parameter_name.rpartition(".")[0])
     for name in names:
-        weight = model.get_parameter(f"{name}.weight")
+        weight: Any = model.get_submodule(name).weight
         others = [owner for owner in owners[id(weight)] if owner != name]
         if others:
             raise InputError(

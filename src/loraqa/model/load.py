@@ -11,12 +11,15 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from loraqa.errors import InputError, some_of
+from loraqa.lora.int8 import quantise_all
+from loraqa.model.int8 import Int8Config
 from loraqa.model.memory import ADVICE_TO_LOADERS, explaining_lack_of_memory
 from loraqa.model.source import ModelSource
 from loraqa.prompt.segments import SegmentTokenizer
 
 logger = logging.getLogger("loraqa")
 
+_QUANTISATIONS = ("none", "int8")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 # How many compiled products oneDNN and PyTorch keep. A step has about 20, the same in all layers.
@@ -30,6 +33,7 @@ def load_base(
     device: str = "auto",
     revision: str | None = None,
     random_weights: bool = False,
+    quantisation: str = "none",
 ) -> tuple[PreTrainedModel, Any]:
     """Load a model as `load_model` does, with transformers' tokenizer of the model.
 
@@ -40,7 +44,7 @@ def load_base(
     config = where.config()
     tokenizer = where.tokenizer()
     segments = SegmentTokenizer.from_transformers(tokenizer)
-    model = _load(where, config, dtype, device, random_weights)
+    model = _load(where, config, dtype, device, random_weights, quantisation)
     check_vocabulary(segments, model)
     return model, tokenizer
 
@@ -52,6 +56,7 @@ def load_model(
     device: str = "auto",
     revision: str | None = None,
     random_weights: bool = False,
+    quantisation: str = "none",
 ) -> PreTrainedModel:
     """Load a causal language model in eval mode.
 
@@ -63,14 +68,17 @@ def load_model(
         device: a torch device, or "auto": a GPU if there is one, else the CPU.
         revision: branch, tag or commit on the hub.
         random_weights: build the model from its configuration alone, for tests and benchmarks.
+        quantisation: "int8" keeps the weights of linear layers, except the output head, in one byte
+            each (see `Int8Layer`); "none" keeps them in the dtype.
 
     Raises:
         InputError: no such folder or model, the hub is out of reach, the model is not causal, or
-            its weights are missing, broken, pickled or not those of its configuration.
+            its weights are missing, broken, pickled or not those of its configuration, or hold
+            what int8 cannot keep.
         LackOfMemoryError: the model does not fit into memory.
     """
     where = ModelSource(source, revision)
-    return _load(where, where.config(), dtype, device, random_weights)
+    return _load(where, where.config(), dtype, device, random_weights, quantisation)
 
 
 def check_vocabulary(tokenizer: SegmentTokenizer, model: PreTrainedModel) -> None:
@@ -98,8 +106,14 @@ def check_vocabulary(tokenizer: SegmentTokenizer, model: PreTrainedModel) -> Non
 
 @explaining_lack_of_memory("while the model was loaded", ADVICE_TO_LOADERS)
 def _load(
-    where: ModelSource, config: Any, dtype: str, device: str, random_weights: bool
+    where: ModelSource,
+    config: Any,
+    dtype: str,
+    device: str,
+    random_weights: bool,
+    quantisation: str,
 ) -> PreTrainedModel:
+    _check_quantisation(quantisation)
     _keep_few_compiled_products()
     torch_device = choose_device(device)
     if torch_device.type == "cuda":
@@ -109,9 +123,23 @@ def _load(
     if random_weights:
         model = _random_model(config, torch_dtype)
     else:
-        model, report = where.model(dtype=torch_dtype)
+        options = {"quantization_config": Int8Config()} if quantisation == "int8" else {}
+        model, report = where.model(dtype=torch_dtype, **options)
         _check_report(where.name, model, report)
+    if quantisation == "int8":
+        quantise_all(model)
+        _release_files(model)
     return model.to(torch_device).eval()
+
+
+def _release_files(model: PreTrainedModel) -> None:
+    """Copy the parameters that still lie in the files' pages.
+
+    One of them, such as the embedding, would keep all pages that were read in memory.
+    """
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.clone()
 
 
 def _check_report(name: str, model: PreTrainedModel, report: Mapping[str, Any]) -> None:
@@ -193,6 +221,13 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
             "processor" if device.type == "cpu" else device,
         )
     return _DTYPES[dtype]
+
+
+def _check_quantisation(quantisation: str) -> None:
+    if quantisation not in _QUANTISATIONS:
+        raise InputError(
+            f"There is no quantisation {quantisation!r}; give one of {', '.join(_QUANTISATIONS)}."
+        )
 
 
 def _computes_bfloat16(device: torch.device) -> bool:

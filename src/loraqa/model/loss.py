@@ -5,7 +5,7 @@ A mean of the micro-batches' means would give the tokens of a short micro-batch 
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -19,8 +19,18 @@ if TYPE_CHECKING:
 Launch = Callable[[], Tensor]
 """A function that adds the gradient of a step to the adapter's, and returns the loss, detached."""
 
-Gradients = Callable[[Step], Launch]
-"""A function that does a step's work on the CPU, such as padding, and returns its `Launch`."""
+
+class Gradients(Protocol):
+    """A function that does a step's work on the CPU, such as padding, and returns its `Launch`."""
+
+    def __call__(self, step: Step, targets: int | None = None) -> Launch:
+        """Prepare a step.
+
+        Args:
+            step: the micro-batches.
+            targets: the number of supervised tokens in the whole step, where other processes
+                compute the rest of it; None counts those of `step`.
+        """
 
 
 def answer_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -34,13 +44,13 @@ def answer_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return cross_entropy(precise, targets, reduction="sum")
 
 
-def accumulate(runner: "Runner", step: Step) -> Tensor:
+def accumulate(runner: "Runner", step: Step, targets: int | None = None) -> Tensor:
     """Add the gradient of the step's loss to the parameters' gradients; return the loss, detached.
 
     The supervised tokens of the whole step are counted first, so each micro-batch has its exact
-    weight.
+    weight. For `targets` see `Gradients`.
     """
-    count = supervised_tokens(step)
+    count = supervised_tokens(step) if targets is None else targets
     total = torch.zeros((), device=runner.model.device)
     for trees in step:
         loss = answer_loss(*runner.answer_logits(trees)) / count

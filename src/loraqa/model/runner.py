@@ -76,7 +76,7 @@ MakeGradients = Callable[[Runner, FlatAdapter], Gradients]
 
 def plain_gradients(runner: Runner, _: FlatAdapter) -> Gradients:
     """Forward and backward, one micro-batch after another."""
-    return lambda step: partial(accumulate, runner, step)
+    return lambda step, targets=None: partial(accumulate, runner, step, targets)
 
 
 @dataclass(frozen=True)
