@@ -2,11 +2,11 @@
 
 Prints a table for each suite and one for the targets; writes benchmarks/results/SUITE.json (with
 --quick: SUITE-quick.json), with the kind of machine; figures of different kinds are not comparable.
-The full run also measures the shape of SmolLM2, contexts with one question each, and an activated
-LoRA, leaves out one acceleration at a time, measures how time and memory grow, and draws
-docs/training-all-linear.png and docs/scaling.png. On a machine with GPUs, all contenders use the
-first GPU, and file names end in -gpu; instead of leaving out accelerations, loraqa trains on all of
-SQuAD v1.1 and answers its dev split. Nothing else should run on the machine meanwhile.
+The full run also measures the shape of SmolLM2, contexts with one question each, an activated LoRA,
+and an int8 base, leaves out one acceleration at a time, measures how time and memory grow, and
+draws docs/training-all-linear.png and docs/scaling.png. On a machine with GPUs, all contenders use
+the first GPU, and file names end in -gpu; instead of leaving out accelerations, loraqa trains on
+all of SQuAD v1.1 and answers its dev split. Nothing else should run on the machine meanwhile.
 """
 
 import argparse
@@ -52,6 +52,7 @@ from benchmarks.suites import (
     epoch,
     evaluation_gpt2,
     evaluation_llama,
+    int8,
     single,
     training_gpt2,
     training_llama,
@@ -169,6 +170,7 @@ def _of_device(gpt2: str, llama: str, scale: Scale, precision: str) -> list[Suit
     return [
         activated("training-activated", gpt2, gpt2, scale, precision),
         activated("training-activated-llama", llama, gpt2, scale, precision),
+        int8("training-int8-llama", llama, gpt2, scale, precision),
         ablation("ablation", "gpt2", gpt2, gpt2, scale, precision),
         ablation("ablation-llama", "llama", llama, gpt2, scale, precision),
         answering(gpt2, scale, precision),

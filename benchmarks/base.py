@@ -78,6 +78,7 @@ class Task:
         steps: number of timed steps, after one warm-up step.
         precision: "float32" or "bfloat16".
         reference: file with the reference gradient, see `clock.measure`.
+        quantisation: "none", or "int8" for the frozen weights; peers know only "none".
     """
 
     folder: str
@@ -86,6 +87,7 @@ class Task:
     steps: int
     precision: str
     reference: str | None = None
+    quantisation: str = "none"
 
     @property
     def model_path(self) -> Path:

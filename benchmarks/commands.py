@@ -30,7 +30,7 @@ def _start(folder: str, train: str, cache: str) -> float:
     with tempfile.TemporaryDirectory() as out:
         metrics = Path(out) / "run" / "metrics.jsonl"
         command = [
-            *(sys.executable, "-m", "loraqa.cli", "train"),
+            *(sys.executable, "-m", "loraqa", "train"),
             *("--model", f"{folder}/model", "--train", train, "--out", f"{out}/run"),
         ]
         told = Path(out) / "told"
@@ -58,7 +58,7 @@ def score(folder: str, data: str) -> dict[str, Any]:
     answers = {q.id: q.answers[0].text for p in passages for q in p.questions}
     predictions = Path(folder) / "predictions.json"
     predictions.write_text(json.dumps(answers))
-    command = [sys.executable, "-m", "loraqa.cli", "score", str(predictions), "--data", str(file)]
+    command = [sys.executable, "-m", "loraqa", "score", str(predictions), "--data", str(file)]
     begin = time.perf_counter()
     done = subprocess.run([*command, "--json"], check=True, capture_output=True, text=True)
     seconds = time.perf_counter() - begin

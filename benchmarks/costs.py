@@ -32,7 +32,12 @@ SETTINGS = {
         "checkpoint.every=5",
     ],
 }
-FOR_ALL = ["model.dtype=float32", "optimisation.learning_rate=2e-3", "evaluation.questions=100"]
+FOR_ALL = [
+    "model.dtype=float32",
+    "optimisation.epochs=2",
+    "optimisation.learning_rate=2e-3",
+    "evaluation.questions=100",
+]
 
 
 def main() -> None:
@@ -65,7 +70,7 @@ def _write_data(folder: Path) -> list[str]:
 
 
 def _train(words: Sequence[str], *more: str) -> str:
-    command = [sys.executable, "-m", "loraqa.cli", "train", *words, *more]
+    command = [sys.executable, "-m", "loraqa", "train", *words, *more]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 

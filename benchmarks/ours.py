@@ -122,7 +122,7 @@ def overhead(task: dict[str, Any], checkpoint_every: int) -> dict[str, Any]:
 
     def timed_gradients(_: Runner, adapter: FlatAdapter) -> Gradients:
         gradients = runner.gradients(adapter)
-        return lambda step: partial(timed, gradients(step))
+        return lambda step, targets=None: partial(timed, gradients(step, targets))
 
     def tell(_: Any) -> None:
         wait()
@@ -202,7 +202,12 @@ def epoch(folder: str, train: str) -> dict[str, Any]:
 
 def load(spec: Task) -> PreTrainedModel:
     """Load the model with its adapter, ready to train."""
-    model = load_model(spec.model_path, dtype=spec.precision, device=str(device()))
+    model = load_model(
+        spec.model_path,
+        dtype=spec.precision,
+        device=str(device()),
+        quantisation=spec.quantisation,
+    )
     load_adapter(model, spec.adapter_path)
     return model
 
@@ -223,6 +228,7 @@ def _train(spec: Task, runner: Runner, tokens_per_batch: int | None) -> dict[str
         "flops": _flops(spec, runner.model, learned),
         "flops_separate": _flops(spec, runner.model, _apart(learned)),
         "tokens_separate": sum(tree.separate_length for tree in learned),
+        "weights_mib": sum(p.nbytes for p in runner.model.parameters()) / 2**20,
     }
 
 

@@ -1,7 +1,8 @@
 """Show where an optimizer step of loraqa spends its time: `python -m benchmarks.profile`.
 
 Profiles four steps with torch's profiler, after four warm-up steps that allocate memory and compile
-kernels: GPT-2's 124M shape, LoRA r = 16 on all linear layers, 32 questions.
+kernels: GPT-2's 124M shape, or with `llama` SmolLM2's, LoRA r = 16 on all linear layers, 32
+questions.
 """
 
 import sys
@@ -14,29 +15,30 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import GPT2Config
 
 from benchmarks import base, ours, text
-from benchmarks.base import ADAPTERS, Task, on_a_gpu
+from benchmarks.base import ADAPTERS, SMOLLM2, Task, on_a_gpu
 from benchmarks.machine import fastest_precision
-from benchmarks.scaling import SHAPES
 from benchmarks.suites import FULL
 from loraqa.model.loss import accumulate
 from loraqa.report.tables import Column, Table
 
 _STEPS = 4
+_SIZES = {"gpt2": (12, 768, 12), "llama": SMOLLM2}
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_")
 _BATCHED = ("aten::bmm", "aten::baddbmm")
 _FROZEN, _LOW_RANK, _HEAD = "products with frozen matrices", "LoRA's products", "head and loss"
-_GELU = "GELU and its gradient"
-_REST = "norms, sums, copies, Python"
-# Only the inputs of GELU have this width.
-_INNER = 4 * SHAPES["gpt2"][1]
+_ATTENTION, _ACTIVATION = "attention", "GELU or SwiGLU"
+_REST = "sums, copies, Python"
 # Kinds by a part of the operator's name; the first match counts.
 _KINDS = {
-    "_log_softmax": _HEAD,
+    "log_softmax": _HEAD,
     "nll_loss": _HEAD,
-    "softmax": "attention's softmax",
-    "gelu": _GELU,
-    "Gelu": _GELU,
-    "Compiled": _GELU,
+    "softmax": _ATTENTION,
+    "_Attend": _ATTENTION,
+    "elu": _ACTIVATION,
+    "_Gate": _ACTIVATION,
+    "norm": "norms",
+    "_Norm": "norms",
+    "_Rotate": "rotary embedding",
 }
 
 
@@ -44,8 +46,9 @@ def main() -> None:
     """Profile a few steps and print the share of each kind of operation."""
     if on_a_gpu():
         sys.exit("This profiles only the CPU; put CUDA_VISIBLE_DEVICES= before the command.")
+    family = sys.argv[1] if len(sys.argv) > 1 else "gpt2"
     with tempfile.TemporaryDirectory() as folder:
-        base.prepare(folder, "gpt2", SHAPES["gpt2"])
+        base.prepare(folder, family, _SIZES[family])
         sample = ("sample", {"split": "train", "questions": FULL.questions})
         text.write(folder, {"train.json": sample})
         task = Task(folder, "all-linear", "train.json", _STEPS, fastest_precision())
@@ -66,9 +69,7 @@ def main() -> None:
 
 def _kind(operator: str, shapes: Sequence[Sequence[int]]) -> str:
     if operator in _BATCHED:
-        return "attention's products"
-    if operator == "aten::mul" and all(shape[-1:] == [_INNER] for shape in shapes[:2]):
-        return _GELU
+        return _ATTENTION
     if operator in _PRODUCTS:
         return _kind_of_product([size for shape in shapes for size in shape])
     return next((kind for part, kind in _KINDS.items() if part in operator), _REST)
@@ -77,9 +78,9 @@ def _kind(operator: str, shapes: Sequence[Sequence[int]]) -> str:
 def _kind_of_product(sizes: Sequence[int]) -> str:
     if max(sizes) == GPT2Config().vocab_size:
         return _HEAD
-    # The product that also adds the bias has rank + 1.
+    # Up to three A lie below one another, and the product that also adds the bias has rank + 1.
     rank = ADAPTERS["all-linear"].rank
-    return _LOW_RANK if min(sizes) in (rank, rank + 1) else _FROZEN
+    return _LOW_RANK if min(sizes) in (rank, rank + 1, 2 * rank, 3 * rank) else _FROZEN
 
 
 if __name__ == "__main__":

@@ -33,6 +33,8 @@ _SCORED = 10_570
 _CHECKPOINT_EVERY = 200
 # Timed steps of a plain and an activated LoRA, whose times may differ by a third only.
 _ACTIVATED_STEPS = 4
+# Timed steps with int8 and full weights, whose times may differ by less than a tenth.
+_INT8_STEPS = 4
 # About the length of a trained model's answers.
 _TRAINED_ANSWER_TOKENS = 6
 
@@ -239,6 +241,28 @@ def activated(name: str, folder: str, texts: str, scale: Scale, precision: str) 
     )
 
 
+def int8(name: str, folder: str, texts: str, scale: Scale, precision: str) -> Suite:
+    """Optimizer steps over frozen weights in full and in int8, in fp32 and in `precision`."""
+    plain = Task(folder, "all-linear", f"{texts}/train.json", _INT8_STEPS, "float32")
+    dtypes = list(dict.fromkeys(["float32", precision]))
+    tasks = {
+        side: replace(plain, precision=dtype, quantisation=quantisation)
+        for dtype in dtypes
+        for side, quantisation in ((OURS[dtype], "none"), (_over_int8(dtype), "int8"))
+    }
+    return Suite(
+        name,
+        {"train.json": ("sample", {"split": "train", "questions": scale.questions})},
+        {side: trees(task) for side, task in tasks.items()},
+        scale.rounds,
+        partial(_conclude_int8, dtypes=dtypes),
+    )
+
+
+def _over_int8(dtype: str) -> str:
+    return f"{OURS[dtype]} over int8"
+
+
 def evaluation_gpt2(folder: str, answer_tokens: int, scale: Scale, precision: str) -> Suite:
     """Answers of GPT-2's shape."""
     name = f"evaluation-{answer_tokens}-tokens"
@@ -411,6 +435,17 @@ def _conclude_activated(groups: Groups) -> Conclusion:
         {f"{FIRST_EPOCH} / {PLAIN}": first, f"{LATER_EPOCHS} / {PLAIN}": later},
         [at_least(FIRST_EPOCH, 1.35, first), at_least(LATER_EPOCHS, 2.2, later)],
     )
+
+
+def _conclude_int8(groups: Groups, dtypes: Sequence[str]) -> Conclusion:
+    chosen = _fastest(groups)
+    ratios = {}
+    for dtype in dtypes:
+        full, of_int8 = chosen[OURS[dtype]], chosen[_over_int8(dtype)]
+        ratios[f"speed, {_over_int8(dtype)} / {OURS[dtype]}"] = _faster(of_int8, full)
+        for key in ("weights_mib", "peak_mib"):
+            ratios[f"{key}, {_over_int8(dtype)} / {OURS[dtype]}"] = _share(of_int8, full, key)
+    return Conclusion(ratios)
 
 
 def _against_peers(faster: Mapping[str, float], precision: str, goals: Goals) -> list[Target]:

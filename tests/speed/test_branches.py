@@ -145,9 +145,11 @@ def kept(compute: Counting, identity: str = "base", room: int = 2**30) -> KeptTr
     return KEEPERS[-1]
 
 
-def keep(compute: Counting, trunks: list[TokenIds], identity: str = "base") -> list[Tensor]:
+def keep(
+    compute: Counting, trunks: list[TokenIds], identity: str = "base", room: int = 2**30
+) -> list[Tensor]:
     """Keep trunks; return their states."""
-    keeper = kept(compute, identity)
+    keeper = kept(compute, identity, room)
     states = keeper(trunks)
     keeper.finish()
     compute.computed = 0
@@ -221,6 +223,17 @@ class TestKept:
         assert len(files(cache)) == 2
         assert [record.message.count("no more room") for record in caplog.records] == [1]
 
+    def test_processes_that_train_together_share_the_room(
+        self, compute: Counting, trunks: list[TokenIds], cache: Path
+    ) -> None:
+        room = 2 * sum(states.nbytes for states in compute(trunks)[:2]) + 2
+        keeper = KeptTrunks(compute, "base", room, sharers=2)
+        KEEPERS.append(keeper)
+        for trunk in trunks:
+            keeper([trunk])
+        keeper.finish()
+        assert len(files(cache)) == 2
+
     def test_trunks_of_other_bases_make_way_the_oldest_first(
         self, compute: Counting, trunks: list[TokenIds], cache: Path
     ) -> None:
@@ -234,6 +247,25 @@ class TestKept:
             assert len(files(cache)) == left
         kept(compute, "own", 1)
         assert len(files(cache)) == 3
+
+    def test_a_process_that_makes_room_at_the_same_time_leaves_room_for_all(
+        self,
+        compute: Counting,
+        trunks: list[TokenIds],
+        cache: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        keep(compute, trunks, "old")
+        room = 2 * sum(path.stat().st_size for path in files(cache)) - 2
+        remove = shutil.rmtree
+
+        def remove_after_another(path: Path, **options: Any) -> None:
+            remove(path)
+            remove(path, **options)
+
+        monkeypatch.setattr(shutil, "rmtree", remove_after_another)
+        keep(compute, trunks, "own", room)
+        assert len(files(cache / "own")) == len(trunks)
 
     def test_without_a_cache_everything_is_computed(
         self, compute: Counting, trunks: list[TokenIds], cache: Path

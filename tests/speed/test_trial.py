@@ -63,9 +63,9 @@ class WrongRows(Scaled, PaddedRowAttention):
 def wrong_gradients(runner: Runner, adapter: FlatAdapter) -> Gradients:
     plain = TreeRunner(runner.model).gradients(adapter)
 
-    def prepare(step: Any) -> Any:
+    def prepare(step: Any, targets: int | None = None) -> Any:
         def launch() -> Tensor:
-            loss = plain(step)()
+            loss = plain(step, targets)()
             adapter.gradient.mul_(1.3)
             return loss
 
@@ -79,9 +79,9 @@ def right_once(runner: Runner, adapter: FlatAdapter) -> Gradients:
     plain = TreeRunner(runner.model).gradients(adapter)
     calls: list[Any] = []
 
-    def prepare(step: Any) -> Any:
+    def prepare(step: Any, targets: int | None = None) -> Any:
         calls.append(step)
-        return plain(step) if len(calls) == 1 else lambda: torch.zeros(())
+        return plain(step, targets) if len(calls) == 1 else lambda: torch.zeros(())
 
     return prepare
 

@@ -8,6 +8,7 @@ the one used last is needed last.
 
 import hashlib
 import logging
+import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,7 +25,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from loraqa.cache import find_kept, keep
-from loraqa.files import cache_folder, make_folder, remove, writing_tensors
+from loraqa.files import cache_folder, make_folder, writing_tensors
 from loraqa.model.runner import Runner, TreeRunner
 from loraqa.prompt.tree import TokenIds
 from loraqa.speed.branches import BranchGradients, Trunks
@@ -40,12 +41,13 @@ _OF = "of"
 _TRIED = 64
 
 
-def keep_trunks(runner: Runner, gibibytes: float) -> Runner:
+def keep_trunks(runner: Runner, gibibytes: float, sharers: int = 1) -> Runner:
     """Let a runner that trains on branches alone keep the trunks; return another one as it is.
 
     Args:
         runner: the runner, before the first step.
         gibibytes: how much disk all kept trunks may take; at most half of what is free is used.
+        sharers: how many processes share this room.
     """
     if not isinstance(runner, TreeRunner) or not gibibytes:
         return runner
@@ -56,7 +58,8 @@ def keep_trunks(runner: Runner, gibibytes: float) -> Runner:
         f"{gibibytes:g} GiB (speed.kept_trunks)."
     )
     compute = runner.make_gradients.trunks
-    trunks = KeptTrunks(compute, _identity(runner.model, compute), int(gibibytes * 2**30))
+    room = int(gibibytes * 2**30)
+    trunks = KeptTrunks(compute, _identity(runner.model, compute), room, sharers)
     return replace(runner, make_gradients=BranchGradients(trunks))
 
 
@@ -69,11 +72,12 @@ class KeptTrunks:
         compute: computes trunks.
         identity: a name of what decides their states besides their tokens.
         room: bytes that all kept trunks may take.
+        sharers: how many processes share what is left of it.
     """
 
-    def __init__(self, compute: Trunks, identity: str, room: int) -> None:
+    def __init__(self, compute: Trunks, identity: str, room: int, sharers: int = 1) -> None:
         self._compute, self._identity = compute, identity
-        self._left = _make_room(identity, room)
+        self._left = _make_room(identity, room) // sharers
         self._full = False
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trunks")
         self._writing: list[Future[Path | None]] = []
@@ -146,16 +150,30 @@ def _make_room(identity: str, room: int) -> int:
     with suppress(OSError):
         make_folder(own)
         own.touch()
-        by_age = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)
-        others = [path for path in by_age if path != own]
+        others = sorted((path for path in folder.iterdir() if path != own), key=_last_used)
         while others and _size(folder) > room / 2:
-            remove(others.pop(0))
+            # Another process may remove it at the same time.
+            shutil.rmtree(others.pop(0), ignore_errors=True)
         return min(room - _size(folder), shutil.disk_usage(folder).free // 2)
     return 0
 
 
+def _last_used(path: Path) -> float:
+    """Return when a file or folder was changed (seconds); 0 if another process has removed it."""
+    with suppress(FileNotFoundError):
+        return path.stat().st_mtime
+    return 0
+
+
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob(f"*{_ENDING}"))
+    """Return the bytes of all trunks in a folder, while other processes may remove some."""
+    size = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            if name.endswith(_ENDING):
+                with suppress(FileNotFoundError):
+                    size += Path(parent, name).stat().st_size
+    return size
 
 
 def _identity(model: PreTrainedModel, compute: Trunks) -> str:

@@ -289,6 +289,20 @@ def test_a_killed_process_is_reported(
     )
 
 
+def test_a_signal_to_all_processes_does_not_stop_the_preparing_one(
+    chosen: RunSettings, tmp_path: Path, started: list[subprocess.Popen[bytes]]
+) -> None:
+    (tmp_path / "train.json").unlink()
+    os.mkfifo(tmp_path / "train.json")
+    with preparing(chosen) as prepare:
+        # Opening waits until the process reads.
+        with (tmp_path / "train.json").open("w") as pipe:
+            started[0].terminate()
+            pipe.write("{")
+        with pytest.raises(InputError, match="bad JSON"):
+            _ = prepare(chosen).facts
+
+
 @pytest.fixture
 def three_threads() -> Any:
     threads = torch.get_num_threads()

@@ -85,13 +85,13 @@ class Gate:
     x: Tensor
 
     def __mul__(self, up: Tensor) -> Tensor:
-        product: Tensor = _Compiled.apply(self.x, up)  # type: ignore[no-untyped-call]
+        product: Tensor = _Gate.apply(self.x, up)  # type: ignore[no-untyped-call]
         return product
 
     __rmul__ = __mul__
 
 
-class _Compiled(torch.autograd.Function):
+class _Gate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, up: Tensor) -> Tensor:
         if x.shape != up.shape or x.dtype != up.dtype:

@@ -57,11 +57,11 @@ class CompiledGelu(nn.Module):
         """Return a tensor like x."""
         if x.device.type != "cpu" or x.dtype != self.dtype:
             return gelu(x, approximate="tanh")
-        y: Tensor = _Compiled.apply(x)  # type: ignore[no-untyped-call]
+        y: Tensor = _Gelu.apply(x)  # type: ignore[no-untyped-call]
         return y
 
 
-class _Compiled(torch.autograd.Function):
+class _Gelu(torch.autograd.Function):
     """The forward pass also computes the derivative, and saves it instead of x."""
 
     @staticmethod

@@ -85,11 +85,11 @@ class CompiledNorm(nn.Module):
         if x.device.type != "cpu" or x.dtype != self.weight.dtype:
             plain: Tensor = self._plain(x)
             return plain
-        y: Tensor = _Compiled.apply(x, self.weight, self.epsilon)  # type: ignore[no-untyped-call]
+        y: Tensor = _Norm.apply(x, self.weight, self.epsilon)  # type: ignore[no-untyped-call]
         return y
 
 
-class _Compiled(torch.autograd.Function):
+class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         x = x.contiguous()

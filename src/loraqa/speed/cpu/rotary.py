@@ -99,13 +99,13 @@ def rotate_or(
         return plain(query, key, cos, sin, *args, **options)
     cos, sin = cos.contiguous(), sin.contiguous()
     rotated, rotated_key = (
-        _Compiled.apply(states.transpose(1, 2), cos, sin).transpose(1, 2)  # type: ignore[no-untyped-call]
+        _Rotate.apply(states.transpose(1, 2), cos, sin).transpose(1, 2)  # type: ignore[no-untyped-call]
         for states in (query, key)
     )
     return rotated, rotated_key
 
 
-class _Compiled(torch.autograd.Function):
+class _Rotate(torch.autograd.Function):
     """Rotate (B, T, heads, d) by cosines and sines (B, T, d)."""
 
     @staticmethod

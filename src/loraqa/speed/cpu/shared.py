@@ -129,13 +129,10 @@ class _SharedLowRank(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, a: Tensor, layers: Sequence[LoraLinear], *bs: Tensor
     ) -> tuple[Tensor, ...]:
-        ctx.scale, ctx.matrices = layers[0].scaling, [_matrix(layer) for layer in layers]
+        ctx.scale, ctx.layers = layers[0].scaling, layers
         hidden = scaled_product(ctx.scale, x, a.t())
         ctx.save_for_backward(x, a, hidden, *bs)
-        outputs = [
-            affine(x, matrix, layer.base.bias)
-            for matrix, layer in zip(ctx.matrices, layers, strict=True)
-        ]
+        outputs = [affine(x, _matrix(layer), layer.base.bias) for layer in layers]
         for y, h, b in zip(outputs, hidden.chunk(len(bs), dim=1), bs, strict=True):
             y.addmm_(h, b.t())
         return tuple(outputs)
@@ -153,8 +150,8 @@ class _SharedLowRank(torch.autograd.Function):
         dx = None
         if ctx.needs_input_grad[0]:
             dx = d_hidden @ a
-            for dy, matrix in zip(grads, ctx.matrices, strict=True):
-                dx.addmm_(dy, matrix.t())
+            for dy, layer in zip(grads, ctx.layers, strict=True):
+                dx.addmm_(dy, _matrix(layer).t())
         return dx, d_hidden.t() @ x, None, *d_bs
 
 

@@ -56,13 +56,13 @@ class CompiledTreeAttention:
         if key.shape != value.shape or key.shape[-1] != query.shape[-1]:
             raise ValueError("queries, keys and values differ in their width")
         states = (each.squeeze(0).transpose(0, 1) for each in (query, key, value))
-        attended: Tensor = _Compiled.apply(  # type: ignore[no-untyped-call]
+        attended: Tensor = _Attend.apply(  # type: ignore[no-untyped-call]
             *states, self._trees, float(scaling)
         )
         return attended.transpose(0, 1)[None]
 
 
-class _Compiled(torch.autograd.Function):
+class _Attend(torch.autograd.Function):
     """Query is (tokens, heads, head size), key and value (tokens, key heads, head size)."""
 
     @staticmethod

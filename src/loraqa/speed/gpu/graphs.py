@@ -74,10 +74,10 @@ class GraphedGradients:
         self._recorder = Recorder()
         self._recordings: dict[tuple[int, int], _Recording] = {}
 
-    def __call__(self, step: Step) -> Launch:
+    def __call__(self, step: Step, targets: int | None = None) -> Launch:
         """See `Gradients`."""
-        targets = supervised_tokens(step)
-        return partial(self._launch, [_Inputs.of(trees, targets) for trees in step])
+        count = supervised_tokens(step) if targets is None else targets
+        return partial(self._launch, [_Inputs.of(trees, count) for trees in step])
 
     def _launch(self, micro_batches: Sequence["_Inputs"]) -> Tensor:
         loss = torch.zeros((), device=self._rounded.device)

@@ -14,6 +14,7 @@ if they differ, it prepares the data itself.
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -204,6 +205,8 @@ def _read_outcome(process: subprocess.Popen[bytes], folder: Path) -> dict[str, A
 
 def main() -> None:
     """Prepare the training data of the settings in a folder, and leave them there."""
+    # A scheduler may signal all processes of a job. This one ends with its parent.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     folder = Path(sys.argv[1])
     watch = Thread(target=_end_with_parent, args=[folder], daemon=True)
     watch.start()

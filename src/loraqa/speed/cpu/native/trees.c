@@ -4,122 +4,14 @@
    trunk. So a block of queries of a run sees all or nothing of the trunk, and its own run up to
    itself. Scores are computed again for the gradient (Dao et al. 2022).
 
-   Numbers are multiplied as units: pairs of bf16 where the processor multiplies those, else fp32.
    Every run starts at a multiple of SLOTS in memory, and what is between runs is 0. */
 
 #include <stdlib.h>
 
-#include "numbers.h"
+#include "products.h"
 
-#if defined BFLOAT16 && defined __AVX512BF16__
-#include <immintrin.h>
-typedef uint32_t unit;
-enum { PAIR = 2 };
-#else
-typedef float unit;
-enum { PAIR = 1 };
-#endif
-
-#ifdef __AVX512F__
-enum { LANES = 16, ROWS = 8 };
-#else
-enum { LANES = 8, ROWS = 4 };
-#endif
-
-/* QUERIES: in a block. */
-enum { SLOTS = 16, QUERIES = 64 };
-
-typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-
-static inline vector add_product(vector sum, unit one, const unit *many)
-{
-#if defined BFLOAT16 && defined __AVX512BF16__
-    __m512i all = _mm512_loadu_si512(many);
-    return (vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(one), (__m512bh)all);
-#else
-    return sum + one * *(const vector *)many;
-#endif
-}
-
-/* ROWS rows and `width` vectors of c += a b. */
-static inline __attribute__((always_inline)) void
-tile(const unit *a, int64_t a_row, int64_t a_step, const unit *b, int64_t b_step, float *c,
-     int64_t c_row, int64_t depth, const int width)
-{
-    vector sums[ROWS][2];
-#pragma GCC unroll 8
-    for (int row = 0; row < ROWS; row++)
-#pragma GCC unroll 2
-        for (int nth = 0; nth < width; nth++)
-            sums[row][nth] = *(vector *)(c + row * c_row + nth * LANES);
-    for (int64_t i = 0; i < depth; i++)
-#pragma GCC unroll 8
-        for (int row = 0; row < ROWS; row++)
-#pragma GCC unroll 2
-            for (int nth = 0; nth < width; nth++)
-                sums[row][nth] = add_product(sums[row][nth], a[row * a_row + i * a_step],
-                                             b + i * b_step + nth * LANES);
-#pragma GCC unroll 8
-    for (int row = 0; row < ROWS; row++)
-#pragma GCC unroll 2
-        for (int nth = 0; nth < width; nth++)
-            *(vector *)(c + row * c_row + nth * LANES) = sums[row][nth];
-}
-
-/* c (rows, columns) += a (rows, depth) b (depth, columns); an element of a is at
-   row * a_row + i * a_step. Rows and columns are multiples of SLOTS. */
-static void multiply(const unit *a, int64_t a_row, int64_t a_step, const unit *b, int64_t b_step,
-                     float *c, int64_t c_row, int64_t rows, int64_t columns, int64_t depth)
-{
-    for (int64_t column = 0; column < columns; column += 2 * LANES)
-        for (int64_t row = 0; row < rows; row += ROWS) {
-            const unit *left = a + row * a_row, *right = b + column;
-            float *out = c + row * c_row + column;
-            if (column + LANES < columns)
-                tile(left, a_row, a_step, right, b_step, out, c_row, depth, 2);
-            else
-                tile(left, a_row, a_step, right, b_step, out, c_row, depth, 1);
-        }
-}
-
-static inline unit joined(float first, float second)
-{
-#if defined BFLOAT16 && defined __AVX512BF16__
-    return rounded(first) | (unit)rounded(second) << 16;
-#else
-    (void)second;
-    return first;
-#endif
-}
-
-/* Units (rows, columns / PAIR) of x (rows, columns). */
-static void pack_along(const float *restrict x, int64_t rows, int64_t columns, unit *restrict out)
-{
-    for (int64_t i = 0; i < rows * columns / PAIR; i++)
-        out[i] = joined(x[PAIR * i], x[PAIR * i + PAIR - 1]);
-}
-
-/* Units (rows / PAIR, columns) of x (rows, columns). */
-static void pack_across(const float *restrict x, int64_t rows, int64_t columns,
-                        unit *restrict out)
-{
-    for (int64_t row = 0; row < rows / PAIR; row++)
-        for (int64_t i = 0; i < columns; i++)
-            out[row * columns + i] = joined(x[PAIR * row * columns + i],
-                                            x[(PAIR * row + PAIR - 1) * columns + i]);
-}
-
-/* The transpose of `pack_along`: (columns / PAIR, rows). */
-static void pack_turned(const float *restrict x, int64_t rows, int64_t columns,
-                        unit *restrict out)
-{
-    for (int64_t row = 0; row < rows; row++)
-        for (int64_t i = 0; i < columns / PAIR; i++)
-            out[i * rows + row] = joined(x[row * columns + PAIR * i],
-                                         x[row * columns + PAIR * i + PAIR - 1]);
-}
-
-static inline int64_t up(int64_t count) { return (count + SLOTS - 1) / SLOTS * SLOTS; }
+/* Of a block. */
+enum { QUERIES = 64 };
 
 /* A trunk or a branch: its first token in the packed sequence, its first slot, its length. */
 struct run {
@@ -173,8 +65,8 @@ static void multiply_seen(const unit *a, const unit *b, const struct tree *tree,
                           float *c)
 {
     memset(c, 0, block->rows * block->width * sizeof *c);
-    multiply(a, depth, 1, b, tree->slots, c, block->width, block->rows, block->wide, depth);
-    multiply(a, depth, 1, b + run->slot, tree->slots, c + block->wide, block->width, block->rows,
+    multiply(a, depth, b, tree->slots, c, block->width, block->rows, block->wide, depth);
+    multiply(a, depth, b + run->slot, tree->slots, c + block->wide, block->width, block->rows,
              block->own, depth);
 }
 
@@ -184,20 +76,19 @@ static void multiply_sum(const unit *a, const unit *b, const struct run *run,
 {
     int64_t wide = block->wide / PAIR, step = block->width / PAIR;
     memset(c, 0, block->rows * size * sizeof *c);
-    multiply(a, step, 1, b, size, c, size, block->rows, size, wide);
-    multiply(a + wide, step, 1, b + run->slot / PAIR * size, size, c, size, block->rows, size,
+    multiply(a, step, b, size, c, size, block->rows, size, wide);
+    multiply(a + wide, step, b + run->slot / PAIR * size, size, c, size, block->rows, size,
              block->own / PAIR);
 }
 
-/* The rows of c (slots, size) that the block sees += the transpose of a, (rows, width), times b
-   (rows, size). */
+/* The rows of c (slots, size) that the block sees += a (width, rows) b (rows, size). */
 static void multiply_back(const unit *a, const unit *b, const struct run *run,
                           const struct block *block, int64_t size, float *c)
 {
     int64_t depth = block->rows / PAIR;
-    multiply(a, 1, block->width, b, size, c, size, block->wide, size, depth);
-    multiply(a + block->wide, 1, block->width, b, size, c + run->slot * size, size, block->own,
-             size, depth);
+    multiply(a, depth, b, size, c, size, block->wide, size, depth);
+    multiply(a + block->wide * depth, depth, b, size, c + run->slot * size, size, block->own, size,
+             depth);
 }
 
 /* Scores become weights, e^(score - shift); what a query does not see becomes 0. */
@@ -285,7 +176,7 @@ static void attend_tree(const struct layer *layer, const struct tree *tree, int6
     unit *turned = tree->units, *across = turned + all, *rows = across + all;
     unit *weights = rows + all;
     gather(tree, layer->keys + key_head * size, key_step, size, 1.0f, x);
-    pack_turned(x, tree->slots, padded, turned);
+    turn_along(x, tree->slots, padded, turned);
     gather(tree, layer->values + key_head * size, key_step, size, 1.0f, x);
     pack_across(x, tree->slots, padded, across);
     for (int64_t head = key_head * groups; head < (key_head + 1) * groups; head++) {
@@ -321,9 +212,9 @@ static void attend_tree_gradient(const struct layer *layer, const struct tree *t
     unit *slope_across = slope + all, *weights = slope_across + all;
     memset(d_key, 0, 2 * all * sizeof *d_key);
     gather(tree, layer->values + key_head * size, key_step, size, 1.0f, x);
-    pack_turned(x, tree->slots, padded, value_turned);
+    turn_along(x, tree->slots, padded, value_turned);
     gather(tree, layer->keys + key_head * size, key_step, size, 1.0f, x);
-    pack_turned(x, tree->slots, padded, key_turned);
+    turn_along(x, tree->slots, padded, key_turned);
     pack_across(x, tree->slots, padded, key_across);
     for (int64_t head = key_head * groups; head < (key_head + 1) * groups; head++) {
         gather(tree, layer->slopes + head * size, step, size, 1.0f, x);
@@ -342,9 +233,9 @@ static void attend_tree_gradient(const struct layer *layer, const struct tree *t
                               d_scores);
                 softmax_gradient(&block, scores, d_scores,
                                  layer->logs + (run->token + first) * heads + head, heads);
-                pack_across(scores, block.rows, block.width, weights);
+                turn_across(scores, block.rows, block.width, weights);
                 multiply_back(weights, slope_across + row, run, &block, padded, d_value);
-                pack_across(d_scores, block.rows, block.width, weights);
+                turn_across(d_scores, block.rows, block.width, weights);
                 multiply_back(weights, query_across + row, run, &block, padded, d_key);
                 pack_along(d_scores, block.rows, block.width, weights);
                 multiply_sum(weights, key_across, run, &block, padded, sums);
@@ -398,10 +289,12 @@ static int for_each_tree(const struct trees *trees, const struct layer *layer, i
             int64_t all = tree.slots * up(layer->size), scores = QUERIES * tree.slots;
             tree.floats = malloc((floats * all + 2 * scores) * sizeof *tree.floats);
             tree.units = malloc((units * all + scores) * sizeof *tree.units);
+            start_products();
             if (tree.runs && tree.floats && tree.units)
                 work(layer, &tree, key_head);
             else
                 lacking = 1;
+            end_products();
             free(tree.units);
             free(tree.floats);
             free(tree.runs);
