@@ -3,29 +3,38 @@
 reader = Reader.load("runs/squad")
 for answer in reader.answer("Salt came from the hills.", ["Where did salt come from?"]):
     print(answer.text, answer.start, answer.end, answer.log_probability)
+
+Several adapters over one base:
+
+readers = load_readers({"law": "runs/law", "news": "runs/news"})
+readers["law"].answer(…)
+readers.choose("law:0.7+news:0.3").answer(…)
 """
 
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 
 from loraqa import __version__
 from loraqa.adapter.base import describe_base
+from loraqa.adapter.choice import check_name
 from loraqa.adapter.find import find_adapter
-from loraqa.adapter.info import INFO
-from loraqa.answer.load import Loaded, load_model
+from loraqa.adapter.info import INFO, AdapterInfo
+from loraqa.answer.load import Loaded, load_adapters, load_model
 from loraqa.answer.reader import Reader as PlainReader
-from loraqa.errors import InputError
+from loraqa.answer.readers import Readers
 from loraqa.files import sha256
 from loraqa.lora.activated import invocation_of
 from loraqa.lora.settings import ADAPTER_CONFIG, TENSORS
+from loraqa.lora.switch import fit, make_switched, using
 from loraqa.model.choose import choose_runner
 from loraqa.model.memory import tokens_at_once
 from loraqa.model.runner import Runner
@@ -41,21 +50,9 @@ from loraqa.speed.trial import fastest
 logger = logging.getLogger("loraqa")
 
 
-def _unidentified() -> str:
-    raise InputError("Only a reader from Reader.load knows its files; load it with Reader.load.")
-
-
 @dataclass(frozen=True)
 class Reader(PlainReader):
-    """A reader with `load`, which uses all accelerations that work on this machine.
-
-    Attributes:
-        identify: returns the SHA-256 (hex) of everything that decides the answers besides prompts
-            and strategy: the files of base model and adapter, dtype, device, accelerations,
-            threads and versions. It reads the weights of a model without an adapter once more.
-    """
-
-    identify: Callable[[], str] = field(default=_unidentified, repr=False)
+    """A reader with `load`, which uses all accelerations that work on this machine."""
 
     @classmethod
     def load(
@@ -64,6 +61,7 @@ class Reader(PlainReader):
         *,
         base: str | Path | None = None,
         dtype: str | None = None,
+        quantisation: str | None = None,
         device: str = "auto",
         template: str | None = None,
         without: str | Collection[str] = (),
@@ -75,7 +73,7 @@ class Reader(PlainReader):
         can be neither trained nor saved.
 
         Args:
-            source, base, dtype, device: as for `load_model`.
+            source, base, dtype, quantisation, device: as for `load_model`.
             template: how prompts are written instead; "chat" is the tokenizer's chat template.
             without: names of accelerations to leave out, or "all"; a text may have several names
                 with commas between.
@@ -85,7 +83,9 @@ class Reader(PlainReader):
                 template.
         """
         preparation = accelerated_preparation(without)
-        loaded = load_model(source, base=base, dtype=dtype, device=device)
+        loaded = load_model(
+            source, base=base, dtype=dtype, quantisation=quantisation, device=device
+        )
         tokenizer = preparation.wrap_tokenizer(SegmentTokenizer.from_transformers(loaded.tokenizer))
         tokens, info = tokens_at_once(loaded.model), loaded.info
         max_length = info.max_length if info else position_limit(loaded.model.config)
@@ -95,30 +95,80 @@ class Reader(PlainReader):
             encoder = PromptEncoder(tokenizer, written, max_length, info.stride if info else 0)
             check_invocation(encoder, invocation)
         runner, accelerations = fastest(plain, ["answering"], without)
-        identify = partial(_identify, Path(source).expanduser(), loaded, plain, accelerations)
-        if info is None:
-            return cls(
-                runner,
-                tokenizer,
-                written,
-                max_length,
-                tokens_per_batch=tokens,
-                identify=identify,
-            )
         return cls(
             runner,
             tokenizer,
             written,
-            max_length,
-            info.stride,
-            info.window_length,
-            max_answer_tokens=info.max_answer_tokens,
-            learned_no_answer=info.learned_no_answer,
-            no_answer_threshold=info.no_answer_threshold,
-            calibration=info.calibration,
+            **(_as_trained(info) if info else {"max_length": max_length}),
             tokens_per_batch=tokens,
-            identify=identify,
+            identify=partial(_identify, Path(source).expanduser(), loaded, plain, accelerations),
         )
+
+
+def load_readers(
+    sources: Mapping[str, str | Path],
+    *,
+    base: str | Path | None = None,
+    dtype: str | None = None,
+    device: str = "auto",
+    template: str | None = None,
+    without: str | Collection[str] = (),
+) -> Readers:
+    """Load several runs or adapter folders over one base model, which is in memory once.
+
+    Each has a reader that answers as one from `Reader.load`. On a CPU its logits may differ from
+    that one's by rounding, because its update is computed apart from the packed weights.
+
+    Args:
+        sources: a run or an adapter folder for each name.
+        base, dtype, device: as for `load_adapters`.
+        template, without: as for `Reader.load`, for all readers.
+
+    Raises:
+        InputError: as for `load_adapters` and `Reader.load`, or a name has other characters than
+            letters, digits, dots, dashes and underscores.
+    """
+    for name in sources:
+        check_name(name)
+    preparation = accelerated_preparation(without)
+    model, transformers_tokenizer, adapters = load_adapters(
+        sources, base=base, dtype=dtype, device=device
+    )
+    tokenizer = preparation.wrap_tokenizer(
+        SegmentTokenizer.from_transformers(transformers_tokenizer)
+    )
+    tokens = tokens_at_once(model)
+    layers = {name: adapter.layers for name, adapter in adapters.items()}
+    make_switched(model, layers.values())
+    plain = choose_runner(model, max(adapter.info.max_length for adapter in adapters.values()))
+    runner, accelerations = fastest(plain, ["answering"], without)
+    readers = {}
+    for name, adapter in adapters.items():
+        loaded = Loaded(model, transformers_tokenizer, adapter.info)
+        readers[name] = Reader(
+            runner,
+            tokenizer,
+            _template(template, loaded, adapter.folder),
+            **_as_trained(adapter.info),
+            tokens_per_batch=tokens,
+            using=partial(using, fit(model, adapter.layers)),
+            identify=partial(
+                _identify, adapter.folder, loaded, plain, [*accelerations, "several adapters"]
+            ),
+        )
+        invocation = next(iter(adapter.layers.values())).invocation
+        if invocation:
+            check_invocation(readers[name].encoder, invocation)
+    return Readers(readers, layers)
+
+
+def _as_trained(info: AdapterInfo) -> dict[str, Any]:
+    """Return the attributes of a reader that answers as in training."""
+    names = (
+        *("max_length", "stride", "window_length", "max_answer_tokens", "learned_no_answer"),
+        *("no_answer_threshold", "calibration"),
+    )
+    return {name: getattr(info, name) for name in names}
 
 
 def _template(chosen: str | None, loaded: Loaded, source: str | Path) -> Template:

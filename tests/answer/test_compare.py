@@ -196,23 +196,25 @@ def test_the_number_of_samples_is_bounded(reader: Reader, samples: int) -> None:
         compare(reader, DATA, [parse_strategy("top-k")], samples=samples)
 
 
-def test_progress_counts_the_prompts_of_all_strategies_part_by_part(
+def test_progress_counts_the_answers_of_all_strategies_part_by_part(
     reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Parts of three questions: the first passage, then the others."""
+    """Parts of three questions: the first passage, then the others. Samples count each."""
     monkeypatch.setattr("loraqa.answer.compare._PART", 3)
-    told: list[tuple[int, int, str]] = []
+    told: list[tuple[float, int, str]] = []
     strategies = [parse_strategy("greedy"), parse_strategy("top-k:3")]
     one_by_one = replace(reader, tokens_per_batch=1)
-    parts = compare(one_by_one, DATA, strategies, progress=lambda *news: told.append(news))
+    parts = compare(
+        one_by_one, DATA, strategies, samples=2, progress=lambda *news: told.append(news)
+    )
     assert told == [
-        *((done, 12, "greedy") for done in range(4)),
-        *((done, 12, "top-k:3") for done in range(3, 7)),
-        *((done, 12, "greedy") for done in range(6, 10)),
-        *((done, 12, "top-k:3") for done in range(9, 13)),
+        *((done, 18, "greedy") for done in range(4)),
+        *((done, 18, "top-k:3") for done in range(3, 10, 2)),
+        *((done, 18, "greedy") for done in range(9, 13)),
+        *((done, 18, "top-k:3") for done in range(12, 19, 2)),
     ]
     monkeypatch.undo()
-    whole = compare(one_by_one, DATA, strategies)
+    whole = compare(one_by_one, DATA, strategies, samples=2)
     assert [replace(row, seconds=0) for row in parts] == [replace(row, seconds=0) for row in whole]
 
 

@@ -76,7 +76,7 @@ def test_the_adapter_is_as_it_was(reader: Reader) -> None:
     assert all(p.equal(before[name]) for name, p in reader.runner.model.named_parameters())
 
 
-def test_progress_counts_all_prompts_of_all_changes(reader: Reader) -> None:
+def test_progress_counts_the_answers_after_all_changes(reader: Reader) -> None:
     told: list[tuple[Any, ...]] = []
     measured = measure_effects(reader, DATA, GREEDY, progress=lambda *each: told.append(each))
     total = len(measured.effects) * 6

@@ -72,18 +72,36 @@ def test_one_question_is_not_taken_for_a_list(segments: SegmentTokenizer) -> Non
         reader_of(segments).answer("Ruth built the mill.", "Who?")
 
 
-def test_progress_counts_prompts(segments: SegmentTokenizer) -> None:
-    calls: list[tuple[int, int]] = []
+def test_progress_counts_questions(segments: SegmentTokenizer) -> None:
+    calls: list[tuple[float, int]] = []
     reader = reader_of(segments, tokens_per_batch=300)
     reader.read(PASSAGES, Greedy(), progress=lambda done, total: calls.append((done, total)))
     assert calls == [(0, 6), (3, 6), (6, 6)]
+
+
+def test_a_question_is_answered_bit_by_bit_in_the_windows_of_its_context(
+    segments: SegmentTokenizer,
+) -> None:
+    reader = reader_of(segments, tokens_per_batch=1, most_windows=None)
+    long = " ".join(f"Nothing happened in year {n}." for n in range(60))
+    questions = (Question("a", "Who built the mill?"), Question("b", "When?"))
+    passages = [Passage(long, questions), Passage("A king.", (Question("c", "Who?"),))]
+    windows = reader.count_prompts(passages[:1])
+    assert windows > 4
+    calls: list[tuple[float, int]] = []
+    reader.read(passages, Greedy(), progress=lambda done, total: calls.append((done, total)))
+    done = [each for each, _ in calls]
+    assert {total for _, total in calls} == {3}
+    assert done == sorted(done)
+    assert (done[0], done[-1]) == (0, 3)
+    assert sum(0 < each < 1 for each in done) > 1
 
 
 def test_progress_moves_within_a_batch(
     segments: SegmentTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(span, "_INTERVAL", -1.0)
-    told: list[int] = []
+    told: list[float] = []
     reader_of(segments).read(
         PASSAGES,
         span.SpanSearch(at_once=1),

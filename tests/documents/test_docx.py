@@ -58,19 +58,17 @@ def test_paragraphs_and_tables_are_in_reading_order() -> None:
         document.add_page_break()
         document.add_paragraph("The\tend")
 
-    assert text(docx_of(write)).split("\n") == [
+    assert text(docx_of(write)).split("\n\n") == [
         "The old town",
         "Built by Ruth Olen & <others>.",
-        "Name Year",
-        "Ruth 1203",
-        "Mill",
+        "Name Year\nRuth 1203\nMill",
         "The end",
     ]
 
 
 @settings(max_examples=8)
 @given(st.lists(st.text(st.sampled_from("ab<>&;é😀\"' ")), min_size=1, max_size=5))
-def test_each_paragraph_is_a_line(paragraphs: list[str]) -> None:
+def test_a_blank_line_is_between_paragraphs(paragraphs: list[str]) -> None:
     shown = list(filter(None, (" ".join(each.split()) for each in paragraphs)))
 
     def write(document: WordFile) -> None:
@@ -78,7 +76,7 @@ def test_each_paragraph_is_a_line(paragraphs: list[str]) -> None:
             document.add_paragraph(paragraph)
 
     if shown:
-        assert text(docx_of(write)) == "\n".join(shown)
+        assert text(docx_of(write)) == "\n\n".join(shown)
     else:
         with pytest.raises(InputError, match="Word file without text"):
             text(docx_of(write))

@@ -63,7 +63,7 @@ def test_a_paragraph_is_one_line() -> None:
     pdf.add_page()
     for paragraph in (TOWN, BRIDGE):
         pdf.multi_cell(90, 6, paragraph, new_x="LMARGIN", new_y="NEXT")
-    assert read(pdf) == [f"{TOWN}\n{BRIDGE}"]
+    assert read(pdf) == [f"{TOWN}\n\n{BRIDGE}"]
 
 
 @pytest.mark.parametrize("align", ["L", "J", "C", "R"])
@@ -98,7 +98,24 @@ def test_headings_lists_heads_and_feet_stay_apart() -> None:
     pdf.multi_cell(90, 6, TOWN, new_x="LMARGIN", new_y="NEXT")
     for item in items:
         pdf.cell(0, 6, item, new_x="LMARGIN", new_y="NEXT")
-    assert read(pdf)[0].split("\n") == [*heads, TOWN, *items]
+    assert read(pdf)[0].split("\n\n") == [*heads, TOWN, "\n".join(items)]
+
+
+def test_lines_that_no_room_sets_apart_stay_together() -> None:
+    """They may be verse, code or rows of a table."""
+    pdf = new_pdf()
+    pdf.add_page()
+    for line in ("The mill is old.", "The bridge is new.", "So is the town."):
+        pdf.cell(0, 6, line, new_x="LMARGIN", new_y="NEXT")
+    assert read(pdf) == ["The mill is old.\nThe bridge is new.\nSo is the town."]
+
+
+def test_items_of_several_lines_are_one_list() -> None:
+    pdf = new_pdf()
+    pdf.add_page()
+    for item in (f"- {TOWN}", f"- {BRIDGE}"):
+        pdf.multi_cell(90, 6, item, new_x="LMARGIN", new_y="NEXT")
+    assert read(pdf) == [f"- {TOWN}\n- {BRIDGE}"]
 
 
 def test_hyphenated_words_are_joined() -> None:

@@ -1,5 +1,6 @@
 """Encoding passages as trees: nothing is lost or truncated, and windows cover the context."""
 
+import re
 import unicodedata
 from copy import deepcopy
 from itertools import accumulate, chain, pairwise, product
@@ -16,7 +17,7 @@ from transformers import AutoTokenizer
 from loraqa.errors import InputError
 from loraqa.prompt.encode import PromptEncoder
 from loraqa.prompt.segments import SegmentTokenizer
-from loraqa.prompt.template import Template
+from loraqa.prompt.template import TWICE, Template
 from loraqa.squad.passage import Answer, Passage, Question
 
 TOWN = "The old town lies on the river Aune, and its mill was built by Ruth Olen in 1203."
@@ -107,6 +108,30 @@ def test_windows_start_at_words_and_match_their_offsets(tokenizer: SegmentTokeni
         start, end = tree.window
         assert tokenizer.decode(tree.trunk) == f"Context: {context[start:end]}".strip()
         assert context[start:end].startswith("word")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TWICE,
+        "{context}\n\n{context}\nQ: {question} A: {answer}",
+        "{context} {context} Q: {question} A: {answer}",
+        "Text: {context} Again: {context} Q: {question} A: {answer}",
+    ],
+)
+def test_a_context_may_be_read_twice(tokenizer: SegmentTokenizer, text: str) -> None:
+    context = " ".join(f"word{n}" for n in range(100))
+    twice = PromptEncoder(tokenizer, Template(text), 150, 10)
+    trees = twice.encode_prompts([Passage(context, (Question("q", "Who?"),))], 10).trees
+    assert len(trees) > 5
+    for tree in trees:
+        assert tree.longest_path + 10 <= 150
+        written = text.replace("{context}", context[slice(*tree.window)].strip())
+        written = written.replace("{question}", "Who?").removesuffix(" {answer}")
+        path = tokenizer.decode([*tree.trunk, *tree.branches[0].prompt])
+        # This tokenizer's windows end with the blank after their last word.
+        assert re.sub(r" +(?=\s)", "", path) == written
+    assert (trees[0].window[0], trees[-1].window[1]) == (0, len(context))
 
 
 def test_gpt2_windows_follow_the_lead_like_a_first_word(shared: Path) -> None:
@@ -225,6 +250,53 @@ def test_windows_split_a_word_that_is_too_long(tokenizer: SegmentTokenizer) -> N
     question = (Question("q", "Who?"),)
     trees = encoder(tokenizer, 100).encode_prompts([Passage("x" * 500, question)], 10).trees
     assert trees[-1].window[1] == 500
+
+
+SENTENCES = st.sampled_from(
+    ["The mill stood.", "“It was old.”", "Who built it?", "No one knew.[1]"]
+)
+PARAGRAPHS = st.lists(SENTENCES, min_size=1, max_size=3).map(" ".join)
+GAPS = st.sampled_from(["\n\n", "\n \n", "\r\n\r\n", "\n\n\n  "])
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    texts=st.lists(st.tuples(PARAGRAPHS, GAPS), min_size=2, max_size=30),
+    window_length=st.integers(20, 60),
+)
+def test_windows_of_a_text_with_paragraphs_are_read_like_short_texts(
+    tokenizer: SegmentTokenizer, texts: list[tuple[str, str]], window_length: int
+) -> None:
+    context = "".join(chain.from_iterable(texts))
+    asked = Passage(context, (Question("q", "Who?"),))
+    encoder = PromptEncoder(tokenizer, Template(), 120, 5, window_length)
+    trees = encoder.encode_prompts([asked], 10).trees
+    read = [place for tree in trees for place in range(*tree.window)]
+    assert read == sorted(set(read))
+    unread = set(range(len(context))) - set(read)
+    assert all(context[place].isspace() for place in unread)
+    for tree in trees:
+        text = context[slice(*tree.window)]
+        [alone] = encoder.encode_prompts([Passage(text, asked.questions)], 10).trees
+        assert tree.trunk.tolist() == alone.trunk.tolist()
+
+
+def test_a_window_takes_whole_paragraphs_until_it_is_half_full(
+    tokenizer: SegmentTokenizer,
+) -> None:
+    short, long = "A mill stood here.", "The old mill stood by the river and ground corn. " * 2
+    texts = ["1. The mill", long, "2. The miller", long, short, short, short, long * 3]
+    context = "\n\n".join(text.strip() for text in texts)
+    length = len(tokenizer.encode([long])[0].ids) + 20
+    encoder = PromptEncoder(tokenizer, Template(), 4 * length, 5, length)
+    asked = Passage(context, (Question("q", "Who?"),))
+    windows = [tree.window for tree in encoder.encode_prompts([asked], 10).trees]
+    read = [context[slice(*window)].strip() for window in windows]
+    assert read[0] == f"1. The mill\n\n{long.strip()}"
+    assert read[1] == f"2. The miller\n\n{long.strip()}"
+    assert read[2] == "\n\n".join([short] * 3)
+    # A paragraph that fits into the model is not cut.
+    assert read[3:] == [(long * 3).strip()]
 
 
 def test_a_training_window_without_the_answer_is_left_out(tokenizer: SegmentTokenizer) -> None:

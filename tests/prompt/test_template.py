@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loraqa.errors import InputError
-from loraqa.prompt.template import DEFAULT_TEMPLATE, Template
+from loraqa.prompt.template import DEFAULT_TEMPLATE, TWICE, Template
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Z", "C"]), min_size=1)
 
@@ -46,8 +46,17 @@ def test_an_empty_answer_is_an_empty_segment() -> None:
         DEFAULT_TEMPLATE + ".",
         "{context} {question} {answer}",
         "{context} {passage} {question} A: {answer}",
+        "{context} {context} {context} {question} A: {answer}",
+        "Context: {context}\n{context} {question} A: {answer}",
     ],
 )
 def test_a_template_that_cannot_work_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="template"):
         Template(text)
+
+
+def test_a_name_stands_for_a_template() -> None:
+    assert Template("twice") == Template(TWICE)
+    assert Template("twice").text.format(context="c", question="q", answer="a") == (
+        "Context: c\nContext: c Question: q Answer: a"
+    )

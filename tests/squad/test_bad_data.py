@@ -257,9 +257,16 @@ BROKEN = {
     ),
     "too deep": (b"[" * 200_000, "nested too deeply"),
     "too many digits": (b'{"data": ' + b"9" * 5000 + b"}", "too many digits"),
-    "Latin-1": (b'{"version":\n"\xe9"}', r"not UTF-8: line 2 has the byte 0xE9"),
+    "Latin-1": (b'{"version":\n"\xe9"}', r"not UTF-8: line 2 has the byte 0xE9 \(byte 13"),
     "binary": (b"\x89PNG\0\0\xff", "is a binary file, not text; name another file"),
-    "UTF-16": ("{}".encode("utf-16"), "not UTF-8: line 1 has the byte 0xF"),
+    "UTF-16, little end": (
+        "\ufeff{}".encode("utf-16-le"),
+        "not UTF-8: its byte order mark begins with the byte 0xFF",
+    ),
+    "UTF-16, big end": (
+        "\ufeff{}".encode("utf-16-be"),
+        "not UTF-8: its byte order mark begins with the byte 0xFE",
+    ),
     "an empty list": (b"[]", "has no usable questions"),
     "a number": (b"7", "is neither a JSON object nor a list"),
     "no questions": (b'{"version": "1.1", "data": []}', "has no usable questions"),

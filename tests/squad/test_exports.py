@@ -3,9 +3,10 @@
 import csv
 import gzip
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import pandas as pd
@@ -301,12 +302,69 @@ def test_made_ids_are_not_told_to_users() -> None:
         read_passages([BARE | {"answer": "wax", "is_impossible": True}])
 
 
-def test_an_answer_without_offset_that_occurs_twice_is_named() -> None:
-    data = read_passages([BARE | {"answer": "she sold"}, BARE | {"id": "b", "answer": "bees"}])
-    assert data.questions[0].golds == ("she sold",)
-    with pytest.raises(InputError, match="row 0.*'she sold' has no offset, and the context"):
-        data.to_learn_from("stop")
-    assert data.to_learn_from("skip").order == ("b",)
+@pytest.mark.parametrize("on_bad", ["stop", "skip"])
+def test_an_answer_without_offset_that_occurs_twice_is_named_and_learned_at_its_first_place(
+    on_bad: Literal["stop", "skip"], caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [BARE | {"answer": "she sold"}, BARE | {"id": "b", "answer": "bees"}]
+    data = read_passages([*rows, BARE | {"id": "c", "answer": ["wax", "sold"]}])
+    assert [question.answers for question in data.questions][::2] == [(), (Answer("wax", 61),)]
+    assert [str(each) for each in data.unplaced] == [
+        "row 0, answer_start: the answer 'she sold' has no offset, and the context contains it "
+        "more than once",
+        "row 2, answer_start[1], id 'c': the answer 'sold' has no offset, and the context contains "
+        "it more than once",
+    ]
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "loraqa"):
+        learned = data.to_learn_from(on_bad)
+    assert learned.order == data.order
+    assert [question.golds for question in learned.questions] == [
+        question.golds for question in data.questions
+    ]
+    assert [question.answers for question in learned.questions] == [
+        (Answer("she sold", 32),),
+        (Answer("bees", 15),),
+        (Answer("wax", 61), Answer("sold", 36)),
+    ]
+    assert caplog.messages == [
+        "the table: answers without an offset that occur more than once in their context: 2, such "
+        "as 'she sold' (row 0, answer_start). Training takes the first place of each; give the "
+        "offset where another one is meant."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("answer", "start"),
+    [
+        ("bee", 12),
+        ("bees", 0),
+        ("Bee", 29),
+        ("ee", 1),
+        ("蜂", 34),
+        ("cafe\u0301 au", 38),
+    ],
+)
+def test_the_first_place_is_one_of_whole_words_if_there_is_any(answer: str, start: int) -> None:
+    context = "bees, bees, bee or bees Bees Bee 蜜蜂 蜂 café au café\u00a0au"
+    rows = [{"context": context, "question": "Which?", "answer": answer}]
+    (question,) = read_passages(rows).to_learn_from("stop").questions
+    assert question.answers[0].start == start
+
+
+def test_an_offset_that_is_not_known_is_no_wrong_one(tmp_path: Path) -> None:
+    data = read_passages([BARE | {"answer": "she sold"}])
+    write_official(tmp_path / "data.json", data.passages, "1.1")
+    (question,) = read_passages(tmp_path / "data.json").to_learn_from("stop").questions
+    assert question.answers == (Answer("she sold", 32),)
+
+
+def test_unplaced_answers_of_a_question_that_is_left_out_are_forgotten() -> None:
+    other = {"id": "b", "context": "Rye, rye and more rye.", "question": "Who?", "answer": "rye"}
+    rows = [BARE | {"id": "b", "answer": "Ada Byron"}, other]
+    data = read_passages(rows, on_bad="skip")
+    assert (data.order, data.unplaced) == (("b",), ())
+    assert data.to_learn_from("stop").questions[0].answers == (Answer("Ada Byron", 0),)
 
 
 def test_blanks_around_an_answer_without_offset_do_not_count(tmp_path: Path) -> None:

@@ -44,6 +44,31 @@ def test_a_question_without_a_placed_answer_is_a_problem_of_training_alone() -> 
     assert len(kept.unplaced) == 1
 
 
+@pytest.mark.parametrize(
+    ("answer", "similar"),
+    [
+        ("behaviour of the bees", "behavior of the bees"),
+        ("Dr Sanders", "Dr. Sanders"),
+        ("No", ""),
+        ("wings", ""),
+    ],
+)
+def test_an_answer_that_is_no_quotation_is_told_with_the_nearest_passage(
+    answer: str, similar: str
+) -> None:
+    context = "In 1931 (when it rained) the behavior of the bees changed, as Dr. Sanders noted."
+    data = read_passages([{"id": "a", "context": context, "question": "?", "answer": answer}])
+    hint = f"; the nearest passage is {similar!r}" if similar else ""
+    with pytest.raises(InputError) as caught:
+        data.to_learn_from("stop")
+    assert str(caught.value) == (
+        "the table has 1 problem:\n"
+        f"  the table: row 0, answer, id 'a': the answer {answer!r} is not in the context{hint}\n"
+        "An answer must be a quotation of its context. Correct them, or leave them out with "
+        "--on-bad skip."
+    )
+
+
 def test_official_json_keeps_every_gold(tmp_path: Path) -> None:
     data = dam()
     write_official(tmp_path / "data.json", data.passages, data.version)

@@ -1,8 +1,6 @@
-"""Questions on contexts without their answer, questions held out, and the ranking of texts."""
+"""Questions on contexts without their answer, and questions held out."""
 
-import math
 from collections import Counter
-from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -11,7 +9,6 @@ from hypothesis import strategies as st
 from loraqa.squad import Answer, Passage, QADataset, Question, normalize_answer
 from loraqa.squad.held_out import hold_out
 from loraqa.squad.negatives import with_negatives
-from loraqa.squad.ranking import Ranking, terms
 
 TOWNS = ["Aune", "Lier", "Moss", "Roa", "Voss", "Elda"]
 
@@ -113,43 +110,3 @@ def test_one_huge_passage_is_not_held_out() -> None:
     data = QADataset.from_passages([*small.passages, huge], "2.0")
     for seed in range(5):
         assert huge in hold_out(data, 200, seed)[0].passages
-
-
-WORDS = st.sampled_from(["salt", "mill", "Ruth", "river", "the", "of", "北", "京"])
-
-
-@given(
-    st.lists(st.lists(WORDS, min_size=1, max_size=12), min_size=1, max_size=8),
-    st.lists(WORDS, max_size=5),
-)
-def test_the_order_is_that_of_bm25_written_out(texts: list[list[str]], asked: list[str]) -> None:
-    """Robertson's formula with Lucene's idf, k1 = 1.2 and b = 0.75."""
-    documents = [[word.casefold() for word in text] for text in texts]
-    mean = sum(map(len, documents)) / len(documents)
-
-    def score(document: list[str]) -> float:
-        total = 0.0
-        for term in (word.casefold() for word in asked):
-            found = sum(term in other for other in documents)
-            idf = math.log(1 + (len(documents) - found + 0.5) / (found + 0.5))
-            times = document.count(term)
-            length = 0.25 + 0.75 * len(document) / mean
-            total += idf * times / (times + 1.2 * length)
-        return total
-
-    order = Ranking([" ".join(text) for text in texts]).order(" ".join(asked))
-    assert sorted(order) == list(range(len(texts)))
-    scores = [score(documents[number]) for number in order]
-    assert all(a >= b - 1e-5 for a, b in pairwise(scores))
-
-
-def test_terms_are_words_in_any_script_without_case_and_marks() -> None:
-    assert terms("The Mill, 1203!") == ["the", "mill", "1203"]
-    assert terms("北京") == ["北", "京"]
-    assert terms("?! ...") == []
-
-
-def test_equal_texts_stay_in_their_order() -> None:
-    assert Ranking(["a b", "a b", "c"]).order("b") == [0, 1, 2]
-    assert Ranking(["a", "b"]).order("?") == [0, 1]
-    assert Ranking(["?", "!"]).order("who") == [0, 1]

@@ -224,9 +224,12 @@ def test_bad_csv_records_are_reported_or_skipped(
 def test_a_csv_field_may_be_long(tmp_path: Path, records: list[Record]) -> None:
     records[0]["context"] += "and so on " * 20_000
     to_csv(records[:1], tmp_path / "data.csv")
-    csv.field_size_limit(1000)
-    assert read_passages(tmp_path / "data.csv").passages[0].context == records[0]["context"]
-    assert csv.field_size_limit() == 1000
+    before = csv.field_size_limit(1000)
+    try:
+        assert read_passages(tmp_path / "data.csv").passages[0].context == records[0]["context"]
+        assert csv.field_size_limit() == 1000
+    finally:
+        csv.field_size_limit(before)
 
 
 PLACES = {

@@ -7,7 +7,13 @@ import regex
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraqa.squad.segmentation import graphemes, inside_graphemes, inside_pieces, pieces
+from loraqa.squad.segmentation import (
+    graphemes,
+    inside_graphemes,
+    inside_pieces,
+    pieces,
+    words,
+)
 
 # Letters, marks and signs of many scripts, joiners, emoji, blanks and control characters.
 TEXTS = st.text(
@@ -72,6 +78,11 @@ def test_pieces_are_in_order_and_hold_every_letter_and_digit(text: str) -> None:
         assert not text[start].isspace()
         assert not regex.match(r"\p{M}", text[start])
         assert set(range(start + 1, end)) <= inside_pieces(text)
+
+
+@given(TEXTS | st.text(st.characters(codec="ascii")))
+def test_words_are_the_pieces_that_start_with_a_letter_or_a_digit(text: str) -> None:
+    assert words(text) == [piece for piece in pieces(text) if text[piece[0]].isalnum()]
 
 
 @given(TEXTS)

@@ -11,9 +11,16 @@ from loraqa.answer.progress import Progress
 from loraqa.answer.reader import Reader, with_close_bounds
 from loraqa.answer.span import SpanSearch
 from loraqa.squad import QADataset, Question, QuestionScore, score
+from loraqa.squad.negatives import with_negatives
 
 
-def calibrate(reader: Reader, held_out: QADataset, progress: Progress | None = None) -> Reader:
+def calibrate(
+    reader: Reader,
+    held_out: QADataset,
+    negatives: float = 0.0,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Reader:
     """Return the reader with a calibration and, for SQuAD v2.0, with the best threshold.
 
     The threshold is the one with the best F1 on the held-out questions. Where all answers are right
@@ -22,34 +29,42 @@ def calibrate(reader: Reader, held_out: QADataset, progress: Progress | None = N
     Args:
         reader: the model.
         held_out: questions that it was not trained on.
-        progress: called with the number of prompts answered so far.
+        negatives: which share of them is asked on a context without their answer, too, where every
+            answer is wrong. Otherwise the confidence in answers from such contexts is a guess.
+        seed: random seed of their choice.
+        progress: called with the number of questions answered so far.
 
     Raises:
         InputError, LoraqaError: as for `Reader.read`.
     """
     candid = replace(reader, no_answer_threshold=None)
-    read = candid.read(held_out.passages, with_close_bounds(SpanSearch()), progress=progress)
+    asked = with_negatives(held_out, negatives, seed)
+    read = candid.read(asked.passages, with_close_bounds(SpanSearch()), progress=progress)
     answers = [best for best, *_ in read]
-    if best := best_of(answers, held_out):
+    ids = frozenset(held_out.order)
+    own = [answer for answer in answers if answer.question_id in ids]
+    if best := best_of(own, held_out):
         reader = replace(reader, no_answer_threshold=best.f1_threshold)
     return replace(reader, calibration=_calibration(answers, held_out))
 
 
-def _calibration(answers: Sequence[Answered], data: QADataset) -> Calibration | None:
-    scores = score({answer.question_id: answer.text for answer in answers}, data)
-    questions = {question.id: question for question in data.questions}
+def _calibration(answers: Sequence[Answered], held_out: QADataset) -> Calibration | None:
+    """Fit confidence; an answer to another question than the held-out ones is wrong."""
+    questions = {question.id: question for question in held_out.questions}
+    predictions = {
+        answer.question_id: answer.text for answer in answers if answer.question_id in questions
+    }
+    scores = score(predictions, held_out).by_question
     # A context that is one long word has no span, and its question no share.
     known = [(answer, own) for answer in answers if (own := share(answer)) is not None]
-    right = [
-        _right(questions[answer.question_id], scores.by_question[answer.question_id])
-        for answer, _ in known
-    ]
+    asked = [questions.get(answer.question_id) for answer, _ in known]
+    right = [0.0 if each is None else _right(each, scores[each.id]) for each in asked]
     fitted = fit_beta([own for _, own in known], right)
     if fitted is None:
         return None
     no_answer = fit_beta(
         [answer.no_answer_probability for answer, _ in known],
-        [float(not questions[answer.question_id].answerable) for answer, _ in known],
+        [float(each is None or not each.answerable) for each in asked],
     )
     return Calibration(answer=fitted, no_answer=no_answer, questions=len(answers))
 

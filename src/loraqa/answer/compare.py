@@ -168,8 +168,8 @@ def compare(
         strategies: how answers are written; the others are compared with the first.
         samples: answers to each question, at most `MAX_SAMPLES`.
         seed: random seed of the samples.
-        progress: called with the number of prompts answered so far by all strategies, and with
-            the name of the current strategy.
+        progress: called with the number of answers given so far by all strategies, and with the
+            name of the current strategy. Of what a search finds only the best counts.
         journal: keeps the answers on disk as they come, so that an interrupted comparison goes on
             where it was.
 
@@ -182,9 +182,11 @@ def compare(
     answers: list[list[list[Answered]]] = [[] for _ in strategies]
     seconds = [0.0 for _ in strategies]
     parts = list(_parts(dataset.passages))
-    counts = [reader.count_prompts(passages) for passages in parts]
-    done, total = 0, sum(counts) * len(strategies)
-    for passages, prompts in zip(parts, counts, strict=True):
+    # A question without room is refused before the work.
+    reader.count_prompts(dataset.passages)
+    given = [samples if strategy.draws else 1 for strategy in strategies]
+    done, total = 0, len(dataset.order) * sum(given)
+    for passages in parts:
         for index, strategy in enumerate(strategies):
             stopwatch = Stopwatch(journal)
             read = reader.read(
@@ -192,12 +194,13 @@ def compare(
                 strategy,
                 answers=samples,
                 seed=seed,
-                progress=progress and partial(_show, progress, strategy.name, done, total),
+                progress=progress
+                and partial(_show, progress, strategy.name, done, total, given[index]),
                 journal=journal,
             )
             answers[index] += [_settled(found, reader.no_answer_threshold) for found in read]
             seconds[index] += stopwatch.seconds
-            done += prompts
+            done += given[index] * sum(len(passage.questions) for passage in passages)
     return summarize(strategies, dataset, answers, seconds)
 
 
@@ -223,9 +226,15 @@ def _parts(passages: Sequence[Passage]) -> Iterator[Sequence[Passage]]:
 
 
 def _show(
-    progress: Progress, strategy: str, before: int, total: int, done: int, _of_part: int
+    progress: Progress,
+    strategy: str,
+    before: int,
+    total: int,
+    given: int,
+    questions: float,
+    _of_part: int,
 ) -> None:
-    progress(before + done, total, strategy)
+    progress(before + given * questions, total, strategy)
 
 
 def summarize(

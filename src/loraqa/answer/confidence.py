@@ -52,11 +52,15 @@ def fit_beta(probabilities: Sequence[float], right: Sequence[float]) -> BetaCurv
     if not 0 < weights.sum() < len(weights):
         return None
     slopes, intercept = _fit_logistic(logs, weights)
-    rising = slopes > 0
-    if rising.sum() == 1:
+    if slopes[0] <= 0:
+        # Without ln p the least confidence would be far from 0. So one slope is fitted for both:
+        # that of the log-odds.
+        slope, intercept = _fit_logistic(logs.sum(axis=1, keepdims=True), weights)
+        slopes = np.repeat(slope, 2)
+    elif slopes[1] < 0:
         # A curve must not fall, so only what rises is used, as in the paper.
-        slopes, intercept = _fit_logistic(logs * rising, weights)
-    if not rising.any() or slopes.min() < 0:
+        slopes, intercept = _fit_logistic(logs * [1, 0], weights)
+    if slopes[0] <= 0:
         return None
     return BetaCurve(a=float(slopes[0]), b=float(slopes[1]), c=intercept)
 

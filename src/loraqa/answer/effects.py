@@ -51,7 +51,7 @@ def measure_effects(
         dataset: the questions.
         strategy: how answers are written.
         seed: random seed of strategies that sample.
-        progress: called with the number of prompts answered so far, and with the change.
+        progress: called with the number of answers given so far, and with the change.
 
     Raises:
         InputError: the model has no adapter, there are no questions, or one leaves no room for a
@@ -64,11 +64,11 @@ def measure_effects(
             "acceleration prepacked-weights."
         )
     changes = list(_changes(found))
-    prompts = reader.count_prompts(dataset.passages)
+    questions = len(dataset.order)
     scores = []
     for number, (change, value, make) in enumerate(changes):
-        part, before = name_of(change, value), number * prompts
-        show = progress and partial(_show, progress, part, before, len(changes) * prompts)
+        part, before = name_of(change, value), number * questions
+        show = progress and partial(_show, progress, part, before, len(changes) * questions)
         with restoring(found):
             make()
             evaluated = evaluate(reader, dataset, strategy, seed=seed, progress=show)
@@ -125,5 +125,7 @@ def _effects(
     )
 
 
-def _show(progress: Progress, part: str, before: int, total: int, done: int, _of_part: int) -> None:
+def _show(
+    progress: Progress, part: str, before: int, total: int, done: float, _of_part: int
+) -> None:
     progress(before + done, total, part)

@@ -83,7 +83,7 @@ def evaluate(
         strategy: how answers are written.
         answers: how many answers to search for, of which the first is scored.
         seed: random seed of strategies that sample.
-        progress: called with the number of prompts answered so far.
+        progress: called with the number of questions answered so far.
         journal: keeps the answers on disk as they come, so that an interrupted evaluation goes on
             where it was.
 

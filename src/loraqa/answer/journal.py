@@ -20,6 +20,7 @@ from loraqa.errors import InputError
 from loraqa.files import (
     append_line,
     cache_folder,
+    check_new_file,
     flush,
     keep_newest,
     make_folder,
@@ -54,11 +55,12 @@ class Journal:
         self.saved_seconds = 0.0
         self._entries: dict[str, dict[str, Any]] = {}
         self._writable = True
+        self._is_kept = False
 
     @classmethod
     def beside(cls, out: Path, identity: str) -> "Journal":
         """Return the journal of a work whose result will be the file `out`."""
-        return cls(out.with_name(f"{out.name}.journal"), identity)
+        return cls(_beside(out), identity)
 
     @classmethod
     def in_cache(cls, identity: str, *work: str | int) -> "Journal":
@@ -86,16 +88,19 @@ class Journal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is None:
+        if kind is not None:
+            self.tell_what_is_kept()
+        elif not self._is_kept:
             with contextlib.suppress(OSError):
                 self.path.unlink(missing_ok=True)
-        elif self.path.exists():
-            logger.info(
-                "The answers so far are kept in %s; do the same again to go on from there.",
-                self.path,
-            )
-        else:
-            logger.info("No answers were kept yet; do the same again to start anew.")
+
+    def keep(self) -> None:
+        """Leave the file when the work ends: the same command has something left to do."""
+        self._is_kept = True
+
+    def tell_what_is_kept(self) -> None:
+        """Log whether answers are kept, after an interruption."""
+        tell_of_kept(self.path, kept=self.path.exists())
 
     def once(self, batch: str, compute: Callable[[], Any]) -> Any:
         """Return the result of a batch from the file; else compute it, and add it to the file.
@@ -157,6 +162,30 @@ class Journal:
                 self.path,
                 error.strerror or error,
             )
+
+
+def check_unwritten(out: Path, *others: Path) -> None:
+    """Raise `InputError` if a file was written before, and not by a work that is to go on.
+
+    A work that was killed just after it wrote its files has left its journal beside the first.
+    """
+    if not _beside(out).exists():
+        for path in (out, *others):
+            check_new_file(path)
+
+
+def _beside(out: Path) -> Path:
+    return out.with_name(f"{out.name}.journal")
+
+
+def tell_of_kept(place: Path, *, kept: bool) -> None:
+    """Log whether a file or folder keeps the answers of an interrupted work, and how to go on."""
+    if kept:
+        logger.info(
+            "The answers so far are kept in %s; do the same again to go on from there.", place
+        )
+    else:
+        logger.info("No answers were kept yet; do the same again to start anew.")
 
 
 class Stopwatch:

@@ -1,13 +1,17 @@
-"""The callback that reports how many prompts are answered."""
+"""The callback that reports how many questions are answered."""
 
 from typing import Protocol
 
 
 class Progress(Protocol):
-    """Called again and again while prompts are answered; each window of a context is a prompt."""
+    """Called again and again while questions are answered.
 
-    def __call__(self, done: int, total: int, part: str = "") -> None:
-        """Report that `done` of `total` prompts are answered, in this part of the work if any.
+    Where every question is answered several times, as by many strategies, answers are counted.
+    """
 
-        The first call says that none is.
+    def __call__(self, done: float, total: int, part: str = "") -> None:
+        """Report that `done` of `total` are answered, in this part of the work if any.
+
+        A question whose context is read in windows is answered bit by bit. The first call says that
+        none is.
         """

@@ -9,7 +9,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from threading import Event
 from typing import Any
@@ -43,6 +43,10 @@ logger = logging.getLogger("loraqa")
 _SLACK = 0.1
 
 
+def _unidentified() -> str:
+    raise InputError("Only a reader from Reader.load knows its files; load it with Reader.load.")
+
+
 @dataclass(frozen=True)
 class Reader:
     """A model, and how its prompts are written.
@@ -59,6 +63,10 @@ class Reader:
             None is never.
         calibration: turns an answer's share of the probability into its confidence, if any.
         tokens_per_batch: how many tokens, read and written, are in memory at once.
+        using: the context in which the model computes; of several adapters it chooses one.
+        identify: returns the SHA-256 (hex) of everything that decides the answers besides prompts
+            and strategy: the files of base model and adapter, dtype, device, accelerations,
+            threads and versions. It reads the weights of a model without an adapter once more.
     """
 
     runner: Runner
@@ -73,6 +81,8 @@ class Reader:
     no_answer_threshold: float | None = None
     calibration: Calibration | None = None
     tokens_per_batch: int = 16384
+    using: Callable[[], AbstractContextManager[None]] = field(default=nullcontext, repr=False)
+    identify: Callable[[], str] = field(default=_unidentified, repr=False)
 
     def answer(
         self,
@@ -163,14 +173,16 @@ class Reader:
         trees = self._trees(passages)
         rows = strategy.rows * (answers if strategy.draws else 1)
         windows: dict[tuple[int, str], list[Window]] = defaultdict(list)
+        # A question has a prompt for each window that is read.
         done, prompts = 0, sum(len(tree.branches) for tree in trees)
+        questions = sum(len(passage.questions) for passage in passages)
         if progress:
-            progress(done, prompts)
+            progress(done, questions)
 
         def note(of_batch: int) -> None:
             # 0 would be the beginning.
             if progress and done + of_batch:
-                progress(done + of_batch, prompts)
+                progress(questions * (done + of_batch) / prompts, questions)
 
         for together in pack(trees, self.tokens_per_batch, partial(self._cost, rows=rows)):
             contexts = [passages[tree.passage].context for tree in together]
@@ -227,7 +239,7 @@ class Reader:
 
     def _read(self, batch: "_Batch", note: Callable[[int], None]) -> list[Window]:
         """Return what is read for each prompt from its window alone; tell how many are answered."""
-        with self._explaining_lack_of_memory():
+        with self.using(), self._explaining_lack_of_memory():
             session, first = self.runner.prefill(batch.trees)
             logits, no_answer = split_no_answer(first, self.tokenizer.eos)
             prompts = Prompts(

@@ -11,8 +11,8 @@ from loraqa.squad import Passage
 from loraqa.squad.ranking import Ranking
 
 # By how much a point of BM25 raises ln of the probability that a window holds the answer. On SQuAD
-# 1.8 is best, but its questions repeat the words of their paragraphs more than others do.
-_LOG_ODDS_OF_A_POINT = 1.0
+# 0.5 is best, but its questions repeat the words of their paragraphs more than others do.
+_LOG_ODDS_OF_A_POINT = 0.4
 
 
 def keep_relevant(
@@ -20,7 +20,7 @@ def keep_relevant(
 ) -> list[Tree]:
     """Let each question be asked on at most `most` windows of its passage; None is on all.
 
-    The windows whose words match the question best by BM25 are kept. A window stays one tree, with
+    The windows that match the question best by BM25 are kept. A window stays one tree, with
     the questions that are asked on it. Each branch of several windows gets its `log_prior`.
 
     Args:

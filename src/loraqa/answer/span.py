@@ -38,6 +38,9 @@ Floats = NDArray[np.float64]
 # A span encoded alone has at most this many tokens fewer than the context's tokens that cover it,
 # because these may extend beyond its ends.
 _SHORTER_ALONE = 8
+# Paths below this log-probability are extended only if no better one of their prompt waits, since
+# most of them turn out not to be needed. Extending the others together needs fewer steps.
+_IMPROBABLE = math.log(0.005)
 # Less than any probability that counts.
 _TINY = 1e-30
 # Seconds between two reports of how far a search is.
@@ -64,7 +67,7 @@ class SpanSearch:
     draws: bool = False
     # Several paths of a prompt may wait, but most are much shorter than the longest answer.
     rows: int = 1
-    at_once: int = 64
+    at_once: int = 256
 
     @property
     def name(self) -> str:
@@ -256,11 +259,18 @@ class _Frontier:
         )
 
     def most_probable(self, rows: int) -> NDArray[np.bool_]:
-        """Return a mask of each prompt's best paths: `rows` in all, but at least one per prompt."""
-        order = np.lexsort((-self.scores, self.prompts))
-        _, first, counts = np.unique(self.prompts[order], return_index=True, return_counts=True)
-        chosen = np.empty(len(self), dtype=bool)
-        chosen[order] = np.arange(len(self)) - np.repeat(first, counts) < max(1, rows // len(first))
+        """Return a mask of each prompt's best path, and of others that are not improbable.
+
+        These are the most probable ones, as many as bring the number of paths to `rows`.
+        """
+        order = np.argsort(-self.scores, kind="stable")
+        _, best = np.unique(self.prompts[order], return_index=True)
+        first = np.zeros(len(self), dtype=bool)
+        first[best] = True
+        others = order[~first & (self.scores[order] > _IMPROBABLE)]
+        chosen = np.zeros(len(self), dtype=bool)
+        chosen[order[best]] = True
+        chosen[others[: max(0, rows - len(best))]] = True
         return chosen
 
 

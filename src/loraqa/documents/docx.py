@@ -1,7 +1,9 @@
-"""The text of a Word file (DOCX): paragraphs and rows of tables, each a line, in reading order."""
+"""The text of a Word file (DOCX), in reading order.
+
+Paragraphs, set apart by blank lines, items of lists and rows of tables are a line each.
+"""
 
 import io
-import re
 from zipfile import ZipFile, ZipInfo
 
 import mammoth
@@ -13,10 +15,6 @@ from loraqa.errors import InputError, in_a_line
 # Elements of XML take many times their size in memory.
 _LARGEST = 32 * 2**20
 _MAIN = "word/document.xml"
-# A cell holds paragraphs. As blocks they would take a row apart.
-_ONLY_PARAGRAPH_OF_CELL = re.compile(
-    r"(<t[dh][^>]*>)<p>((?:(?!</?p>).)*)</p>(?=</t[dh]>)", re.DOTALL
-)
 # Arrows from notes back to their marks (CSS selectors).
 _LEFT_OUT = ("a[href^='#footnote-ref']", "a[href^='#endnote-ref']")
 
@@ -49,7 +47,7 @@ def read_docx(data: bytes, source: str) -> Document:
         ).value
     except Exception as error:
         raise _damaged(source, error) from None
-    text = text_of(_ONLY_PARAGRAPH_OF_CELL.sub(r"\1\2", page), _LEFT_OUT)
+    text = text_of(page, _LEFT_OUT)
     if not text:
         raise InputError(f"{source} is a Word file without text; name another file.")
     return Document(text)

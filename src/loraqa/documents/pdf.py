@@ -1,9 +1,9 @@
 """The text of a PDF, page by page, with its paragraphs put together again from their lines.
 
-PDFium joins words that are hyphenated at the end of a line.
+Blank lines set apart what has room above it, and paragraphs of several lines. PDFium joins words
+that are hyphenated at the end of a line.
 """
 
-import itertools
 import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -104,7 +104,13 @@ def _text(page: pypdfium2.PdfPage) -> str:
         lines = list(_lines(characters))
     finally:
         characters.close()
-    return joined(itertools.chain.from_iterable(map(_paragraphs, _blocks(lines))))
+    paragraphs = [each for block in _blocks(lines) for each in _paragraphs(block)]
+    text: list[str] = []
+    for number, paragraph in enumerate(paragraphs):
+        if number and _are_apart(paragraphs[number - 1], paragraph):
+            text.append("")
+        text.append(" ".join(line.text for line in paragraph))
+    return joined(text)
 
 
 class _Line(NamedTuple):
@@ -162,21 +168,30 @@ def _blocks(lines: Iterable[_Line]) -> list[list[_Line]]:
     blocks: list[list[_Line]] = []
     for line in lines:
         before = blocks[-1][-1] if blocks else None
-        if (
-            before is None
-            or _ITEM.match(line.text.lstrip())
-            or before.bottom - line.top > before.height
-        ):
+        if before is None or _is_item(line) or _has_room(before, line):
             blocks.append([])
         blocks[-1].append(line)
     return blocks
 
 
-def _paragraphs(block: Sequence[_Line]) -> list[str]:
-    text = ""
+def _paragraphs(block: Sequence[_Line]) -> Iterator[list[_Line]]:
+    paragraph = []
     for number, line in enumerate(block):
-        text += line.text + (" " if _goes_on(block, number) else "\n")
-    return text.split("\n")
+        paragraph.append(line)
+        if not _goes_on(block, number):
+            yield paragraph
+            paragraph = []
+
+
+def _are_apart(before: Sequence[_Line], after: Sequence[_Line]) -> bool:
+    """Return whether a blank line belongs between two paragraphs.
+
+    Without room between them, single lines may be verse, code or rows of a table, and items are
+    those of one list.
+    """
+    if _has_room(before[-1], after[0]):
+        return True
+    return len(before) + len(after) > 2 and not (_is_item(before[0]) and _is_item(after[0]))
 
 
 def _goes_on(block: Sequence[_Line], number: int) -> bool:
@@ -190,6 +205,15 @@ def _goes_on(block: Sequence[_Line], number: int) -> bool:
     beside = block[max(number - _NEIGHBOURS, 0) : number + _NEIGHBOURS + 1]
     edge = max(each.right for each in beside if _in_one_column(line, each))
     return line.right + _BLANK * line.height + block[number + 1].word > edge
+
+
+def _is_item(line: _Line) -> bool:
+    return _ITEM.match(line.text.lstrip()) is not None
+
+
+def _has_room(before: _Line, line: _Line) -> bool:
+    """Return whether a line is a line's height or more below the line before it."""
+    return before.bottom - line.top > before.height
 
 
 def _in_one_column(one: _Line, other: _Line) -> bool:

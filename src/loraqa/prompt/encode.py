@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from itertools import repeat
+from itertools import pairwise, repeat
 from operator import itemgetter
 
 import numpy as np
@@ -21,6 +23,12 @@ from loraqa.squad.segmentation import inside_graphemes, inside_pieces
 
 # Windows with fewer context tokens are refused: they contain too little to answer from.
 _SMALLEST_WINDOW = 16
+
+# A blank line after a whole sentence. One after a heading, or at the end of a page in the middle of
+# a sentence, is none.
+_END_OF_PARAGRAPH = re.compile(
+    r"[.!?…。．｡！？।။؟։][\[\]\d)*\"'”’“‘»›」』）》]*[^\S\n]*[»›]?[^\S\n]*(?:\n\s*\n|\u2029)\s*"
+)
 
 
 @dataclass
@@ -71,29 +79,49 @@ class _Context:
 
     Attributes:
         lead: token ids before the context.
+        again: token ids between the context and its repetition; None if it is not repeated.
         blank_in_lead: whether the blank before the context belongs to the lead's tokens.
         ids: token ids of the context.
         offset: index into `ids` to the token's character offsets (start, end) in the context. It
             is a function because most contexts fit into one window and need only the offsets of
             their first and last token.
         text: the context.
+        start: where the context starts in the text of its passage.
     """
 
     lead: TokenIds
+    again: TokenIds | None
     blank_in_lead: bool
     ids: TokenIds
     offset: Callable[[int], tuple[int, int]]
     text: str
+    start: int = 0
+
+    def trunk(self, window: tuple[int, int]) -> TokenIds:
+        """Return the trunk of a tree with a range of the context's tokens."""
+        ids = self.ids[slice(*window)]
+        again = [] if self.again is None else [self.again, ids]
+        return np.concatenate([self.lead, ids, *again])
+
+    def fitting(self, space: int) -> int:
+        """Return how many of the context's tokens fit into a trunk of `space` tokens."""
+        if self.again is None:
+            return space - len(self.lead)
+        return (space - len(self.lead) - len(self.again)) // 2
 
     def characters(self, window: tuple[int, int]) -> tuple[int, int]:
-        """Return the offsets of the characters that a range of tokens holds whole."""
+        """Return the offsets in the passage of the characters that a range of tokens holds."""
         start, end = window
         first, last = self.offset(start)[0], self._end_of_grapheme(self.offset(end - 1)[1])
         if start > 0:
             first = max(first, self.offset(start - 1)[1])
         if end < len(self.ids):
             last = min(last, self.offset(end)[0])
-        return first, max(first, last)
+        return self.start + first, self.start + max(first, last)
+
+    def tokens_before(self, character: int) -> int:
+        """Return how many tokens start before a character of the context."""
+        return bisect_left(range(len(self.ids)), character, key=lambda token: self.offset(token)[0])
 
     def _end_of_grapheme(self, end: int) -> int:
         """Return where the grapheme before the end of a token ends.
@@ -116,7 +144,8 @@ class PromptEncoder:
         max_length: maximum length of a path from the trunk's start to a branch's end, in tokens.
         stride: number of tokens shared by two neighbouring windows of a long context.
         window_length: how many tokens of a long context a window holds; None is as many as fit.
-            Short windows share less: a quarter of their tokens.
+            Short windows share less: a quarter of their tokens. Where a model answers, its windows
+            then are whole paragraphs, and longer where a single paragraph is.
     """
 
     def __init__(
@@ -134,6 +163,12 @@ class PromptEncoder:
         self.window_length = window_length
         self._eos = np.array([tokenizer.eos], dtype=np.int32)
         self._before_context = self._fixed(template.before_context, tokenizer.start)
+        # By whether the blank before the context belongs to it, or to the context's first token.
+        between = template.between_contexts
+        self._between_contexts = {
+            True: None if between is None else self._fixed(between),
+            False: None if between is None else self._fixed(between.removesuffix(" ")),
+        }
         self._before_question = self._fixed(template.before_question)
         self._after_question = self._fixed(template.after_question)
         self._framed = bool(template.before_question or template.after_question)
@@ -151,7 +186,8 @@ class PromptEncoder:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of everything that decides which trees a data set gives."""
-        fixed = self._before_context, self._before_question, self._after_question
+        between = [ids for ids in self._between_contexts.values() if ids is not None]
+        fixed = self._before_context, *between, self._before_question, self._after_question
         parts = [
             *(self.tokenizer.fingerprint, self.template.text, self.max_length, self.stride),
             self.window_length,
@@ -214,8 +250,12 @@ class PromptEncoder:
         trees: list[Tree] = []
         for index, context, branches in self._branches(passages, contexts, prompts, no_answers):
             questions = passages[index].questions
-            windows = self._windows(context, questions, branches, room=max_answer_tokens)
-            trees += [_tree(context, window, branches, index) for window in windows]
+            windows = [
+                _tree(section, window, branches, index)
+                for section in self._sections(context, branches, room=max_answer_tokens)
+                for window in self._windows(section, questions, branches, room=max_answer_tokens)
+            ]
+            trees += windows
             counts.windowed += len(windows) > 1
         return _count(Encoded(trees, counts), passages)
 
@@ -248,22 +288,47 @@ class PromptEncoder:
             return question.ids
         return np.concatenate([self._before_question, question.ids, self._after_question])
 
-    def _context(self, text: str, segment: EncodedText) -> _Context:
+    def _context(self, text: str, segment: EncodedText, start: int = 0) -> _Context:
         ids, before = segment.ids, len(self.template.context_lead)
 
         def offset(token: int) -> tuple[int, int]:
-            start, end = segment.offset(token)
-            return max(start - before, 0), end - before
+            begin, end = segment.offset(token)
+            return max(begin - before, 0), end - before
 
         # Search from the start, because the lead is short: two tokens with the default prompt.
         lead = next((token for token in range(len(ids)) if offset(token)[1] > 0), len(ids))
+        blank_in_lead = offset(lead - 1)[1] == 0 if lead else True
         return _Context(
             lead=np.concatenate([self._before_context, ids[:lead]]),
-            blank_in_lead=offset(lead - 1)[1] == 0 if lead else True,
+            again=self._between_contexts[blank_in_lead],
+            blank_in_lead=blank_in_lead,
             ids=ids[lead:],
             offset=lambda token: offset(lead + token),
             text=text,
+            start=start,
         )
+
+    def _sections(
+        self, context: _Context, branches: Sequence[Branch], room: int
+    ) -> Sequence[_Context]:
+        """Split a context that does not fit between paragraphs, and encode each part by itself.
+
+        A window then starts and ends as the contexts of the training do, and is as long.
+        """
+        size = self._space(context, branches, room)
+        if self.window_length is None or len(context.ids) <= size:
+            return [context]
+        parts = list(_of_whole_paragraphs(context, min(size, self.window_length)))
+        texts = [context.text[start:end] for start, end in parts]
+        encoded = self.tokenizer.encode([self.template.context(text) for text in texts])
+        return [
+            self._context(text, segment, start)
+            for text, segment, (start, _) in zip(texts, encoded, parts, strict=True)
+        ]
+
+    def _space(self, context: _Context, branches: Sequence[Branch], room: int) -> int:
+        """Return how many tokens of the context fit beside lead, longest branch and `room`."""
+        return context.fitting(self.max_length - max(map(len, branches)) - room)
 
     def _windows(
         self,
@@ -273,13 +338,15 @@ class PromptEncoder:
         room: int,
     ) -> list[tuple[int, int]]:
         """Return token ranges of the context that fit beside lead, longest branch and `room`."""
-        length, longest = max(zip(map(len, branches), questions, strict=True), key=itemgetter(0))
-        size = self.max_length - len(context.lead) - length - room
+        size = self._space(context, branches, room)
         if len(context.ids) <= size:
             return [(0, len(context.ids))]
         if self.window_length is not None:
             size = min(size, self.window_length)
         if size < max(_SMALLEST_WINDOW, self.stride + 1):
+            length, longest = max(
+                zip(map(len, branches), questions, strict=True), key=itemgetter(0)
+            )
             raise InputError(self._explain_no_room(longest, length, room))
         cuts = _Cuts(context, slack=self.max_length // 10)
         return list(_stride_windows(cuts, len(context.ids), size, self.stride))
@@ -329,6 +396,27 @@ def _prompt_texts(template: Template, passages: Sequence[Passage]) -> list[str]:
     contexts = (template.context(passage.context) for passage in passages)
     prompts = (template.question(q.text) for passage in passages for q in passage.questions)
     return [*contexts, *prompts]
+
+
+def _of_whole_paragraphs(context: _Context, size: int) -> Iterator[tuple[int, int]]:
+    """Split a text into parts of whole paragraphs, as ranges of characters.
+
+    A part has at most `size` tokens, unless it is a single paragraph, and at least half as many,
+    unless the next paragraph does not fit.
+    """
+    text = context.text
+    starts = [0, *(found.end() for found in _END_OF_PARAGRAPH.finditer(text)), len(text)]
+    first, taken = 0, 0
+    for start, end in pairwise(starts):
+        before, after = context.tokens_before(start), context.tokens_before(end)
+        if first < start and after - taken > size:
+            yield first, start
+            first, taken = start, before
+        if 2 * (after - taken) >= size:
+            yield first, end
+            first, taken = end, after
+    if first < len(text):
+        yield first, len(text)
 
 
 class _Cuts:
@@ -405,8 +493,7 @@ def _holds_answer(characters: tuple[int, int], question: Question) -> bool:
 def _tree(
     context: _Context, window: tuple[int, int], branches: Sequence[Branch], passage: int
 ) -> Tree:
-    trunk = np.concatenate([context.lead, context.ids[slice(*window)]])
-    return Tree(trunk, tuple(branches), passage, context.characters(window))
+    return Tree(context.trunk(window), tuple(branches), passage, context.characters(window))
 
 
 def _count(encoded: Encoded, passages: Sequence[Passage]) -> Encoded:

@@ -7,9 +7,13 @@ from dataclasses import dataclass, field
 from loraqa.errors import InputError, quote
 
 DEFAULT_TEMPLATE = "Context: {context} Question: {question} Answer: {answer}"
+TWICE = "Context: {context}\nContext: {context} Question: {question} Answer: {answer}"
+NAMED = {"twice": TWICE}
+"""Names that stand for a template."""
 CHAT = "chat"
 """Stands for the chat template of the base model's tokenizer (see `chat_template`)."""
 _FIELDS = ("context", "question", "answer")
+_FIELDS_TWICE = ("context", *_FIELDS)
 # A control token, which unlike a field has a sign in its name, such as {<|im_start|>} or {[INST]}.
 _CONTROL = re.compile(r"\{([^{}\s]*[^{}\w\s][^{}\s]*)\}")
 _LINE_BREAK = re.compile(r"\s*[\r\n]\s*")
@@ -24,31 +28,47 @@ class Template:
     because most tokenizers encode a space at the end of a text differently from one inside. A line
     break before the answer belongs to the question, because a generated line break ends an answer.
 
+    The context may be there twice: a causal model that reads it again knows all of it by then.
+
     A name in braces that is no field, such as `{<|im_start|>}`, is a control token.
     Only the template can name one: braces in contexts and questions are text. Text on the far side
     of a control token is the same for all contexts or questions, and is encoded once.
 
     Attributes:
+        text: the template, or a name from `NAMED`, whose template then takes its place.
+        between_contexts: text with control tokens; None where the context is there once.
         before_context, before_question: text with control tokens, up to the last of them.
         after_question: text with control tokens, from the first of them.
 
     Raises:
-        InputError: a field is missing, repeated or out of order, or text follows the answer.
+        InputError: a field is missing, repeated or out of order, or text follows the answer. Or
+            only the first of two contexts follows a blank.
     """
 
     text: str = DEFAULT_TEMPLATE
+    between_contexts: str | None = field(init=False, repr=False, compare=False)
     before_context: str = field(init=False, repr=False, compare=False)
     before_question: str = field(init=False, repr=False, compare=False)
     after_question: str = field(init=False, repr=False, compare=False)
     _literals: tuple[str, str, str, str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "text", NAMED.get(self.text, self.text))
         pieces = re.split(r"\{(\w+)\}", self.text)
-        if tuple(pieces[1::2]) != _FIELDS or pieces[-1]:
+        fields = tuple(pieces[1::2])
+        if fields not in (_FIELDS, _FIELDS_TWICE) or pieces[-1]:
             raise InputError(
-                f"The template {quote(self.text)} must contain {{context}}, {{question}} and "
-                "{answer} once each, in this order, and end with {answer}."
+                f"The template {quote(self.text)} must contain {{context}} (once or twice), "
+                "{question} and {answer}, in this order, and end with {answer}."
             )
+        object.__setattr__(self, "between_contexts", pieces[2] if len(fields) == 4 else None)
+        if fields == _FIELDS_TWICE:
+            if pieces[0].endswith(" ") and not pieces[2].endswith(" "):
+                raise InputError(
+                    f"The template {quote(self.text)} needs a blank before the second {{context}}, "
+                    "as before the first."
+                )
+            del pieces[2:4]
         if not pieces[4].strip():
             raise InputError(
                 f"The template {quote(self.text)} needs some text between {{question}} and "

@@ -1,5 +1,6 @@
 """Check parsed JSON and collect every problem instead of stopping at the first."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -9,7 +10,10 @@ from loraqa.errors import quote, shortened
 MADE_ID = "made-"
 """How the ids begin that are made from the content. Messages leave them out: no file has them."""
 
-_LISTED = 20
+LISTED = 20
+"""How many problems a message lists."""
+
+_FORBIDDEN = re.compile("[\x00\ud800-\udfff]")
 _TYPE_NAMES = {
     str: "text",
     int: "a whole number",
@@ -54,6 +58,19 @@ class Problem:
         return f"{self.place}: {self.reason}".removeprefix(": ")
 
 
+@dataclass(frozen=True, slots=True)
+class Unplaced(Problem):
+    """An answer that has no place in its context, or none that is known.
+
+    Attributes:
+        text: the answer.
+        repeated: whether the context contains it more than once, and the data name no offset.
+    """
+
+    text: str
+    repeated: bool
+
+
 class Checks:
     """Checks that collect problems in the order of the source."""
 
@@ -85,14 +102,37 @@ class Checks:
             return value
         return None
 
+    def text(self, node: dict[str, Any], key: str, place: Place) -> str | None:
+        """Return a text that is neither blank nor holds what no text holds, or report a problem."""
+        text = self.field(node, key, str, place)
+        if text is None:
+            return None
+        if not text.strip():
+            self.report(place, f"the {key} is empty")
+            return None
+        return text if self.is_clean(text, key, place) else None
 
-def listing(source: str, problems: Sequence[Problem]) -> str:
-    """Return the first problems, one per line, and the number of the others."""
-    count = len(problems)
+    def is_clean(self, text: str, key: str, place: Place) -> bool:
+        """Return whether a text has no NUL and no half of a character, or report a problem."""
+        found = _FORBIDDEN.search(text)
+        if not found:
+            return True
+        code = ord(found[0])
+        name = "lone surrogate" if code >= 0xD800 else "control character"
+        self.report(place, f"the {key} has a {name} (U+{code:04X}) at character {found.start()}")
+        return False
+
+
+def listing(source: str, problems: Sequence[Problem], count: int | None = None) -> str:
+    """Return the first problems, one per line, and the number of the others.
+
+    `count` is the number of all problems, if there are more than these.
+    """
+    count = count or len(problems)
     lines = [f"{source} has {count} problem{'s' if count > 1 else ''}:"]
-    lines += [f"  {source}: {shortened(str(problem), 300)}" for problem in problems[:_LISTED]]
-    if count > _LISTED:
-        lines.append(f"  and {count - _LISTED} more")
+    lines += [f"  {source}: {shortened(str(problem), 300)}" for problem in problems[:LISTED]]
+    if count > LISTED:
+        lines.append(f"  and {count - LISTED} more")
     return "\n".join(lines)
 
 

@@ -1,6 +1,6 @@
 """What the names of columns, and of keys in JSON, mean. Only their letters and digits count."""
 
-from collections.abc import Collection, Hashable
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -29,7 +29,7 @@ def column(name: Hashable) -> str | None:
     return _BY_LETTERS.get("".join(filter(str.isalnum, str(name).casefold())))
 
 
-def by_meaning(node: dict[Hashable, Any]) -> dict[str, Any]:
+def by_meaning(node: Mapping[Any, Any]) -> dict[str, Any]:
     """Return the values of the keys that mean something, by what they mean.
 
     Raises `ValueError` if two keys mean the same and none is written in the standard way.
@@ -45,19 +45,40 @@ def check_columns(names: Collection[Hashable], source: str, hint: str = "") -> N
         source: the table's name, for the message.
         hint: what else may be wrong, for the message.
     """
+    missing = _missing(names, source)
+    if not any(column(name) in ANSWER_COLUMNS for name in names):
+        missing.append("'answers'")
+    needed = "context, question, and answers (or answer_text, or answer)"
+    _refuse_if_any(missing, names, source, needed + hint)
+
+
+def check_columns_to_answer(
+    names: Collection[Hashable], needed: Sequence[str], source: str, hint: str = ""
+) -> None:
+    """Do as `check_columns` with questions that have no answers yet, and maybe no contexts."""
+    told = f"context and question (or question alone, with --context-file){hint}"
+    _refuse_if_any(_missing(names, source, needed), names, source, told)
+
+
+def _missing(
+    names: Collection[Hashable], source: str, needed: Sequence[str] = ("context", "question")
+) -> list[str]:
+    """Return the needed columns that are missing; raise `InputError` for one twice."""
     try:
         known = _known_columns(tuple(names))
     except ValueError as error:
         raise InputError(f"{source}: {error}; rename or remove one.") from None
-    missing = [repr(name) for name in ("context", "question") if name not in known]
-    if not known.keys() & set(ANSWER_COLUMNS):
-        missing.append("'answers'")
+    return [repr(name) for name in needed if name not in known]
+
+
+def _refuse_if_any(
+    missing: list[str], names: Collection[Hashable], source: str, needed: str
+) -> None:
     if missing:
         given = some_of([repr(name) for name in names], 12) or "none"
         raise InputError(
             f"{source} has no column {' or '.join(missing)}; a table of questions needs the "
-            f"columns context, question, and answers (or answer_text, or answer){hint}, but this "
-            f"one has {given}."
+            f"columns {needed}, but this one has {given}."
         )
 
 

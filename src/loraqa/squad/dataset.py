@@ -5,17 +5,18 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from loraqa.errors import InputError, counted
+from loraqa.errors import InputError, counted, quote
 from loraqa.garbage import no_garbage
-from loraqa.squad.checks import Problem, listing
-from loraqa.squad.passage import Passage, Question, Version
+from loraqa.squad.checks import LISTED, Place, Problem, Unplaced, listing
+from loraqa.squad.lookalikes import first_span, nearest
+from loraqa.squad.passage import Answer, Passage, Question, Version
 
 logger = logging.getLogger("loraqa")
 
@@ -37,6 +38,7 @@ class QADataset:
         skipped: kind of skipped part ("questions", "answers", ...) to its number.
         unplaced: why answers have no place in the context; they count as golds all the same.
         made_ids: number of questions without an id, whose id was made from their content.
+        unanswerable_at: where the first question without an answer is in the source, if known.
     """
 
     source: str
@@ -45,8 +47,9 @@ class QADataset:
     order: tuple[str, ...]
     repaired: int = 0
     skipped: Mapping[str, int] = field(default_factory=dict)
-    unplaced: tuple[Problem, ...] = ()
+    unplaced: tuple[Unplaced, ...] = ()
     made_ids: int = 0
+    unanswerable_at: Place | None = None
 
     @classmethod
     def from_passages(
@@ -79,14 +82,47 @@ class QADataset:
     def to_learn_from(self, on_bad: Literal["stop", "skip"]) -> "QADataset":
         """Return the data set without the questions none of whose answers has a place.
 
+        An answer that occurs more than once and has no offset is given its first place. A model
+        learns its text, so the place only decides which windows of a long context hold it.
+
         Raises:
             InputError: there are such questions and `on_bad` is "stop", or there are no others.
         """
+        return self._with_first_places()._without_unplaced(on_bad)
+
+    def _with_first_places(self) -> "QADataset":
+        """Return the data set with repeated answers at their first place."""
+        repeated = [each for each in self.unplaced if each.repeated]
+        if not repeated:
+            return self
+        logger.info(
+            f"{self.source}: answers without an offset that occur more than once in their context: "
+            f"{len(repeated):,}, such as {quote(repeated[0].text)} ({repeated[0].place}). Training "
+            "takes the first place of each; give the offset where another one is meant."
+        )
+        texts: dict[str, list[str]] = {}
+        for each in repeated:
+            texts.setdefault(str(each.place.id), []).append(each.text)
+
+        def placed(question: Question, context: str) -> Question:
+            spans = (first_span(text, context) for text in texts.get(question.id, ()))
+            found = tuple(Answer(context[start:end], start) for start, end in spans)
+            return replace(question, answers=question.answers + found)
+
+        passages = tuple(
+            replace(passage, questions=tuple(placed(q, passage.context) for q in passage.questions))
+            for passage in self.passages
+        )
+        unplaced = tuple(each for each in self.unplaced if not each.repeated)
+        return replace(self, passages=passages, unplaced=unplaced)
+
+    def _without_unplaced(self, on_bad: Literal["stop", "skip"]) -> "QADataset":
         without = {q.id for q in self.questions if q.answerable and not q.answers}
-        problems = [problem for problem in self.unplaced if problem.place.id in without]
-        told = listing(self.source, problems)
         if without and on_bad == "stop":
-            raise InputError(f"{told}\nCorrect them, or leave them out with --on-bad skip.")
+            raise InputError(
+                f"{self._listing(without)}\nAn answer must be a quotation of its context. Correct "
+                "them, or leave them out with --on-bad skip."
+            )
         if self.unplaced:
             logger.warning(
                 f"{self.source}: training leaves out "
@@ -94,7 +130,7 @@ class QADataset:
             )
         if not without:
             return self
-        logger.warning("%s", told)
+        logger.warning("%s", self._listing(without))
         kept = [
             replace(passage, questions=tuple(q for q in passage.questions if q.id not in without))
             for passage in self.passages
@@ -104,6 +140,13 @@ class QADataset:
         if not data.order:
             raise InputError(f"{self.source} has no question to learn from; correct its answers.")
         return replace(data, skipped=dict(skipped))
+
+    def _listing(self, without: Collection[str]) -> str:
+        """List the answers of some questions that have no place, with what may be meant."""
+        contexts = {q.id: passage.context for passage in self.passages for q in passage.questions}
+        unplaced = [each for each in self.unplaced if each.place.id in without]
+        listed = [_with_hint(each, contexts[str(each.place.id)]) for each in unplaced[:LISTED]]
+        return listing(self.source, listed, len(unplaced))
 
     @property
     def control_characters(self) -> int:
@@ -150,6 +193,13 @@ class QADataset:
             "control_characters": self.control_characters,
             "skipped": dict(self.skipped),
         }
+
+
+def _with_hint(unplaced: Unplaced, context: str) -> Problem:
+    """Return why an answer has no place, with the passage that it may have been copied from."""
+    similar = "" if unplaced.text in context else nearest(unplaced.text, context)
+    hint = f"; the nearest passage is {quote(similar)}" if similar else ""
+    return Problem(unplaced.place, unplaced.reason + hint)
 
 
 def _plain(passage: Passage) -> list[Any]:

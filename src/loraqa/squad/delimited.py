@@ -15,9 +15,10 @@ from loraqa.squad.intake import Intake
 from loraqa.squad.records import read_record
 
 _DELIMITERS = ",;\t|"
-_HINT = ", with commas, semicolons, tabs or | between them"
-# The first line in which Excel names the delimiter.
-_SEP = re.compile(r'"?sep=([^"\r\n])"?[ \t]*(?=[\r\n]|\Z)', re.IGNORECASE)
+HINT = ", with commas, semicolons, tabs or | between them"
+"""What else may be wrong where a column is missing."""
+SEP = re.compile(r'"?sep=([^"\r\n])"?[ \t]*(?=[\r\n]|\Z)', re.IGNORECASE)
+"""The first line in which Excel names the delimiter."""
 _FIRST_LINE_WITH_TEXT = re.compile(r"[^\r\n]*\w[^\r\n]*")
 
 
@@ -26,17 +27,17 @@ def read_csv(text: str, source: str, intake: Intake) -> None:
 
     Commas, semicolons, tabs or vertical bars are between the cells.
     """
-    sep = _SEP.match(text)
+    sep = SEP.match(text)
     if sep:
         text = text[sep.end() :]
-    delimiter = sep[1] if sep else _delimiter(text)
-    text = _without_blanks_around_quotes(text, delimiter)
+    delimiter = sep[1] if sep else find_delimiter(text)
+    text = without_blanks_around_quotes(text, delimiter)
     lines = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
-    with _fields_of_any_length():
+    with fields_of_any_length():
         header = _header(lines, source)
         for place, cells in _rows(lines, intake):
             try:
-                record = _record(header, cells)
+                record = record_of(header, cells)
             except ValueError as error:
                 intake.report(place, str(error))
                 intake.skipped["rows"] += 1
@@ -44,7 +45,7 @@ def read_csv(text: str, source: str, intake: Intake) -> None:
                 read_record(record, place, intake)
 
 
-def _delimiter(text: str) -> str:
+def find_delimiter(text: str) -> str:
     """Return the delimiter with which the first line with text has the most known columns."""
     first = _FIRST_LINE_WITH_TEXT.search(text)
     names = first[0] if first else ""
@@ -55,7 +56,7 @@ def _delimiter(text: str) -> str:
     return max(_DELIMITERS, key=known)
 
 
-def _without_blanks_around_quotes(text: str, delimiter: str) -> str:
+def without_blanks_around_quotes(text: str, delimiter: str) -> str:
     """Remove blanks between delimiters and quotation marks, where `csv` takes them for text."""
     blanks = r"[ ]*" if delimiter == "\t" else r"[ \t]*"
     end = re.escape(delimiter)
@@ -64,7 +65,7 @@ def _without_blanks_around_quotes(text: str, delimiter: str) -> str:
 
 
 @contextmanager
-def _fields_of_any_length() -> Iterator[None]:
+def fields_of_any_length() -> Iterator[None]:
     """Lift the csv module's limit of 128 KiB per field, which applies to the whole process."""
     before = csv.field_size_limit(2**31 - 1)
     try:
@@ -76,11 +77,11 @@ def _fields_of_any_length() -> Iterator[None]:
 def _header(lines: Any, source: str) -> list[str]:
     """Return the names of the first row that is not blank."""
     try:
-        header: list[str] = next(filter(_has_text, lines), [])
+        header: list[str] = next(filter(has_text, lines), [])
     except csv.Error as error:
         raise InputError(f"{source}, line {lines.line_num}: bad CSV: {error}.") from None
     header = [name.strip() for name in header]
-    check_columns(header, source, _HINT)
+    check_columns(header, source, HINT)
     return header
 
 
@@ -96,17 +97,18 @@ def _rows(lines: Any, intake: Intake) -> Iterator[tuple[Place, list[str]]]:
             intake.report(place, f"bad CSV: {error}")
             intake.skipped["rows"] += 1
         else:
-            if _has_text(cells):
+            if has_text(cells):
                 yield place, cells
 
 
-def _has_text(cells: list[str]) -> bool:
+def has_text(cells: list[str]) -> bool:
+    """Return whether a row is not blank."""
     return any(map(str.strip, cells))
 
 
-def _record(header: list[str], cells: list[str]) -> dict[str, Any]:
+def record_of(header: list[str], cells: list[str]) -> dict[str, Any]:
     """Return the record; raise `ValueError` if it has not as many cells as the header."""
-    if len(cells) < len(header) or _has_text(cells[len(header) :]):
+    if len(cells) < len(header) or has_text(cells[len(header) :]):
         raise ValueError(f"has {len(cells)} fields, the first row has {len(header)}")
     cells = ["" if is_empty(cell) else cell for cell in cells]
     return dict(zip(header, cells, strict=False))

