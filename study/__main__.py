@@ -1,7 +1,8 @@
 """The study: `python -m study screening --train TRAIN... --dev DEV`, then other stages.
 
-The stages are `screening`, `confirmation`, `curve` and `final`. A stage trains an experiment at a
-time. The same command goes on where it was interrupted. `report` prints the tables of what is done.
+The stages are `screening`, `repetition`, `confirmation`, `grid`, `curve` and `final`. A stage
+trains an experiment at a time. The same command goes on where it was interrupted. `report` prints
+the tables of what is done.
 """
 
 import argparse
@@ -11,25 +12,31 @@ from pathlib import Path
 
 from rich.console import Console
 
-from loraqa.errors import InputError, LoraqaError, explain, quote
+from loraqa.errors import InputError, quote
 from loraqa.squad import read_passages
-from study.experiments import Experiment, confirmation, curve, final, screening
+from study.command import telling_errors
+from study.experiments import (
+    Experiment,
+    confirmation,
+    curve,
+    final,
+    grid,
+    repetition,
+    screening,
+)
 from study.report import Results
 from study.work import Study
 
 _ROOT = Path(__file__).parents[1]
 _MODEL = _ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-_STAGES = ("screening", "confirmation", "curve", "final")
+_SELECTING = {"repetition": repetition, "confirmation": confirmation}
+_STAGES = ("screening", *_SELECTING, "grid", "curve", "final")
 
 
 def main() -> None:
     """Do the experiments of a stage that have no result yet, or print tables."""
-    try:
+    with telling_errors():
         _main(_parser().parse_args())
-    except (LoraqaError, OSError) as error:
-        message, status = explain(error)
-        sys.stderr.write(f"study: {message}\n")
-        sys.exit(status)
 
 
 def _main(options: argparse.Namespace) -> None:
@@ -39,20 +46,25 @@ def _main(options: argparse.Namespace) -> None:
         return
     if not options.train:
         raise InputError("There is nothing to train on; name SQuAD v1.1 files with --train.")
-    if options.stage == "confirmation":
+    if options.stage in _SELECTING:
         _tell_of_missing(results)
     everything = _experiments(options.stage, results)
-    wanted = [e for e in everything if options.only in f"{e.group} {e.name}"]
+    wanted = [e for e in everything if _is_meant(e, options.only)]
     if not wanted:
         raise InputError(
-            f"No experiment of this stage is called {quote(options.only)}; give --only a group, a "
-            "name or a part of both, such as 'rank 4'."
+            f"No experiment of this stage is called {quote(options.only)}; give --only a group, "
+            "or a group and a name, such as 'rank 4'."
         )
     study = Study(str(options.model), options.train, options.dev, options.runs, results)
     for experiment in wanted:
         if not results.has(experiment):
             Console(stderr=True).rule(f"{experiment.group}: {experiment.name}, {experiment.id}")
             study.do(experiment)
+
+
+def _is_meant(experiment: Experiment, only: str) -> bool:
+    """Return whether `--only` names an experiment, or its group, or nothing."""
+    return only in ("", experiment.group, f"{experiment.group} {experiment.name}")
 
 
 def _tell_of_missing(results: Results) -> None:
@@ -80,9 +92,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _experiments(stage: str, results: Results) -> Iterator[Experiment]:
-    if stage == "confirmation":
-        return confirmation(results.f1)
-    return {"screening": screening, "curve": curve, "final": final}[stage]()
+    if stage in _SELECTING:
+        return _SELECTING[stage](results.f1)
+    return {"screening": screening, "grid": grid, "curve": curve, "final": final}[stage]()
 
 
 def _print_tables(results: Results) -> None:

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,17 @@ def print_parts(
     measured: Callable[[argparse.Namespace], Iterator[Any]], options: argparse.Namespace
 ) -> None:
     """Print each part as a line of JSON as soon as it is measured, or one sentence on an error."""
-    try:
+    with telling_errors():
         for part in measured(options):
             sys.stdout.write(json.dumps(part) + "\n")
             sys.stdout.flush()
+
+
+@contextmanager
+def telling_errors() -> Iterator[None]:
+    """End with one sentence on an error that a user can mend."""
+    try:
+        yield
     except (LoraqaError, OSError) as error:
         message, status = explain(error)
         sys.stderr.write(f"study: {message}\n")

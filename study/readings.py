@@ -79,16 +79,10 @@ class _ChangedTrees:
 
     def gradients(self, adapter: FlatAdapter) -> Gradients:
         inner = self.inner.gradients(adapter)
-        return lambda step: inner([self.change(trees) for trees in step])
+        return lambda step, targets=None: inner([self.change(each) for each in step], targets)
 
     def prefill(self, trees: Sequence[Tree]) -> tuple[DecodingSession, Tensor]:
         return self.inner.prefill(self.change(trees))
-
-
-def context_twice(tree: Tree, tokenizer: SegmentTokenizer) -> list[Tree]:
-    """Repeat the context in the trunk, so that each of its tokens has seen all of it."""
-    again = [_line_break(tokenizer), tree.trunk[len(tokenizer.start) :]]
-    return [replace(tree, trunk=np.concatenate([tree.trunk, *again]))]
 
 
 def question_twice(tree: Tree, tokenizer: SegmentTokenizer) -> list[Tree]:
@@ -193,7 +187,10 @@ def losing_also_on(question: float = 0.0, context: float = 0.0) -> Reading:
     def change(runner: Runner, _: SegmentTokenizer) -> Runner:
         runner = _of_trees(runner)
         weights = torch.tensor([1.0, question, context])
-        return replace(runner, make_gradients=lambda _, __: partial(_weighted, runner, weights))
+        return replace(
+            runner,
+            make_gradients=lambda *_: lambda step, targets=None: _weighted(runner, weights, step),  # noqa: ARG005
+        )
 
     return Reading(change)
 
@@ -242,7 +239,6 @@ READINGS = {
     "plain": Reading(),
     "both ways in all layers": both_ways(1.0),
     "both ways in the last half": both_ways(0.5),
-    "context twice": changing_trees(context_twice),
     "question twice": changing_trees(question_twice),
     "loss on the question": losing_also_on(question=0.3),
     "loss on question and context": losing_also_on(question=0.3, context=0.1),

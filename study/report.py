@@ -67,13 +67,13 @@ class Results:
     def _scores(self, seeds: Sequence[Experiment]) -> list[str]:
         scores = [self._by_question(seeds, how) for how in STRATEGIES]
         clusters = self._clusters(seeds[0])
-        return [_with_interval(each[:, i], clusters) for each in scores for i in (0, 1)]
+        return [with_interval(each[:, i], clusters) for each in scores for i in (0, 1)]
 
     def _gain(self, seeds: Sequence[Experiment], recipe: Sequence[Experiment] | None) -> str | None:
         if recipe is None or seeds is recipe:
             return None
         change = self._by_question(seeds, "span") - self._by_question(recipe, "span")
-        return _with_interval(change[:, 1], self._clusters(seeds[0]), sign="+")
+        return with_interval(change[:, 1], self._clusters(seeds[0]), sign="+")
 
     def _by_question(self, seeds: Sequence[Experiment], how: str) -> Floats:
         """Return exact match and F1 in percent, means over the seeds, (questions, 2)."""
@@ -106,6 +106,7 @@ class Results:
         return read
 
 
-def _with_interval(values: Floats, clusters: NDArray[np.int64], sign: str = "") -> str:
+def with_interval(values: Floats, clusters: NDArray[np.int64], sign: str = "") -> str:
+    """Return the mean with its 95% interval over contexts; `sign` is "+" for differences."""
     low, high = interval(values, clusters)
     return f"{values.mean():{sign}.1f} ({low:{sign}.1f} to {high:{sign}.1f})"

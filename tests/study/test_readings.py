@@ -9,7 +9,6 @@ import torch
 from study.clozes import with_clozes
 from study.readings import (
     both_ways,
-    context_twice,
     losing_also_on,
     question_first,
     question_twice,
@@ -48,8 +47,6 @@ def test_changed_trees_say_what_their_names_say(
 ) -> None:
     tree = trees[1]
     context, asked = "Context: A king.", "Question: Who reigned here?"
-    (twice,) = context_twice(tree, segments)
-    assert _texts(twice, segments) == [f"{context}\n{context} {asked} Answer:"]
     (again,) = question_twice(tree, segments)
     assert _texts(again, segments) == [f"{context} {asked} {asked} Answer:"]
     (first,) = question_first(tree, segments)

@@ -6,7 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from study.experiments import SEEDS, Experiment, confirmation, curve, final, screening
+from study.experiments import (
+    RATES,
+    SEEDS,
+    Experiment,
+    confirmation,
+    curve,
+    final,
+    grid,
+    repetition,
+    screening,
+)
 from study.report import Results
 from tests.model.conftest import PASSAGES
 
@@ -22,13 +32,32 @@ def test_experiments_that_do_the_same_have_one_result() -> None:
     assert len(set(others)) == len(others)
 
 
+def f1(experiment: Experiment) -> float:
+    return {"0.001": 9.0, "0.0005": 8.0}.get(experiment.name, 0.0)
+
+
 def test_the_best_two_of_each_group_are_confirmed() -> None:
-    confirmed = list(confirmation(lambda e: {"0.001": 9.0, "0.0005": 8.0}.get(e.name, 0.0)))
+    confirmed = list(confirmation(f1))
     rates = [(e.name, e.seed) for e in confirmed if e.group == "learning rate"]
     assert rates == [(name, seed) for name in ("0.001", "0.0005") for seed in SEEDS]
     assert {e.questions for e in confirmed} == {11_877}
     assert {e.questions for e in curve()} == {1_000, 3_000, 11_877, 16_161}
-    assert [(e.questions, e.dev) for e in final()] == [(16_161, None)]
+    assert {(e.questions, e.dev) for e in final()} == {(16_161, None)}
+    # Repetitions differ from what was screened in the seed alone.
+    repeated = list(repetition(f1))
+    assert [(e.group, e.name, e.seed) for e in repeated] == [
+        (e.group, e.name, e.seed) for e in confirmed
+    ]
+    assert {replace(e, seed=0).id for e in repeated} <= {e.id for e in screening()}
+
+
+def test_the_grid_has_each_rate_of_each_value_once() -> None:
+    tried = list(grid())
+    assert len({(e.group, e.name, e.seed) for e in tried}) == len(tried) == 10 * 5 * 3
+    rates = {e.all_settings["optimisation.learning_rate"] for e in tried if e.group == "variant"}
+    assert rates == set(RATES)
+    # Rank 16 on all layers is plain LoRA, trained once.
+    assert len({e.id for e in tried}) == 8 * 5 * 3
 
 
 def write_result(

@@ -34,7 +34,7 @@ def study(tmp_path: Path, tiny_folder: Path, data: dict[str, Path]) -> Study:
     return Study(str(tiny_folder), train, data["dev"], tmp_path / "runs", results)
 
 
-@pytest.mark.parametrize(("reading", "count"), [("plain", 6), ("context twice", 10)])
+@pytest.mark.parametrize(("reading", "count"), [("plain", 6), ("question twice", 10)])
 def test_its_result_is_that_of_a_training_with_its_settings(
     reading: str, count: int, study: Study, tmp_path: Path, data: dict[str, Path]
 ) -> None:
