@@ -12,7 +12,7 @@ ON_ALL_CORES := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup smollm2 demo test test-kernels lint bench crash fuzz study clean
+.PHONY: help setup smollm2 demo test test-kernels lint bench crash scale fuzz study recipes clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name text; \
@@ -48,11 +48,19 @@ bench: setup ## measure us and our peers (QUICK=1 for less, in 5 minutes; ONLY="
 crash: setup ## kill, fill disks and damage files; all must hold (QUICK=1 for a few of each)
 	$(BIN)/python -m reliability crash $(if $(QUICK),--quick)
 
+scale: setup ## kill one of several processes that train together; all must hold (KILLS=4 for fewer)
+	$(BIN)/python -m reliability scale $(if $(KILLS),--kills $(KILLS))
+
 fuzz: setup ## read 10,000 generated documents and a minute of noise (SECONDS=3600 for an hour)
 	$(BIN)/python -m reliability fuzz $(if $(SECONDS),--seconds $(SECONDS))
 
 study: smollm2 ## compare settings on a real model, hours (TRAIN="a.json b.json" DEV=c.json, STAGE=screening)
 	$(BIN)/python -m study $(or $(STAGE),screening) --train $(TRAIN) --dev $(DEV)
+
+recipes: ## read recipes/skypilot.yaml with SkyPilot itself, installed apart from loraqa
+	$(PYTHON) -m venv build/skypilot
+	build/skypilot/bin/pip install --quiet skypilot==0.14.1
+	build/skypilot/bin/python tools/skypilot_recipe.py
 
 clean: ## remove caches and build output; .venv and runs stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
@@ -66,5 +74,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 ifneq ($(TORCH_INDEX),)
 	$(BIN)/pip install --no-deps --index-url $(TORCH_INDEX) -c constraints.txt torch
 endif
-	$(BIN)/pip install -c constraints.txt -e '.[dev,documents,gguf,serve]'
+	$(BIN)/pip install -c constraints.txt -e '.[dev,documents,gguf,ray,serve,sweep]'
 	@touch $@

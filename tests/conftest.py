@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import settings
@@ -40,6 +41,12 @@ settings.load_profile("untimed")
 # Where kernels in C are to work; elsewhere nobody has tried.
 COMPILES = sys.platform == "linux" and shutil.which("cc") is not None
 needs_compiler = pytest.mark.skipif(not COMPILES, reason="no C compiler here, or not Linux")
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+OPTIONS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
+    "--disable-background-networking --disable-component-update"
+).split()
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -100,6 +107,24 @@ def notices_as_they_were() -> Iterator[None]:
     logger.handlers[:] = handlers
 
 
+@pytest.fixture(scope="module", autouse=True)
+def in_the_same_folder() -> Iterator[None]:
+    """Fail where a test leaves the process in another folder: those after it would fail there."""
+    here = Path.cwd()
+    yield
+    assert Path.cwd() == here
+
+
+@pytest.fixture(scope="module")
+def without_plots() -> Iterator[None]:
+    """Leave the plots out of reports, for they take a third of a tiny training.
+
+    `tests/report/` draws each of them, and `tests/demo/` looks for those of a training.
+    """
+    with patch("loraqa.report.plots.to_svg", lambda _: ""):
+        yield
+
+
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
     """Run a command line in this process; return its exit status, output and errors."""
@@ -119,6 +144,18 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         return int(stopped.value.code or 0), captured.out, captured.err
 
     return call
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here to open pages (`apt-get install chromium`)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,8 @@ from loraqa.prompt.chat import chat_template
 from loraqa.squad import write_official
 from tests.conftest import Call, town_passages
 
+pytestmark = pytest.mark.usefixtures("without_plots")
+
 CHAT = (
     "{% for message in messages %}<|im_start|>{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>{% endif %}"

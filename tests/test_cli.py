@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from signal import SIGINT, SIGTERM
@@ -26,7 +26,12 @@ from loraqa.squad import Answer, Passage, Question, write_official
 from tests.conftest import TOWN, Call, assert_near, town_passages
 from tests.documents.conftest import pdf_of
 
+pytestmark = pytest.mark.usefixtures("without_plots")
+
 PASSAGES = town_passages(8)
+
+# What `call_apart` is.
+CallApart = Callable[..., tuple[int, str, str, list[str]]]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +45,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, data: Path) -> Path:
     """A run of a few steps, made by `loraqa train`."""
     out = tmp_path_factory.mktemp("runs") / "town"
-    command = ["-m", "loraqa.cli", "train", "--model", tiny_folder, "--train", data, "--dev", data]
+    command = ["-m", "loraqa", "train", "--model", tiny_folder, "--train", data, "--dev", data]
     settings = [
         "model.dtype=float32",
         "optimisation.max_steps=4",
@@ -374,6 +379,27 @@ def test_inspect_shows_tokens_and_counts(call: Call, tiny_folder: Path, data: Pa
     assert "tokens as trees" in out
 
 
+def test_questions_without_an_answer_are_told_before_the_training(
+    call: Call, tiny_folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "own.csv"
+    path.write_text(
+        "context,question,answer\n"
+        "The mill is old.,What is old?,The mill\n"
+        "The mill is old.,Who built it?,\n"
+        "The mill is old.,How old is it?, \n"
+        "A mill and a barn.,What stands here?,barn\n"
+    )
+    told = f"2 of 4 questions of {path} have no answer (the first: line 3)"
+    status, out, _ = call("inspect", "--model", tiny_folder, "--data", path, "-n", 0)
+    assert status == 0
+    assert told.replace(" ", "") in "".join(out.split())
+    arguments = ["--dry-run", "--model", tiny_folder, "--train", path]
+    status, _, err = call("train", *arguments)
+    assert status == 0
+    assert err.count(f'{told}, so the run learns to say "no answer"') == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -447,13 +473,19 @@ def test_an_error_is_one_sentence(
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )
 def test_a_wrong_argument_is_named_before_anything_heavy_is_imported(
-    tiny_folder: Path, data: Path, run: Path, tmp_path: Path, arguments: list[str], says: str
+    call_apart: CallApart,
+    tiny_folder: Path,
+    data: Path,
+    run: Path,
+    tmp_path: Path,
+    arguments: list[str],
+    says: str,
 ) -> None:
     bad = Passage(TOWN, (Question("bad", "", (Answer(TOWN, 0),)),))
     write_official(tmp_path / "bad.json", [bad], "1.1")
     places = {"TINY": tiny_folder, "DATA": data, "RUN": run, "BAD": tmp_path / "bad.json"}
-    words = ["loraqa", *(str(places.get(word, word)) for word in arguments)]
-    status, out, error, heavy = in_new_process(words)
+    words = [str(places.get(word, word)) for word in arguments]
+    status, out, error, heavy = call_apart(words)
     assert (status, out, heavy) == (2, "", [])
     for name, path in places.items():
         says = says.replace(name, str(path))
@@ -461,27 +493,57 @@ def test_a_wrong_argument_is_named_before_anything_heavy_is_imported(
     assert len(error) < 1000
 
 
-def in_new_process(words: list[str], **environment: str) -> tuple[int, str, str, list[str]]:
-    """Return exit status, output, errors, and which of the heavy libraries were imported."""
-    code = (
-        "import sys\n"
-        "from loraqa.cli import main\n"
-        f"sys.argv = {words!r}\n"
-        "try:\n"
-        "    main()\n"
-        "finally:\n"
-        "    heavy = [n for n in ('torch', 'transformers', 'matplotlib') if n in sys.modules]\n"
-        "    sys.stderr.write('\\n' + ' '.join(heavy))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | environment,
-    )
-    error, _, heavy = done.stderr.rpartition("\n")
-    return done.returncode, done.stdout, error, heavy.split()
+# A program that runs command lines, each in a fork of itself in which nothing else was imported.
+IN_FORKS = """
+import json, os, sys, traceback
+from loraqa.cli import main
+
+told = os.dup(1)
+for line in sys.stdin:
+    words, environment, files = json.loads(line)
+    if os.fork() == 0:
+        for stream, path in zip((1, 2), files):
+            os.dup2(os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY), stream)
+        os.environ.update(environment)
+        sys.argv = ["loraqa", *words]
+        status = None
+        try:
+            main()
+        except SystemExit as end:
+            status = end.code
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        heavy = [name for name in ("torch", "transformers", "matplotlib") if name in sys.modules]
+        os.write(told, json.dumps([status, heavy]).encode() + b"\\n")
+        os._exit(0)
+    if os.wait()[1]:
+        os.write(told, b"[\\"killed\\", []]\\n")
+"""
+
+
+@pytest.fixture(scope="module")
+def call_apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CallApart]:
+    """Run a command line in a new process.
+
+    Return exit status, output, errors, and which of the heavy libraries were imported.
+    """
+    out, error = (tmp_path_factory.mktemp("streams") / name for name in ("out", "error"))
+    command = [sys.executable, "-c", IN_FORKS]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=1) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def call(words: list[str], **environment: str) -> tuple[int, str, str, list[str]]:
+            asked = [words, environment, [str(out), str(error)]]
+            print(json.dumps(asked), file=process.stdin)
+            status, heavy = json.loads(process.stdout.readline())
+            return status, out.read_text(), error.read_text(), heavy
+
+        yield call
+        process.stdin.close()
 
 
 def test_the_version_is_the_packages(call: Call) -> None:
@@ -618,12 +680,12 @@ def test_blank_texts_are_refused_before_the_model_is_loaded(
     ids=lambda command: f"{command[0]} {command[1].strip('-')}",
 )
 def test_wrong_arguments_are_reported_before_pytorch_is_imported(
-    tiny_folder: Path, data: Path, tmp_path: Path, command: list[str]
+    call_apart: CallApart, tiny_folder: Path, data: Path, tmp_path: Path, command: list[str]
 ) -> None:
     (tmp_path / "not-empty").touch()
     places = {"model": tiny_folder, "data": data, "tmp": tmp_path}
-    words = ["loraqa", *(word.format_map(places) for word in command)]
-    status, out, error, heavy = in_new_process(words, HOME=str(data.parent))
+    words = [word.format_map(places) for word in command]
+    status, out, error, heavy = call_apart(words, HOME=str(data.parent))
     assert (status, out, heavy) == (2, "", [])
     assert error.count("\n") == 1
     assert "gone" in error or f"{tmp_path} exists already" in error
@@ -773,10 +835,11 @@ def without_seconds(value: Any) -> Any:
 
 
 @pytest.mark.usefixtures("few_at_once")
-@pytest.mark.parametrize("number", [SIGINT, SIGTERM])
-@pytest.mark.parametrize("command", ["evaluate", "evaluate --out", "compare"])
+@pytest.mark.parametrize(
+    ("command", "number"), [("evaluate", SIGINT), ("evaluate --out", SIGTERM), ("compare", SIGINT)]
+)
 def test_a_stopped_command_goes_on_to_the_same_result(
-    call: Call, run: Path, data: Path, tmp_path: Path, number: signal.Signals, command: str
+    call: Call, run: Path, data: Path, tmp_path: Path, command: str, number: signal.Signals
 ) -> None:
     out = tmp_path / "new" / "result"
     options: list[object] = [run, "--data", data, "--json", "--max-answer-tokens", "9"]
@@ -840,7 +903,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_predictions(
 def test_ctrl_c_before_a_command_runs_shows_no_traceback(
     call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("loraqa.cli.app", lambda **_: signal.raise_signal(SIGINT))
+    monkeypatch.setattr("loraqa.cli.process.app", lambda **_: signal.raise_signal(SIGINT))
     assert call() == (130, "", "")
 
 
@@ -851,7 +914,7 @@ def test_every_command_says_that_it_was_stopped(
     """It waits for its text at a pipe that nobody writes to."""
     os.mkfifo(tmp_path / "text")
     words = ["ask", str(run), "--context-file", str(tmp_path / "text"), "Who?"]
-    command = [sys.executable, "-m", "loraqa.cli", *words]
+    command = [sys.executable, "-m", "loraqa", *words]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as it:
         # Opening waits until the command has opened the pipe to read.
         writing = os.open(tmp_path / "text", os.O_WRONLY)
@@ -873,7 +936,7 @@ def test_a_second_ctrl_c_does_not_interrupt_the_cleaning_up(
             signal.raise_signal(SIGINT)
             cleaned.append(True)
 
-    monkeypatch.setattr("loraqa.cli.app", interrupted_twice)
+    monkeypatch.setattr("loraqa.cli.process.app", interrupted_twice)
     assert call() == (130, "", "")
     assert cleaned
 
@@ -881,7 +944,7 @@ def test_a_second_ctrl_c_does_not_interrupt_the_cleaning_up(
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
 def test_closed_streams_stop_nothing(data: Path, tmp_path: Path, closed: str) -> None:
     (tmp_path / "answers.json").write_text("{}")
-    words = [sys.executable, "-m", "loraqa.cli", "score", tmp_path / "answers.json", "--json"]
+    words = [sys.executable, "-m", "loraqa", "score", tmp_path / "answers.json", "--json"]
     line = shlex.join(map(str, [*words, "--data", data]))
     done = subprocess.run(f"{line} {closed}", shell=True, capture_output=True, text=True)
     assert done.returncode == 0
@@ -892,7 +955,7 @@ def test_closed_streams_stop_nothing(data: Path, tmp_path: Path, closed: str) ->
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_output_that_cannot_be_written_is_named(data: Path, tmp_path: Path) -> None:
     (tmp_path / "answers.json").write_text("{}")
-    words = [sys.executable, "-m", "loraqa.cli", "score", tmp_path / "answers.json"]
+    words = [sys.executable, "-m", "loraqa", "score", tmp_path / "answers.json"]
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [*words, "--data", data], stdout=full, stderr=subprocess.PIPE, text=True

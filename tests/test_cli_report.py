@@ -1,6 +1,7 @@
 """The command line writes a report for every run, and compares two of them."""
 
 import csv
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -96,9 +97,97 @@ def test_its_figures_are_those_of_the_command(call: Call, run: Path, data: Path)
 
 def test_another_evaluation_is_replaced_aloud(call: Call, run: Path, data: Path) -> None:
     evaluate = ("evaluate", run, "--data", data)
-    told = f"The report in {run} was on {data} with span:32; this evaluation replaces it"
+    told = f"The report in {run} was of {run} on {data} with span:32; this evaluation replaces it"
     assert told in call(*evaluate, "--strategy", "greedy")[2]
     assert "replaces it" not in call(*evaluate, "--strategy", "greedy")[2]
+
+
+def test_what_an_option_names_is_never_overwritten(
+    call: Call, model: Path, run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, report, compared = tmp_path / "out.json", tmp_path / "report", tmp_path / "compared"
+    changed, learned = tmp_path / "changed.csv", tmp_path / "learned"
+    evaluate = ("evaluate", model, "--data", data, "--strategy", "greedy")
+    commands: dict[Path, tuple[object, ...]] = {
+        out: (*evaluate, "--out", out),
+        report / "evaluation.json": (*evaluate, "--report", report),
+        compared / "comparison.json": (
+            *("compare", run, "--data", data, "--strategies", "greedy", "--out", compared),
+        ),
+        learned / "analysis.json": ("analyze", run, "--out", learned),
+        changed: ("diff", report, report, "--out", changed),
+    }
+    for words in commands.values():
+        assert call(*words)[0] == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    # Nothing is loaded for that.
+    monkeypatch.setattr("loraqa.cli.output.importing", None)
+    for path, words in commands.items():
+        told = f"loraqa: {path} exists already; name another place, or remove it.\n"
+        assert call(*words) == (2, "", told)
+    both = call(*evaluate, "--out", tmp_path / "new.json", "--report", report)
+    assert both[0] == 2
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_an_evaluation_killed_when_all_is_written_ends_the_same(
+    call: Call, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, report = tmp_path / "out.json", tmp_path / "report"
+    words = ("evaluate", model, "--data", data, "--out", out, "--report", report)
+    with monkeypatch.context() as patched:
+        # What a process that is killed does not do any more.
+        patched.setattr("loraqa.answer.journal.Journal.__exit__", lambda *_: None)
+        assert call(*words)[0] == 0
+    assert (tmp_path / "out.json.journal").exists()
+    before = out.read_bytes()
+    assert call(*words)[0] == 0
+    assert out.read_bytes() == before
+    assert not (tmp_path / "out.json.journal").exists()
+    assert call(*words)[0] == 2
+
+
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+def test_where_a_report_fails_the_same_command_goes_on_to_it(
+    call: Call,
+    model: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+) -> None:
+    out = tmp_path / ("out.json" if command == "evaluate" else "out")
+    words = [command, model, "--data", data, "--out", out]
+    if command == "compare":
+        words += ["--strategies", "greedy"]
+
+    def full(_: Path) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device", "report.html")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("loraqa.report.run.write_report", full)
+        status, _, said = call(*words)
+    assert (status, "The report could not be written" in said) == (0, True)
+    assert not list(tmp_path.rglob("report.html"))
+    assert call(*words)[0] == 0
+    assert len(list(tmp_path.rglob("report.html"))) == 1
+    assert call(*words)[0] == 2
+
+
+def test_in_a_run_the_last_comparison_and_analysis_replace_others_aloud(
+    call: Call, run: Path, data: Path
+) -> None:
+    compare = ("compare", run, "--data", data, "--strategies", "greedy")
+    for words, told in {
+        compare: f"The comparison in {run / 'comparison'} will be replaced (--out FOLDER keeps",
+        (
+            "analyze",
+            run,
+        ): f"The analysis in {run / 'analysis'} will be replaced (--out FOLDER keeps",
+    }.items():
+        assert told not in call(*words)[2]
+        status, _, said = call(*words)
+        assert (status, told in said) == (0, True)
 
 
 def test_a_model_that_is_no_run_is_reported_beside_the_predictions(
@@ -153,7 +242,7 @@ def test_diff_compares_two_evaluations(
         (("diff", "{empty}", "{empty}"), "holds no evaluation; make one with"),
         (("report", "{empty}"), "holds nothing to report"),
         (("report", "{empty}/missing"), "holds nothing to report"),
-        (("diff", "{empty}/a", "{empty}/b"), "holds no evaluation"),
+        (("diff", "{empty}/a", "{empty}/b"), "does not exist; check the path"),
     ],
 )
 def test_a_folder_without_results_is_named(

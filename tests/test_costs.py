@@ -1,6 +1,7 @@
 """What a training is said to cost is what it then costs, by a clock that only computing moves."""
 
 import json
+import logging
 import signal
 import sys
 import tempfile
@@ -161,6 +162,52 @@ def test_a_training_costs_what_was_said(
     after = costs.seconds["calibration_and_report"]
     assert after == pytest.approx(SCORING_ONCE_TRAINED * scorings[0]["seconds"])
     assert costs.seconds["later_scorings"] == pytest.approx(3 * after)
+
+
+def test_a_dry_run_of_small_data_says_how_often_they_are_seen(
+    chosen: RunSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    small = chosen.with_values({"optimisation.epochs": None, "data.dev": None})
+    work = estimate_costs(small).work
+    with caplog.at_level(logging.INFO, logger="loraqa"):
+        result = finetune(small, tmp_path / "run")
+    assert "So few questions are seen up to 10 times (optimisation.epochs)." in caplog.messages
+    last = RunDirectory(tmp_path / "run").metrics()[-1]
+    assert (last["step"], last["epoch"]) == (work["steps"], work["epochs"]) == (20, 10)
+    assert result.steps == 20
+    shorter = small.with_values({"optimisation.max_steps": 5})
+    work = estimate_costs(shorter).work
+    assert (work["steps"], work["epochs"]) == (5, 2.5)
+
+
+def test_max_steps_are_made_however_often_small_data_are_seen(
+    chosen: RunSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    longer = chosen.with_values(
+        {"optimisation.epochs": None, "optimisation.max_steps": 25, "data.dev": None}
+    )
+    work = estimate_costs(longer).work
+    with caplog.at_level(logging.INFO, logger="loraqa"):
+        assert finetune(longer, tmp_path / "run").steps == work["steps"] == 25
+    assert work["epochs"] == 12.5
+    told = (
+        "To make optimisation.max_steps=25, questions are seen up to 13 times "
+        "(optimisation.epochs)."
+    )
+    assert told in caplog.messages
+
+
+def test_max_steps_out_of_reach_are_told(
+    chosen: RunSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = (
+        "The run ends after 8 steps, before optimisation.max_steps=9, because of "
+        "optimisation.epochs=4; leave the epochs out to make all steps."
+    )
+    for most in (8, 9):
+        bounded = {"optimisation.epochs": 4, "optimisation.max_steps": most, "data.dev": None}
+        assert estimate_costs(chosen.with_values(bounded)).work["steps"] == 8
+        assert (told in caplog.messages) == (most == 9)
 
 
 def test_memory_of_a_step_is_measured(chosen: RunSettings) -> None:

@@ -1,5 +1,6 @@
 """Every command and the Python front door, on a GPT-2-like, a Llama-like and a GGUF model."""
 
+import csv
 import json
 import re
 import shutil
@@ -24,6 +25,8 @@ from tests.conftest import TOWN, Call, assert_near, tiny_model, town_passages
 from tests.model.test_session import rows_of
 from tests.model.tiny_gguf import write_gguf
 
+pytestmark = pytest.mark.usefixtures("without_plots")
+
 PASSAGES = town_passages(4)
 # An odd number of kinds of layers in Llama's blocks (seven), an even one in GPT-2's (four).
 KINDS = {"gpt2": 4, "llama": 7, "llama in GGUF": 7}
@@ -42,6 +45,10 @@ SETTINGS = [
 @pytest.fixture(scope="module", params=KINDS)
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+# Nothing but the loading of a base knows that it is a GGUF file.
+not_in_gguf = pytest.mark.parametrize("family", ["gpt2", "llama"], indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +114,7 @@ def test_training_and_resuming_give_the_same_adapter(
     assert goes_on(call, out) == adapter_of(run)
 
 
+@not_in_gguf
 @pytest.mark.parametrize("variant", ["lora.initialisation=pissa", "lora.dora=true"])
 def test_a_variant_gives_an_adapter_of_the_base_resumed_or_not(
     variant: str, call: Call, base: Path, data: Path, tmp_path: Path
@@ -121,6 +129,7 @@ def test_a_variant_gives_an_adapter_of_the_base_resumed_or_not(
     assert goes_on(call, out) == learned
 
 
+@not_in_gguf
 def test_an_activated_lora_goes_on_answers_and_is_read_by_peft(
     call: Call, base: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -149,6 +158,7 @@ def test_an_activated_lora_goes_on_answers_and_is_read_by_peft(
     assert goes_on(call, out) == learned
 
 
+@not_in_gguf
 def test_evaluating_gives_the_official_scores_of_the_reader(
     call: Call, data: Path, run: Path, tmp_path: Path
 ) -> None:
@@ -164,6 +174,7 @@ def test_evaluating_gives_the_official_scores_of_the_reader(
     assert (status, json.loads(printed)) == (0, official)
 
 
+@not_in_gguf
 def test_the_threshold_is_chosen_on_the_command_line(call: Call, run: Path, tmp_path: Path) -> None:
     passage = Passage(TOWN, (Question("none", "Why?"),))
     write_official(tmp_path / "v2.json", [passage], "2.0")
@@ -187,6 +198,7 @@ def test_the_threshold_is_chosen_on_the_command_line(call: Call, run: Path, tmp_
         assert (status, json.loads(printed)["exact_match"]) == (0, right), error
 
 
+@not_in_gguf
 def test_long_texts_are_read_in_the_windows_that_match_a_question(
     call: Call, run: Path, tmp_path: Path
 ) -> None:
@@ -199,7 +211,7 @@ def test_long_texts_are_read_in_the_windows_that_match_a_question(
     (answer,) = json.loads(printed)["answers"]
     assert abs(answer["start"] - long.index(TOWN)) < 2000
     assert "for each question only the window that matches it best" in error
-    assert "answering 1 prompt" in error
+    assert "answering 1 question" in error
     status, printed, error = call(*words, "--windows", "all")
     assert status == 0, error
     reader = replace(Reader.load(run), most_windows=None)
@@ -211,6 +223,7 @@ def test_long_texts_are_read_in_the_windows_that_match_a_question(
         assert "is neither a number from 1 on nor all" in error
 
 
+@not_in_gguf
 def test_comparing_answers_by_every_kind_of_strategy(
     call: Call, data: Path, run: Path, tmp_path: Path
 ) -> None:
@@ -252,6 +265,29 @@ def test_asking_and_serving_give_the_answers_of_the_reader(
         assert client.get("/").status_code == 200
 
 
+@not_in_gguf
+def test_answering_a_file_gives_the_answers_of_the_reader(
+    call: Call, run: Path, tmp_path: Path
+) -> None:
+    data, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    data.write_text(f'context,question\n"{TOWN}",Who built the mill?\n"{TOWN}",When?\n')
+    status, printed, error = call("answer", run, "--data", data, "--out", out, "--json")
+    counts = {"rows": 2, "answered": 2, "no_answer": 0, "skipped": 0, "left_out": 0}
+    assert (status, json.loads(printed)) == (0, counts), error
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    expected = Reader.load(run).answer(TOWN, ["Who built the mill?", "When?"])
+    assert [(row["answer"], int(row["start"]), int(row["end"])) for row in rows] == [
+        (answer.text, answer.start, answer.end) for answer in expected
+    ]
+    status, _, error = call("answer", run, "--data", data, "--out", out)
+    assert (status, error) == (
+        2,
+        f"loraqa: {out} exists already; name another place, or remove it.\n",
+    )
+
+
+@not_in_gguf
 def test_analyzing_shows_every_adapted_matrix(
     call: Call, family: str, run: Path, data: Path
 ) -> None:
@@ -272,8 +308,8 @@ def test_analyzing_shows_every_adapted_matrix(
     assert all(kind in printed for kind in kinds)
 
 
-def test_exports_compute_what_the_run_computes(
-    call: Call, base: Path, run: Path, tmp_path: Path
+def test_exports_compute_and_answer_as_the_run_does(
+    call: Call, base: Path, data: Path, run: Path, tmp_path: Path
 ) -> None:
     for kind in ("peft", "merged"):
         status, _, error = call("export", run, "--format", kind, "--out", tmp_path / kind)
@@ -289,15 +325,10 @@ def test_exports_compute_what_the_run_computes(
     assert_near(merged, by_peft, 1e-5)
     assert (before - by_peft).norm() > 0.01 * before.norm()
 
-
-def test_an_export_answers_as_the_run_does(
-    call: Call, data: Path, run: Path, tmp_path: Path
-) -> None:
-    expected = evaluate(Reader.load(run), read_passages(data)).predictions
+    dataset = read_passages(data)
+    expected = evaluate(Reader.load(run), dataset).predictions
     for kind in ("peft", "merged"):
-        assert call("export", run, "--format", kind, "--out", tmp_path / kind)[0] == 0
-        reader = Reader.load(tmp_path / kind)
-        assert evaluate(reader, read_passages(data)).predictions == expected
+        assert evaluate(Reader.load(tmp_path / kind), dataset).predictions == expected
 
 
 def test_inspecting_shows_the_input(call: Call, base: Path, data: Path) -> None:

@@ -18,22 +18,35 @@ ROOMS = [
     "lora",
     "prompt",
     "model",
+    "distributed",
     "adapter",
     "documents",
     "train",
     "answer",
+    "batch",
     "report",
     "serve",
     "speed",
+    "sweep",
+    "cluster",
     "demo",
+    "cli",
 ]
 # The plain algorithm: these work without any acceleration.
 CORE = ["squad", "lora", "prompt", "model", "adapter", "train", "answer"]
 # Rooms that do not import each other, whatever their order.
 SIBLINGS = {"train": "answer", "answer": "train"}
-FOR_ALL = ["cache", "errors", "files", "garbage"]
-# Beyond the order: the demo runs the recipes on its own data.
-EXCEPTIONS = {"demo": {"finetune", "reader"}, "speed": {"notices"}}
+FOR_ALL = ["begun", "cache", "errors", "files", "garbage"]
+# Beyond the order: batch, demo and sweep run the recipes, on data or with settings of their own,
+# and commands run all of them.
+EXCEPTIONS = {
+    "demo": {"finetune", "reader"},
+    "speed": {"notices"},
+    "sweep": {"finetune"},
+    "cli": {"analyze", "costs", "finetune", "notices", "reader"},
+    "batch": {"reader"},
+    "cluster": {"reader"},
+}
 # Accelerations that are imported by name. Graphs replay what Triton kernels compute, branches alone
 # attend by products, their trunks are kept, and the command line starts the preparing process
 # before it imports PyTorch.
@@ -41,7 +54,7 @@ TIED = {
     "loraqa.speed.cpu.products": {"speed/branches.py"},
     "loraqa.speed.branches": {"speed/kept.py"},
     "loraqa.speed.gpu.trees": {"speed/gpu/graphs.py"},
-    "loraqa.speed.start.process": {"cli.py"},
+    "loraqa.speed.start.process": {"cli/train.py"},
 }
 HEAVY = [
     *("torch", "transformers", "tokenizers", "datasets", "pyarrow", "pandas", "matplotlib"),

@@ -40,14 +40,28 @@ def test_messages_stand_above_the_line_which_vanishes(
     assert shown(terminal.getvalue()) == ["loraqa: It has no adapter.", "loraqa: Loaded.", ""]
 
 
+@pytest.mark.usefixtures("logger")
 def test_a_long_line_is_shortened_so_that_it_can_be_cleared(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("COLUMNS", "40")
+    show_notices()
     with status_line(f"Loading {'a' * 100} …"):
-        assert len(terminal.getvalue()) < 40
+        assert 0 < len(terminal.getvalue()) < 40
+
+
+def test_a_silent_process_shows_no_line(
+    logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    show_notices()
+    logger.setLevel(logging.ERROR)
+    with status_line("Loading a model …"):
+        pass
+    assert terminal.getvalue() == ""
 
 
 def test_no_line_is_written_to_a_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """loraqa: teach a language model to answer questions about your own texts.
 
-    from loraqa import Reader, finetune
+    from loraqa import Reader, finetune, load_readers
 
 `docs/architecture.md` describes the packages, from the foundation up.
 """
@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loraqa.finetune import finetune
-    from loraqa.reader import Reader
+    from loraqa.reader import Reader, load_readers
 
 __version__ = "0.1.0"
-__all__ = ["Reader", "__version__", "finetune"]
+__all__ = ["Reader", "__version__", "finetune", "load_readers"]
 
 
 def __getattr__(name: str) -> Any:
     """Import PyTorch and transformers only for those who need them."""
-    if name == "Reader":
-        return import_module("loraqa.reader").Reader
+    if name in ("Reader", "load_readers"):
+        return getattr(import_module("loraqa.reader"), name)
     if name == "finetune":
         # The module, which can be called like its function.
         return import_module("loraqa.finetune")
@@ -27,4 +27,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), "Reader", "finetune"]
+    return [*globals(), "Reader", "finetune", "load_readers"]

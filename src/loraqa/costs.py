@@ -24,6 +24,7 @@ from loraqa.train.data import TrainingData
 from loraqa.train.loop import train
 from loraqa.train.manifest import ADAPTER
 from loraqa.train.run import Record, RunDirectory
+from loraqa.train.schedule import total_epochs
 from loraqa.train.settings import RunSettings
 from loraqa.train.stopping import StoppedError
 
@@ -145,7 +146,7 @@ def _of_trial(settings: RunSettings) -> RunSettings:
 def _work(ready: Ready, settings: RunSettings) -> dict[str, float]:
     counts, parameters = ready.training.encoded.counts, parameter_counts(ready.runner.model)
     negatives = ready.training.facts["negatives"]
-    steps, epochs = ready.work.steps, settings.optimisation.epochs
+    steps, epochs = ready.work.steps, total_epochs(ready.plan, settings.optimisation)
     return {
         "steps": steps,
         "epochs": epochs * steps / sum(map(ready.plan.steps_in, range(epochs))),

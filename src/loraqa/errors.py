@@ -35,6 +35,10 @@ class InputError(LoraqaError):
     exit_code = 2
 
 
+class DivergedError(LoraqaError):
+    """A training whose loss, gradient or weights are not finite any more."""
+
+
 class FileError(OSError):
     """An `OSError` that names the file and says what cannot be done with it.
 
@@ -60,6 +64,11 @@ def explain(error: LoraqaError | OSError) -> tuple[str, int]:
     # An argument that is no path was taken for one.
     status = 2 if error.errno == errno.ENAMETOOLONG else 1
     return f"{shortened(_what(error), LONGEST // 8)}{advice}.", status
+
+
+def explained(message: str, status: int) -> LoraqaError:
+    """Return an error with the message and exit status that `explain` gave in another process."""
+    return (InputError if status == InputError.exit_code else LoraqaError)(message)
 
 
 def _what(error: OSError) -> str:

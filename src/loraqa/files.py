@@ -188,6 +188,12 @@ def check_file_writable(path: Path) -> None:
     check_folder_writable(path.parent)
 
 
+def check_new_file(path: Path) -> None:
+    """Raise `InputError` if `path` exists, because whoever made it may still need it."""
+    if path.exists():
+        raise InputError(f"{path} exists already; name another place, or remove it.")
+
+
 def check_new_folder(path: Path) -> None:
     """Raise `InputError` if `path` exists or nothing can be written there."""
     # A killed process may have finished the folder, and left its temporary one.

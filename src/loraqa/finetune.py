@@ -12,7 +12,9 @@ import math
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,18 +24,22 @@ from transformers import PreTrainedModel
 from loraqa.adapter.base import describe_base
 from loraqa.adapter.card import CARD, model_card
 from loraqa.adapter.evaluation import Evaluation
+from loraqa.adapter.find import adapter_of
 from loraqa.adapter.info import AdapterInfo, BaseInfo, read_adapter_info, write_adapter_info
 from loraqa.analysis.outcome import FILE, Outcome
 from loraqa.answer.calibrate import calibrate
 from loraqa.answer.evaluate import evaluate, sample_questions
 from loraqa.answer.outcome import outcome_of
-from loraqa.answer.progress import Progress
 from loraqa.answer.reader import Reader as PlainReader
 from loraqa.answer.span import SpanSearch
+from loraqa.answer.together import SharedScoring
+from loraqa.distributed.launch import tell_how_to_use_all
+from loraqa.distributed.ranks import ALONE, Ranks
 from loraqa.errors import InputError, counted, some_of
 from loraqa.files import read_json, replacing_folder, write_text
 from loraqa.lora.adapt import adapt, parameter_counts, resume_pissa
 from loraqa.lora.adapter import load_adapter
+from loraqa.lora.start import start_from
 from loraqa.model.choose import choose_runner
 from loraqa.model.load import check_vocabulary, load_model
 from loraqa.model.runner import Runner, Use
@@ -45,21 +51,27 @@ from loraqa.prompt.plan import BatchPlan
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
 from loraqa.reader import Reader
-from loraqa.report.progress import answering_progress, training_progress
+from loraqa.report.progress import answering_progress, no_progress, training_progress
 from loraqa.report.run import keep_outcome, rewrite_report
 from loraqa.report.time_left import Work
 from loraqa.speed.kept import keep_trunks
 from loraqa.speed.start import accelerated_preparation
 from loraqa.speed.trial import fastest
-from loraqa.squad import Overlap, QADataset, Scores, overlap, read_passages
+from loraqa.squad import Overlap, QADataset, overlap, read_passages
 from loraqa.train.checkpoint import TrainState
-from loraqa.train.data import TrainingData, describe
+from loraqa.train.data import TrainingData, describe, without_answer
 from loraqa.train.environment import environment
 from loraqa.train.loop import train
 from loraqa.train.manifest import ADAPTER, check_whole, checkpoint_folder, newest_whole, step_of
-from loraqa.train.run import RunDirectory
-from loraqa.train.schedule import scoring_steps, total_steps
-from loraqa.train.settings import DataSettings, ModelSettings, RunSettings
+from loraqa.train.run import Record, RunDirectory, check_same, warn_of_other_accelerations
+from loraqa.train.schedule import FEWEST_EPOCHS, scoring_steps, total_epochs, total_steps
+from loraqa.train.settings import (
+    DataSettings,
+    ModelSettings,
+    OptimisationSettings,
+    RunSettings,
+)
+from loraqa.train.start import check_base, fingerprint
 
 logger = logging.getLogger("loraqa")
 
@@ -87,8 +99,8 @@ class FinetuneResult:
     Attributes:
         run: the folder of the run; `Reader.load(run)` answers with the adapter in it.
         steps: optimizer steps done.
-        before, after: scores on the dev sample without an adapter and with the saved adapter; None
-            without dev data.
+        before, after: scores on the dev sample before the first step, and with the saved adapter;
+            None without dev data.
         training_seconds, evaluation_seconds: time spent on each, including time before a resume.
     """
 
@@ -112,6 +124,8 @@ def finetune(
     command: str = "finetune(settings, run_dir)",
     prepare: Callable[[RunSettings], TrainingData] | None = None,
     change: Callable[[Runner, SegmentTokenizer], Runner] | None = None,
+    report: Callable[[Record], None] = lambda _: None,
+    ranks: Ranks = ALONE,
 ) -> FinetuneResult:
     """Fine-tune a model as `settings` say, in the folder `run_dir`.
 
@@ -122,6 +136,9 @@ def finetune(
         command: the command that made the run, for its model card.
         prepare: prepares the training data; by default `accelerated_preparation`.
         change: returns the runner to train and score with; an experiment changes the given one.
+        report: called with every record of the metrics; what it raises ends the training.
+        ranks: the processes that train together (see `loraqa.distributed`). All call this function
+            with the same settings; only the first uses `run_dir`, and calibrates.
 
     Raises:
         InputError: settings, data, model or folder cannot be used, or another process trains in
@@ -131,16 +148,14 @@ def finetune(
             are whole.
     """
     settings = settings.with_full_paths().with_template()
-    run = RunDirectory(run_dir)
-    with run.writing(settings, resume):
-        result, held_out, sample = _finetune(settings, run, resume, command, prepare, change)
-        examined = None
-        if held_out.order or sample is not None:
-            examined = _calibrate_and_examine(run, settings, held_out, sample, command)
-        if examined is None:
-            rewrite_report(run.path)
-        else:
-            keep_outcome(examined, run.path)
+    run = RunDirectory(run_dir, ranks.launcher)
+    tell_how_to_use_all(settings.model.device, command, ranks)
+    with run.writing(settings, resume) if ranks.is_first else nullcontext():
+        result, held_out, sample = _finetune(
+            settings, run, resume, command, prepare, change, report, ranks
+        )
+        finish = partial(_calibrate_and_report, run, settings, held_out, sample, command)
+        ranks.of_first(finish, "rank 0 to calibrate and to write the report")
     return result
 
 
@@ -151,10 +166,12 @@ def _finetune(
     command: str,
     prepare: Callable[[RunSettings], TrainingData] | None,
     change: Callable[[Runner, SegmentTokenizer], Runner] | None,
+    report: Callable[[Record], None],
+    ranks: Ranks,
 ) -> tuple[FinetuneResult, QADataset, QADataset | None]:
     """Train, and write the adapter. Return the held-out questions and the dev sample, too."""
-    checkpoint = newest_whole(run.checkpoints)
-    ready = get_ready(settings, checkpoint, prepare, change)
+    checkpoint = newest_whole(run.checkpoints) if ranks.is_first else None
+    ready = get_ready(settings, checkpoint, prepare, change, ranks=ranks)
     training, reader, model = ready.training, ready.reader, ready.runner.model
     facts = {
         "base": ready.base.model_dump(),
@@ -163,22 +180,40 @@ def _finetune(
     }
     if ready.dev is not None:
         facts["dev"] = describe(ready.dev)
-    begin = run.resume if resume else run.start
-    begin(settings, facts, environment(model.device, model.dtype, command, ready.accelerations))
+    check_same(ranks, facts)
+    if settings.lora.start and checkpoint is None and ranks.is_first:
+        facts["start"] = {"sha256": fingerprint(settings.lora.start)}
+    warn_of_other_accelerations(ranks, ready.accelerations)
+    now = environment(model.device, model.dtype, command, ready.accelerations, ranks.size)
+    begin = partial(run.resume if resume else run.start, settings, facts, now)
+    ranks.of_first(begin, "rank 0 to begin the run")
 
-    with training_progress(ready.work, step_of(checkpoint)) as progress:
+    done = step_of(checkpoint)
+    shown = training_progress(ready.work, done) if ranks.is_first else no_progress()
+    with shown as progress:
+
+        def show_and_report(record: Record) -> None:
+            progress.record(record)
+            report(record)
+
+        scoring = None
+        if ready.sample is not None:
+            scoring = SharedScoring(reader, ready.sample, SCORING, ranks, progress.scoring)
         state = train(
             ready.runner,
             ready.plan,
             settings,
             run,
             checkpoint=checkpoint,
-            evaluate=_scorer(reader, ready.sample, progress.scoring),
-            report=progress.record,
+            evaluate=scoring.answer if scoring else None,
+            report=show_and_report,
+            ranks=ranks,
+            merge=scoring.merge if scoring else None,
         )
-    info = _adapter_info(reader, ready.base)
-    card = _card(info, settings, state, training.facts, ready.shared, command)
-    _write_adapter(run, state, info, card)
+    if ranks.is_first:
+        info = _adapter_info(reader, ready.base)
+        card = _card(info, settings, state, training.facts, ready.shared, command)
+        _write_adapter(run, state, info, card)
     result = FinetuneResult(
         run=run.path,
         steps=state.step,
@@ -221,25 +256,39 @@ def get_ready(
     checkpoint: Path | None = None,
     prepare: Callable[[RunSettings], TrainingData] | None = None,
     change: Callable[[Runner, SegmentTokenizer], Runner] | None = None,
+    choose_weights: Callable[[PreTrainedModel], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Ready:
     """Read, check and encode the data, and load and adapt the model. Nothing is written to a run.
 
     Arguments and errors are those of `finetune`; `checkpoint` holds the adapter to go on with.
+    An experiment that trains no LoRA instead freezes what it does not train with `choose_weights`.
     """
     prepare = prepare or accelerated_preparation(settings.speed.without)
     training, dev = prepare(settings), _read_dev(settings.data)
     sample = dev and _sample(dev, settings)
 
-    model = load_model(**settings.model.model_dump())
+    device = ranks.device(settings.model.device)
+    model = load_model(**settings.model.model_dump() | {"device": device})
     max_length = choose_max_length(settings.prompt.max_length, model.config)
-    _put_in_adapter(model, settings, checkpoint, _invocation(settings, training, max_length))
-    runner, accelerations = _runner(model, max_length, settings, answering=dev is not None)
+    if choose_weights is None:
+        invocation = _invocation(settings, training, max_length)
+        _put_in_adapter(model, settings, checkpoint, invocation, ranks)
+    else:
+        choose_weights(model)
+    runner, accelerations = _runner(
+        model, max_length, settings, answering=dev is not None, sharers=ranks.on_machine
+    )
     if change is not None:
         runner = change(runner, training.tokenizer)
 
     _report_training(training, max_length)
     check_vocabulary(training.tokenizer, model)
     plan = _plan(settings, training.encoded, runner)
+    _report_epochs(plan, settings.optimisation)
+    base = _describe_base(settings.model, model, training)
+    if settings.lora.start and checkpoint is None and ranks.is_first:
+        check_base(settings.lora.start, base)
     return Ready(
         training,
         dev,
@@ -249,9 +298,25 @@ def get_ready(
         _reader(settings, runner, max_length, training),
         plan,
         _work(settings, plan, training.held_out, sample),
-        _describe_base(settings.model, model, training),
+        base,
         _find_overlap(training, dev),
     )
+
+
+def _calibrate_and_report(
+    run: RunDirectory,
+    settings: RunSettings,
+    held_out: QADataset,
+    sample: QADataset | None,
+    command: str,
+) -> None:
+    examined = None
+    if held_out.order or sample is not None:
+        examined = _calibrate_and_examine(run, settings, held_out, sample, command)
+    if examined is None:
+        rewrite_report(run.path)
+    else:
+        keep_outcome(examined, run.path)
 
 
 def _calibrate_and_examine(
@@ -272,7 +337,7 @@ def _calibrate_and_examine(
     fitting = _SCORING_BATCH_FACTOR * settings.optimisation.tokens_per_batch
     reader: PlainReader = replace(loaded, tokens_per_batch=min(fitting, loaded.tokens_per_batch))
     if held_out.order:
-        reader = _calibrated(reader, held_out, run)
+        reader = _calibrated(reader, held_out, settings, run)
     if sample is None or _evaluated_otherwise(run, sample):
         return None
     return _examine(reader, sample, run, command)
@@ -285,11 +350,15 @@ def _evaluated_otherwise(run: RunDirectory, sample: QADataset) -> bool:
     return bool(Outcome.load(run.path).data["sha256"] != sample.fingerprint)
 
 
-def _calibrated(reader: PlainReader, held_out: QADataset, run: RunDirectory) -> PlainReader:
+def _calibrated(
+    reader: PlainReader, held_out: QADataset, settings: RunSettings, run: RunDirectory
+) -> PlainReader:
     """Learn from questions that were held out how far answers can be trusted."""
     logger.info("Calibrating on %s that were held out.", counted(len(held_out.order), "question"))
     with answering_progress() as progress:
-        calibrated = calibrate(reader, held_out, progress)
+        calibrated = calibrate(
+            reader, held_out, settings.data.negatives, settings.seed, progress=progress
+        )
     learned = {
         "no_answer_threshold": calibrated.no_answer_threshold,
         "calibration": calibrated.calibration,
@@ -326,16 +395,22 @@ def _put_in_adapter(
     settings: RunSettings,
     checkpoint: Path | None,
     invocation: Sequence[int],
+    ranks: Ranks,
 ) -> None:
-    if checkpoint is None:
-        if settings.lora.initialisation == "pissa":
-            logger.info("Splitting the weights, which takes some seconds for each large layer.")
-        adapt(model, settings.lora, settings.seed, invocation)
-    else:
+    lora = settings.lora
+    if checkpoint is not None:
         logger.info("Going on from %s.", checkpoint)
         _load_from(checkpoint, model, settings.model.source)
-        if settings.lora.initialisation == "pissa":
-            resume_pissa(model, settings.lora)
+        if lora.initialisation == "pissa":
+            resume_pissa(model, lora)
+    elif lora.start and ranks.is_first:
+        # The others receive its weights.
+        logger.info("Starting with the weights of the adapter in %s.", lora.start)
+        start_from(model, adapter_of(lora.start), lora, invocation)
+    else:
+        if lora.initialisation == "pissa":
+            logger.info("Splitting the weights, which takes some seconds for each large layer.")
+        adapt(model, lora, settings.seed, invocation)
     logger.info("%s.", parameter_counts(model))
 
 
@@ -358,13 +433,18 @@ def _load_from(checkpoint: Path, model: PreTrainedModel, source: str) -> None:
 
 
 def _runner(
-    model: PreTrainedModel, max_length: int, settings: RunSettings, *, answering: bool
+    model: PreTrainedModel,
+    max_length: int,
+    settings: RunSettings,
+    *,
+    answering: bool,
+    sharers: int,
 ) -> tuple[Runner, tuple[str, ...]]:
     """Return the fastest runner of a model, and the names of its accelerations."""
     plain = choose_runner(model, max_length, answering=answering)
     uses: list[Use] = ["training", "answering"] if answering else ["training"]
     runner, accelerations = fastest(plain, uses, settings.speed.without)
-    return keep_trunks(runner, settings.speed.kept_trunks), accelerations
+    return keep_trunks(runner, settings.speed.kept_trunks, sharers), accelerations
 
 
 def _report_training(training: TrainingData, max_length: int) -> None:
@@ -376,6 +456,12 @@ def _report_training(training: TrainingData, max_length: int) -> None:
         f"{counted(counts.passages, 'context')} of {source}: {counts.tree_tokens:,} tokens as "
         f"trees, {counts.separate_tokens:,} as separate examples."
     )
+    if told := without_answer(training.facts):
+        better = ", or above what is best on the held-out questions" if held_out else ""
+        logger.info(
+            f'{told}, so the run learns to say "no answer", and says it where its probability is '
+            f"above {_EVEN:g}{better}; give them answers, or leave them out, if that is not meant."
+        )
     if negatives:
         logger.info(
             f"To learn when a text holds no answer, {negatives:,} of the questions are asked on "
@@ -402,6 +488,20 @@ def _report_training(training: TrainingData, max_length: int) -> None:
         raise InputError(f"{source} holds no question to train on.")
 
 
+def _report_epochs(plan: BatchPlan, settings: OptimisationSettings) -> None:
+    """Log that questions are seen more often than usual, or that `max_steps` is out of reach."""
+    epochs, most = total_epochs(plan, settings), settings.max_steps
+    if settings.epochs is None:
+        if epochs > FEWEST_EPOCHS:
+            why = "So few" if most is None else f"To make optimisation.max_steps={most},"
+            logger.info(f"{why} questions are seen up to {epochs} times (optimisation.epochs).")
+    elif most is not None and (steps := total_steps(plan, settings)) < most:
+        logger.warning(
+            f"The run ends after {counted(steps, 'step')}, before optimisation.max_steps={most}, "
+            f"because of optimisation.epochs={epochs}; leave the epochs out to make all steps."
+        )
+
+
 def _find_overlap(training: TrainingData, dev: QADataset | None) -> Overlap | None:
     """Return what dev data share with the training data, and warn of it; None without dev data."""
     shared = None if dev is None else overlap(training.seen, dev)
@@ -414,15 +514,15 @@ def _reader(
     settings: RunSettings, runner: Runner, max_length: int, training: TrainingData
 ) -> Reader:
     """Return a reader that writes prompts as in training."""
-    encoded = training.encoded
+    encoded, template = training.encoded, Template(settings.prompt.template)
     longest = settings.evaluation.max_answer_tokens or _longest_answer(encoded, max_length)
     return Reader(
         runner,
         training.tokenizer,
-        Template(settings.prompt.template),
+        template,
         min(max_length, _longest_path(encoded) + longest),
         settings.prompt.stride,
-        _usual_context(encoded),
+        _usual_context(encoded, template),
         max_answer_tokens=longest,
         learned_no_answer=_learns_no_answer(encoded),
         no_answer_threshold=_EVEN if training.facts["unanswerable"] else None,
@@ -436,9 +536,10 @@ def _longest_path(encoded: Encoded) -> int:
     return max(*paths, _ANY_LENGTH)
 
 
-def _usual_context(encoded: Encoded) -> int:
+def _usual_context(encoded: Encoded, template: Template) -> int:
     """Return a length that few of the contexts exceed."""
-    lengths = sorted(len(tree.trunk) for tree in encoded.trees)
+    copies = 1 if template.between_contexts is None else 2
+    lengths = sorted(len(tree.trunk) // copies for tree in encoded.trees)
     return max(lengths[math.ceil(_USUAL * len(lengths)) - 1], _ANY_LENGTH // 2)
 
 
@@ -476,10 +577,11 @@ def _work(
 ) -> Work:
     """Return what there is to do, to estimate the time that it takes."""
     steps, tokens = total_steps(plan, settings.optimisation), plan.tokens_per_step()
+    calibrated = round(len(held_out.order) * (1 + settings.data.negatives))
     if sample is None:
-        return Work(steps, tokens, answered_after=len(held_out.order))
+        return Work(steps, tokens, answered_after=calibrated)
     scorings = scoring_steps(steps, settings.evaluation)
-    return Work(steps, tokens, scorings, len(held_out.order) + len(sample.order))
+    return Work(steps, tokens, scorings, calibrated + len(sample.order))
 
 
 def _describe_base(
@@ -498,15 +600,6 @@ def _describe_base(
 def _sample(dev: QADataset, settings: RunSettings) -> QADataset:
     count = settings.evaluation.questions or len(dev.questions)
     return sample_questions(dev, count, settings.seed)
-
-
-def _scorer(
-    reader: Reader, sample: QADataset | None, progress: Progress
-) -> Callable[[], Scores] | None:
-    """Return a function that scores answers to the dev sample."""
-    if sample is None:
-        return None
-    return lambda: evaluate(reader, sample, SCORING, progress=progress).scores
 
 
 def _adapter_info(reader: Reader, base: BaseInfo) -> AdapterInfo:

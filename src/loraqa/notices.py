@@ -46,8 +46,11 @@ def show_notices() -> None:
 
 @contextmanager
 def status_line(text: str) -> Iterator[None]:
-    """Show a line on standard error, if that is a terminal, until the work inside is done."""
-    if not sys.stderr.isatty():
+    """Show a line on standard error, if that is a terminal, until the work inside is done.
+
+    Nothing is shown where log messages are not.
+    """
+    if not (sys.stderr.isatty() and logging.getLogger("loraqa").isEnabledFor(logging.INFO)):
         yield
         return
     # A line that the terminal wraps could not be cleared.

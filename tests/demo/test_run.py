@@ -52,11 +52,11 @@ class Demo:
         return json.loads((self.out / name).read_text(encoding="utf-8"))
 
 
-@pytest.fixture(scope="module", params=[(), ("all",)], ids=["as it is", "without any acceleration"])
-def demo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Demo:
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     out = tmp_path_factory.mktemp("demo") / "out"
     console = Console(file=io.StringIO(), width=100, highlight=False, markup=False)
-    result = run_demo(out, console, SIZE, without=request.param)
+    result = run_demo(out, console, SIZE)
     return Demo(out, result, console.file.getvalue())
 
 
@@ -194,7 +194,7 @@ def test_a_demo_that_was_killed_while_it_removed_another_is_replaced(
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    """A demo with another model and with data of its own."""
+    """A demo with another model, with data of its own, and without any acceleration."""
     folder = tmp_path_factory.mktemp("own")
     for name, passages in (("learn", town_passages(12)), ("score", town_passages(6))):
         write_official(folder / f"{name}.json", passages, "1.1")
@@ -208,6 +208,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Demo:
         model=str(folder / "base"),
         train=str(folder / "learn.json"),
         dev=str(folder / "score.json"),
+        without=("all",),
     )
     return Demo(folder / "out", result, console.file.getvalue())
 
@@ -227,6 +228,12 @@ def test_another_model_learns_from_own_data(own: Demo) -> None:
     options = f"--train {folder / 'learn.json'} --dev {folder / 'score.json'}"
     card = (own.out / "run" / "adapter" / "README.md").read_text(encoding="utf-8")
     assert f"    loraqa demo --out {own.out} --model {base} {options}\n" in card
+
+
+def test_accelerations_are_left_out_where_that_is_asked_for(demo: Demo, own: Demo) -> None:
+    used, none = (each.read("run/environment.json")["accelerations"] for each in (demo, own))
+    assert used
+    assert none == []
 
 
 def test_it_is_not_tested_on_what_chose_the_weights(own: Demo) -> None:

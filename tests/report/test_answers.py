@@ -55,19 +55,19 @@ def test_other_answers_follow_the_first() -> None:
     shown = lines(answer("mill", votes=3), answer("old"), answer(""))
     assert [line.strip() for line in shown] == [
         "What?",
-        "mill  score 0.90, not calibrated, 3 votes",
+        "mill  own probability 0.90, not calibrated, 3 votes",
         "not in the context",
-        "old  score 0.90, not calibrated",
-        "no answer  score 0.90, not calibrated",
+        "old  own probability 0.90, not calibrated",
+        "no answer  own probability 0.90, not calibrated",
     ]
 
 
 @pytest.mark.parametrize(
     ("least", "most", "expected"),
     [
-        (0.5, 0.5, "score 0.50"),
-        (0.25, 0.75, "score 0.25 to 0.75"),
-        (0.0, 0.004, "score below 0.01"),
+        (0.5, 0.5, "own probability 0.50"),
+        (0.25, 0.75, "own probability 0.25 to 0.75"),
+        (0.0, 0.004, "own probability below 0.01"),
     ],
 )
 def test_bounds_of_a_probability_are_shown_if_they_differ(

@@ -1,7 +1,6 @@
 """The report in a browser: it opens, filters and shows every question, wherever it is read."""
 
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,6 @@ from loraqa.report.comparison import save_comparison
 from loraqa.report.run import write_report
 from loraqa.train.run import RunDirectory
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-OPTIONS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
-    "--disable-background-networking --disable-component-update"
-).split()
-
 TOO_WIDE = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 HOSTILE = (
@@ -32,18 +25,6 @@ HOSTILE = (
 )
 # Characters that JavaScript counts as two.
 WIDE = "🏰🏰 The mill was built by Ruth 🏰 Olen in 1203. 🏰"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here to open the report (`apt-get install chromium`)")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
-        yield browser
-        browser.close()
 
 
 class Opened:

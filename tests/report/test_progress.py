@@ -174,10 +174,23 @@ def test_answering_estimates_the_time_for_all_parts(
         clock(130)
         show(40, 40)
     assert capsys.readouterr().err.splitlines() == [
-        "answering 40 prompts (strategy 1 of 2: greedy)",
-        "answered 10 of 40 prompts (strategy 1 of 2: greedy), 2:00 left",
-        "answered 30 of 40 prompts (strategy 1 of 2: greedy), 0:40 left",
-        "answered 40 of 40 prompts, 0:00 left",
+        "answering 40 questions (strategy 1 of 2: greedy)",
+        "answered 10 of 40 questions (strategy 1 of 2: greedy), 2:00 left",
+        "answered 30 of 40 questions (strategy 1 of 2: greedy), 0:40 left",
+        "answered 40 of 40 questions, 0:00 left",
+    ]
+
+
+def test_answers_of_several_strategies_are_given(
+    capsys: pytest.CaptureFixture[str], clock: Callable[[float], None]
+) -> None:
+    with answering_progress(of="answer") as show:
+        show(0, 2000, "greedy")
+        clock(20)
+        show(1000.5, 2000, "span")
+    assert capsys.readouterr().err.splitlines() == [
+        "giving 2,000 answers (greedy)",
+        "gave 1,000 of 2,000 answers (span), 0:20 left",
     ]
 
 
@@ -222,8 +235,8 @@ def test_each_scoring_estimates_its_own_time(
                 clock(start + seconds)
                 show.scoring(done, 40)
     assert capsys.readouterr().err.splitlines() == 2 * [
-        "answering 40 prompts",
-        "answered 10 of 40 prompts, 1:00 left",
+        "answering 40 questions",
+        "answered 10 of 40 questions, 1:00 left",
     ]
 
 

@@ -236,7 +236,7 @@ def test_a_second_ctrl_c_does_not_wait_for_an_answer(second_after: str) -> None:
 def test_the_command_answers_until_ctrl_c(tiny_folder: Path, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("s3cret")
-    command = [sys.executable, "-m", "loraqa.cli", "serve", str(tiny_folder), "--port", "0"]
+    command = [sys.executable, "-m", "loraqa", "serve", str(tiny_folder), "--port", "0"]
     command += ["--host", "0.0.0.0", "--token-file", str(token), "--allow-host", "qa.example"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr

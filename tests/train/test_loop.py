@@ -154,6 +154,20 @@ def test_a_run_with_a_rate_for_b_of_its_own_resumes_to_the_same_bits(
         assert (last(run) / name).read_bytes() == (last(whole) / name).read_bytes()
 
 
+def test_a_run_whose_epochs_follow_from_its_data_resumes_to_the_same_bits(
+    trees: list[Tree], run: RunDirectory, tmp_path: Path
+) -> None:
+    chosen, whole = settings("optimisation.epochs=null"), RunDirectory(tmp_path / "whole")
+    # Ten epochs of two steps.
+    assert start(trees, whole, chosen).step == 20
+    with pytest.raises(KeyError, match="crash"):
+        start(trees, run, chosen, report=at_step(5, crash))
+    assert go_on(trees, run, chosen).step == 20
+    assert records(run, "train")[-1]["epoch"] == 10
+    for name in ("optimizer.safetensors", "adapter/adapter_model.safetensors"):
+        assert (last(run) / name).read_bytes() == (last(whole) / name).read_bytes()
+
+
 @pytest.mark.parametrize("stop", [3, 4])
 def test_metrics_of_a_resumed_run_have_every_step_once(
     trees: list[Tree], run: RunDirectory, undisturbed: RunDirectory, stop: int
@@ -221,6 +235,22 @@ def test_a_second_signal_ends_at_once(trees: list[Tree], run: RunDirectory) -> N
     with pytest.raises(KeyboardInterrupt):
         start(trees, run, settings(), report=at_step(5, twice))
     assert last(run).name == "step-000003"
+
+
+def test_a_second_sigterm_changes_nothing(
+    trees: list[Tree], run: RunDirectory, undisturbed: RunDirectory, ahead: int
+) -> None:
+    """Slurm signals every process of a job, and torchrun passes on what it received."""
+
+    def twice() -> None:
+        send(signal.SIGTERM)()
+        send(signal.SIGTERM)()
+
+    with pytest.raises(StoppedError, match=f"after step {5 + ahead} of 8"):
+        start(trees, run, settings(), report=at_step(5, twice))
+    assert last(run).name == f"step-00000{5 + ahead}"
+    go_on(trees, run, settings())
+    assert adapter_bytes(last(run)) == adapter_bytes(last(undisturbed))
 
 
 def test_training_works_in_another_thread(trees: list[Tree], run: RunDirectory) -> None:

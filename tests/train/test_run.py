@@ -164,6 +164,31 @@ def test_changed_settings_are_written(begun: RunDirectory) -> None:
     assert begun.settings() == lower
 
 
+@pytest.mark.parametrize(
+    ("dropout", "effect"),
+    [
+        (0.0, "its result may differ by rounding."),
+        (0.1, "its result differs, because each process draws its own dropout."),
+    ],
+)
+def test_another_number_of_processes_is_reported(
+    dropout: float, effect: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    chosen = settings(f"lora.dropout={dropout}")
+    run = RunDirectory(tmp_path / "run")
+    run.start(chosen, DATA, surroundings(processes=2))
+    with caplog.at_level(logging.WARNING, logger="loraqa"):
+        run.resume(chosen, DATA, surroundings(processes=3))
+    assert caplog.messages == [f"The run began with processes 2 and goes on with 3: {effect}"]
+
+
+def test_the_command_to_resume_starts_as_many_processes(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path, "torchrun --nproc-per-node 4 -m ")
+    assert run.command_to_resume == (
+        f"torchrun --nproc-per-node 4 -m loraqa train --out {tmp_path} --resume"
+    )
+
+
 def test_a_changed_environment_is_reported(
     begun: RunDirectory, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,5 +1,6 @@
 """The learning rate of each step, against transformers' schedules."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 from tests.train.conftest import plan, settings
 from transformers import get_scheduler
 
+from loraqa.prompt.plan import ChosenSteps
 from loraqa.prompt.tree import Tree
-from loraqa.train.schedule import learning_rate, total_steps
+from loraqa.train.schedule import learning_rate, total_epochs, total_steps
 
 TRANSFORMERS_NAMES = {
     "cosine": "cosine",
@@ -59,3 +61,58 @@ def test_total_steps_are_the_steps_of_all_epochs_or_max_steps(trees: list[Tree])
     assert total_steps(batches, bounded) == 2
     unbounded = settings("optimisation.epochs=3", "optimisation.max_steps=999").optimisation
     assert total_steps(batches, unbounded) == every
+
+
+@dataclass(frozen=True)
+class Uneven(ChosenSteps):
+    """Epochs of two lengths in turn."""
+
+    def steps_in(self, epoch: int) -> int:
+        """See `Plan`."""
+        return len(self.steps) + epoch % 2
+
+
+@pytest.mark.parametrize(
+    ("steps_in_an_epoch", "epochs"),
+    [(2550, 2), (20, 2), (19, 3), (10, 4), (9, 5), (4, 10), (3, 10), (1, 10)],
+)
+def test_small_data_are_seen_as_often_as_makes_forty_steps_but_at_most_ten_times(
+    steps_in_an_epoch: int, epochs: int
+) -> None:
+    batches = ChosenSteps([[]] * steps_in_an_epoch)
+    chosen = settings("optimisation.epochs=null").optimisation
+    assert total_epochs(batches, chosen) == epochs
+    assert total_steps(batches, chosen) == epochs * steps_in_an_epoch
+    named = chosen.model_copy(update={"epochs": 1})
+    assert total_steps(batches, named) == steps_in_an_epoch
+
+
+def test_epochs_of_different_length_are_counted_as_they_are() -> None:
+    chosen = settings("optimisation.epochs=null").optimisation
+    # 19 and 20 steps, and then 19 more.
+    assert total_epochs(Uneven([[]] * 19), chosen) == 3
+    assert total_steps(Uneven([[]] * 19), chosen) == 58
+    # 20 and 21.
+    assert total_epochs(Uneven([[]] * 20), chosen) == 2
+    assert total_steps(Uneven([[]] * 20), chosen) == 41
+
+
+@pytest.mark.parametrize(
+    ("steps_in_an_epoch", "max_steps", "epochs"),
+    [(1, 16, 16), (3, 16, 6), (4, 16, 4), (4, 100, 25), (20, 16, 1), (2550, 3000, 2)],
+)
+def test_without_a_number_of_epochs_all_max_steps_are_made(
+    steps_in_an_epoch: int, max_steps: int, epochs: int
+) -> None:
+    batches = ChosenSteps([[]] * steps_in_an_epoch)
+    chosen = settings("optimisation.epochs=null", f"optimisation.max_steps={max_steps}")
+    assert total_steps(batches, chosen.optimisation) == max_steps
+    assert total_epochs(batches, chosen.optimisation) == epochs
+
+
+def test_max_steps_count_epochs_of_different_length_as_they_are() -> None:
+    chosen = settings("optimisation.epochs=null", "optimisation.max_steps=58").optimisation
+    # 19, 20 and 19 steps.
+    assert total_epochs(Uneven([[]] * 19), chosen) == 3
+    more = chosen.model_copy(update={"max_steps": 59})
+    assert total_epochs(Uneven([[]] * 19), more) == 4

@@ -94,7 +94,7 @@ def test_an_override_is_read_as_its_setting_needs(text: str, key: str, value: ob
         ("lora.rank_pattern={4: 4}", "lora.rank_pattern.4.[key] is 4 but must be a valid string"),
         ("lora.alpha_pattern={c_fc: x}", "lora.alpha_pattern.c_fc is 'x' but must be a valid num"),
         ("lora.rank", "'lora.rank' is not a setting; write key=value, as in lora.rank=16."),
-        ("prompt.template={context} {answer}", "must contain {context}, {question} and {answer}"),
+        ("prompt.template={context} {answer}", "must contain {context} (once or twice)"),
     ],
 )
 def test_an_invalid_override_is_explained_in_one_sentence(override: str, message: str) -> None:

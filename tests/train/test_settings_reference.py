@@ -20,7 +20,8 @@ and a later `--set` overrides an earlier one.
     loraqa train settings.yaml --model gpt2 --train rajpurkar/squad:train \\
         --dev rajpurkar/squad:validation --out runs/squad --set lora.rank=8
 
-With `--dry-run` the command shows [what the training costs](costs.md), and writes nothing.
+With `--dry-run` the command shows [what the training costs](costs.md), and writes nothing. Which
+settings are best is found by [a sweep](sweep.md).
 
 A file contains the groups below; missing keys have their defaults. An unknown key is an error, and
 the message suggests the nearest known key. The run directory keeps all settings in `settings.yaml`,

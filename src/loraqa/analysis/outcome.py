@@ -118,9 +118,11 @@ class Outcome:
         """Read the outcome in a folder.
 
         Raises:
-            InputError: the folder holds none, or the file is damaged.
+            InputError: there is no such folder, it holds none, or the file is damaged.
         """
         path = folder / FILE
+        if not folder.exists():
+            raise InputError(f"{folder} does not exist; check the path.")
         if not path.exists():
             raise InputError(
                 f"{folder} holds no evaluation; make one with `loraqa evaluate {folder} --data …`."

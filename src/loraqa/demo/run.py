@@ -146,7 +146,7 @@ def _run_demo(
         after = evaluate(reader, test, progress=progress)
     sample = sample_questions(test, base.size.compared_questions, settings.seed)
     strategies = [parse_strategy(name) for name in STRATEGIES]
-    with answering_progress() as progress:
+    with answering_progress(of="answer") as progress:
         compared = compare(reader, sample, strategies, progress=progress)
     _keep(before, test, Path(base.source), run.path / BASE_FOLDER, command)
     _keep(after, test, run.path, run.path, command)

@@ -61,7 +61,7 @@ def _trust(answer: Answered) -> str:
     """Name the confidence; of a model that was not calibrated, the share among spans, if known."""
     if answer.confidence is not None:
         return f"confidence {answer.confidence:.2f}"
-    return f"score {_score(answer)}, not calibrated"
+    return f"own probability {_score(answer)}, not calibrated"
 
 
 def _score(answer: Answered) -> str:

@@ -17,6 +17,10 @@ from loraqa.train.run import Record
 
 # Seconds between two plain lines.
 _INTERVAL = 10.0
+# What is done with what is counted.
+_VERBS = dict.fromkeys(("question", "row"), ("answering", "answered")) | {
+    "answer": ("giving", "gave")
+}
 
 
 class TrainingProgress(NamedTuple):
@@ -37,19 +41,26 @@ def training_progress(work: Work, done: int = 0) -> Iterator[TrainingProgress]:
 
 
 @contextmanager
-def answering_progress(journal: Journal | None = None) -> Iterator[Progress]:
-    """Yield a callback that shows how many prompts are answered.
+def no_progress() -> Iterator[TrainingProgress]:
+    """Yield callbacks that show nothing, for all but one of several processes."""
+    yield TrainingProgress(lambda _: None, lambda *_: None)
+
+
+@contextmanager
+def answering_progress(journal: Journal | None = None, of: str = "question") -> Iterator[Progress]:
+    """Yield a callback that shows how many questions are answered.
 
     Args:
         journal: that of the answers. The time that its answers took before counts, so that a work
             that goes on does not seem as fast as reading them from the file.
+        of: what is counted, "question", "row" or "answer".
     """
     if sys.stderr.isatty():
         with _bar(transient=True) as bar:
             task = bar.add_task("Answering", total=None, news="", left="")
             yield _answering_bar(bar, task, journal)
     else:
-        yield _answering_lines(journal)
+        yield _answering_lines(journal, of)
 
 
 class _Pace:
@@ -67,7 +78,7 @@ class _Pace:
             self._last_line = now
         return due
 
-    def left(self, done: int, remaining: int) -> str:
+    def left(self, done: float, remaining: float) -> str:
         """Return the time for the remaining units, at the average pace since the start."""
         return _told(Left(self._stopwatch.seconds / done * remaining))
 
@@ -91,19 +102,20 @@ def _training_lines(work: Work, done: int) -> Callable[[Record], None]:
     return show
 
 
-def _answering_lines(journal: Journal | None = None) -> Progress:
-    """Write a line at the beginning, because the first prompts may take minutes, and some more."""
+def _answering_lines(journal: Journal | None = None, of: str = "question") -> Progress:
+    """Write a line at the beginning, because the first ones may take minutes, and some more."""
     pace = _Pace(journal)
+    giving, given = _VERBS[of]
 
-    def show(done: int, total: int, part: str = "") -> None:
+    def show(done: float, total: int, part: str = "") -> None:
         nonlocal pace
         where = f" ({part})" if part else ""
         if done == 0:
             pace = _Pace(journal)
-            _write(f"answering {counted(total, 'prompt')}{where}")
+            _write(f"{giving} {counted(total, of)}{where}")
         elif pace.is_due(at_once=False):
             left = pace.left(done, total - done)
-            _write(f"answered {done:,} of {total:,} prompts{where}, {left}")
+            _write(f"{given} {int(done):,} of {counted(total, of)}{where}, {left}")
 
     return show
 
@@ -126,7 +138,7 @@ def _training_bar(work: Work, done: int) -> Iterator[TrainingProgress]:
                 bar.update(training, completed=record["step"], news=_speed(record))
             bar.update(training, left=_told(time_left.now()))
 
-        def scoring(done: int, total: int, part: str = "") -> None:
+        def scoring(done: float, total: int, part: str = "") -> None:
             show_answering(done, total, part)
             bar.update(training, left=_told(time_left.now()))
 
@@ -136,10 +148,10 @@ def _training_bar(work: Work, done: int) -> Iterator[TrainingProgress]:
 def _answering_bar(
     bar: rich.progress.Progress, task: rich.progress.TaskID, journal: Journal | None = None
 ) -> Progress:
-    """Return a callback that shows in a task's bar how many prompts are answered."""
+    """Return a callback that shows in a task's bar how many questions are answered."""
     pace = _Pace(journal)
 
-    def show(done: int, total: int, part: str = "") -> None:
+    def show(done: float, total: int, part: str = "") -> None:
         nonlocal pace
         if done == 0:
             pace = _Pace(journal)

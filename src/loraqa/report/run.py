@@ -41,14 +41,15 @@ from loraqa.report.learned import findings as findings_on_adapter
 from loraqa.report.learned import load_learned
 from loraqa.report.learned import tables as tables_of_adapter
 from loraqa.report.learned_plots import figures as figures_of_adapter
+from loraqa.report.page import rendered
 from loraqa.report.plots import (
     quality_against_diversity,
     reliability_diagram,
     risk_against_coverage,
-    to_svg,
     training_curves,
 )
 from loraqa.report.tables import Table, settings_table, training_table
+from loraqa.train.data import without_answer
 from loraqa.train.run import RunDirectory
 
 if TYPE_CHECKING:
@@ -149,16 +150,20 @@ def keep_outcome(outcome: Outcome, folder: Path) -> Path | None:
 
 
 def _note_replaced(outcome: Outcome, folder: Path) -> None:
-    """Log if the folder holds an evaluation on other data or with another strategy."""
+    """Log if the folder holds an evaluation of another model, on other data or otherwise made."""
     try:
         before = Outcome.load(folder)
     except (InputError, OSError):
         return
-    if (before.data["sha256"], before.strategy) != (outcome.data["sha256"], outcome.strategy):
+    if _made_by(before) != _made_by(outcome):
         logger.info(
-            f"The report in {folder} was on {before.data['source']} with {before.strategy}; this "
-            "evaluation replaces it (--report FOLDER keeps one elsewhere)."
+            f"The report in {folder} was of {before.model} on {before.data['source']} with "
+            f"{before.strategy}; this evaluation replaces it (--report FOLDER keeps one elsewhere)."
         )
+
+
+def _made_by(outcome: Outcome) -> tuple[str, str, str]:
+    return outcome.model, outcome.data["sha256"], outcome.strategy
 
 
 def rewrite_report(folder: Path) -> Path | None:
@@ -180,17 +185,7 @@ def _or_warn(write: Callable[[], Path]) -> Path | None:
 
 def to_html(found: Found) -> str:
     """Return the page; all texts are escaped."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-
-    templates = Environment(
-        loader=PackageLoader("loraqa.report", ""),
-        autoescape=True,
-        trim_blocks=True,
-        undefined=StrictUndefined,
-    )
-    templates.filters["svg"] = lambda figure: Markup(to_svg(figure))
-    return templates.get_template("page.html").render(_parts(found))
+    return rendered("loraqa.report", **_parts(found))
 
 
 def _parts(found: Found) -> dict[str, Any]:
@@ -201,6 +196,7 @@ def _parts(found: Found) -> dict[str, Any]:
         "highlights": _highlights(found),
         "warning": _warning(found),
         "training": training_table(found.metrics) if found.trained else None,
+        "without_answer": without_answer(found.data.get("train", {})),
         "curves": training_curves(found.metrics) if found.trained else None,
         "study": _study(found.compared) if found.compared else None,
         "learned": _learned(found.learned) if found.learned else None,

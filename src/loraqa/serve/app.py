@@ -1,7 +1,7 @@
 """The HTTP API and the web page: one model that answers one request after another."""
 
 import asyncio
-from collections.abc import Collection, Coroutine
+from collections.abc import Collection, Coroutine, Iterable
 from pathlib import Path
 from threading import Event
 from typing import Any, Literal, TypeVar
@@ -13,9 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from loraqa import __version__
+from loraqa.adapter.choice import parse_choice
 from loraqa.adapter.find import find_adapter
 from loraqa.answer.answered import Answered
 from loraqa.answer.reader import Reader, check_asked
+from loraqa.answer.readers import Readers
 from loraqa.answer.strategies import DEFAULT_STRATEGY, MAX_SAMPLES, STRATEGIES, check_strategy
 from loraqa.errors import InputError, LoraqaError, shortened
 from loraqa.serve.guard import MAX_BODY_BYTES, Guard, LimitBody
@@ -41,7 +43,10 @@ _PAGE = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
 
 
 class Asked(BaseModel):
-    """A request: questions about a text, how to decode, and how many answers each may have."""
+    """A request: questions about a text, how to decode, and how many answers each may have.
+
+    `adapter` is the name of one of several adapters, or a weighted sum: "law:0.7+news:0.3".
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -50,6 +55,7 @@ class Asked(BaseModel):
     strategy: str = DEFAULT_STRATEGY
     seed: int = Field(0, ge=0, le=MAX_SEED)
     answers: int = Field(1, ge=1, le=MAX_SAMPLES)
+    adapter: str | None = None
 
 
 class Answers(BaseModel):
@@ -68,6 +74,8 @@ class Served(BaseModel):
     Attributes:
         base: the base model.
         adapter: the adapter, None if the base model is served without one.
+        adapters: the names of several adapters; the first is `adapter`, which answers requests that
+            name none.
         template: the template of the prompts.
         max_length: length of the model's input in tokens; longer contexts are read in windows.
         max_answer_tokens: length of the longest answer in tokens.
@@ -78,6 +86,7 @@ class Served(BaseModel):
 
     base: str
     adapter: str | None
+    adapters: tuple[str, ...] = ()
     template: str
     max_length: int
     max_answer_tokens: int
@@ -86,12 +95,13 @@ class Served(BaseModel):
     max_body_bytes: int = MAX_BODY_BYTES
 
     @classmethod
-    def describe(cls, source: str | Path, reader: Reader) -> "Served":
-        """Describe the reader that `Reader.load` returned for `source`."""
+    def describe(cls, source: str | Path, reader: Reader, adapters: Iterable[str] = ()) -> "Served":
+        """Describe the reader of `source`, and name all adapters if there are several."""
         adapter = find_adapter(Path(source).expanduser())
         return cls(
             base=reader.runner.model.config.name_or_path,
             adapter=str(adapter) if adapter else None,
+            adapters=tuple(adapters),
             template=reader.template.text,
             max_length=reader.max_length,
             max_answer_tokens=reader.max_answer_tokens,
@@ -107,6 +117,7 @@ class Health(BaseModel):
 def create_app(
     reader: Reader,
     served: Served,
+    readers: Readers | None = None,
     *,
     hosts: Collection[str] = (),
     token: str | None = None,
@@ -116,8 +127,9 @@ def create_app(
     """Return the API for a reader. Every error is a `Problem` with a fitting status.
 
     Args:
-        reader: answers the questions.
+        reader: answers the questions of requests that name no adapter.
         served: its description.
+        readers: answer those of requests that do, if there are several adapters.
         hosts, token: as for `Guard`.
         most_waiting: so many requests may wait while one is computed.
         seconds: time for a request, waiting included.
@@ -149,9 +161,11 @@ def create_app(
         """Answer questions about a text, after all earlier requests."""
         check_asked(asked.context, asked.questions)
         check_strategy(asked.strategy)
+        _check_adapter(asked.adapter, readers)
 
         def read(stop: Event) -> list[list[Answered]]:
-            return reader.candidates(
+            chosen = readers.choose(asked.adapter) if readers and asked.adapter else reader
+            return chosen.candidates(
                 asked.context,
                 asked.questions,
                 asked.answers,
@@ -165,6 +179,18 @@ def create_app(
         return Answers(answers=best, candidates=found if asked.answers > 1 else [])
 
     return app
+
+
+def _check_adapter(choice: str | None, readers: Readers | None) -> None:
+    """Raise `InputError` if a request chooses an adapter that there is not."""
+    if choice is None:
+        return
+    if readers is None:
+        raise InputError(
+            "This server has no adapters to choose from; leave adapter out, or start the server "
+            "with --adapter NAME=RUN."
+        )
+    parse_choice(choice, readers)
 
 
 async def _while_wanted(request: Request, work: Coroutine[Any, Any, T], seconds: float) -> T:

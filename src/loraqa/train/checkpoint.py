@@ -13,20 +13,21 @@ depend only on the seed and on the step and epoch, which are in `state.json`.
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from loraqa.adapter.evaluation import Evaluation
-from loraqa.errors import InputError, LoraqaError, explain
+from loraqa.errors import DivergedError, InputError, explain
 from loraqa.files import read_json, replacing_folder, write_json, write_tensors
 from loraqa.lora.adapter import save_adapter
 from loraqa.lora.flat import FlatAdapter
@@ -43,6 +44,14 @@ logger = logging.getLogger("loraqa")
 
 # AdamW's tensors for each weight, besides the number of its steps.
 _MEANS = ("exp_avg", "exp_avg_sq")
+
+SaveWeights = Callable[[PreTrainedModel, Path], None]
+"""A function that writes the trained weights of a model to a folder."""
+
+
+def save_lora(model: PreTrainedModel, folder: Path) -> None:
+    """Write the adapter of a model in PEFT's format, with the name of its base."""
+    save_adapter(model, folder, base_name=model.name_or_path or None)
 
 
 @dataclass
@@ -84,6 +93,7 @@ def save_checkpoint(
     optimizer: Optimizer,
     state: TrainState,
     run_files: Mapping[str, str] = MappingProxyType({}),
+    save_weights: SaveWeights = save_lora,
 ) -> Path:
     """Write the checkpoint of `state.step` atomically, and return its folder.
 
@@ -94,9 +104,10 @@ def save_checkpoint(
         optimizer: AdamW of the adapter's vector.
         state: the state of the training.
         run_files: texts of the run's files by name, of which the checkpoint gets copies.
+        save_weights: writes the trained weights.
 
     Raises:
-        LoraqaError: the adapter or the optimizer's state holds a NaN or an infinity.
+        DivergedError: the adapter or the optimizer's state holds a NaN or an infinity.
         OSError: the checkpoint cannot be written; nothing of it is left.
     """
     _check_finite("adapter", adapter, adapter.vector, state.step)
@@ -106,7 +117,7 @@ def save_checkpoint(
         )
     path = checkpoint_folder(checkpoints, state.step)
     with replacing_folder(path) as folder:
-        save_adapter(model, folder / ADAPTER, base_name=model.name_or_path or None)
+        save_weights(model, folder / ADAPTER)
         write_tensors(folder / OPTIMIZER, _optimizer_tensors(adapter, optimizer))
         write_json(folder / STATE, asdict(state))
         for name, text in run_files.items():
@@ -130,6 +141,19 @@ def restore(checkpoint: Path, adapter: FlatAdapter, optimizer: Optimizer) -> Tra
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": {0: values}, "param_groups": groups})
     return TrainState.from_json(read_json(checkpoint / STATE))
+
+
+def begin_optimizer(adapter: FlatAdapter, optimizer: Optimizer) -> list[Tensor]:
+    """Give the optimizer a state if it has none yet, and return its tensors, always in one order.
+
+    A process without the checkpoint receives its content in these tensors.
+    """
+    vector = adapter.vector
+    state = optimizer.state[vector]
+    if not state:
+        state["step"] = torch.zeros((), device=vector.device)
+        state |= {key: torch.zeros_like(vector, requires_grad=False) for key in _MEANS}
+    return [state["step"], *(state[key] for key in _MEANS)]
 
 
 def remove_superseded(checkpoints: Path, step: int, keep: int) -> None:
@@ -160,7 +184,7 @@ def _check_finite(what: str, adapter: FlatAdapter, vector: Tensor, step: int) ->
     if vector.isfinite().all():
         return
     name = next(name for name, part in adapter.split(vector).items() if not part.isfinite().all())
-    raise LoraqaError(
+    raise DivergedError(
         f"After step {step} the {what} holds a NaN or an infinity ({name}) and is not saved; start "
         "again with a lower optimisation.learning_rate."
     )

@@ -1,11 +1,12 @@
 """The training data of a run: read, checked and encoded. Importing this loads no PyTorch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from loraqa.adapter.base import weights_hash
+from loraqa.errors import counted
 from loraqa.model.folder import is_local
 from loraqa.model.source import ModelSource, choose_max_length, load_tokenizer
 from loraqa.prompt.encode import Encoded, EncodingCounts, PromptEncoder
@@ -170,6 +171,24 @@ def check_sources(settings: "RunSettings") -> None:
 
 
 def describe(data: QADataset) -> dict[str, Any]:
-    """Source, fingerprint and counts of a data set, as plain JSON values."""
+    """Source, fingerprint and counts of a data set, as plain JSON values.
+
+    If some questions have no answer, `unanswerable_at` says where the first of them is.
+    """
     told = {"source": data.source, "version": data.version, "sha256": data.fingerprint}
-    return told | data.counts()
+    at = {} if data.unanswerable_at is None else {"unanswerable_at": str(data.unanswerable_at)}
+    return told | data.counts() | at
+
+
+def without_answer(facts: Mapping[str, Any]) -> str:
+    """Say how many questions of a data set that `describe` described have no answer.
+
+    It is empty if all have one.
+    """
+    without, at = facts.get("unanswerable", 0), facts.get("unanswerable_at")
+    if not without:
+        return ""
+    have = "has" if without == 1 else "have"
+    first = f" (the first: {at})" if at else ""
+    asked = counted(facts["questions"], "question")
+    return f"{without:,} of {asked} of {facts['source']} {have} no answer{first}"

@@ -13,7 +13,11 @@ _PACKAGES = ("loraqa", "torch", "transformers", "tokenizers", "safetensors", "nu
 
 
 def environment(
-    device: torch.device, dtype: torch.dtype, command: str, accelerations: Sequence[str] = ()
+    device: torch.device,
+    dtype: torch.dtype,
+    command: str,
+    accelerations: Sequence[str] = (),
+    processes: int = 1,
 ) -> dict[str, Any]:
     """Return what affects a run's result besides settings and data, if only by rounding."""
     cuda = device.type == "cuda"
@@ -23,6 +27,7 @@ def environment(
         **{package: version(package) for package in _PACKAGES},
         "platform": platform.platform(),
         "processor": _processor(),
+        "processes": processes,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if cuda else device.type,
         "dtype": str(dtype).removeprefix("torch."),

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 from signal import Signals
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,15 +19,24 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 
 from loraqa.adapter.evaluation import Evaluation
-from loraqa.errors import InputError, LoraqaError, explain, some_of
+from loraqa.distributed.ranks import ALONE, Ranks
+from loraqa.errors import DivergedError, InputError, explain, some_of
 from loraqa.lora.flat import FlatAdapter
 from loraqa.lora.layer import lora_layers
-from loraqa.model.loss import Launch
+from loraqa.model.loss import Launch, supervised_tokens
 from loraqa.model.memory import explaining_lack_of_memory, peak_memory
 from loraqa.model.runner import Runner
 from loraqa.prompt.plan import Plan, Step
 from loraqa.squad import Scores
-from loraqa.train.checkpoint import TrainState, remove_superseded, restore, save_checkpoint
+from loraqa.train.checkpoint import (
+    SaveWeights,
+    TrainState,
+    begin_optimizer,
+    remove_superseded,
+    restore,
+    save_checkpoint,
+    save_lora,
+)
 from loraqa.train.loraplus import lengthen_steps_of_b
 from loraqa.train.manifest import check_whole, checkpoint_folder
 from loraqa.train.run import Record, RunDirectory
@@ -44,8 +54,11 @@ def train(
     run: RunDirectory,
     *,
     checkpoint: Path | None = None,
-    evaluate: Callable[[], Scores] | None = None,
+    evaluate: Callable[[], Any] | None = None,
     report: Callable[[Record], None] = lambda _: None,
+    save_weights: SaveWeights = save_lora,
+    ranks: Ranks = ALONE,
+    merge: Callable[[Any], Scores | None] | None = None,
 ) -> TrainState:
     """Train the adapter in `runner.model`; checkpoints of the last and the best step stay in `run`.
 
@@ -55,19 +68,29 @@ def train(
         settings: the settings of the run.
         run: the folder for metrics and checkpoints.
         checkpoint: where to go on; the result is bit-identical to an uninterrupted training.
-        evaluate: scores the model on the dev data.
+        evaluate: scores the model on the dev data, or answers the part of this process.
         report: called with every record of the metrics.
+        save_weights: writes the trained weights of a checkpoint; by default those of LoRA.
+        ranks: the processes that train together. All call this function with the same data and
+            settings; the first writes to `run`, and only it is given `checkpoint`.
+        merge: makes scores of what `evaluate` returned in each process; None if one was stopped.
 
     Raises:
         StoppedError: the user stopped the training, and a checkpoint was written.
-        LoraqaError: the loss is not finite, or memory is out; no checkpoint is written, and the
-            adapter in memory is unusable.
+        DivergedError, LoraqaError: the loss is not finite, or memory is out; no checkpoint is
+            written, and the adapter in memory is unusable.
+        PeerError: another process has ended.
     """
-    training = _Training(runner, plan, settings, run, evaluate, report)
+    training = _Training(
+        *(runner, plan, settings, run, evaluate, report, save_weights, ranks),
+        merge or (lambda scores: scores),
+    )
     if checkpoint is not None:
         training.take_over(checkpoint)
         training.tell_if_done()
-    run.cut_back(training.state)
+    training.start_together()
+    if ranks.is_first:
+        run.cut_back(training.state)
     with StopRequest() as stop:
         training.fit(stop)
     return training.state
@@ -75,7 +98,12 @@ def train(
 
 @dataclass(frozen=True)
 class _PlannedStep:
-    """An optimizer step, the `index`-th of `length` in its epoch."""
+    """An optimizer step, the `index`-th of `length` in its epoch.
+
+    Attributes:
+        micro_batches: the whole step, as one process computes it.
+        compute_gradients: computes the part of this process.
+    """
 
     micro_batches: Step
     compute_gradients: Launch
@@ -97,7 +125,8 @@ class _LaunchedStep:
     Attributes:
         planned: the step.
         rate: its learning rate.
-        numbers: (2,) its loss and its gradient's norm, valid once `wait` has returned.
+        numbers: its gradient's norm, its loss and, with several processes, whether one is asked to
+            stop; valid once `wait` has returned.
         wait: waits for these numbers, but not for steps launched later.
     """
 
@@ -115,8 +144,11 @@ class _Training:
     plan: Plan
     settings: RunSettings
     run: RunDirectory
-    evaluate: Callable[[], Scores] | None
+    evaluate: Callable[[], Any] | None
     report: Callable[[Record], None]
+    save_weights: SaveWeights
+    ranks: Ranks
+    merge: Callable[[Any], Scores | None]
 
     def __post_init__(self) -> None:
         self.model = self.runner.model
@@ -127,6 +159,7 @@ class _Training:
         self.scorings = set(scoring_steps(self.total, self.settings.evaluation))
         self.state = TrainState()
         self.saved_step = 0
+        self.asked_to_stop = False
         self.ahead = _steps_ahead(self.model.device)
         self.lap_start = time.perf_counter()
 
@@ -144,6 +177,15 @@ class _Training:
                 logger.warning("%s The best of the later steps replaces it.", explain(error)[0])
                 self.state.best = None
 
+    def start_together(self) -> None:
+        """Let all processes start with the state, the weights and the optimizer of the first."""
+        what = "rank 0 to read its checkpoint"
+        values = self.ranks.of_first(lambda: asdict(self.state), what)
+        self.state = TrainState.from_json(values)
+        self.saved_step = self.state.step
+        moments = begin_optimizer(self.adapter, self.optimizer) if self.state.step else []
+        self.ranks.copy_(self.adapter.vector.detach(), *moments, what=what)
+
     def tell_if_done(self) -> None:
         """Log that nothing is left to train, if so."""
         if self._is_done():
@@ -160,12 +202,13 @@ class _Training:
         while True:
             if self.evaluate and self._evaluation_is_due():
                 self._evaluate(self.evaluate, stop)
-            if self._checkpoint_is_due(stop):
+            received = self.ranks.agree(stop.received)
+            if self._checkpoint_is_due(received):
                 self._save()
             if self._is_done():
                 break
-            if stop.received:
-                raise StoppedError(self._how_to_resume(stop.received), stop.received)
+            if received:
+                raise StoppedError(self._how_to_resume(received), received)
             self._train(steps, stop)
         self._set_mode(training=False)
 
@@ -174,8 +217,14 @@ class _Training:
         for epoch in count(self.state.epoch):
             length = self.plan.steps_in(epoch)
             for index, step in enumerate(self.plan.epoch(epoch, start), start):
-                yield _PlannedStep(step, self.gradients(step), epoch, index, length)
+                yield self._planned(step, epoch, index, length)
             start = 0
+
+    def _planned(self, step: Step, epoch: int, index: int, length: int) -> _PlannedStep:
+        budget = self.settings.optimisation.tokens_per_batch
+        part = self.ranks.part(step, budget, self.runner.size)
+        gradients = self.gradients(part, supervised_tokens(step))
+        return _PlannedStep(step, gradients, epoch, index, length)
 
     def _train(self, steps: Iterator[_PlannedStep], stop: StopRequest) -> None:
         """Do optimizer steps until something else is due, or the user asks to stop."""
@@ -184,34 +233,41 @@ class _Training:
         while not due:
             done = self.state.step + len(under_way)
             with self._explaining_lack_of_memory(f"in step {done + 1}"):
-                under_way.append(self._launch(next(steps), done))
+                under_way.append(self._launch(next(steps), done, stop))
                 if len(under_way) > self.ahead:
                     self._complete(under_way.popleft())
-            due = stop.received is not None or self._something_is_due(done + 1)
+            due = self._is_to_stop(stop) or self._something_is_due(done + 1)
         while under_way:
             self._complete(under_way.popleft())
 
-    def _launch(self, planned: _PlannedStep, done: int) -> _LaunchedStep:
+    def _is_to_stop(self, stop: StopRequest) -> bool:
+        """Return whether to stop. Several processes learn it with a step, all with the same."""
+        return self.asked_to_stop if self.ranks.size > 1 else stop.received is not None
+
+    def _launch(self, planned: _PlannedStep, done: int, stop: StopRequest) -> _LaunchedStep:
         """Launch the optimizer step after `done` steps; a GPU may finish it later."""
         options = self.settings.optimisation
         rate = learning_rate(done, self.total, options)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if self.settings.lora.dropout:
-            _seed_step(self.settings.seed, done)
+            _seed_step(self.settings.seed, done, self.ranks.rank)
         loss = planned.compute_gradients()
+        asked = stop.received is not None
+        loss_and_asked = self.ranks.add_up(self.adapter, loss, asked)
         norm = clip_grad_norm_(self.adapter.vector, options.clip_norm or math.inf)
         self.optimizer.step()
         self.adapter.gradient.zero_()
-        return _LaunchedStep(planned, rate, *_fetch(torch.stack([loss, norm])))
+        return _LaunchedStep(planned, rate, *_fetch(torch.stack([norm, *loss_and_asked])))
 
     def _complete(self, launched: _LaunchedStep) -> None:
         """Wait for a step, and record it if loss and norm are finite."""
         planned, state = launched.planned, self.state
         launched.wait()
-        loss, norm = launched.numbers.tolist()
+        norm, loss, *asked = launched.numbers.tolist()
+        self.asked_to_stop = any(asked)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise LoraqaError(self._explain_divergence(planned, loss, norm))
+            raise DivergedError(self._explain_divergence(planned, loss, norm))
         state.step += 1
         state.epoch, state.step_in_epoch = planned.epoch, planned.index + 1
         self._record(
@@ -246,12 +302,12 @@ class _Training:
             return False
         return step in self.scorings
 
-    def _evaluate(self, evaluate: Callable[[], Scores], stop: StopRequest) -> None:
+    def _evaluate(self, evaluate: Callable[[], Any], stop: StopRequest) -> None:
         """Score the model; if the user asks to stop meanwhile, drop the scores."""
         self.state.training_seconds += self._lap()
         self._set_mode(training=False)
         with self._explaining_lack_of_memory(f"while scoring step {self.state.step}"):
-            scores = stop.unless_stopped(evaluate)
+            scores = self.merge(stop.unless_stopped(evaluate))
         self._set_mode(training=True)
         seconds = self._lap()
         if scores is None:
@@ -281,16 +337,19 @@ class _Training:
         tired = patience is not None and self.state.without_gain >= patience
         return tired or self.state.step == self.total
 
-    def _checkpoint_is_due(self, stop: StopRequest) -> bool:
+    def _checkpoint_is_due(self, received: Signals | None) -> bool:
         state = self.state
         if state.step == self.saved_step:
             # The weights are saved. An evaluation since then will be repeated.
             return False
         is_best = state.best is not None and state.best.step == state.step
         regular = state.step % self.settings.checkpoint.every == 0
-        return regular or is_best or self._is_done() or stop.received is not None
+        return regular or is_best or self._is_done() or received is not None
 
     def _save(self) -> None:
+        self.saved_step = self.state.step
+        if not self.ranks.is_first:
+            return
         self.run.flush()
         save_checkpoint(
             self.run.checkpoints,
@@ -299,8 +358,8 @@ class _Training:
             self.optimizer,
             self.state,
             self.run.texts,
+            self.save_weights,
         )
-        self.saved_step = self.state.step
         self._remove_superseded()
 
     def _remove_superseded(self) -> None:
@@ -309,7 +368,8 @@ class _Training:
 
     def _record(self, kind: str, **values: float) -> None:
         record = {"kind": kind, "step": self.state.step, **values}
-        self.run.append(record)
+        if self.ranks.is_first:
+            self.run.append(record)
         self.report(record)
 
     def _lap(self) -> float:
@@ -376,7 +436,11 @@ def _fetch(numbers: Tensor) -> tuple[Tensor, Callable[[], None]]:
     return fetched, arrival.synchronize
 
 
-def _seed_step(seed: int, step: int) -> None:
-    """Make dropout a function of seed and step, so that checkpoints need no generator's state."""
-    (drawn,) = np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)
+def _seed_step(seed: int, step: int, rank: int) -> None:
+    """Make dropout a function of seed, step and rank.
+
+    So checkpoints need no generator's state, and processes drop different numbers.
+    """
+    place = (seed, step, rank) if rank else (seed, step)
+    (drawn,) = np.random.SeedSequence(place).generate_state(1, np.uint64)
     torch.manual_seed(int(drawn))

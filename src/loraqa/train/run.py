@@ -25,6 +25,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from loraqa.adapter.info import BaseInfo
+from loraqa.distributed.ranks import Ranks
 from loraqa.errors import InputError, explain, shortened, some_of
 from loraqa.files import (
     append_line,
@@ -49,7 +50,15 @@ logger = logging.getLogger("loraqa")
 Record = Mapping[str, Any]
 
 # The parts of data.json, as messages call them.
-_NAMES = {"train": "the training data", "dev": "the dev data", "template": "the template"}
+_NAMES = {
+    "train": "the training data",
+    "dev": "the dev data",
+    "template": "the template",
+    "start": "the adapter at lora.start",
+}
+# Parts that are compared only where both are known. A run of an older version has not recorded its
+# template, and a checkpoint makes the start superfluous.
+_IF_KNOWN = {"template", "start"}
 
 # The part of data.json that holds the hash of the settings with which the run began.
 _SETTINGS = "settings"
@@ -74,13 +83,18 @@ _ROUNDING = ("optimisation.tokens_per_batch",)
 class RunDirectory:
     """Paths and files of a run.
 
+    Args:
+        path: the folder.
+        launcher: what stands before `loraqa train` in the command that trains here.
+
     Attributes:
         texts: the texts of the files that every checkpoint copies, by name, once the run has begun
             or is resumed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, launcher: str = "") -> None:
         self.path = path
+        self.launcher = launcher
         self.settings_file = path / "settings.yaml"
         self.environment_file = path / "environment.json"
         self.data_file = path / "data.json"
@@ -92,7 +106,7 @@ class RunDirectory:
     @property
     def command_to_resume(self) -> str:
         """The command that goes on with the run."""
-        return f"loraqa train --out {quote(str(self.path))} --resume"
+        return f"{self.launcher}loraqa train --out {quote(str(self.path))} --resume"
 
     def choose_settings(
         self,
@@ -197,7 +211,8 @@ class RunDirectory:
                 f"{self.path} began{model}: resume with what it began with, or start a new run."
             )
         surroundings = self._recorded(self.environment_file, environment, dict.items)
-        _warn_of_rounding(_changes(self._last_settings(began), settings, surroundings, environment))
+        changes = _changes(self._last_settings(began), settings, surroundings, environment)
+        _warn_of_changes(changes, settings.lora.dropout)
         self.start(settings, began, surroundings)
 
     def begun_settings(self) -> Path:
@@ -327,6 +342,54 @@ class RunDirectory:
             file.replace(file.with_name(f"{file.name}.damaged"))
 
 
+def choose_together(ranks: Ranks, choose: Callable[[], RunSettings]) -> RunSettings:
+    """Return the settings that the first process chooses, which alone looks at the run's folder.
+
+    Raises:
+        InputError: `choose` raises it.
+        PeerError: another process has ended.
+    """
+    if ranks.size == 1:
+        return choose()
+    chosen = ranks.of_first(lambda: choose().model_dump(mode="json"), "rank 0's settings")
+    return RunSettings.model_validate_json(json.dumps(chosen))
+
+
+def check_same(ranks: Ranks, facts: Record) -> None:
+    """Check that all processes have the same base and data.
+
+    Raises:
+        InputError: they differ.
+        PeerError: another process has ended.
+    """
+    ranks.meet("the other ranks to load the model and to encode the data")
+    first, *others = ranks.gather(facts, "what the other ranks train with")
+    for rank, other in enumerate(others, 1):
+        if changed := _changed_parts(first, other):
+            named = " and ".join(changed)
+            raise InputError(
+                f"{named[0].upper()}{named[1:]} of rank {rank} differ from those of rank 0; give "
+                "all machines the same files."
+            )
+
+
+def warn_of_other_accelerations(ranks: Ranks, accelerations: Sequence[str]) -> None:
+    """Warn if processes differ in their accelerations, which each of them has tried by itself.
+
+    Raises:
+        PeerError: another process has ended.
+    """
+    first, *others = ranks.gather(list(accelerations), "the accelerations of the other ranks")
+    if differing := [rank for rank, other in enumerate(others, 1) if other != first]:
+        names = {name for rank in differing for name in {*others[rank - 1]} ^ {*first}}
+        listed = some_of([str(rank) for rank in differing])
+        logger.warning(
+            f"Other accelerations work on rank {listed} than on rank 0, so the same command may "
+            f"give other bits elsewhere; add {','.join(sorted(names))} to speed.without to avoid "
+            "that."
+        )
+
+
 def _check_same_settings(before: RunSettings, after: RunSettings) -> None:
     if listed := _difference(before, after):
         raise InputError(
@@ -363,12 +426,12 @@ def _changes(
     return {key: chosen[key] for key in _ROUNDING if key in chosen} | changed
 
 
-def _warn_of_rounding(changes: Mapping[str, tuple[Any, Any]]) -> None:
+def _warn_of_changes(changes: Mapping[str, tuple[Any, Any]], dropout: float) -> None:
     for key, (old, new) in changes.items():
-        logger.warning(
-            f"The run began with {key} {old} and goes on with {new}: its result may differ by "
-            "rounding."
-        )
+        effect = "its result may differ by rounding"
+        if key == "processes" and dropout:
+            effect = "its result differs, because each process draws its own dropout"
+        logger.warning(f"The run began with {key} {old} and goes on with {new}: {effect}.")
 
 
 def _changed_parts(before: Record, now: Record) -> list[str]:
@@ -378,7 +441,7 @@ def _changed_parts(before: Record, now: Record) -> list[str]:
         name
         for key, name in _NAMES.items()
         if _fingerprint(before.get(key)) != _fingerprint(now.get(key))
-        and (key in before or key != "template")
+        and (key not in _IF_KNOWN or (key in before and key in now))
     ]
 
 

@@ -24,6 +24,8 @@ from loraqa.lora.settings import LoraSettings
 from loraqa.model.folder import is_local
 from loraqa.prompt.defaults import DEFAULT_STRIDE
 from loraqa.prompt.template import CHAT, DEFAULT_TEMPLATE, Template
+from loraqa.squad.text import decode, is_binary
+from loraqa.train.start import settings_of
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -43,6 +45,8 @@ class ModelSettings(_Group):
     """Branch, tag or commit on the hub."""
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     """Dtype of the frozen weights; `auto` is bfloat16 if the device computes in it."""
+    quantisation: Literal["none", "int8"] = "none"
+    """Whether linear layers keep their frozen weights in `dtype`, or rounded to one byte each."""
     device: str = "auto"
     """A torch device; `auto` is a GPU if there is one."""
     random_weights: bool = False
@@ -68,7 +72,7 @@ class PromptSettings(_Group):
     """How prompts are written."""
 
     template: str = DEFAULT_TEMPLATE
-    """Text with {context}, {question} and {answer}, in this order, or `chat`: the base's own."""
+    """Text with {context}, {question}, {answer}; `twice` repeats {context}; `chat`: the base's."""
     max_length: int | None = Field(default=None, ge=32)
     """Maximum tokens of context, question and answer together; null is the model's limit."""
     stride: int = Field(default=DEFAULT_STRIDE, ge=0)
@@ -77,18 +81,16 @@ class PromptSettings(_Group):
     @field_validator("template")
     @classmethod
     def _well_formed(cls, text: str) -> str:
-        if text != CHAT:
-            Template(text)
-        return text
+        return text if text == CHAT else Template(text).text
 
 
 class OptimisationSettings(_Group):
     """AdamW and its schedule. The defaults suit LoRA on GPT-2 and SQuAD."""
 
-    epochs: int = Field(default=2, ge=1)
-    """Passes over the data. On SQuAD v1.1's 87,599 questions each takes about 2,550 steps."""
+    epochs: int | None = Field(default=None, ge=1)
+    """Passes over the data; null: as `max_steps` takes, else two, or up to ten to make 40 steps."""
     max_steps: int | None = Field(default=None, ge=1)
-    """Maximum optimizer steps of the run; null limits it by `epochs` only."""
+    """Optimizer steps of the run, fewer if `epochs` ends first; null limits it by `epochs` only."""
     questions_per_step: int = Field(default=32, ge=1)
     """Each optimizer step takes whole passages until they hold this many questions."""
     tokens_per_batch: int = Field(default=4096, ge=1)
@@ -170,10 +172,12 @@ class RunSettings(_Group):
             "train": _full_path(self.data.train, Path.exists),
             "dev": self.data.dev and _full_path(self.data.dev, Path.exists),
         }
+        lora = {"start": self.lora.start and _full_path(self.lora.start, Path.exists)}
         return self.model_copy(
             update={
                 "model": self.model.model_copy(update=model),
                 "data": self.data.model_copy(update=data),
+                "lora": self.lora.model_copy(update=lora),
             }
         )
 
@@ -192,6 +196,16 @@ class RunSettings(_Group):
         text = template_of(self.prompt.template, model.source, model.revision)
         return self.model_copy(update={"prompt": self.prompt.model_copy(update={"template": text})})
 
+    def with_values(self, values: Mapping[str, Any]) -> "RunSettings":
+        """Return the settings with other values by dotted key, such as {"lora.rank": 8}.
+
+        Raises `InputError` as `load_settings` does.
+        """
+        merged = self.model_dump(mode="json")
+        for key, value in values.items():
+            merged = _merge(merged, _nested(key, value))
+        return parse_settings(merged)
+
     def to_yaml(self) -> str:
         """Return all settings, including defaults, as YAML."""
         values = self.model_dump(mode="json")
@@ -207,11 +221,12 @@ def load_settings(files: Iterable[Path] = (), overrides: Iterable[str] = ()) -> 
             text are read as YAML.
 
     Raises:
-        InputError: a file is missing or not YAML; a key is unknown, missing or has a wrong value.
+        InputError: a file is missing or not YAML; a key is unknown, missing or has a wrong value;
+            there is no adapter at `lora.start`.
     """
     values: dict[str, Any] = {group: {} for group in _GROUPS}
     for file in files:
-        values = _merge(values, _read_yaml(file))
+        values = _merge(values, read_yaml(file))
     for override in overrides:
         values = _merge(values, _read_override(override))
     return parse_settings(values)
@@ -237,14 +252,36 @@ def choose_settings(
 def parse_settings(values: Mapping[str, Any]) -> RunSettings:
     """Return the settings from nested groups. Raises `InputError` as `load_settings` does."""
     try:
-        return RunSettings.model_validate(values)
+        return RunSettings.model_validate(_with_those_of_start(values))
     except ValidationError as error:
         raise InputError(" ".join(_explanations(error.errors()))) from None
+
+
+def _with_those_of_start(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the values, and those of the adapter at `lora.start` where none are given.
+
+    The settings that a run has written are complete. So the adapter is not read again, and need not
+    be there any more.
+    """
+    lora, model = values.get("lora"), values.get("model")
+    start = lora.get("start") if isinstance(lora, dict) else None
+    if lora is None or not isinstance(start, str) or LoraSettings.model_fields.keys() <= {*lora}:
+        return values
+    adapter = settings_of(start)
+    if isinstance(model, dict) and "source" in model:
+        # A revision belongs to a place.
+        adapter["model"].pop("revision", None)
+    return _merge(adapter, values)
 
 
 def dotted(settings: RunSettings) -> dict[str, Any]:
     """Return the settings by dotted key, such as "lora.rank"."""
     return dict(_leaves(settings.model_dump(mode="json")))
+
+
+def is_integer(key: str) -> bool:
+    """Return whether the setting of a dotted key is an integer."""
+    return _TYPES.get(key) in (int, int | None)
 
 
 def differences(before: RunSettings, after: RunSettings) -> dict[str, tuple[Any, Any]]:
@@ -327,7 +364,8 @@ for _kind, _pattern in _OTHER_THAN_TEXT.items():
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"({_pattern})$"), None)
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path) -> dict[str, Any]:
+    """Return the keys and values of a settings file. Raises `InputError` if it is none."""
     text = _read_text(file)
     try:
         values = yaml.load(text, _Loader)
@@ -347,20 +385,21 @@ def _read_text(file: Path) -> str:
     """Return the text of a settings file, unless it is something else."""
     try:
         size = file.stat().st_size
-        text = file.read_text(encoding="utf-8") if size <= _LARGEST else ""
+        data = file.read_bytes() if size <= _LARGEST else b""
     except FileNotFoundError:
-        raise InputError(f"The settings file {file} does not exist; check the path.") from None
+        raise InputError(f"{file} does not exist; check the path.") from None
     except IsADirectoryError:
         raise InputError(
             f"{file} is a folder, not a settings file; a base model is given with --model."
         ) from None
-    except UnicodeDecodeError:
+    except OSError as error:
+        raise InputError(f"The settings file {file} cannot be read ({error}).") from None
+    if is_binary(data):
         raise InputError(
             f"{file} is a binary file, not settings; questions are given with --train and "
             "--dev, a base model with --model."
-        ) from None
-    except OSError as error:
-        raise InputError(f"The settings file {file} cannot be read ({error}).") from None
+        )
+    text = decode(data, str(file))
     if size > _LARGEST or _QUESTIONS.search(text):
         raise InputError(
             f"{file} holds no settings but data; questions are given with --train and --dev."
@@ -372,9 +411,12 @@ def _read_override(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not (key and equals):
         raise InputError(f"{quote(text)} is not a setting; write key=value, as in lora.rank=16.")
+    return _nested(key, _read_value(key, value))
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
     group, dot, name = key.partition(".")
-    read = _read_value(key, value)
-    return {group: {name: read}} if dot else {group: read}
+    return {group: {name: value}} if dot else {group: value}
 
 
 def _read_value(key: str, text: str) -> Any:

@@ -23,7 +23,9 @@ class StoppedError(LoraqaError):
 class StopRequest:
     """A context manager that turns the first SIGINT or SIGTERM into a request to stop.
 
-    A second signal is handled as before entering.
+    A later SIGINT is handled as before entering, so a second Ctrl-C ends at once. A later SIGTERM
+    changes nothing: one stop may send several, because Slurm signals all processes of a job, and
+    `torchrun` passes on what it receives.
 
     Attributes:
         received: the first signal, or None.
@@ -42,7 +44,8 @@ class StopRequest:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._restore()
+        for number in list(self._before):
+            self._restore(number)
 
     def unless_stopped(self, work: Callable[[], T]) -> T | None:
         """Return what `work` returns, or None as soon as a stop is requested."""
@@ -58,15 +61,15 @@ class StopRequest:
             return None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        self._restore()
+        if self.received:
+            return
+        self._restore(signal.SIGINT)
         self.received = signal.Signals(number)
         if self._at_once:
             raise _Abandoned
 
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before.clear()
+    def _restore(self, number: signal.Signals) -> None:
+        signal.signal(number, self._before.pop(number))
 
 
 class _Abandoned(BaseException):

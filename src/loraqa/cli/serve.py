@@ -1,0 +1,98 @@
+"""`loraqa serve`."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from loraqa.cli.adapters import named_adapters, with_own_name
+from loraqa.cli.options import (
+    Adapters,
+    Base,
+    Prompts,
+    Quantisation,
+    Run,
+    Threshold,
+    Windows,
+    Without,
+)
+from loraqa.cli.output import importing_pytorch, tell
+from loraqa.cli.readers import changes, load_reader
+from loraqa.errors import InputError, LoraqaError
+from loraqa.notices import status_line
+from loraqa.prompt.defaults import DEFAULT_WINDOWS
+
+
+def serve(
+    run: Run,
+    host: Annotated[
+        str,
+        typer.Option(
+            help="Address to listen on; 0.0.0.0 lets other machines connect, with --token-file."
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 is any free one.", min=0, max=65535)] = 8000,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with a token that requests must bring.")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Another name of this server, as behind a proxy."),
+    ] = None,
+    timeout: Annotated[
+        int, typer.Option(help="Seconds for a request, waiting included.", min=1)
+    ] = 120,
+    adapter: Adapters = None,
+    windows: Windows = str(DEFAULT_WINDOWS),
+    no_answer_threshold: Threshold = None,
+    base: Base = None,
+    quantisation: Quantisation = None,
+    template: Prompts = None,
+    without: Without = "",
+) -> None:
+    """Answer questions on a web page and over HTTP, until Ctrl-C.
+
+    Adapters beside RUN share its base model; a request names the one that is to answer.
+    """
+    from loraqa.adapter.find import check_source
+
+    check_source(run)
+    sources = with_own_name(run, named_adapters(adapter)) if adapter else {}
+    if sources and quantisation == "int8":
+        raise InputError(
+            "Several adapters share a base in full precision; leave --quantisation int8 out."
+        )
+    try:
+        with importing_pytorch():
+            from loraqa.reader import load_readers
+            from loraqa.serve import server
+            from loraqa.serve.app import TOKENS_PER_BATCH, Served, create_app
+    except ModuleNotFoundError as error:
+        raise LoraqaError(
+            f"`loraqa serve` needs {error.name}; install it with `pip install -e '.[serve]'`."
+        ) from None
+
+    token = server.read_token(token_file) if token_file else None
+    with server.listen(host, port, token) as listener:
+        readers = None
+        if sources:
+            with status_line(f"Loading {', '.join(sources)} …"):
+                readers = load_readers(sources, base=base, template=template, without=without)
+            readers = readers.replaced(**changes(windows, None, no_answer_threshold))
+            reader = next(iter(readers.values()))
+        else:
+            reader = load_reader(
+                run, base, quantisation, template, without, windows, None, no_answer_threshold
+            )
+        few: dict[str, Any] = {"tokens_per_batch": min(reader.tokens_per_batch, TOKENS_PER_BATCH)}
+        app = create_app(
+            replace(reader, **few),
+            Served.describe(run, reader, sources),
+            readers and readers.replaced(**few),
+            hosts=[host, *(allow_host or [])],
+            token=token,
+            seconds=timeout,
+        )
+        tell(f"Answering at {server.address(listener)} until Ctrl-C.")
+        server.run(app, listener)
