@@ -62,6 +62,13 @@ def test_other_answers_follow_the_first() -> None:
     ]
 
 
+def test_a_best_answer_that_is_more_probably_wrong_is_marked() -> None:
+    shown = lines(answer("mill", confidence=0.49), answer("old", confidence=0.2))
+    assert shown[1].endswith("mill  confidence 0.49, probably wrong")
+    assert shown[3].endswith("old  confidence 0.20")
+    assert lines(answer("mill", confidence=0.5))[1].endswith("mill  confidence 0.50")
+
+
 @pytest.mark.parametrize(
     ("least", "most", "expected"),
     [

@@ -83,7 +83,7 @@ def test_the_description_names_the_adapter_of_a_run(reader: Reader, tmp_path: Pa
 def test_health_and_schema(client: TestClient) -> None:
     assert client.get("/health").json() == {"status": "ok"}
     schema = client.get("/openapi.json").json()
-    assert set(schema["paths"]) == {"/health", "/api/model", "/api/answer"}
+    assert set(schema["paths"]) == {"/health", "/api/model", "/api/answer", "/api/document"}
     assert "422" in schema["paths"]["/api/answer"]["post"]["responses"]
 
 

@@ -5,6 +5,6 @@ by `mammoth`, which makes HTML of it. They are imported where they are used.
 """
 
 from loraqa.documents.document import Document
-from loraqa.documents.read import read_document
+from loraqa.documents.read import parse_document, read_document
 
-__all__ = ["Document", "read_document"]
+__all__ = ["Document", "parse_document", "read_document"]

@@ -36,8 +36,20 @@ def read_document(path: Path) -> Document:
             kind.
         LoraqaError: a library that reads this kind is not installed.
     """
-    data, source = read_source(path)
-    named = _NAMES.get(path.suffix.lower())
+    return parse_document(*read_source(path), path.suffix)
+
+
+def parse_document(data: bytes, source: str, ending: str) -> Document:
+    """Return the text of a file's bytes, like `read_document`.
+
+    Args:
+        data: the bytes.
+        source: what messages call the file.
+        ending: the ending of its name, such as ".html".
+    """
+    if not data.strip():
+        raise InputError(f"{source} is empty; name another file.")
+    named = _NAMES.get(ending.lower())
     for start, kind in _REFUSED.items():
         if data.startswith(start):
             raise InputError(f"{source} is {kind}; save it as DOCX or PDF without a password.")

@@ -24,7 +24,7 @@ def answer_lines(
 
     for question, (best, *others) in zip(questions, candidates, strict=True):
         yield Text(printable(question), "bold")
-        yield _answer(best)
+        yield _answer(best, doubted=_is_doubtful(best))
         yield _place(document, best)
         yield from map(_answer, others)
 
@@ -44,17 +44,23 @@ def answers_json(
     return best | {"candidates": listed} if count > 1 else best
 
 
-def _answer(answer: Answered) -> "Text":
+def _is_doubtful(answer: Answered) -> bool:
+    """Whether the best answer is more probably wrong than right, by its calibrated confidence."""
+    return answer.confidence is not None and answer.confidence < 0.5
+
+
+def _answer(answer: Answered, doubted: bool = False) -> "Text":
     from rich.text import Text
 
-    facts = f"  {_trust(answer)}"
+    facts = f"  {_trust(answer)}{', probably wrong' if doubted else ''}"
     if answer.votes > 1:
         facts += f", {answer.votes} votes"
     if answer.exact is False:
         facts += (
             f"; the search stopped after {answer.paths:,} paths and may have missed a better one"
         )
-    return Text.assemble("  ", (printable(answer.text) or "no answer", "green"), (facts, "dim"))
+    text = printable(answer.text) or "no answer"
+    return Text.assemble("  ", (text, "yellow" if doubted else "green"), (facts, "dim"))
 
 
 def _trust(answer: Answered) -> str:

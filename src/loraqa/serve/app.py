@@ -19,8 +19,15 @@ from loraqa.answer.answered import Answered
 from loraqa.answer.reader import Reader, check_asked
 from loraqa.answer.readers import Readers
 from loraqa.answer.strategies import DEFAULT_STRATEGY, MAX_SAMPLES, STRATEGIES, check_strategy
+from loraqa.documents import Document, parse_document
 from loraqa.errors import InputError, LoraqaError, shortened
-from loraqa.serve.guard import MAX_BODY_BYTES, Guard, LimitBody
+from loraqa.serve.guard import (
+    DOCUMENT_PATH,
+    MAX_BODY_BYTES,
+    MAX_DOCUMENT_BYTES,
+    Guard,
+    LimitBody,
+)
 from loraqa.serve.problem import Problem, problem
 from loraqa.serve.worker import BusyError, Worker
 
@@ -39,6 +46,8 @@ _UNREADABLE = (
     "The body cannot be read as JSON: it is not UTF-8, nested too deeply, or holds a number with "
     "thousands of digits."
 )
+_BYTES = "application/octet-stream"
+_DOCUMENT = {"content": {_BYTES: {"schema": {"type": "string", "format": "binary"}}}}
 _PAGE = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
 
 
@@ -68,6 +77,13 @@ class Answers(BaseModel):
     candidates: list[list[Answered]] = []
 
 
+class Text(BaseModel):
+    """The text of a document, and the offset at which each page starts, if it has pages."""
+
+    text: str
+    pages: list[int]
+
+
 class Served(BaseModel):
     """The served model and its limits.
 
@@ -81,7 +97,8 @@ class Served(BaseModel):
         max_answer_tokens: length of the longest answer in tokens.
         strategies: names of decoding strategies; docs/decoding.md explains how to combine them
             and how to give them numbers.
-        max_questions, max_body_bytes: limits of one request.
+        max_questions, max_body_bytes: limits of one request for answers.
+        max_document_bytes: limit of a document.
     """
 
     base: str
@@ -93,6 +110,7 @@ class Served(BaseModel):
     strategies: tuple[str, ...] = STRATEGIES
     max_questions: int = MAX_QUESTIONS
     max_body_bytes: int = MAX_BODY_BYTES
+    max_document_bytes: int = MAX_DOCUMENT_BYTES
 
     @classmethod
     def describe(cls, source: str | Path, reader: Reader, adapters: Iterable[str] = ()) -> "Served":
@@ -177,6 +195,25 @@ def create_app(
         found = await _while_wanted(request, worker.do(read), seconds)
         best = [first for first, *_ in found]
         return Answers(answers=best, candidates=found if asked.answers > 1 else [])
+
+    # A page of another site cannot send this content type unless the server allows it.
+    @app.post(
+        DOCUMENT_PATH,
+        responses={status: {"model": Problem} for status in (*_STATUSES, 415)},
+        openapi_extra={"requestBody": _DOCUMENT | {"required": True}},
+    )
+    async def document(request: Request, name: str = "") -> Text:
+        """Return the text of a PDF, HTML, DOCX or text file, to ask about. `name` is the file's."""
+        if request.headers.get("content-type") != _BYTES:
+            raise HTTPException(415, f"Send the document with Content-Type: {_BYTES}.")
+        data = await request.body()
+
+        def read(_: Event) -> Document:
+            source = shortened(Path(name).name, 100) or "The document"
+            return parse_document(data, source, Path(name).suffix)
+
+        found = await _while_wanted(request, worker.do(read), seconds)
+        return Text(text=found.text, pages=list(found.pages))
 
     return app
 

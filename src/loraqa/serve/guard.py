@@ -14,6 +14,9 @@ from loraqa.serve.problem import problem
 
 # A book of two thousand pages.
 MAX_BODY_BYTES = 4 * 2**20
+# A PDF has pictures, too.
+MAX_DOCUMENT_BYTES = 64 * 2**20
+DOCUMENT_PATH = "/api/document"
 
 _PORT = re.compile(r":\d*$")
 
@@ -92,19 +95,23 @@ def _password(credentials: str) -> bytes:
 
 
 class LimitBody:
-    """Refuses bodies above `MAX_BODY_BYTES`, whatever the headers say, without storing them."""
+    """Refuses bodies that are too large, whatever the headers say, without storing them.
+
+    `MAX_DOCUMENT_BYTES` bounds documents, and `MAX_BODY_BYTES` all else.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        most = MAX_DOCUMENT_BYTES if scope.get("path") == DOCUMENT_PATH else MAX_BODY_BYTES
         received = 0
 
         async def limited() -> Message:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received <= MAX_BODY_BYTES:
+            if received <= most:
                 return message
             # Read the rest, because a client does not read the reply while it is sending. The
             # connection is cut if that takes too long.
@@ -112,7 +119,7 @@ class LimitBody:
                 message = await receive()
             raise HTTPException(
                 413,
-                f"The request is larger than {MAX_BODY_BYTES >> 20} MiB; send a shorter text.",
+                f"The request is larger than {most >> 20} MiB; send a shorter text.",
             )
 
         await self._app(scope, limited, send)
