@@ -19,7 +19,7 @@ from benchmarks.base import ADAPTERS, MAX_LENGTH, Task, device, on_a_gpu, wait
 from benchmarks.clock import measure, peak_mib
 from benchmarks.flops import matrices, training_flops, tree_work
 from loraqa.answer.decode import Greedy
-from loraqa.finetune import finetune
+from loraqa.finetuning import finetune
 from loraqa.lora.adapt import adapt
 from loraqa.lora.adapter import load_adapter
 from loraqa.lora.flat import FlatAdapter

@@ -35,7 +35,7 @@ from loraqa.answer.evaluate import evaluate
 from loraqa.demo.parts import BASE
 from loraqa.demo.world import test_passages, train_passages
 from loraqa.files import write_json
-from loraqa.finetune import finetune
+from loraqa.finetuning import finetune
 from loraqa.prompt.encode import PromptEncoder
 from loraqa.prompt.plan import BatchPlan
 from loraqa.prompt.segments import SegmentTokenizer

@@ -66,7 +66,7 @@ def _crash(options: argparse.Namespace) -> None:
 
         import loraqa.answer.export
         import loraqa.cli
-        import loraqa.finetune
+        import loraqa.finetuning
         import loraqa.reader  # noqa: F401
 
         table = Table()
@@ -85,7 +85,7 @@ def _scale(options: argparse.Namespace) -> None:
 
     import loraqa.cli
     import loraqa.distributed.processes
-    import loraqa.finetune  # noqa: F401
+    import loraqa.finetuning  # noqa: F401
     from reliability import scale
 
     table = Table()

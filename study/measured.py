@@ -13,7 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from loraqa.answer.evaluate import evaluate
 from loraqa.files import temporary_folder
-from loraqa.finetune import Ready, get_ready
+from loraqa.finetuning.ready import Ready, get_ready
 from loraqa.lora.adapt import parameter_counts
 from loraqa.model.memory import forget_peak_memory, peak_memory
 from loraqa.prompt.plan import ChosenSteps

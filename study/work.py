@@ -11,7 +11,7 @@ from loraqa.answer.evaluate import evaluate, sample_questions
 from loraqa.answer.strategies import parse_strategy
 from loraqa.errors import InputError
 from loraqa.files import write_text
-from loraqa.finetune import finetune
+from loraqa.finetuning import finetune
 from loraqa.reader import Reader
 from loraqa.squad import QADataset, Scores, read_passages, write_official
 from loraqa.train.environment import environment

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from loraqa.answer.strategies import parse_strategy
-from loraqa.finetune import finetune
+from loraqa.finetuning import finetune
 from loraqa.model.runner import Runner, TreeRunner, Use
 from loraqa.reader import Reader
 from loraqa.speed.trial import fastest
@@ -117,7 +117,10 @@ def results(run: Path, settings: RunSettings, answering: Path) -> dict[str, Any]
         used.append(names)
         return runner, names
 
-    with patch("loraqa.finetune.fastest", remember), patch("loraqa.reader.fastest", remember):
+    with (
+        patch("loraqa.finetuning.ready.fastest", remember),
+        patch("loraqa.reader.fastest", remember),
+    ):
         finetune(settings, run)
         reader = Reader.load(answering, device=settings.model.device)
     answers = {

@@ -587,7 +587,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("work was begun that was bound to fail")
 
     monkeypatch.setattr("loraqa.answer.load.load_base", refuse)
-    monkeypatch.setattr("loraqa.finetune.read_passages", refuse)
+    monkeypatch.setattr("loraqa.finetuning.ready.read_passages", refuse)
     monkeypatch.setattr("loraqa.squad.read_passages", refuse)
 
 
@@ -778,7 +778,7 @@ def default_signals() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("number", [SIGINT, SIGTERM])
-@pytest.mark.parametrize("when", ["choose_runner", "environment"])
+@pytest.mark.parametrize("when", ["ready.choose_runner", "recipe.environment"])
 def test_a_training_stopped_before_its_first_step_leaves_nothing(
     call: Call,
     data: Path,
@@ -790,7 +790,7 @@ def test_a_training_stopped_before_its_first_step_leaves_nothing(
 ) -> None:
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    monkeypatch.setattr(f"loraqa.finetune.{when}", lambda *_, **__: signal.raise_signal(number))
+    monkeypatch.setattr(f"loraqa.finetuning.{when}", lambda *_, **__: signal.raise_signal(number))
     status, out, error = call(
         "train", "--model", tiny_folder, "--train", data, "--out", tmp_path / "run"
     )

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 import loraqa.train.loop
 from loraqa.costs import Costs, estimate_costs
-from loraqa.finetune import finetune
+from loraqa.finetuning import finetune
 from loraqa.lora.flat import FlatAdapter
 from loraqa.model.loss import Gradients
 from loraqa.model.runner import Runner, plain_gradients

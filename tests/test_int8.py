@@ -12,7 +12,7 @@ from loraqa.adapter.info import read_adapter_info
 from loraqa.answer.export import export_adapter, export_merged
 from loraqa.answer.load import load_adapted, load_model
 from loraqa.errors import InputError
-from loraqa.finetune import finetune
+from loraqa.finetuning import finetune
 from loraqa.lora.int8 import is_quantised
 from loraqa.lora.merge import merge_and_unload
 from loraqa.reader import Reader
@@ -21,7 +21,7 @@ from loraqa.squad import write_official
 from loraqa.train.manifest import saved_steps
 from loraqa.train.settings import RunSettings
 from tests.conftest import Call, assert_near, tiny_model
-from tests.test_finetune import choose, weights
+from tests.finetuning.test_recipe import choose, weights
 from tests.train.conftest import PASSAGES
 
 pytestmark = pytest.mark.usefixtures("without_plots")

@@ -27,6 +27,7 @@ ROOMS = [
     "report",
     "serve",
     "speed",
+    "finetuning",
     "sweep",
     "cluster",
     "demo",
@@ -37,13 +38,12 @@ CORE = ["squad", "lora", "prompt", "model", "adapter", "train", "answer"]
 # Rooms that do not import each other, whatever their order.
 SIBLINGS = {"train": "answer", "answer": "train"}
 FOR_ALL = ["begun", "cache", "errors", "files", "garbage"]
-# Beyond the order: batch, demo and sweep run the recipes, on data or with settings of their own,
-# and commands run all of them.
+# Beyond the order: these read answers with the recipe of `reader.py`, and commands run all recipes.
 EXCEPTIONS = {
-    "demo": {"finetune", "reader"},
+    "finetuning": {"reader"},
+    "demo": {"reader"},
     "speed": {"notices"},
-    "sweep": {"finetune"},
-    "cli": {"analyze", "costs", "finetune", "notices", "reader"},
+    "cli": {"analyze", "costs", "notices", "reader"},
     "batch": {"reader"},
     "cluster": {"reader"},
 }
@@ -207,24 +207,14 @@ def test_importing_loads_nothing_heavy(module: str) -> None:
     assert loaded_by(f"import {module}") == set()
 
 
-@pytest.mark.parametrize(
-    "before",
-    ["", "import loraqa.finetune, loraqa.reader", "from loraqa.finetune import finetune"],
-)
-def test_reader_and_finetune_are_imported_from_the_package(before: str) -> None:
-    """`loraqa.finetune` is a module too, which Python puts in the place of the function."""
+def test_reader_and_finetune_are_imported_from_the_package() -> None:
     code = (
-        f"{before}\n"
         "import sys, loraqa\n"
-        "first = loraqa.finetune\n"
-        "from loraqa import Reader, finetune\n"
-        "assert first is finetune is sys.modules['loraqa.finetune']\n"
+        "from loraqa import Reader, finetune, load_readers\n"
+        "assert finetune is loraqa.finetune is sys.modules['loraqa.finetuning'].finetune\n"
         "assert Reader is sys.modules['loraqa.reader'].Reader\n"
-        "try:\n"
-        "    finetune(settings=None)\n"
-        "except TypeError as error:\n"
-        "    assert 'run_dir' in str(error)\n"
-        "assert {'Reader', 'finetune'} <= {*dir(loraqa)}\n"
+        "assert load_readers is sys.modules['loraqa.reader'].load_readers\n"
+        "assert {'Reader', 'finetune', 'load_readers'} <= {*dir(loraqa)}\n"
         "assert not hasattr(loraqa, 'nothing')\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -9,22 +9,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from loraqa.finetune import finetune
+    from loraqa.finetuning import finetune
     from loraqa.reader import Reader, load_readers
 
 __version__ = "0.1.0"
 __all__ = ["Reader", "__version__", "finetune", "load_readers"]
 
+_PLACES = {
+    "Reader": "loraqa.reader",
+    "finetune": "loraqa.finetuning",
+    "load_readers": "loraqa.reader",
+}
+
 
 def __getattr__(name: str) -> Any:
     """Import PyTorch and transformers only for those who need them."""
-    if name in ("Reader", "load_readers"):
-        return getattr(import_module("loraqa.reader"), name)
-    if name == "finetune":
-        # The module, which can be called like its function.
-        return import_module("loraqa.finetune")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return [*globals(), "Reader", "finetune", "load_readers"]
+    return [*globals(), *_PLACES]

@@ -11,7 +11,8 @@ from typing import Any
 
 from loraqa.answer.evaluate import evaluate, sample_questions
 from loraqa.files import temporary_folder
-from loraqa.finetune import SCORING, Ready, get_ready
+from loraqa.finetuning.reading import SCORING
+from loraqa.finetuning.ready import Ready, get_ready
 from loraqa.lora.adapt import parameter_counts
 from loraqa.model.memory import forget_peak_memory, peak_memory
 from loraqa.model.runner import Runner

@@ -20,7 +20,9 @@ from loraqa.distributed import processes
 from loraqa.distributed.ranks import PeerError, Ranks
 from loraqa.errors import InputError
 from loraqa.files import read_json
-from loraqa.finetune import SCORING, finetune, get_ready
+from loraqa.finetuning import finetune
+from loraqa.finetuning.reading import SCORING
+from loraqa.finetuning.ready import get_ready
 from loraqa.lora.settings import TENSORS
 from loraqa.squad import read_passages, write_official
 from loraqa.train.run import RunDirectory, check_same, warn_of_other_accelerations

@@ -18,7 +18,7 @@ from loraqa.answer.export import export_adapter
 from loraqa.answer.load import load_adapted
 from loraqa.demo.world import test_passages as unseen_passages
 from loraqa.demo.world import train_passages
-from loraqa.finetune import FinetuneResult, finetune
+from loraqa.finetuning import FinetuneResult, finetune
 from loraqa.lora.settings import TENSORS
 from loraqa.model.load import load_base
 from loraqa.model.source import ModelSource, load_tokenizer, template_of

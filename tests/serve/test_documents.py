@@ -22,7 +22,7 @@ PDF = pdf_of([[TOWN], ["Its mill was built by Ruth Olen in 1203."]])
 
 
 def quoting(context: str, questions: Iterable[str], *_: Any, **__: Any) -> list[Answered]:
-    """Answer each question with the words Ruth Olen, and doubt it unless "By" is in the question."""
+    """Answer each question with Ruth Olen, and doubt it unless "By" is in the question."""
     start = context.index("Ruth Olen")
     place = (start, start + len("Ruth Olen"))
     return [

@@ -16,7 +16,7 @@ from torch.nn.functional import log_softmax
 from transformers import AutoModelForCausalLM
 
 from loraqa.errors import InputError, LoraqaError
-from loraqa.finetune import get_ready
+from loraqa.finetuning.ready import get_ready
 from loraqa.prompt.encode import PromptEncoder
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template

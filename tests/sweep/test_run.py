@@ -13,7 +13,7 @@ from tests.conftest import Call
 from tests.sweep.conftest import choose
 
 from loraqa.errors import InputError, LoraqaError
-from loraqa.finetune import finetune
+from loraqa.finetuning import finetune
 from loraqa.reader import Reader
 from loraqa.sweep.run import sweep
 from loraqa.sweep.settings import SweepSettings

@@ -156,7 +156,7 @@ def _finetune(
         run = RunDirectory(out, ranks.launcher)
         with run.telling_what_is_kept(), preparing(settings) as prepare:
             with importing_pytorch():
-                from loraqa.finetune import finetune
+                from loraqa.finetuning import finetune
             if find_learning_rate:
                 settings = _with_found_rate(settings, prepare)
             command = f"{ranks.launcher}{command_line()}"

@@ -28,7 +28,7 @@ from loraqa.demo.parts import DemoBase, DemoData, DemoSize
 from loraqa.documents import Document
 from loraqa.errors import counted
 from loraqa.files import contents, one_writer, replacing_folder, temporary_folder
-from loraqa.finetune import FinetuneResult, finetune
+from loraqa.finetuning import FinetuneResult, finetune
 from loraqa.reader import Reader
 from loraqa.report.answers import answer_lines
 from loraqa.report.comparison import save_comparison

@@ -2,8 +2,8 @@
 
 An acceleration computes the same as the plain algorithm, faster. No package before this one
 imports an acceleration; without any of them everything works, only slower. To delete an
-acceleration, delete its file and its line here (for `preparing-process` also its call in `cli.py`,
-for `branches-alone` also `kept.py` and its call in `finetune.py`).
+acceleration, delete its file and its line here (for `preparing-process` also its call in
+`cli/train.py`, for `branches-alone` also `kept.py` and its call in `finetuning/ready.py`).
 """
 
 from collections.abc import Iterable

@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 
 from loraqa.errors import DivergedError, InputError, LoraqaError, counted
 from loraqa.files import temporary_folder
-from loraqa.finetune import get_ready
+from loraqa.finetuning.ready import get_ready
 from loraqa.model.runner import Runner
 from loraqa.prompt.plan import BatchPlan, Step, pack
 from loraqa.prompt.tree import Tree

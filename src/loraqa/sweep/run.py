@@ -22,7 +22,7 @@ from typing import Any
 
 from loraqa.errors import InputError, LoraqaError, explain
 from loraqa.files import check_folder_writable, contents, one_writer, write_text
-from loraqa.finetune import FinetuneResult, finetune
+from loraqa.finetuning import FinetuneResult, finetune
 from loraqa.report.time_left import clock
 from loraqa.squad import read_passages
 from loraqa.sweep.report import trials_csv, write_report

@@ -20,7 +20,7 @@ from tests.train.conftest import PASSAGES
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from loraqa.errors import InputError, LoraqaError
-from loraqa.finetune import finetune
+from loraqa.finetuning import finetune
 from loraqa.speed.start.process import _DataFromProcess, preparing
 from loraqa.speed.start.tokenizer import read_tokenizer
 from loraqa.squad import Passage, Question, write_official

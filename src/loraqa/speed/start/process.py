@@ -1,7 +1,7 @@
 """Let a preparing process read and encode the data while the training process imports PyTorch.
 
     with preparing(settings) as prepare:
-        from loraqa.finetune import finetune
+        from loraqa.finetuning import finetune
 
         finetune(settings, run, prepare=prepare)
 

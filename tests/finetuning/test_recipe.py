@@ -16,6 +16,8 @@ import numpy as np
 import peft
 import pytest
 import torch
+from tests.conftest import COMPILES, assert_near, tiny_model
+from tests.train.conftest import PASSAGES
 from transformers import AutoModelForCausalLM
 
 from loraqa.adapter.info import read_adapter_info
@@ -23,7 +25,8 @@ from loraqa.analysis.outcome import Outcome
 from loraqa.answer.evaluate import evaluate
 from loraqa.answer.span import _spans
 from loraqa.errors import InputError
-from loraqa.finetune import FinetuneResult, _longest_answer, _usual_context, finetune
+from loraqa.finetuning import FinetuneResult, finetune
+from loraqa.finetuning.reading import longest_answer, usual_context
 from loraqa.lora.adapter import load_adapter
 from loraqa.model.load import load_base
 from loraqa.prompt.encode import Encoded, EncodingCounts, PromptEncoder
@@ -38,8 +41,6 @@ from loraqa.speed.start.process import preparing
 from loraqa.squad import Answer, Passage, Question, write_official
 from loraqa.train.run import RunDirectory
 from loraqa.train.settings import RunSettings, SpeedSettings, load_settings
-from tests.conftest import COMPILES, assert_near, tiny_model
-from tests.train.conftest import PASSAGES
 
 pytestmark = pytest.mark.usefixtures("without_plots")
 
@@ -48,7 +49,7 @@ STOPPED_AFTER = """
 import os, sys
 from pathlib import Path
 from loraqa.errors import LoraqaError
-from loraqa.finetune import finetune
+from loraqa.finetuning import finetune
 from loraqa.train.run import RunDirectory
 from loraqa.train.settings import load_settings
 
@@ -216,7 +217,7 @@ def test_scoring_computes_the_tokens_of_four_training_batches_at_once(
         budgets.add(reader.tokens_per_batch)
         return evaluate(reader, *rest, **named)
 
-    monkeypatch.setattr("loraqa.finetune.evaluate", watched)
+    monkeypatch.setattr("loraqa.finetuning.finish.evaluate", watched)
     finetune(chosen, tmp_path / "run")
     assert budgets == {4 * 120}
 
@@ -230,7 +231,7 @@ def test_the_time_left_is_that_of_all_the_work(
         told.append(work)
         return training_progress(work, done)
 
-    monkeypatch.setattr("loraqa.finetune.training_progress", watched)
+    monkeypatch.setattr("loraqa.finetuning.recipe.training_progress", watched)
     finetune(chosen, tmp_path / "run")
     (work,) = told
     records = RunDirectory(tmp_path / "run").metrics()
@@ -427,9 +428,9 @@ def test_the_longest_answer_leaves_room_for_the_context() -> None:
     lengths = [*range(2, 400), *[1] * 400]
     branches = tuple(Branch(str(n), eos, np.zeros(n, np.int32)) for n in lengths)
     encoded = Encoded([Tree(eos, branches, 0, (0, 1))], EncodingCounts())
-    assert _longest_answer(encoded, 8192) == 398
-    assert _longest_answer(encoded, 1024) == 256
-    assert _longest_answer(encoded, 64) == 32
+    assert longest_answer(encoded, 8192) == 398
+    assert longest_answer(encoded, 1024) == 256
+    assert longest_answer(encoded, 64) == 32
 
 
 def test_an_unknown_acceleration_leaves_no_run(chosen: RunSettings, tmp_path: Path) -> None:
@@ -513,7 +514,7 @@ def test_windows_are_as_long_where_contexts_are_read_twice(tiny_tokenizer: Any) 
     segments = SegmentTokenizer.from_transformers(tiny_tokenizer)
     passages = [replace(p, context=f"{p.context} {FILLER}") for p in PASSAGES]
     once, twice = (
-        _usual_context(
+        usual_context(
             PromptEncoder(segments, template, 2000, 128).encode_training(passages), template
         )
         for template in (Template(), Template(TWICE))

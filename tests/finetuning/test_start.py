@@ -10,20 +10,21 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.conftest import Call, assert_near, tiny_model, town_passages
+from tests.model.test_session import rows_of
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from loraqa.answer.load import load_model
 from loraqa.errors import InputError
-from loraqa.finetune import Ready, finetune, get_ready
+from loraqa.finetuning import finetune
+from loraqa.finetuning.ready import Ready, get_ready
 from loraqa.lora.adapter import save_adapter
 from loraqa.lora.layer import lora_layers
 from loraqa.lora.settings import TENSORS
 from loraqa.prompt.template import DEFAULT_TEMPLATE
 from loraqa.squad import write_official
 from loraqa.train.settings import RunSettings, load_settings
-from tests.conftest import Call, assert_near, tiny_model, town_passages
-from tests.model.test_session import rows_of
 
 pytestmark = pytest.mark.usefixtures("without_plots")
 
