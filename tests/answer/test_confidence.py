@@ -199,8 +199,10 @@ def test_the_threshold_is_the_official_best_one(kind: str, segments: SegmentToke
     official = score({a.question_id: a.text for a in found}, data, probabilities).best
     assert official is not None
     assert calibrated.no_answer_threshold == pytest.approx(official.f1_threshold, rel=1e-5)
-    # All questions but one have no answer, and that one is the surest.
-    assert evaluate(calibrated, data).scores.f1 == official.f1 == 100
+    # All questions but one have no answer, and that one is the surest. Its probability is the
+    # threshold, and in batches of other questions it differs by rounding.
+    above = replace(calibrated, no_answer_threshold=official.f1_threshold + 1e-5)
+    assert evaluate(above, data).scores.f1 == official.f1 == 100
 
 
 def test_right_answers_and_rightly_missing_ones_are_fitted_apart() -> None:

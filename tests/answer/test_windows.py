@@ -65,7 +65,8 @@ def test_answers_have_the_shares_that_bayes_rule_gives_them(
             assert answer.probability_at_most == pytest.approx(share)
         assert answer.paths == 3 * len(windows)
     odds = [max(q * table[text] / table[""] for q, table in weighed) for text in TEXTS]
-    assert choice.answers[0].text == TEXTS[odds.index(max(odds))] or len(set(odds)) < len(odds)
+    # Odds that differ by rounding alone are equal.
+    assert odds[TEXTS.index(choice.answers[0].text)] == pytest.approx(max(odds))
     for answer in choice.answers:
         assert answer.no_answer_probability == pytest.approx(1 / (1 + max(odds)))
 
