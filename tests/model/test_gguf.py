@@ -111,6 +111,20 @@ def test_a_file_is_converted_once(
     assert folders(cache) == [folder]
 
 
+def test_a_conversion_parses_the_file_once(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[Path] = []
+
+    def reader(path: Path) -> Any:
+        parsed.append(path)
+        return whole(path)
+
+    whole = gguf.GGUFReader
+    monkeypatch.setattr(gguf, "GGUFReader", reader)
+    converted(llama)
+    assert len(parsed) == 1
+    assert gguf.GGUFReader is reader
+
+
 def test_a_kept_conversion_needs_neither_pytorch_nor_transformers(llama: Path) -> None:
     folder = converted(llama)
     code = (
