@@ -7,7 +7,7 @@ import pytest
 import torch
 from tests.conftest import tiny_model
 
-from loraqa.model.stop import StoppedError, check_stop, stopping
+from loraqa.model.stop import ComputationStoppedError, check_stop, stopping
 
 IDS = torch.tensor([[1, 2, 3]])
 
@@ -20,7 +20,7 @@ def test_a_model_stops_at_the_next_module_and_computes_as_before_afterwards(fami
     for module in modules:
         module.register_forward_hook(lambda *_: computed.append(stop.is_set()))
     modules[len(modules) // 2].register_forward_hook(lambda *_: stop.set())
-    with pytest.raises(StoppedError), stopping(model, stop):
+    with pytest.raises(ComputationStoppedError), stopping(model, stop):
         model(IDS)
     assert computed
     assert not any(computed)
@@ -39,7 +39,7 @@ def test_a_loop_without_a_model_stops() -> None:
     with stopping(tiny_model("gpt2"), stop):
         check_stop()
         stop.set()
-        with pytest.raises(StoppedError):
+        with pytest.raises(ComputationStoppedError):
             check_stop()
     check_stop()
 

@@ -125,7 +125,7 @@ def test_the_page_lets_users_choose(browser: Any, app: Any, readers: Readers) ->
         assert adapters.locator("option").all_inner_texts() == list(readers)
         for name in ("law", "news"):
             adapters.select_option(name)
-            page.get_by_role("button").click()
+            page.get_by_role("button", name="Ask").click()
             page.locator("article").first.wait_for()
             own = [
                 each.text or "no answer" for each in readers[name].answer(TOWN, QUESTIONS, "span")
@@ -142,7 +142,7 @@ def test_the_page_of_one_model_offers_no_choice(browser: Any, runs: dict[str, Pa
         page.goto(f"http://127.0.0.1:{port}")
         page.get_by_text("fine-tuned with LoRA").wait_for()
         assert page.locator("#adapter").is_hidden()
-        page.get_by_role("button").click()
+        page.get_by_role("button", name="Ask").click()
         page.locator("article").first.wait_for()
         page.close()
 

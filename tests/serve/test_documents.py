@@ -1,7 +1,9 @@
 """Documents over HTTP and on the web page: their text is what `ask` reads of them."""
 
+import time
 from collections.abc import Iterable
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from tests.documents.conftest import docx_of, pdf_of
 from tests.serve.conftest import app_of, serving
 
 from loraqa.answer.answered import Answered
-from loraqa.documents import read_document
+from loraqa.documents import Document, parse_document, read_document
 from loraqa.serve.guard import MAX_BODY_BYTES, MAX_DOCUMENT_BYTES
 
 TOO_WIDE = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
@@ -92,6 +94,31 @@ def test_a_document_may_be_larger_than_other_requests(client: TestClient) -> Non
         assert reply.status_code == status
 
 
+def test_a_pdf_that_nobody_waits_for_is_read_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    started, ended = Event(), Event()
+
+    def slow(_: Any) -> str:
+        started.set()
+        time.sleep(0.05)
+        return "page"
+
+    def read(*arguments: Any) -> Document:
+        try:
+            return parse_document(*arguments)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr("loraqa.documents.pdf._text", slow)
+    monkeypatch.setattr("loraqa.serve.app.parse_document", read)
+    # Without a check before each page this would take ten times as long.
+    long = pdf_of([["page"]] * 400)
+    client = TestClient(app_of(quoting, seconds=0.2), base_url="http://localhost")
+    reply = client.post("/api/document", params={"name": "a.pdf"}, content=long, headers=BYTES)
+    assert reply.status_code == 504
+    assert started.is_set()
+    assert ended.wait(2)
+
+
 def test_the_page_opens_a_file_and_names_the_page_of_an_answer(
     browser: Any, tmp_path: Path
 ) -> None:
@@ -108,6 +135,7 @@ def test_the_page_opens_a_file_and_names_the_page_of_an_answer(
         page.wait_for_function(f"document.getElementById('context').value.startsWith('{TOWN}')")
         page.locator("#questions").fill("Who built it?\nBy whom?")
         page.get_by_role("button", name="Ask").click()
+        page.locator("#answers article").nth(1).wait_for()
         unsure, sure = page.locator("#answers article .facts").all_inner_texts()
         start = read_document(tmp_path / "town.pdf").text.index("Ruth Olen")
         assert unsure == (
@@ -121,7 +149,7 @@ def test_the_page_opens_a_file_and_names_the_page_of_an_answer(
         # Pages are those of the file, so another text has none.
         page.locator("#context").fill(MILL)
         page.get_by_role("button", name="Ask").click()
-        page.locator("#answers mark").first.wait_for()
+        page.locator("#answers article").first.wait_for()
         first = page.locator("#answers .facts").first.inner_text()
         assert first == "confidence 0.20, probably wrong, characters 24 to 33"
 

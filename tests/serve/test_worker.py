@@ -13,7 +13,7 @@ from tests.serve.conftest import ENDLESS, PATIENCE, QUICK, Stub, app_of, ask, co
 
 from loraqa.answer.answered import Answered
 from loraqa.errors import LoraqaError
-from loraqa.model.stop import StoppedError
+from loraqa.model.stop import ComputationStoppedError
 from loraqa.reader import Reader
 
 
@@ -131,7 +131,7 @@ def test_a_real_model_stops_halfway_and_answers_as_before(reader: Reader, strate
         begun.set()
         try:
             return reader.answer(context, *rest, stop=stop, **named)
-        except StoppedError:
+        except ComputationStoppedError:
             ended.set()
             raise
 
@@ -144,7 +144,7 @@ def test_a_real_model_stops_halfway_and_answers_as_before(reader: Reader, strate
             assert begun.wait(PATIENCE)
             time.sleep(0.3)
             assert not ended.is_set()
-        # It would compute for minutes yet: the reader raises StoppedError only before the end.
+        # It would compute for minutes yet: the reader stops only before the end.
         assert ended.wait(PATIENCE)
         status, _, body = ask(port, short)
     assert status == 200

@@ -98,7 +98,7 @@ class Reader:
         Raises:
             InputError: a text is blank or not valid Unicode, a question is too long, or there is
                 no such strategy.
-            StoppedError: another thread has set `stop`.
+            ComputationStoppedError: another thread has set `stop`.
         """
         found = self.candidates(context, questions, 1, strategy, seed=seed, stop=stop)
         return [best for best, *_ in found]
@@ -122,7 +122,7 @@ class Reader:
 
         Raises:
             InputError: as for `answer`, or `count` is out of range.
-            StoppedError: another thread has set `stop`.
+            ComputationStoppedError: another thread has set `stop`.
         """
         check_asked(context, questions)
         check_count(count)

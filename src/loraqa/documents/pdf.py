@@ -6,7 +6,7 @@ that are hyphenated at the end of a line.
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import pypdfium2
@@ -32,8 +32,8 @@ _BLANK = 0.2
 _NEIGHBOURS = 3
 
 
-def read_pdf(data: bytes, source: str) -> Document:
-    """Return the text of a PDF and its pages.
+def read_pdf(data: bytes, source: str, check: Callable[[], None] = lambda: None) -> Document:
+    """Return the text of a PDF and its pages. `check` is called before each page.
 
     Raises:
         InputError: the file is protected by a password, damaged, too large, or has no text.
@@ -41,6 +41,7 @@ def read_pdf(data: bytes, source: str) -> Document:
     with _opened(data, source) as pdf:
         pages, pictures, characters = [], 0, 0
         for number in range(1, len(pdf) + 1):
+            check()
             try:
                 page = pdf[number - 1]
                 text = _text(page)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from loraqa.documents.document import Document
@@ -39,13 +40,16 @@ def read_document(path: Path) -> Document:
     return parse_document(*read_source(path), path.suffix)
 
 
-def parse_document(data: bytes, source: str, ending: str) -> Document:
+def parse_document(
+    data: bytes, source: str, ending: str, check: Callable[[], None] = lambda: None
+) -> Document:
     """Return the text of a file's bytes, like `read_document`.
 
     Args:
         data: the bytes.
         source: what messages call the file.
         ending: the ending of its name, such as ".html".
+        check: called before each page of a PDF; what it raises ends the reading.
     """
     if not data.strip():
         raise InputError(f"{source} is empty; name another file.")
@@ -56,7 +60,7 @@ def parse_document(data: bytes, source: str, ending: str) -> Document:
     if data.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _by_library("DOCX", _docx, data, source)
     if data.lstrip().startswith(b"%PDF-"):
-        return _by_library("PDF", _pdf, data, source)
+        return _by_library("PDF", partial(_pdf, check=check), data, source)
     if _is_html(data) or (named == "HTML" and not _is_binary(data)):
         return _by_library("HTML", _html, data, source)
     try:
@@ -94,10 +98,10 @@ def _by_library(
         ) from None
 
 
-def _pdf(data: bytes, source: str) -> Document:
+def _pdf(data: bytes, source: str, check: Callable[[], None]) -> Document:
     from loraqa.documents.pdf import read_pdf
 
-    return read_pdf(data, source)
+    return read_pdf(data, source, check)
 
 
 def _html(data: bytes, source: str) -> Document:

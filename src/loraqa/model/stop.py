@@ -12,8 +12,8 @@ from loraqa.errors import LoraqaError
 _stop: ContextVar[Event | None] = ContextVar("stop", default=None)
 
 
-class StoppedError(LoraqaError):
-    """The computation was stopped."""
+class ComputationStoppedError(LoraqaError):
+    """Another thread stopped the computation."""
 
 
 @contextmanager
@@ -24,7 +24,7 @@ def stopping(model: nn.Module, stop: Event) -> Iterator[None]:
     one product of matrices. Long loops without the model call `check_stop`.
 
     Raises:
-        StoppedError: `stop` was set.
+        ComputationStoppedError: `stop` was set.
     """
     before = _stop.set(stop)
     hooks = [module.register_forward_pre_hook(_check) for module in model.modules()]
@@ -37,10 +37,10 @@ def stopping(model: nn.Module, stop: Event) -> Iterator[None]:
 
 
 def check_stop() -> None:
-    """Raise `StoppedError` if the computation is to stop (see `stopping`)."""
+    """Raise `ComputationStoppedError` if the computation is to stop (see `stopping`)."""
     stop = _stop.get()
     if stop and stop.is_set():
-        raise StoppedError("The computation was stopped; start it again for its result.")
+        raise ComputationStoppedError("The computation was stopped; start it again for its result.")
 
 
 def _check(*_: object) -> None:

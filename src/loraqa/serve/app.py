@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Collection, Coroutine, Iterable
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any, Literal, TypeVar
@@ -21,6 +22,7 @@ from loraqa.answer.readers import Readers
 from loraqa.answer.strategies import DEFAULT_STRATEGY, MAX_SAMPLES, STRATEGIES, check_strategy
 from loraqa.documents import Document, parse_document
 from loraqa.errors import InputError, LoraqaError, shortened
+from loraqa.model.stop import ComputationStoppedError
 from loraqa.serve.guard import (
     DOCUMENT_PATH,
     MAX_BODY_BYTES,
@@ -89,9 +91,9 @@ class Served(BaseModel):
 
     Attributes:
         base: the base model.
-        adapter: the adapter, None if the base model is served without one.
-        adapters: the names of several adapters; the first is `adapter`, which answers requests that
-            name none.
+        adapter: the folder of the adapter, None if the base model is served without one.
+        adapters: the names of several adapters; the first is that of `adapter`, which answers
+            requests that name none.
         template: the template of the prompts.
         max_length: length of the model's input in tokens; longer contexts are read in windows.
         max_answer_tokens: length of the longest answer in tokens.
@@ -208,14 +210,20 @@ def create_app(
             raise HTTPException(415, f"Send the document with Content-Type: {_BYTES}.")
         data = await request.body()
 
-        def read(_: Event) -> Document:
+        def read(stop: Event) -> Document:
             source = shortened(Path(name).name, 100) or "The document"
-            return parse_document(data, source, Path(name).suffix)
+            return parse_document(data, source, Path(name).suffix, partial(_check_wanted, stop))
 
         found = await _while_wanted(request, worker.do(read), seconds)
         return Text(text=found.text, pages=list(found.pages))
 
     return app
+
+
+def _check_wanted(stop: Event) -> None:
+    """Raise `ComputationStoppedError` if nobody waits for the result any more."""
+    if stop.is_set():
+        raise ComputationStoppedError("The client has left, or the time is over.")
 
 
 def _check_adapter(choice: str | None, readers: Readers | None) -> None:
