@@ -118,7 +118,7 @@ def test_the_page_lets_users_choose(browser: Any, app: Any, readers: Readers) ->
         problems: list[str] = []
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.goto(f"http://127.0.0.1:{port}")
-        page.get_by_label("Text").fill(TOWN)
+        page.get_by_label("Text", exact=True).fill(TOWN)
         page.get_by_label("Questions").fill("\n".join(QUESTIONS))
         adapters = page.get_by_label("Adapter")
         adapters.wait_for()
