@@ -21,7 +21,6 @@ import numpy as np
 
 from loraqa.analysis.calibration_figures import auroc, brier, ece, risk_coverage
 from loraqa.answer.answered import Answered
-from loraqa.answer.confidence import share
 from loraqa.answer.evaluate import Evaluated, evaluate, sample_questions
 from loraqa.errors import InputError
 from loraqa.reader import Reader
@@ -68,7 +67,7 @@ def _measures() -> dict[str, Measure]:
     """Return the ways to say how far an answer can be trusted."""
     return {
         "probability": lambda answer: math.exp(answer.log_probability),
-        "share": lambda answer: _known(share(answer)),
+        "share": lambda answer: _known(answer.span_probability),
         "confidence": lambda answer: _known(answer.confidence),
     }
 

@@ -12,7 +12,7 @@ from tests.answer.conftest import DATA, LIMIT, PASSAGES, stopping_model
 from loraqa.adapter.info import BetaCurve, Calibration
 from loraqa.answer.answered import Answered
 from loraqa.answer.calibrate import _calibration, _right, calibrate
-from loraqa.answer.confidence import fit_beta, share, with_confidence
+from loraqa.answer.confidence import fit_beta, with_confidence
 from loraqa.answer.evaluate import evaluate
 from loraqa.answer.reader import Reader
 from loraqa.answer.span import SpanSearch
@@ -93,7 +93,7 @@ def test_confidence_is_computed_from_the_share_or_from_the_odds_of_no_answer() -
         no_answer=BetaCurve(a=0.5, b=0.5, c=1.0),
         questions=9,
     )
-    assert share(answer()) == pytest.approx(0.4)
+    assert answer().span_probability == pytest.approx(0.4)
     expected = sigmoid(2 * log(0.4) - 3 * log(0.6) - 1)
     assert with_confidence(answer(), calibration).confidence == pytest.approx(expected)
     x = log(0.25 / 0.75)
@@ -142,7 +142,7 @@ def test_the_fit_is_that_of_the_best_spans(kind: str, segments: SegmentTokenizer
     official = score({answer.question_id: answer.text for answer in found}, data).by_question
     right = [official[answer.question_id].f1 for answer in found]
     assert 0 < sum(right) < len(right)
-    expected = fit_beta([share(a) or 0 for a in found], right)
+    expected = fit_beta([a.span_probability or 0 for a in found], right)
     assert calibrated.calibration is not None
     assert calibrated.calibration.answer == expected
     assert calibrated.calibration.no_answer is None
@@ -156,7 +156,7 @@ def test_answers_on_contexts_without_them_count_as_wrong(segments: SegmentTokeni
     reader, search = reader_of(segments, "gpt2"), SpanSearch(slack=0.1)
     found = [best for (best,) in reader.read(PASSAGES, search)]
     # The surer half of the answers is declared right, so that there is something to fit.
-    surer = sorted(found, key=lambda answer: share(answer) or 0)[len(found) // 2 :]
+    surer = sorted(found, key=lambda answer: answer.span_probability or 0)[len(found) // 2 :]
     golds = {answer.question_id: answer.text for answer in surer}
     passages = [
         replace(p, questions=tuple(replace(q, golds=(golds.get(q.id, "x"),)) for q in p.questions))
@@ -167,7 +167,7 @@ def test_answers_on_contexts_without_them_count_as_wrong(segments: SegmentTokeni
     assert len(both.order) > len(data.order) + 2
     answers = [best for (best,) in reader.read(both.passages, search)]
     expected = fit_beta(
-        [share(answer) or 0 for answer in answers],
+        [answer.span_probability or 0 for answer in answers],
         [float(answer.question_id in golds) for answer in answers],
     )
     calibration = calibrate(reader, data, negatives=1.0).calibration
@@ -223,7 +223,7 @@ def test_right_answers_and_rightly_missing_ones_are_fitted_apart() -> None:
     right = [question.golds == ("salt",) for question in questions]
     none = [answer.no_answer_probability for answer in answers]
     assert fitted is not None
-    assert fitted.answer == fit_beta([share(a) or 0 for a in answers], right)
+    assert fitted.answer == fit_beta([a.span_probability or 0 for a in answers], right)
     assert fitted.no_answer == fit_beta(none, [not q.golds for q in questions])
     assert fitted.no_answer is not None
 

@@ -1,5 +1,6 @@
 """An answer as people get it."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -40,6 +41,19 @@ class Answered:
     votes: int = 1
     confidence: float | None = None
     tokens: int = 1
+
+    @property
+    def span_probability(self) -> float | None:
+        """The middle of the bounds of its share; None if no spans were searched."""
+        if self.probability_at_least is None or self.probability_at_most is None:
+            return None
+        return (self.probability_at_least + self.probability_at_most) / 2
+
+    @property
+    def probability(self) -> float:
+        """The model's own probability of the answer, not calibrated: its share, if it is known."""
+        found = self.span_probability
+        return math.exp(self.log_probability) if found is None else found
 
     @property
     def rank(self) -> tuple[bool, float]:

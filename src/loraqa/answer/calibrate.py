@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from loraqa.adapter.info import Calibration
 from loraqa.answer.answered import Answered
-from loraqa.answer.confidence import fit_beta, share
+from loraqa.answer.confidence import fit_beta
 from loraqa.answer.evaluate import best_of
 from loraqa.answer.progress import Progress
 from loraqa.answer.reader import Reader, with_close_bounds
@@ -56,7 +56,7 @@ def _calibration(answers: Sequence[Answered], held_out: QADataset) -> Calibratio
     }
     scores = score(predictions, held_out).by_question
     # A context that is one long word has no span, and its question no share.
-    known = [(answer, own) for answer in answers if (own := share(answer)) is not None]
+    known = [(answer, own) for answer in answers if (own := answer.span_probability) is not None]
     asked = [questions.get(answer.question_id) for answer, _ in known]
     right = [0.0 if each is None else _right(each, scores[each.id]) for each in asked]
     fitted = fit_beta([own for _, own in known], right)

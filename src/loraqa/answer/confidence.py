@@ -21,7 +21,7 @@ _LEAST = 1e-6
 
 def with_confidence(answer: Answered, calibration: Calibration) -> Answered:
     """Return the answer with its confidence, if spans were searched."""
-    own = share(answer)
+    own = answer.span_probability
     if own is None:
         return answer
     curve = calibration.answer if answer.text else calibration.no_answer
@@ -31,12 +31,6 @@ def with_confidence(answer: Answered, calibration: Calibration) -> Answered:
     rising, falling = _logs([probability])[0]
     z = curve.a * rising + curve.b * falling + curve.c
     return replace(answer, confidence=math.exp(-float(np.logaddexp(0, -z))))
-
-
-def share(answer: Answered) -> float | None:
-    """Return the middle of the bounds of an answer's share; None if no spans were searched."""
-    least, most = answer.probability_at_least, answer.probability_at_most
-    return None if least is None or most is None else (least + most) / 2
 
 
 def fit_beta(probabilities: Sequence[float], right: Sequence[float]) -> BetaCurve | None:

@@ -6,7 +6,6 @@ answer_file(plan, Path("answers.csv"), options)
 """
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from loraqa.answer.answered import Answered
-from loraqa.answer.confidence import share
 from loraqa.answer.journal import Journal
 from loraqa.answer.progress import Progress
 from loraqa.answer.reader import Reader, with_close_bounds, without_capitals
@@ -172,9 +170,7 @@ def _id(row: int) -> str:
 
 
 def _reply(best: Answered) -> Reply:
-    own = share(best)
-    probability = math.exp(best.log_probability) if own is None else own
-    return Reply(best.text, best.start, best.end, best.confidence, probability, None)
+    return Reply(best.text, best.start, best.end, best.confidence, best.probability, None)
 
 
 def _problems_of_room(reader: Reader, passages: Sequence[Passage]) -> dict[str, str]:
