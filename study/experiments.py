@@ -166,7 +166,10 @@ def _best(f1: Callable[[Experiment], float]) -> Iterator[Experiment]:
         if experiment.reading != UNSHARED:
             groups.setdefault(experiment.group, []).append(experiment)
     for candidates in groups.values():
-        yield from sorted(candidates, key=f1, reverse=True)[:_BEST]
+        best = sorted(candidates, key=f1, reverse=True)[:_BEST]
+        yield from best
+        # What the others are compared with.
+        yield from (each for each in candidates if each.is_recipe and each not in best)
 
 
 def grid() -> Iterator[Experiment]:

@@ -72,8 +72,12 @@ class Results:
     def _gain(self, seeds: Sequence[Experiment], recipe: Sequence[Experiment] | None) -> str | None:
         if recipe is None or seeds is recipe:
             return None
-        change = self._by_question(seeds, "span") - self._by_question(recipe, "span")
-        return with_interval(change[:, 1], self._clusters(seeds[0]), sign="+")
+        # Seeds draw the questions to train on, so only equal seeds are compared.
+        pairs = [(a, b) for a in seeds for b in recipe if a.seed == b.seed]
+        if not pairs:
+            return None
+        tried, plain = (self._by_question(each, "span") for each in zip(*pairs, strict=True))
+        return with_interval((tried - plain)[:, 1], self._clusters(seeds[0]), sign="+")
 
     def _by_question(self, seeds: Sequence[Experiment], how: str) -> Floats:
         """Return exact match and F1 in percent, means over the seeds, (questions, 2)."""

@@ -33,7 +33,8 @@ def test_experiments_that_do_the_same_have_one_result() -> None:
 
 
 def f1(experiment: Experiment) -> float:
-    return {"0.001": 9.0, "0.0005": 8.0}.get(experiment.name, 0.0)
+    best = {"0.001": 9.0, "0.0005": 8.0, "context twice": 9.0, "clozes": 8.0}
+    return best.get(experiment.name, 0.0)
 
 
 def test_the_best_two_of_each_group_are_confirmed() -> None:
@@ -43,6 +44,10 @@ def test_the_best_two_of_each_group_are_confirmed() -> None:
     assert {e.questions for e in confirmed} == {11_877}
     assert {e.questions for e in curve()} == {1_000, 3_000, 11_877, 16_161}
     assert {(e.questions, e.dev) for e in final()} == {(16_161, None)}
+    # The recipe is beside the best, for comparison.
+    readings = {e.name for e in confirmed if e.group == "reading"}
+    assert len(readings) == 3
+    assert "plain" in readings
     # Repetitions differ from what was screened in the seed alone.
     repeated = list(repetition(f1))
     assert [(e.group, e.name, e.seed) for e in repeated] == [
@@ -86,6 +91,17 @@ def test_a_table_compares_with_the_recipe(tmp_path: Path) -> None:
     # One context gains 1/3, the other nothing.
     assert cells["4"][6] == "+25.0 (+0.0 to +33.3)"
     assert "64" not in cells
+
+
+def test_only_equal_seeds_are_compared(tmp_path: Path) -> None:
+    dev = QADataset.from_passages(PASSAGES[:2], "1.1")
+    recipes = [Experiment("rank", "16", seed=seed) for seed in (0, 1)]
+    other = Experiment("rank", "4", {"lora.rank": 4}, seed=1)
+    write_result(tmp_path, recipes[0], dev, [1.0, 1.0, 1.0, 1.0])
+    write_result(tmp_path, recipes[1], dev, [0.5, 0.5, 0.5, 0.5])
+    write_result(tmp_path, other, dev, [1.0, 1.0, 1.0, 1.0])
+    gains = {row[0]: row[6] for row in Results(tmp_path, dev).table("r", [*recipes, other]).rows}
+    assert gains["4"] == "+50.0 (+50.0 to +50.0)"
 
 
 def test_a_curve_is_not_compared_with_its_first_point(tmp_path: Path) -> None:
