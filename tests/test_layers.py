@@ -220,6 +220,17 @@ def test_reader_and_finetune_are_imported_from_the_package() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_nothing_depends_on_what_python_o_removes() -> None:
+    """`python -O` removes assertions and whatever stands under `__debug__`."""
+    wrong = [
+        str(path.relative_to(SOURCE))
+        for path in SOURCE.rglob("*.py")
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.Assert) or (isinstance(node, ast.Name) and node.id == "__debug__")
+    ]
+    assert wrong == []
+
+
 def test_no_file_unpickles_or_runs_a_models_code() -> None:
     wrong = {
         str(path.relative_to(SOURCE)): uses

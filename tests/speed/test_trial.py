@@ -1,14 +1,12 @@
 """Accelerations are compared with the plain algorithm; wrong and failing ones are left out."""
 
 import logging
-import subprocess
-import sys
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from tests.conftest import needs_compiler, tiny_model
+from tests.conftest import tiny_model
 from tests.train.conftest import settings
 from torch import Tensor
 
@@ -245,30 +243,3 @@ def test_a_single_wrong_element_of_a_kernel_is_refused() -> None:
     check_close(actual, expected, 1e-5, "outputs")
     with pytest.raises(UnusableError, match="^its outputs differ from the plain ones"):
         check_each_element(actual, expected, "outputs")
-
-
-UNDER_O = """
-import torch
-from loraqa.model.runner import TreeRunner
-from loraqa.speed.cpu import native
-from loraqa.speed.cpu.rows import CompiledRowAttention
-from loraqa.speed.trial import fastest
-from tests.conftest import tiny_model
-
-assert False, "python -O removes this line"
-right = CompiledRowAttention.attend
-CompiledRowAttention.attend = lambda *args, **options: 1.1 * right(*args, **options)
-_, names = fastest(TreeRunner(tiny_model("gpt2")), ["answering"])
-print("compiled-rows" in names)
-try:
-    native.call("gelu", torch.float32, torch.ones(4).bfloat16(), torch.ones(4), 4)
-except ValueError:
-    print("refused")
-"""
-
-
-@needs_compiler
-def test_guards_hold_under_python_o() -> None:
-    command = [sys.executable, "-O", "-c", UNDER_O]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "refused"]
