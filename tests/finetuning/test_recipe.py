@@ -17,13 +17,15 @@ import peft
 import pytest
 import torch
 from tests.conftest import COMPILES, assert_near, tiny_model
-from tests.train.conftest import PASSAGES
+from tests.train.conftest import PASSAGES, scores
 from transformers import AutoModelForCausalLM
 
+from loraqa.adapter.evaluation import Evaluation
 from loraqa.adapter.info import read_adapter_info
 from loraqa.analysis.outcome import Outcome
 from loraqa.answer.evaluate import evaluate
 from loraqa.answer.span import _spans
+from loraqa.answer.together import SharedScoring
 from loraqa.errors import InputError
 from loraqa.finetuning import FinetuneResult, finetune
 from loraqa.finetuning.reading import longest_answer, usual_context
@@ -479,6 +481,53 @@ def test_without_dev_data_the_last_weights_are_kept(
     assert result.after is None
     last = tmp_path / "run" / "checkpoints" / "step-000008" / "adapter"
     assert weights(tmp_path / "run") == (last / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def best_is_step_3(chosen: RunSettings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run whose scores were best after step 3, then after step 6."""
+    run = tmp_path_factory.mktemp("runs") / "best is step 3"
+    f1 = iter([0.0, 90.0, 50.0, 40.0])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(SharedScoring, "merge", lambda *_: scores(next(f1)))
+        assert finetune(chosen, run).after == Evaluation(3, 0.0, 90.0, 10)
+    return run
+
+
+def _cut_adapter(checkpoint: Path) -> None:
+    file = checkpoint / "adapter" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def _empty_manifest(checkpoint: Path) -> None:
+    (checkpoint / "manifest.json").write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [_cut_adapter, _empty_manifest])
+def test_an_adapter_outlives_the_checkpoint_that_it_was_made_from(
+    best_is_step_3: Path, chosen: RunSettings, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    run = shutil.copytree(best_is_step_3, tmp_path / "run")
+    damage(run / "checkpoints" / "step-000003")
+    assert finetune(chosen, run, resume=True).after == Evaluation(3, 0.0, 90.0, 10)
+    assert weights(run) == weights(best_is_step_3)
+    assert "| these weights, of step 3 | 0.00 | 90.00 |" in card_of(run)
+
+
+@pytest.mark.parametrize("damage", [_cut_adapter, _empty_manifest, shutil.rmtree])
+def test_the_next_best_checkpoint_is_the_result_if_all_copies_of_the_best_are_lost(
+    best_is_step_3: Path, chosen: RunSettings, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    run = shutil.copytree(best_is_step_3, tmp_path / "run")
+    damage(run / "checkpoints" / "step-000003")
+    _cut_adapter(run)
+    assert finetune(chosen, run, resume=True).after == Evaluation(6, 0.0, 50.0, 10)
+    assert weights(run) == weights(run / "checkpoints" / "step-000006")
+    assert "| these weights, of step 6 | 0.00 | 50.00 |" in card_of(run)
+
+
+def card_of(run: Path) -> str:
+    return (run / "adapter" / "README.md").read_text(encoding="utf-8")
 
 
 def test_an_existing_run_is_not_overwritten(

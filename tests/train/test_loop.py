@@ -476,3 +476,43 @@ def test_a_truncated_best_checkpoint_is_no_longer_the_best(
     assert "step-000003 is broken" in caplog.text
     assert state.best is not None
     assert (state.best.step, state.best.f1) == (6, 20)
+    assert "It had the best scores of this run. The best of the later scorings replaces it." in (
+        caplog.text
+    )
+
+
+def spoil_adapter(run: RunDirectory, step: int) -> None:
+    adapter = run.checkpoints / f"step-{step:06d}" / "adapter" / "adapter_model.safetensors"
+    adapter.write_bytes(adapter.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_the_best_of_the_whole_checkpoints_replaces_a_damaged_best_one(
+    trees: list[Tree], run: RunDirectory, caplog: pytest.LogCaptureFixture, finished: bool
+) -> None:
+    chosen = settings("evaluation.every=2", "checkpoint.every=2")
+    if finished:
+        start(trees, run, chosen, evaluate=in_turn(0, 90, 50, 70, 60))
+    else:
+        with pytest.raises(KeyError, match="crash"):
+            start(trees, run, chosen, report=at_step(7, crash), evaluate=in_turn(0, 90, 50, 70))
+    spoil_adapter(run, 2)
+    state = go_on(trees, run, chosen, evaluate=in_turn() if finished else in_turn(60))
+    assert state.best is not None
+    assert (state.best.step, state.best.f1) == (6, 70)
+    assert "It had the best scores of this run. Step 6 replaces it." in caplog.text
+    # The damage is met again if nothing was saved since.
+    again = go_on(trees, run, chosen, evaluate=in_turn())
+    assert again.best == state.best
+
+
+def test_a_best_checkpoint_whose_optimizer_alone_is_damaged_stays_the_best(
+    trees: list[Tree], run: RunDirectory, caplog: pytest.LogCaptureFixture
+) -> None:
+    chosen = settings("evaluation.every=2", "checkpoint.every=2")
+    start(trees, run, chosen, evaluate=in_turn(0, 90, 50, 70, 60))
+    (run.checkpoints / "step-000002" / "optimizer.safetensors").unlink()
+    state = go_on(trees, run, chosen, evaluate=in_turn())
+    assert state.best is not None
+    assert state.best.step == 2
+    assert caplog.messages == []

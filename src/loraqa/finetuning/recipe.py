@@ -28,7 +28,7 @@ from loraqa.train.checkpoint import TrainState
 from loraqa.train.data import TrainingData, describe
 from loraqa.train.environment import environment
 from loraqa.train.loop import train
-from loraqa.train.manifest import ADAPTER, check_whole, checkpoint_folder, newest_whole, step_of
+from loraqa.train.manifest import checkpoint_folder, newest_whole, step_of, whole_adapter
 from loraqa.train.run import Record, RunDirectory, check_same, warn_of_other_accelerations
 from loraqa.train.settings import RunSettings
 from loraqa.train.start import fingerprint
@@ -194,7 +194,10 @@ def _train(
 def _write_adapter(
     run: RunDirectory, settings: RunSettings, ready: Ready, state: TrainState, command: str
 ) -> None:
-    """Write the adapter of the best checkpoint; of the last one if nothing was scored."""
+    """Write the adapter of the best checkpoint; of the last one if nothing was scored.
+
+    Where that checkpoint was damaged since, the adapter that was made from it is written again.
+    """
     info = _adapter_info(ready.reader, ready.base)
     card = model_card(
         info,
@@ -209,9 +212,9 @@ def _write_adapter(
         settings_yaml=settings.to_yaml(),
     )
     checkpoint = checkpoint_folder(run.checkpoints, state.best.step if state.best else state.step)
-    check_whole(checkpoint)
+    source = whole_adapter(checkpoint, run.path)
     with replacing_folder(run.adapter) as folder:
-        shutil.copytree(checkpoint / ADAPTER, folder, dirs_exist_ok=True)
+        shutil.copytree(source, folder, dirs_exist_ok=True)
         write_adapter_info(folder, info)
         write_text(folder / CARD, card)
 

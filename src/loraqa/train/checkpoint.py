@@ -35,6 +35,7 @@ from loraqa.train.manifest import (
     ADAPTER,
     OPTIMIZER,
     STATE,
+    check_whole,
     checkpoint_folder,
     saved_steps,
     write_manifest,
@@ -170,6 +171,19 @@ def remove_superseded(checkpoints: Path, step: int, keep: int) -> None:
                 shutil.rmtree(checkpoint_folder(checkpoints, step))
             except OSError as error:
                 logger.warning(f"An old checkpoint cannot be removed: {explain(error)[0]}")
+
+
+def kept_evaluations(checkpoints: Path, step: int) -> list[Evaluation]:
+    """Return the evaluations, up to a step, of the whole checkpoints that were scored, in order."""
+    kept = []
+    for saved in saved_steps(checkpoints):
+        folder = checkpoint_folder(checkpoints, saved)
+        with suppress(InputError, OSError):
+            check_whole(folder)
+            latest = TrainState.from_json(read_json(folder / STATE)).latest
+            if latest is not None and latest.step == saved <= step:
+                kept.append(latest)
+    return kept
 
 
 def _best_step(checkpoint: Path) -> int | None:

@@ -32,13 +32,14 @@ from loraqa.train.checkpoint import (
     SaveWeights,
     TrainState,
     begin_optimizer,
+    kept_evaluations,
     remove_superseded,
     restore,
     save_checkpoint,
     save_lora,
 )
 from loraqa.train.loraplus import lengthen_steps_of_b
-from loraqa.train.manifest import check_whole, checkpoint_folder
+from loraqa.train.manifest import checkpoint_folder, whole_adapter
 from loraqa.train.run import Record, RunDirectory
 from loraqa.train.schedule import learning_rate, scoring_steps, total_steps
 from loraqa.train.settings import OptimisationSettings, RunSettings
@@ -169,13 +170,23 @@ class _Training:
         self.saved_step = self.state.step
         # A process may have died while it removed one.
         self._remove_superseded()
-        best = self.state.best
-        if best:
-            try:
-                check_whole(checkpoint_folder(self.run.checkpoints, best.step))
-            except (InputError, OSError) as error:
-                logger.warning("%s The best of the later steps replaces it.", explain(error)[0])
-                self.state.best = None
+        if self.state.best:
+            self.state.best = self._best_kept(self.state.best)
+
+    def _best_kept(self, best: Evaluation) -> Evaluation | None:
+        """Return the best evaluation whose adapter is whole; `best` is that of all."""
+        try:
+            whole_adapter(checkpoint_folder(self.run.checkpoints, best.step), self.run.path)
+        except (InputError, OSError) as error:
+            metric = self.settings.evaluation.metric
+            kept = kept_evaluations(self.run.checkpoints, self.state.step)
+            next_best = max(kept, key=lambda each: (getattr(each, metric), each.step), default=None)
+            which = f"Step {next_best.step}" if next_best else "The best of the later scorings"
+            logger.warning(
+                f"{explain(error)[0]} It had the best scores of this run. {which} replaces it."
+            )
+            return next_best
+        return best
 
     def start_together(self) -> None:
         """Let all processes start with the state, the weights and the optimizer of the first."""

@@ -4,8 +4,10 @@ A checkpoint has a `manifest.json` with size and SHA-256 of each of its other fi
 """
 
 import contextlib
+import filecmp
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +82,26 @@ def check_whole(checkpoint: Path) -> None:
         InputError: one is missing, or differs from the manifest.
         OSError: one cannot be read.
     """
-    manifest = _read_manifest(checkpoint)
-    if missing := _REQUIRED - manifest.keys():
-        raise InputError(
-            f"The checkpoint {checkpoint} is broken: its manifest does not list {min(missing)}."
-        )
-    for name, fingerprint in manifest.items():
+    for name, fingerprint in _read_whole_manifest(checkpoint).items():
         _check_file(checkpoint, name, fingerprint)
+
+
+def whole_adapter(checkpoint: Path, run: Path) -> Path:
+    """Return a folder with the adapter of a checkpoint as it was written.
+
+    That is the checkpoint's own folder or, if it is damaged, the run's if it was made from it.
+
+    Raises:
+        InputError: neither is as it was written.
+        OSError: the checkpoint cannot be read, and the run has no such adapter.
+    """
+    try:
+        _check_adapter(_read_whole_manifest(checkpoint), checkpoint)
+    except (InputError, OSError):
+        if not _has_adapter_of(checkpoint, run):
+            raise
+        return run / ADAPTER
+    return checkpoint / ADAPTER
 
 
 def write_manifest(checkpoint: Path) -> None:
@@ -95,6 +110,38 @@ def write_manifest(checkpoint: Path) -> None:
     fingerprints = {path.relative_to(checkpoint).as_posix(): _fingerprint(path) for path in files}
     manifest = {name: {"bytes": size, "sha256": sha} for name, (size, sha) in fingerprints.items()}
     write_json(checkpoint / _MANIFEST, manifest)
+
+
+def _has_adapter_of(checkpoint: Path, run: Path) -> bool:
+    """Return whether the run's adapter is the checkpoint's as it was written."""
+    try:
+        manifest = _read_whole_manifest(checkpoint)
+    except (InputError, OSError):
+        # Without a manifest, two equal copies show that neither was damaged.
+        files = [name for name in _REQUIRED if name.startswith(f"{ADAPTER}/")]
+        equal, _, _ = filecmp.cmpfiles(checkpoint, run, files, shallow=False)
+        return len(equal) == len(files)
+    with contextlib.suppress(InputError, OSError):
+        _check_adapter(manifest, run)
+        return True
+    return False
+
+
+def _check_adapter(manifest: Mapping[str, Fingerprint], place: Path) -> None:
+    """Check that the adapter in a run or a checkpoint is the one in the manifest."""
+    for name, fingerprint in manifest.items():
+        if name.startswith(f"{ADAPTER}/"):
+            _check_file(place, name, fingerprint)
+
+
+def _read_whole_manifest(checkpoint: Path) -> dict[str, Fingerprint]:
+    """Return the manifest. Raises `InputError` if it does not list what every one lists."""
+    manifest = _read_manifest(checkpoint)
+    if missing := _REQUIRED - manifest.keys():
+        raise InputError(
+            f"The checkpoint {checkpoint} is broken: its manifest does not list {min(missing)}."
+        )
+    return manifest
 
 
 def _read_manifest(checkpoint: Path) -> dict[str, Fingerprint]:
