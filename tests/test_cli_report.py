@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from loraqa.adapter.evaluation import Evaluation
 from loraqa.analysis.diff import diff
 from loraqa.analysis.outcome import Outcome
+from loraqa.cli.train import _scores
 from loraqa.files import read_json
+from loraqa.finetuning import FinetuneResult
 from loraqa.squad import read_passages, write_official
+from loraqa.train.run import RunDirectory
 from tests.conftest import Call, tiny_model, town_passages
 
 FILES = {"evaluation.json", "report.html", "report.json", "questions.csv"}
@@ -42,8 +46,60 @@ def run(call: Call, model: Path, data: Path, tmp_path: Path) -> Path:
         "--set", "optimisation.max_steps=2", "--set", "evaluation.max_answer_tokens=6",
     )  # fmt: skip
     assert status == 0, told
-    assert f"The adapter is in {out / 'adapter'}; {out / 'report.html'} shows" in told
+    before, after = (
+        [f"{record[key]:.2f}" for key in ("exact_match", "f1")]
+        for record in RunDirectory(out).metrics()
+        if record["kind"] == "evaluation"
+    )
+    assert told.splitlines()[-1] == (
+        f"The adapter is in {out / 'adapter'}; {out / 'report.html'} shows the training. On "
+        f"8 dev questions: exact match {before[0]} → {after[0]}, F1 {before[1]} → {after[1]}."
+    )
     return out
+
+
+@pytest.mark.parametrize(
+    ("before", "says"),
+    [
+        (
+            Evaluation(0, 1.5, 20.0, 2000),
+            "On 2,000 dev questions: exact match 1.50 → 50.25, F1 20.00 → 61.50.",
+        ),
+        (None, "On 2,000 dev questions: exact match 50.25, F1 61.50."),
+    ],
+)
+def test_the_scores_are_told_with_those_before_where_they_are_known(
+    before: Evaluation | None, says: str
+) -> None:
+    after = Evaluation(40, 50.25, 61.5, 2000)
+    assert _scores(FinetuneResult(Path("run"), 60, before, after, 9.0, 1.0)) == says
+
+
+def test_train_prints_its_result_as_one_json_object(call: Call, run: Path) -> None:
+    scored = {
+        record["step"]: {key: record[key] for key in ("step", "exact_match", "f1", "total")}
+        for record in RunDirectory(run).metrics()
+        if record["kind"] == "evaluation"
+    }
+    status, printed, told = call("train", "--out", run, "--resume", "--json")
+    assert status == 0, told
+    assert "The adapter is in" not in told
+    result = json.loads(printed)
+    assert result.pop("training_seconds") > 0
+    assert result.pop("evaluation_seconds") > 0
+    assert result == {"run": str(run), "steps": 2, "before": scored[0], "after": scored[2]}
+
+
+def test_without_dev_data_there_are_no_scores_to_tell(
+    call: Call, model: Path, data: Path, tmp_path: Path
+) -> None:
+    arguments = ["--model", model, "--train", data, "--out", tmp_path / "run"]
+    status, printed, told = call("train", *arguments, "--set", "optimisation.max_steps=1", "--json")
+    assert status == 0, told
+    result = json.loads(printed)
+    assert (result["before"], result["after"]) == (None, None)
+    _, _, told = call("train", "--out", tmp_path / "run", "--resume")
+    assert told.splitlines()[-1].endswith("report.html shows the training.")
 
 
 def test_every_command_that_makes_results_writes_the_report(

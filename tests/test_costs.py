@@ -304,7 +304,6 @@ def test_a_dry_run_refuses_what_a_training_refuses(
     ("words", "says"),
     [
         (["--dry-run", "--resume", "--out", "run"], "leave --resume out"),
-        (["--json", "--out", "run"], "add --dry-run"),
         ([], "--out is missing"),
     ],
 )

@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loraqa.cli.options import ON_BAD_HELP, OnBadChoice
+from loraqa.cli.options import ON_BAD_HELP, Json, OnBadChoice
 from loraqa.cli.output import command_line, importing_pytorch, new_console, print_json, tell
-from loraqa.errors import InputError
+from loraqa.errors import InputError, counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from loraqa.finetuning import FinetuneResult
     from loraqa.train.data import TrainingData
     from loraqa.train.settings import RunSettings
 
@@ -61,9 +62,7 @@ def train(
             "--find-learning-rate", help="First try some learning rates for a few steps; take one."
         ),
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="With --dry-run: print one JSON object.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Fine-tune a model with LoRA.
 
@@ -83,7 +82,7 @@ def train(
         "model.random_weights": "true" if random_weights else None,
     }
     with told_by_the_first(InputError):
-        _check_dry_run(dry_run, out, resume, as_json)
+        _check_dry_run(dry_run, out, resume)
         _check_finding(find_learning_rate, dry_run, resume)
         _check_alone(dry_run, find_learning_rate)
     overrides = settings or []
@@ -97,7 +96,7 @@ def train(
     if dry_run:
         _show_costs(choose(), as_json)
     else:
-        _finetune(choose, out, resume, find_learning_rate)
+        _finetune(choose, out, resume, find_learning_rate, as_json)
 
 
 def _check_alone(dry_run: bool, find_learning_rate: bool) -> None:
@@ -120,12 +119,10 @@ def _check_finding(find_learning_rate: bool, dry_run: bool, resume: bool) -> Non
         )
 
 
-def _check_dry_run(dry_run: bool, out: Path | None, resume: bool, as_json: bool) -> None:
+def _check_dry_run(dry_run: bool, out: Path | None, resume: bool) -> None:
     """Raise `InputError` if options of `train` are missing, or do not go together."""
     if dry_run and resume:
         raise InputError("--dry-run shows what a whole training costs; leave --resume out.")
-    if as_json and not dry_run:
-        raise InputError("--json prints what a training costs; add --dry-run, or leave it out.")
     if out is None and not dry_run:
         raise InputError("--out is missing; name a folder for the run, or add --dry-run.")
 
@@ -145,7 +142,11 @@ def _show_costs(settings: "RunSettings", as_json: bool) -> None:
 
 
 def _finetune(
-    choose: "Callable[[], RunSettings]", out: Path, resume: bool, find_learning_rate: bool
+    choose: "Callable[[], RunSettings]",
+    out: Path,
+    resume: bool,
+    find_learning_rate: bool,
+    as_json: bool,
 ) -> None:
     from loraqa.distributed.launch import joined
     from loraqa.speed.start.process import preparing
@@ -160,9 +161,30 @@ def _finetune(
             if find_learning_rate:
                 settings = _with_found_rate(settings, prepare)
             command = f"{ranks.launcher}{command_line()}"
-            finetune(settings, out, resume=resume, command=command, prepare=prepare, ranks=ranks)
+            result = finetune(
+                settings, out, resume=resume, command=command, prepare=prepare, ranks=ranks
+            )
     if ranks.is_first:
-        tell(f"The adapter is in {out / 'adapter'}; {out / 'report.html'} shows the training.")
+        _show_result(result, out, as_json)
+
+
+def _show_result(result: "FinetuneResult", out: Path, as_json: bool) -> None:
+    if as_json:
+        print_json(result.to_json())
+        return
+    shown = f"The adapter is in {out / 'adapter'}; {out / 'report.html'} shows the training."
+    tell(f"{shown} {_scores(result)}".rstrip())
+
+
+def _scores(result: "FinetuneResult") -> str:
+    """Return a sentence with the scores on the dev sample; empty if there are none."""
+    scored = [each for each in (result.before, result.after) if each is not None]
+    if result.after is None:
+        return ""
+    exact_match = " → ".join(f"{each.exact_match:.2f}" for each in scored)
+    f1 = " → ".join(f"{each.f1:.2f}" for each in scored)
+    questions = counted(result.after.total, "dev question")
+    return f"On {questions}: exact match {exact_match}, F1 {f1}."
 
 
 def _with_found_rate(
