@@ -1,8 +1,11 @@
 """Settings: the order in which sources win, error messages, and YAML output."""
 
+from dataclasses import fields
 from pathlib import Path
 
+import peft
 import pytest
+import transformers
 import yaml
 from hypothesis import example, given
 from hypothesis import settings as examples
@@ -11,10 +14,12 @@ from hypothesis import strategies as st
 from loraqa.errors import InputError
 from loraqa.speed import chosen
 from loraqa.train.settings import (
+    OTHER_NAMES,
     CheckpointSettings,
     OptimisationSettings,
     RunSettings,
     differences,
+    dotted,
     load_settings,
     parse_settings,
 )
@@ -75,7 +80,19 @@ def test_an_override_is_read_as_its_setting_needs(text: str, key: str, value: ob
         ("optimization.epochs=3", "no setting optimization (did you mean optimisation?)"),
         ("lora.rnak=3", "no setting lora.rnak (did you mean lora.rank?)"),
         ("learningrate=3", "no setting learningrate (did you mean optimisation.learning_rate?)"),
+        ("sed=3", "no setting sed (did you mean seed?)"),
         ("xyzzy=3", "no setting xyzzy; the groups are model, data"),
+        ("optimisation.batch_size=8", "(did you mean optimisation.questions_per_step?)"),
+        ("batch_size=8", "(did you mean optimisation.questions_per_step?)"),
+        ("lora.r=8", "no setting lora.r (did you mean lora.rank?)"),
+        ("optimisation.lora_alpha=8", "(did you mean lora.alpha?)"),
+        ("evaluation.evry=8", "(did you mean evaluation.every?)"),
+        ("checkpoint.evry=8", "(did you mean checkpoint.every?)"),
+        ("lora.learning_rat=8", "(did you mean optimisation.learning_rate?)"),
+        (
+            "checkpoint.xyzzy=8",
+            "no setting checkpoint.xyzzy; the settings of checkpoint are every",
+        ),
         ("optimisation.learning_rate=-1", "optimisation.learning_rate is -1 but must be greater"),
         ("optimisation.learning_rate=.inf", "learning_rate is inf but must be a finite number"),
         ("optimisation.learning_rate=.nan", "learning_rate is nan but must be a finite number"),
@@ -103,6 +120,23 @@ def test_an_invalid_override_is_explained_in_one_sentence(override: str, message
     assert message in str(caught.value)
     assert str(caught.value).endswith(".")
     assert "\n" not in str(caught.value)
+
+
+def test_names_of_other_libraries_lead_to_settings_that_exist() -> None:
+    known = dotted(load())
+    for name, key in OTHER_NAMES.items():
+        assert key in known
+        # A name that is a setting's own would never be looked up.
+        assert not any(own.rpartition(".")[2] == name for own in known)
+
+
+def test_names_of_other_libraries_are_theirs() -> None:
+    theirs = {"model_name_or_path", "max_seq_length", "doc_stride", "batch_size", "lr"}
+    # The last one was a field of TrainingArguments in transformers 4.
+    theirs |= {"early_stopping_patience", "loraplus_lr_ratio", "warmup_ratio"}
+    for kind in (transformers.TrainingArguments, peft.LoraConfig):
+        theirs |= {field.name for field in fields(kind)}
+    assert OTHER_NAMES.keys() <= theirs
 
 
 def test_a_later_pattern_replaces_an_earlier_one() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from loraqa.train.settings import RunSettings
+from loraqa.train.settings import OTHER_NAMES, RunSettings
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
 
@@ -20,11 +20,12 @@ and a later `--set` overrides an earlier one.
     loraqa train settings.yaml --model gpt2 --train rajpurkar/squad:train \\
         --dev rajpurkar/squad:validation --out runs/squad --set lora.rank=8
 
-With `--dry-run` the command shows [what the training costs](costs.md), and writes nothing. Which
-settings are best is found by [a sweep](sweep.md).
+With `--dry-run` the command shows [what the training costs](costs.md), and writes nothing. Its last
+line says the scores before and after the training; `--json` prints them with the steps and seconds.
+Which settings are best is found by [a sweep](sweep.md).
 
 A file contains the groups below; missing keys have their defaults. An unknown key is an error, and
-the message suggests the nearest known key. The run directory keeps all settings in `settings.yaml`,
+the message suggests a known one. The run directory keeps all settings in `settings.yaml`,
 which is itself a settings file. Its paths are absolute, so that a run can be resumed from any
 working directory; if the base model or the data have moved, give the new places with `--model`,
 `--train` and `--dev`.
@@ -33,10 +34,20 @@ working directory; if the base model or the data have moved, give the new places
 the data, and the sample of dev questions.
 """
 
+OTHER_LIBRARIES = """
+## Names of other libraries
+
+What transformers and PEFT call some of these settings. A message about an unknown key uses this
+table, too.
+
+| key | elsewhere |
+|---|---|
+"""
+
 
 def reference() -> str:
     groups = ((n, f.annotation) for n, f in RunSettings.model_fields.items() if n != "seed")
-    return INTRODUCTION + "".join(_group(name, kind) for name, kind in groups)
+    return INTRODUCTION + "".join(_group(name, kind) for name, kind in groups) + _other_names()
 
 
 def _group(name: str, kind: type) -> str:
@@ -46,6 +57,14 @@ def _group(name: str, kind: type) -> str:
         rows.append(f"| `{name}.{key}` | {default} | {field.description} |\n")
     summary = (kind.__doc__ or "").splitlines()[0]
     return f"\n## {name}\n\n{summary}\n\n| key | default | what |\n|---|---|---|\n{''.join(rows)}"
+
+
+def _other_names() -> str:
+    by_key: dict[str, list[str]] = {}
+    for name, key in OTHER_NAMES.items():
+        by_key.setdefault(key, []).append(f"`{name}`")
+    rows = (f"| `{key}` | {', '.join(names)} |\n" for key, names in by_key.items())
+    return f"{OTHER_LIBRARIES}{''.join(rows)}"
 
 
 def _yaml(value: object) -> str:

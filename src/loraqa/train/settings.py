@@ -308,6 +308,34 @@ _TYPES: dict[str, Any] = {"seed": int} | {
 }
 _TEXT_KEYS = {key for key, kind in _TYPES.items() if kind in (str, str | None)}
 
+OTHER_NAMES = {
+    "model_name_or_path": "model.source",
+    "max_seq_length": "prompt.max_length",
+    "doc_stride": "prompt.stride",
+    "r": "lora.rank",
+    "lora_alpha": "lora.alpha",
+    "lora_dropout": "lora.dropout",
+    "use_rslora": "lora.rank_stabilised",
+    "use_dora": "lora.dora",
+    "init_lora_weights": "lora.initialisation",
+    "num_train_epochs": "optimisation.epochs",
+    "batch_size": "optimisation.questions_per_step",
+    "per_device_train_batch_size": "optimisation.questions_per_step",
+    "gradient_accumulation_steps": "optimisation.tokens_per_batch",
+    "lr": "optimisation.learning_rate",
+    "loraplus_lr_ratio": "optimisation.b_rate_ratio",
+    "lr_scheduler_type": "optimisation.schedule",
+    "warmup_ratio": "optimisation.warmup",
+    "warmup_steps": "optimisation.warmup",
+    "max_grad_norm": "optimisation.clip_norm",
+    "eval_steps": "evaluation.every",
+    "metric_for_best_model": "evaluation.metric",
+    "early_stopping_patience": "evaluation.patience",
+    "save_steps": "checkpoint.every",
+    "save_total_limit": "checkpoint.keep",
+}
+"""The dotted keys of settings, by the names of transformers and PEFT for them."""
+
 # The flags of the command line for the settings that have no default.
 _FLAGS = {"model.source": "--model", "data.train": "--train"}
 # How many wrong settings a message explains.
@@ -465,14 +493,24 @@ def _explain(error: ErrorDetails) -> str:
 
 
 def _hint(key: str) -> str:
-    """Suggest the most similar key or group, else a key whose last component is similar."""
-    last_parts = {known.rpartition(".")[2]: known for known in _TYPES}
-    known = _TYPES if "." in key else [*_GROUPS, "seed"]
-    nearest = difflib.get_close_matches(key, known, n=1) or [
-        last_parts[part]
-        for part in difflib.get_close_matches(key.rpartition(".")[2], last_parts, n=1)
-    ]
-    return f" (did you mean {nearest[0]}?)" if nearest else f"; the groups are {', '.join(_GROUPS)}"
+    """Suggest the setting that other libraries call so, or a similar name; else list the names."""
+    group, dot, rest = key.partition(".")
+    name, beside = (rest, _GROUPS[group].model_fields) if dot else (group, RunSettings.model_fields)
+    meant = (
+        OTHER_NAMES.get(name)
+        or _similar(name, {each: f"{group}.{each}" if dot else each for each in beside})
+        or _similar(name, {known.rpartition(".")[2]: known for known in _TYPES})
+    )
+    if meant:
+        return f" (did you mean {meant}?)"
+    which, names = (f"settings of {group}", beside) if dot else ("groups", _GROUPS)
+    return f"; the {which} are {', '.join(names)}"
+
+
+def _similar(name: str, keys: Mapping[str, str]) -> str | None:
+    """Return the key with the most similar name, if one is similar."""
+    nearest = difflib.get_close_matches(name, keys, n=1)
+    return keys[nearest[0]] if nearest else None
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
