@@ -279,7 +279,7 @@ def test_a_stopped_dry_run_leaves_nothing(
         (["lora.rank=1000"], "1,000, but no adapted matrix"),
         (["prompt.max_length=40"], "takes 27 of 40 tokens"),
         (["data.dev=LONG"], "leaves no room"),
-        ([], "exists already"),
+        ([], "is not empty and holds no run"),
     ],
 )
 def test_a_dry_run_refuses_what_a_training_refuses(

@@ -60,6 +60,17 @@ def test_a_new_run_needs_a_new_or_an_empty_folder(tmp_path: Path, begun: RunDire
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file is a file; name a new folder"):
         RunDirectory(tmp_path / "file").check_usable(settings(), resume=False)
+    saved(begun)
+    begun.settings_file.unlink()
+    with pytest.raises(InputError, match="run exists already"):
+        begun.check_usable(settings(), resume=False)
+
+
+def test_a_folder_of_other_files_is_not_called_a_run(tmp_path: Path) -> None:
+    (tmp_path / "diary.txt").touch()
+    with pytest.raises(InputError) as caught:
+        RunDirectory(tmp_path).check_usable(settings(), resume=False)
+    assert str(caught.value) == f"{tmp_path} is not empty and holds no run; name another folder."
 
 
 def test_there_must_be_something_to_resume(tmp_path: Path) -> None:

@@ -137,16 +137,22 @@ class RunDirectory:
             InputError: the folder is not empty or not writable; on resuming, there is no run, or
                 the settings differ.
         """
-        if not resume:
-            if self.path.is_file():
-                raise InputError(f"{self.path} is a file; name a new folder for the run.")
-            if self.path.exists() and contents(self.path):
-                raise InputError(
-                    f"{self.path} exists already: go on with it (--resume) or name another folder."
-                )
-            check_folder_writable(self.path)
-        else:
+        if resume:
             _check_same_settings(self.settings(), settings)
+        else:
+            self._check_new()
+
+    def _check_new(self) -> None:
+        """Check that a new run can be written here."""
+        if self.path.is_file():
+            raise InputError(f"{self.path} is a file; name a new folder for the run.")
+        if self.settings_file.exists() or saved_steps(self.checkpoints):
+            raise InputError(
+                f"{self.path} exists already: go on with it (--resume) or name another folder."
+            )
+        if self.path.exists() and contents(self.path):
+            raise InputError(f"{self.path} is not empty and holds no run; name another folder.")
+        check_folder_writable(self.path)
 
     @contextmanager
     def writing(self, settings: RunSettings, resume: bool) -> Iterator[None]:
