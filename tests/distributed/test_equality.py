@@ -1,6 +1,7 @@
 """A training in several processes equals one in a single process."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -160,14 +161,25 @@ def test_the_same_processes_give_the_same_bits(
         assert [r["loss"] for r in each.records] == [r["loss"] for r in first[0].records]
 
 
+@dataclass(frozen=True)
+class _Summing:
+    """A scoring whose F1 is the sum of what each process found."""
+
+    found: Iterator[float]
+    ranks: Ranks
+
+    def answer(self) -> float:
+        return next(self.found)
+
+    def merge(self, own: float | None) -> Scores:
+        return scores(sum(self.ranks.gather(own, "scores")))
+
+
 def test_patience_ends_all_after_the_same_step(trees: list[Tree], tmp_path: Path) -> None:
     """Each process scores something else, and all compare the sum."""
     chosen = settings(NO_DROPOUT, "evaluation.every=2", "evaluation.patience=1")
 
     def work(ranks: Ranks) -> int:
-        def merge(own: float | None) -> Scores:
-            return scores(sum(ranks.gather(own, "scores")))
-
         found = iter([[0, 5, 7], [3, 2, 0]][ranks.rank])
         run = RunDirectory(tmp_path / "run")
         if ranks.is_first:
@@ -177,9 +189,8 @@ def test_patience_ends_all_after_the_same_step(trees: list[Tree], tmp_path: Path
             plan(trees, chosen),
             chosen,
             run,
-            evaluate=lambda: next(found),
+            scoring=_Summing(found, ranks),
             ranks=ranks,
-            merge=merge,
         ).step
 
     # The sums after steps 0, 2 and 4 are 3, 7 and 7. Rank 0 alone would go on, rank 1 stop before.

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from tests.conftest import assert_near, tiny_model
-from tests.train.conftest import adapted, adapter_bytes, plan, scores, settings
+from tests.train.conftest import Answering, adapted, adapter_bytes, plan, scores, settings
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import get_cosine_schedule_with_warmup
@@ -89,7 +89,7 @@ def records(run: RunDirectory, kind: str) -> list[dict[str, Any]]:
 def undisturbed(trees: list[Tree], tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """A run that was not interrupted, with evaluations in between."""
     run = RunDirectory(tmp_path_factory.mktemp("undisturbed"))
-    start(trees, run, settings("evaluation.every=3"), evaluate=lambda: scores(0.0))
+    start(trees, run, settings("evaluation.every=3"), scoring=Answering(lambda: scores(0.0)))
     return run
 
 
@@ -131,7 +131,7 @@ def test_a_run_that_crashed_and_was_resumed_has_the_same_bits(
     trees: list[Tree], run: RunDirectory, undisturbed: RunDirectory, stop: int
 ) -> None:
     chosen = settings("evaluation.every=3")
-    options: dict[str, Any] = {"evaluate": lambda: scores(0.0)}
+    options: dict[str, Any] = {"scoring": Answering(lambda: scores(0.0))}
     with pytest.raises(KeyError, match="crash"):
         start(trees, run, chosen, report=at_step(stop, crash), **options)
     state = go_on(trees, run, chosen, **options)
@@ -174,10 +174,12 @@ def test_metrics_of_a_resumed_run_have_every_step_once(
 ) -> None:
     chosen = settings("evaluation.every=3")
     with pytest.raises(KeyError, match="crash"):
-        start(trees, run, chosen, report=at_step(stop, crash), evaluate=lambda: scores(0.0))
+        start(
+            trees, run, chosen, report=at_step(stop, crash), scoring=Answering(lambda: scores(0.0))
+        )
     with run.metrics_file.open("a") as file:
         file.write('{"kind": "train", "st')
-    go_on(trees, run, chosen, evaluate=lambda: scores(0.0))
+    go_on(trees, run, chosen, scoring=Answering(lambda: scores(0.0)))
     for kind, keys in {
         "train": ["step", "epoch", "loss", "learning_rate", "gradient_norm"],
         "evaluation": ["step", "exact_match", "f1", "total"],
@@ -273,9 +275,9 @@ def test_a_signal_while_scoring_saves_at_once_and_scoring_is_repeated(
         return scores(1.0)
 
     with pytest.raises(StoppedError, match="after step 4"):
-        start(trees, run, chosen, evaluate=stopped_the_second_time)
+        start(trees, run, chosen, scoring=Answering(stopped_the_second_time))
     assert calls == ["begun", "begun"]
-    go_on(trees, run, chosen, evaluate=lambda: scores(1.0))
+    go_on(trees, run, chosen, scoring=Answering(lambda: scores(1.0)))
     assert [record["step"] for record in records(run, "evaluation")] == [0, 4, 8]
     assert adapter_bytes(last(run)) == adapter_bytes(last(undisturbed))
 
@@ -291,7 +293,7 @@ def test_scoring_does_not_change_the_training(
         return scores(1.0)
 
     chosen = settings("evaluation.every=1")
-    train(runner, plan(trees, chosen), chosen, run, evaluate=draw)
+    train(runner, plan(trees, chosen), chosen, run, scoring=Answering(draw))
     assert adapter_bytes(last(run)) == adapter_bytes(last(undisturbed))
 
 
@@ -361,20 +363,20 @@ def test_lack_of_memory_is_explained(
 def test_lack_of_memory_while_scoring_is_explained(trees: list[Tree], run: RunDirectory) -> None:
     chosen = settings("evaluation.every=3")
     with pytest.raises(LoraqaError, match=r"while scoring step 0 .*tokens_per_batch from 120"):
-        start(trees, run, chosen, evaluate=out_of_memory)
+        start(trees, run, chosen, scoring=Answering(out_of_memory))
 
 
-def in_turn(*f1: float) -> Callable[[], Scores]:
-    """Return a function that returns scores with these F1, one after another."""
+def in_turn(*f1: float) -> Answering:
+    """Return a scoring with these F1, one after another."""
     values: Iterator[float] = iter(f1)
-    return lambda: scores(next(values))
+    return Answering(lambda: scores(next(values)))
 
 
 def test_the_best_checkpoint_is_kept_beside_the_newest(
     trees: list[Tree], run: RunDirectory
 ) -> None:
     chosen = settings("evaluation.every=2", "checkpoint.every=1", "checkpoint.keep=2")
-    state = start(trees, run, chosen, evaluate=in_turn(50, 10, 30, 20, 20))
+    state = start(trees, run, chosen, scoring=in_turn(50, 10, 30, 20, 20))
     assert state.baseline is not None
     assert (state.baseline.step, state.baseline.f1) == (0, 50)
     assert state.best is not None
@@ -387,17 +389,17 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(
 
 
 def test_the_later_of_two_equal_scores_is_the_best(trees: list[Tree], run: RunDirectory) -> None:
-    state = start(trees, run, settings("evaluation.every=4"), evaluate=in_turn(0, 0, 0))
+    state = start(trees, run, settings("evaluation.every=4"), scoring=in_turn(0, 0, 0))
     assert state.best is not None
     assert state.best.step == STEPS
 
 
 def test_patience_stops_a_run_that_does_not_improve(trees: list[Tree], run: RunDirectory) -> None:
     chosen = settings("evaluation.every=1", "evaluation.patience=2")
-    state = start(trees, run, chosen, evaluate=in_turn(0, 10, 20, 20, 15, 99))
+    state = start(trees, run, chosen, scoring=in_turn(0, 10, 20, 20, 15, 99))
     assert state.step == 4
     assert last(run).name == "step-000004"
-    again = go_on(trees, run, chosen, evaluate=in_turn())
+    again = go_on(trees, run, chosen, scoring=in_turn())
     assert again.step == 4
 
 
@@ -405,10 +407,10 @@ def test_resuming_a_finished_run_does_nothing_and_says_so(
     trees: list[Tree], run: RunDirectory, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, logger="loraqa"):
-        start(trees, run, settings(), evaluate=in_turn(0, 1))
+        start(trees, run, settings(), scoring=in_turn(0, 1))
         assert caplog.messages == []
         before = json.dumps(run.metrics())
-        state = go_on(trees, run, settings(), evaluate=in_turn())
+        state = go_on(trees, run, settings(), scoring=in_turn())
     assert caplog.messages == [
         f"The training in {run.path} was finished after step 8; nothing is left to train."
     ]
@@ -453,11 +455,11 @@ def test_a_broken_checkpoint_is_skipped_and_made_again(
 def test_a_broken_best_checkpoint_is_made_again(trees: list[Tree], run: RunDirectory) -> None:
     chosen = settings("evaluation.every=3", "checkpoint.every=2")
     with pytest.raises(KeyError, match="crash"):
-        start(trees, run, chosen, report=at_step(7, crash), evaluate=in_turn(0, 10, 20))
+        start(trees, run, chosen, report=at_step(7, crash), scoring=in_turn(0, 10, 20))
     # Step 6 has the best score; step 3 is the best that step 4 knows.
     assert sorted(path.name[-1] for path in run.checkpoints.iterdir()) == ["3", "4", "6"]
     (run.checkpoints / "step-000006" / "state.json").unlink()
-    state = go_on(trees, run, chosen, evaluate=in_turn(20, 4))
+    state = go_on(trees, run, chosen, scoring=in_turn(20, 4))
     assert state.best is not None
     assert (state.best.step, state.without_gain) == (6, 1)
     check_whole(run.checkpoints / "step-000006")
@@ -468,11 +470,11 @@ def test_a_truncated_best_checkpoint_is_no_longer_the_best(
 ) -> None:
     chosen = settings("evaluation.every=3", "checkpoint.every=1")
     with pytest.raises(KeyError, match="crash"):
-        start(trees, run, chosen, report=at_step(5, crash), evaluate=in_turn(0, 90))
+        start(trees, run, chosen, report=at_step(5, crash), scoring=in_turn(0, 90))
     adapter = run.checkpoints / "step-000003" / "adapter" / "adapter_model.safetensors"
     adapter.write_bytes(adapter.read_bytes()[:-1])
     with caplog.at_level(logging.WARNING, logger="loraqa"):
-        state = go_on(trees, run, chosen, evaluate=in_turn(20, 10))
+        state = go_on(trees, run, chosen, scoring=in_turn(20, 10))
     assert "step-000003 is broken" in caplog.text
     assert state.best is not None
     assert (state.best.step, state.best.f1) == (6, 20)
@@ -492,17 +494,17 @@ def test_the_best_of_the_whole_checkpoints_replaces_a_damaged_best_one(
 ) -> None:
     chosen = settings("evaluation.every=2", "checkpoint.every=2")
     if finished:
-        start(trees, run, chosen, evaluate=in_turn(0, 90, 50, 70, 60))
+        start(trees, run, chosen, scoring=in_turn(0, 90, 50, 70, 60))
     else:
         with pytest.raises(KeyError, match="crash"):
-            start(trees, run, chosen, report=at_step(7, crash), evaluate=in_turn(0, 90, 50, 70))
+            start(trees, run, chosen, report=at_step(7, crash), scoring=in_turn(0, 90, 50, 70))
     spoil_adapter(run, 2)
-    state = go_on(trees, run, chosen, evaluate=in_turn() if finished else in_turn(60))
+    state = go_on(trees, run, chosen, scoring=in_turn() if finished else in_turn(60))
     assert state.best is not None
     assert (state.best.step, state.best.f1) == (6, 70)
     assert "It had the best scores of this run. Step 6 replaces it." in caplog.text
     # The damage is met again if nothing was saved since.
-    again = go_on(trees, run, chosen, evaluate=in_turn())
+    again = go_on(trees, run, chosen, scoring=in_turn())
     assert again.best == state.best
 
 
@@ -510,9 +512,9 @@ def test_a_best_checkpoint_whose_optimizer_alone_is_damaged_stays_the_best(
     trees: list[Tree], run: RunDirectory, caplog: pytest.LogCaptureFixture
 ) -> None:
     chosen = settings("evaluation.every=2", "checkpoint.every=2")
-    start(trees, run, chosen, evaluate=in_turn(0, 90, 50, 70, 60))
+    start(trees, run, chosen, scoring=in_turn(0, 90, 50, 70, 60))
     (run.checkpoints / "step-000002" / "optimizer.safetensors").unlink()
-    state = go_on(trees, run, chosen, evaluate=in_turn())
+    state = go_on(trees, run, chosen, scoring=in_turn())
     assert state.best is not None
     assert state.best.step == 2
     assert caplog.messages == []

@@ -17,6 +17,8 @@ Texts = dict[str, str]
 class SharedScoring:
     """Answers to a sample and their official scores, which equal those of one process.
 
+    It is a `Scoring` of the training loop.
+
     Attributes:
         reader: the model, the same in all processes.
         sample: the questions.

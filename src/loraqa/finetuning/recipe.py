@@ -184,10 +184,9 @@ def _train(
             settings,
             run,
             checkpoint=checkpoint,
-            evaluate=scoring.answer if scoring else None,
+            scoring=scoring,
             report=show_and_report,
             ranks=ranks,
-            merge=scoring.merge if scoring else None,
         )
 
 

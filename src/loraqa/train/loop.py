@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 from signal import Signals
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -48,6 +48,23 @@ from loraqa.train.stopping import StoppedError, StopRequest
 logger = logging.getLogger("loraqa")
 
 
+class Scoring(Protocol):
+    """What scores the model on the dev data; the processes share the questions."""
+
+    def answer(self) -> Any:
+        """Return the answers of this process, plain JSON values."""
+
+    def merge(self, own: Any) -> Scores | None:
+        """Return the scores of the answers of all processes, the same in all.
+
+        Args:
+            own: what `answer` returned here, or None if it was stopped.
+
+        Returns:
+            None if `answer` was stopped in some process.
+        """
+
+
 def train(
     runner: Runner,
     plan: Plan,
@@ -55,11 +72,10 @@ def train(
     run: RunDirectory,
     *,
     checkpoint: Path | None = None,
-    evaluate: Callable[[], Any] | None = None,
+    scoring: Scoring | None = None,
     report: Callable[[Record], None] = lambda _: None,
     save_weights: SaveWeights = save_lora,
     ranks: Ranks = ALONE,
-    merge: Callable[[Any], Scores | None] | None = None,
 ) -> TrainState:
     """Train the adapter in `runner.model`; checkpoints of the last and the best step stay in `run`.
 
@@ -69,12 +85,11 @@ def train(
         settings: the settings of the run.
         run: the folder for metrics and checkpoints.
         checkpoint: where to go on; the result is bit-identical to an uninterrupted training.
-        evaluate: scores the model on the dev data, or answers the part of this process.
+        scoring: scores the model on the dev data; None if there are none.
         report: called with every record of the metrics.
         save_weights: writes the trained weights of a checkpoint; by default those of LoRA.
         ranks: the processes that train together. All call this function with the same data and
             settings; the first writes to `run`, and only it is given `checkpoint`.
-        merge: makes scores of what `evaluate` returned in each process; None if one was stopped.
 
     Raises:
         StoppedError: the user stopped the training, and a checkpoint was written.
@@ -82,10 +97,7 @@ def train(
             written, and the adapter in memory is unusable.
         PeerError: another process has ended.
     """
-    training = _Training(
-        *(runner, plan, settings, run, evaluate, report, save_weights, ranks),
-        merge or (lambda scores: scores),
-    )
+    training = _Training(runner, plan, settings, run, scoring, report, save_weights, ranks)
     if checkpoint is not None:
         training.take_over(checkpoint)
         training.tell_if_done()
@@ -145,11 +157,10 @@ class _Training:
     plan: Plan
     settings: RunSettings
     run: RunDirectory
-    evaluate: Callable[[], Any] | None
+    scoring: Scoring | None
     report: Callable[[Record], None]
     save_weights: SaveWeights
     ranks: Ranks
-    merge: Callable[[Any], Scores | None]
 
     def __post_init__(self) -> None:
         self.model = self.runner.model
@@ -211,8 +222,8 @@ class _Training:
         self._lap()
         self._set_mode(training=True)
         while True:
-            if self.evaluate and self._evaluation_is_due():
-                self._evaluate(self.evaluate, stop)
+            if self.scoring and self._evaluation_is_due():
+                self._evaluate(self.scoring, stop)
             received = self.ranks.agree(stop.received)
             if self._checkpoint_is_due(received):
                 self._save()
@@ -313,12 +324,12 @@ class _Training:
             return False
         return step in self.scorings
 
-    def _evaluate(self, evaluate: Callable[[], Any], stop: StopRequest) -> None:
+    def _evaluate(self, scoring: Scoring, stop: StopRequest) -> None:
         """Score the model; if the user asks to stop meanwhile, drop the scores."""
         self.state.training_seconds += self._lap()
         self._set_mode(training=False)
         with self._explaining_lack_of_memory(f"while scoring step {self.state.step}"):
-            scores = self.merge(stop.unless_stopped(evaluate))
+            scores = scoring.merge(stop.unless_stopped(scoring.answer))
         self._set_mode(training=True)
         seconds = self._lap()
         if scores is None:
@@ -342,7 +353,7 @@ class _Training:
             state.best = latest
 
     def _is_done(self) -> bool:
-        if self.evaluate and self._evaluation_is_due():
+        if self.scoring and self._evaluation_is_due():
             return False
         patience = self.settings.evaluation.patience
         tired = patience is not None and self.state.without_gain >= patience
