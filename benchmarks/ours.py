@@ -249,13 +249,13 @@ def _fit(
     runner: Runner,
     learned: list[Tree],
     tokens_per_batch: int | None,
-    report: Callable[[Any], None],
+    on_record: Callable[[Any], None],
 ) -> None:
     """Run the training loop; each epoch is one optimizer step on all trees."""
     plan = _plan(spec, runner, learned, tokens_per_batch)
     settings = _settings(spec, plan.questions_per_step)
     with tempfile.TemporaryDirectory() as run:
-        train(runner, plan, settings, RunDirectory(Path(run)), report=report)
+        train(runner, plan, settings, RunDirectory(Path(run)), on_record=on_record)
 
 
 def _plan(

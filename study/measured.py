@@ -60,7 +60,7 @@ def train_and_measure(
             ready.plan,
             settings,
             run,
-            report=records.append,
+            on_record=records.append,
             save_weights=method.save_weights,
         )
         (checkpoint,) = run.checkpoints.iterdir()

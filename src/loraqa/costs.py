@@ -116,7 +116,9 @@ def _try_steps(ready: Ready, settings: RunSettings) -> _Tried:
         run = RunDirectory(folder)
         run.start(settings, {}, {})
         try:
-            train(ready.runner, ChosenSteps(steps), _of_trial(settings), run, report=records.append)
+            train(
+                ready.runner, ChosenSteps(steps), _of_trial(settings), run, on_record=records.append
+            )
         except StoppedError as stopped:
             told = f"Stopped by {stopped.received.name}; a dry run keeps nothing."
             raise StoppedError(told, stopped.received) from None

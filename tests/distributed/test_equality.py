@@ -66,7 +66,7 @@ def train(
         run.start(chosen, {}, {})
     with patch.object(loop, "clip_grad_norm_", remember):
         steps = plan(list(trees), chosen)
-        loop.train(runner, steps, chosen, run, ranks=ranks, report=records.append)
+        loop.train(runner, steps, chosen, run, ranks=ranks, on_record=records.append)
     assert run.path.exists() == ranks.is_first
     weights = [p.detach().flatten() for p in runner.model.parameters() if p.requires_grad]
     return Trained(gradients, torch.cat(weights), records)

@@ -134,11 +134,11 @@ def test_shared_answers_have_exactly_the_scores_of_one_process(
 def stopping(when: Callable[[Any], bool]) -> Callable[[Any], None]:
     """Return a function that sends SIGTERM to its process when a record is the one."""
 
-    def report(record: Any) -> None:
+    def stop(record: Any) -> None:
         if when(record):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    return report
+    return stop
 
 
 def test_one_signal_stops_all_after_the_same_step_and_all_go_on_to_the_same_bits(
@@ -149,8 +149,8 @@ def test_one_signal_stops_all_after_the_same_step_and_all_go_on_to_the_same_bits
 
     def work(ranks: Ranks) -> None:
         after_step_4 = stopping(lambda record: record["step"] == 4)
-        report = after_step_4 if ranks.rank == 1 else lambda _: None
-        finetune(seldom, run, ranks=ranks, report=report)
+        on_record = after_step_4 if ranks.rank == 1 else lambda _: None
+        finetune(seldom, run, ranks=ranks, on_record=on_record)
 
     first, second = attempt_together(2, work, tmp_path)
     # Rank 0 learns it with the gradient of step 5.
@@ -175,7 +175,9 @@ def test_processes_without_the_checkpoint_go_on_from_it(
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
 
     def stop(ranks: Ranks) -> None:
-        finetune(other, stopped, ranks=ranks, report=stopping(lambda record: record["step"] == 3))
+        finetune(
+            other, stopped, ranks=ranks, on_record=stopping(lambda record: record["step"] == 3)
+        )
 
     together(2, lambda ranks: finetune(other, whole, ranks=ranks), tmp_path)
     ended = attempt_together(2, stop, tmp_path)
@@ -230,7 +232,7 @@ def test_an_error_of_the_first_is_told_once(tmp_path: Path) -> None:
 
 
 def test_an_error_in_one_process_ends_the_others(chosen: RunSettings, tmp_path: Path) -> None:
-    def report(record: Any) -> None:
+    def fail(record: Any) -> None:
         if record["step"] == 2:
             raise InputError("Enough.")
 
@@ -239,7 +241,7 @@ def test_an_error_in_one_process_ends_the_others(chosen: RunSettings, tmp_path: 
             chosen,
             tmp_path / "run",
             ranks=ranks,
-            report=report if ranks.rank == 1 else lambda _: None,
+            on_record=fail if ranks.rank == 1 else lambda _: None,
         )
 
     first, second = attempt_together(2, work, tmp_path)

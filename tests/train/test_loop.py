@@ -63,13 +63,13 @@ def last(run: RunDirectory) -> Path:
 
 
 def at_step(step: int, act: Callable[[], None]) -> Callable[[Record], None]:
-    """Return a report function that calls `act` right after an optimizer step."""
+    """Return a function of records that calls `act` right after an optimizer step."""
 
-    def report(record: Record) -> None:
+    def call(record: Record) -> None:
         if record["step"] == step and record["kind"] == "train":
             act()
 
-    return report
+    return call
 
 
 def crash() -> None:
@@ -133,7 +133,7 @@ def test_a_run_that_crashed_and_was_resumed_has_the_same_bits(
     chosen = settings("evaluation.every=3")
     options: dict[str, Any] = {"scoring": Answering(lambda: scores(0.0))}
     with pytest.raises(KeyError, match="crash"):
-        start(trees, run, chosen, report=at_step(stop, crash), **options)
+        start(trees, run, chosen, on_record=at_step(stop, crash), **options)
     state = go_on(trees, run, chosen, **options)
     assert state.step == STEPS
     assert last(run).name == last(undisturbed).name == "step-000008"
@@ -148,7 +148,7 @@ def test_a_run_with_a_rate_for_b_of_its_own_resumes_to_the_same_bits(
     start(trees, whole, chosen)
     assert adapter_bytes(last(whole)) != adapter_bytes(last(undisturbed))
     with pytest.raises(KeyError, match="crash"):
-        start(trees, run, chosen, report=at_step(5, crash))
+        start(trees, run, chosen, on_record=at_step(5, crash))
     go_on(trees, run, chosen)
     for name in ("optimizer.safetensors", "adapter/adapter_model.safetensors"):
         assert (last(run) / name).read_bytes() == (last(whole) / name).read_bytes()
@@ -161,7 +161,7 @@ def test_a_run_whose_epochs_follow_from_its_data_resumes_to_the_same_bits(
     # Ten epochs of two steps.
     assert start(trees, whole, chosen).step == 20
     with pytest.raises(KeyError, match="crash"):
-        start(trees, run, chosen, report=at_step(5, crash))
+        start(trees, run, chosen, on_record=at_step(5, crash))
     assert go_on(trees, run, chosen).step == 20
     assert records(run, "train")[-1]["epoch"] == 10
     for name in ("optimizer.safetensors", "adapter/adapter_model.safetensors"):
@@ -175,7 +175,11 @@ def test_metrics_of_a_resumed_run_have_every_step_once(
     chosen = settings("evaluation.every=3")
     with pytest.raises(KeyError, match="crash"):
         start(
-            trees, run, chosen, report=at_step(stop, crash), scoring=Answering(lambda: scores(0.0))
+            trees,
+            run,
+            chosen,
+            on_record=at_step(stop, crash),
+            scoring=Answering(lambda: scores(0.0)),
         )
     with run.metrics_file.open("a") as file:
         file.write('{"kind": "train", "st')
@@ -212,7 +216,7 @@ def test_a_signal_stops_the_run_with_a_checkpoint_and_a_message(
     before, stopped = signal.getsignal(number), 5 + ahead
     sentence = rf"after step {stopped} of 8; .*--out .*run --resume"
     with pytest.raises(StoppedError, match=sentence) as caught:
-        start(trees, run, settings(), report=at_step(5, send(number)))
+        start(trees, run, settings(), on_record=at_step(5, send(number)))
     assert caught.value.exit_code == status
     assert last(run).name == f"step-00000{stopped}"
     assert signal.getsignal(number) is before
@@ -235,7 +239,7 @@ def test_a_second_signal_ends_at_once(trees: list[Tree], run: RunDirectory) -> N
         send(signal.SIGINT)()
 
     with pytest.raises(KeyboardInterrupt):
-        start(trees, run, settings(), report=at_step(5, twice))
+        start(trees, run, settings(), on_record=at_step(5, twice))
     assert last(run).name == "step-000003"
 
 
@@ -249,7 +253,7 @@ def test_a_second_sigterm_changes_nothing(
         send(signal.SIGTERM)()
 
     with pytest.raises(StoppedError, match=f"after step {5 + ahead} of 8"):
-        start(trees, run, settings(), report=at_step(5, twice))
+        start(trees, run, settings(), on_record=at_step(5, twice))
     assert last(run).name == f"step-00000{5 + ahead}"
     go_on(trees, run, settings())
     assert adapter_bytes(last(run)) == adapter_bytes(last(undisturbed))
@@ -344,7 +348,7 @@ def test_weights_that_are_not_finite_are_in_no_checkpoint(
         layer.lora_B.data[0, 0] = torch.nan
 
     with pytest.raises(LoraqaError, match="After step 3 the adapter holds a NaN"):
-        train(runner, plan(trees, settings()), settings(), run, report=at_step(3, spoil))
+        train(runner, plan(trees, settings()), settings(), run, on_record=at_step(3, spoil))
     assert newest_whole(run.checkpoints) is None
 
 
@@ -425,7 +429,7 @@ def test_a_run_whose_checkpoints_are_all_broken_starts_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with pytest.raises(KeyError, match="crash"):
-        start(trees, run, settings(), report=at_step(7, crash))
+        start(trees, run, settings(), on_record=at_step(7, crash))
     for checkpoint in run.checkpoints.iterdir():
         (checkpoint / "manifest.json").write_text("{}")
     go_on(trees, run, settings())
@@ -441,7 +445,7 @@ def test_a_broken_checkpoint_is_skipped_and_made_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with pytest.raises(KeyError, match="crash"):
-        start(trees, run, settings(), report=at_step(7, crash))
+        start(trees, run, settings(), on_record=at_step(7, crash))
     (run.checkpoints / "step-000006" / "optimizer.safetensors").unlink()
     with caplog.at_level(logging.WARNING, logger="loraqa"):
         go_on(trees, run, settings())
@@ -455,7 +459,7 @@ def test_a_broken_checkpoint_is_skipped_and_made_again(
 def test_a_broken_best_checkpoint_is_made_again(trees: list[Tree], run: RunDirectory) -> None:
     chosen = settings("evaluation.every=3", "checkpoint.every=2")
     with pytest.raises(KeyError, match="crash"):
-        start(trees, run, chosen, report=at_step(7, crash), scoring=in_turn(0, 10, 20))
+        start(trees, run, chosen, on_record=at_step(7, crash), scoring=in_turn(0, 10, 20))
     # Step 6 has the best score; step 3 is the best that step 4 knows.
     assert sorted(path.name[-1] for path in run.checkpoints.iterdir()) == ["3", "4", "6"]
     (run.checkpoints / "step-000006" / "state.json").unlink()
@@ -470,7 +474,7 @@ def test_a_truncated_best_checkpoint_is_no_longer_the_best(
 ) -> None:
     chosen = settings("evaluation.every=3", "checkpoint.every=1")
     with pytest.raises(KeyError, match="crash"):
-        start(trees, run, chosen, report=at_step(5, crash), scoring=in_turn(0, 90))
+        start(trees, run, chosen, on_record=at_step(5, crash), scoring=in_turn(0, 90))
     adapter = run.checkpoints / "step-000003" / "adapter" / "adapter_model.safetensors"
     adapter.write_bytes(adapter.read_bytes()[:-1])
     with caplog.at_level(logging.WARNING, logger="loraqa"):
@@ -497,7 +501,7 @@ def test_the_best_of_the_whole_checkpoints_replaces_a_damaged_best_one(
         start(trees, run, chosen, scoring=in_turn(0, 90, 50, 70, 60))
     else:
         with pytest.raises(KeyError, match="crash"):
-            start(trees, run, chosen, report=at_step(7, crash), scoring=in_turn(0, 90, 50, 70))
+            start(trees, run, chosen, on_record=at_step(7, crash), scoring=in_turn(0, 90, 50, 70))
     spoil_adapter(run, 2)
     state = go_on(trees, run, chosen, scoring=in_turn() if finished else in_turn(60))
     assert state.best is not None

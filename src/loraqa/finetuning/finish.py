@@ -29,6 +29,19 @@ def calibrate_and_report(
     sample: QADataset | None,
     command: str,
 ) -> None:
+    """Calibrate the adapter of a run, and write the report of the run.
+
+    Args:
+        run: the run; its adapter is written.
+        settings: its settings.
+        held_out: the questions to calibrate on; there may be none.
+        sample: the dev questions whose answers are reported; None without dev data.
+        command: the command that made the run.
+
+    Raises:
+        LoraqaError: the model does not fit into memory.
+        OSError: a file cannot be written.
+    """
     examined = None
     if held_out.order or sample is not None:
         examined = _calibrate_and_examine(run, settings, held_out, sample, command)

@@ -24,8 +24,8 @@ EVEN = 0.5
 SCORING_BATCH_FACTOR = 4
 """Scoring keeps only keys and values, so its batches can be so much larger than in training."""
 
-# Lengths of texts, in tokens, that a model can read whatever its training data were. Longer texts
-# are read in windows that are as long as nearly all contexts of the training.
+# Tokens that a prompt may have whatever the training data were, if the base takes as many. Longer
+# texts are read in windows that are as long as nearly all contexts of the training.
 _ANY_LENGTH = 512
 _USUAL = 0.95
 
@@ -51,7 +51,10 @@ def reader_of(
 
 
 def _longest_path(encoded: Encoded) -> int:
-    """Return how long the longest prompt with its answer is, but no less than any base can read."""
+    """Return how long the longest prompt with its answer is, but at least 512 tokens.
+
+    The caller cuts it to the base's limit.
+    """
     paths = (len(tree.trunk) + max(map(len, tree.branches)) for tree in encoded.trees)
     return max(*paths, _ANY_LENGTH)
 

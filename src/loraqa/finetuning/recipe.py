@@ -68,7 +68,7 @@ def finetune(
     command: str = "finetune(settings, run_dir)",
     prepare: Callable[[RunSettings], TrainingData] | None = None,
     change: Callable[[Runner, SegmentTokenizer], Runner] | None = None,
-    report: Callable[[Record], None] = lambda _: None,
+    on_record: Callable[[Record], None] = lambda _: None,
     ranks: Ranks = ALONE,
 ) -> FinetuneResult:
     """Fine-tune a model as `settings` say, in the folder `run_dir`.
@@ -80,7 +80,7 @@ def finetune(
         command: the command that made the run, for its model card.
         prepare: prepares the training data; by default `accelerated_preparation`.
         change: returns the runner to train and score with; an experiment changes the given one.
-        report: called with every record of the metrics; what it raises ends the training.
+        on_record: called with every record of the metrics; what it raises ends the training.
         ranks: the processes that train together (see `loraqa.distributed`). All call this function
             with the same settings; only the first uses `run_dir`, and calibrates.
 
@@ -96,7 +96,7 @@ def finetune(
     tell_how_to_use_all(settings.model.device, command, ranks)
     with run.writing(settings, resume) if ranks.is_first else nullcontext():
         result, held_out, sample = _finetune(
-            settings, run, resume, command, prepare, change, report, ranks
+            settings, run, resume, command, prepare, change, on_record, ranks
         )
         finish = partial(calibrate_and_report, run, settings, held_out, sample, command)
         ranks.of_first(finish, "rank 0 to calibrate and to write the report")
@@ -110,14 +110,18 @@ def _finetune(
     command: str,
     prepare: Callable[[RunSettings], TrainingData] | None,
     change: Callable[[Runner, SegmentTokenizer], Runner] | None,
-    report: Callable[[Record], None],
+    on_record: Callable[[Record], None],
     ranks: Ranks,
 ) -> tuple[FinetuneResult, QADataset, QADataset | None]:
-    """Train, and write the adapter. Return the held-out questions and the dev sample, too."""
+    """Train, and write the adapter. Return the held-out questions and the dev sample, too.
+
+    This stays a function of its own: only when its frame is gone are the model and the optimizer
+    freed, so that calibration, which loads the adapter over its base again, has their memory.
+    """
     checkpoint = newest_whole(run.checkpoints) if ranks.is_first else None
     ready = get_ready(settings, checkpoint, prepare, change, ranks=ranks)
     _begin(run, settings, ready, checkpoint, resume, command, ranks)
-    state = _train(run, settings, ready, checkpoint, report, ranks)
+    state = _train(run, settings, ready, checkpoint, on_record, ranks)
     if ranks.is_first:
         _write_adapter(run, settings, ready, state, command)
     result = FinetuneResult(
@@ -163,7 +167,7 @@ def _train(
     settings: RunSettings,
     ready: Ready,
     checkpoint: Path | None,
-    report: Callable[[Record], None],
+    on_record: Callable[[Record], None],
     ranks: Ranks,
 ) -> TrainState:
     """Do all steps and scorings, and show their progress."""
@@ -171,9 +175,9 @@ def _train(
     shown = training_progress(ready.work, done) if ranks.is_first else no_progress()
     with shown as progress:
 
-        def show_and_report(record: Record) -> None:
+        def show_and_pass_on(record: Record) -> None:
             progress.record(record)
-            report(record)
+            on_record(record)
 
         scoring = None
         if ready.sample is not None:
@@ -185,7 +189,7 @@ def _train(
             run,
             checkpoint=checkpoint,
             scoring=scoring,
-            report=show_and_report,
+            on_record=show_and_pass_on,
             ranks=ranks,
         )
 

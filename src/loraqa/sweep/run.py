@@ -250,7 +250,7 @@ def train_trial(
     resume = run.settings_file.exists()
     start = time.monotonic()
 
-    def report(record: Record) -> None:
+    def judge_record(record: Record) -> None:
         nonlocal is_behind
         if record["kind"] == "evaluation" and record["step"] > 0:
             is_behind = judge(record["step"], record["f1"])
@@ -262,7 +262,9 @@ def train_trial(
         return None if resume else time.monotonic() - start
 
     try:
-        result = finetune(settings, run.path, resume=resume, command=command, report=report)
+        result = finetune(
+            settings, run.path, resume=resume, command=command, on_record=judge_record
+        )
         return Outcome(*_scores(result), seconds())
     except _HalvedError:
         return Outcome(seconds=seconds())

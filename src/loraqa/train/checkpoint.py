@@ -165,10 +165,10 @@ def remove_superseded(checkpoints: Path, step: int, keep: int) -> None:
     """
     steps = [saved for saved in saved_steps(checkpoints) if saved <= step]
     best = {_best_step(checkpoint_folder(checkpoints, kept)) for kept in steps[-keep:]}
-    for step in steps[:-keep]:
-        if step not in best:
+    for old in steps[:-keep]:
+        if old not in best:
             try:
-                shutil.rmtree(checkpoint_folder(checkpoints, step))
+                shutil.rmtree(checkpoint_folder(checkpoints, old))
             except OSError as error:
                 logger.warning(f"An old checkpoint cannot be removed: {explain(error)[0]}")
 

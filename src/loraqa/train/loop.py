@@ -73,7 +73,7 @@ def train(
     *,
     checkpoint: Path | None = None,
     scoring: Scoring | None = None,
-    report: Callable[[Record], None] = lambda _: None,
+    on_record: Callable[[Record], None] = lambda _: None,
     save_weights: SaveWeights = save_lora,
     ranks: Ranks = ALONE,
 ) -> TrainState:
@@ -86,7 +86,7 @@ def train(
         run: the folder for metrics and checkpoints.
         checkpoint: where to go on; the result is bit-identical to an uninterrupted training.
         scoring: scores the model on the dev data; None if there are none.
-        report: called with every record of the metrics.
+        on_record: called with every record of the metrics.
         save_weights: writes the trained weights of a checkpoint; by default those of LoRA.
         ranks: the processes that train together. All call this function with the same data and
             settings; the first writes to `run`, and only it is given `checkpoint`.
@@ -97,7 +97,7 @@ def train(
             written, and the adapter in memory is unusable.
         PeerError: another process has ended.
     """
-    training = _Training(runner, plan, settings, run, scoring, report, save_weights, ranks)
+    training = _Training(runner, plan, settings, run, scoring, on_record, save_weights, ranks)
     if checkpoint is not None:
         training.take_over(checkpoint)
         training.tell_if_done()
@@ -158,7 +158,7 @@ class _Training:
     settings: RunSettings
     run: RunDirectory
     scoring: Scoring | None
-    report: Callable[[Record], None]
+    on_record: Callable[[Record], None]
     save_weights: SaveWeights
     ranks: Ranks
 
@@ -392,7 +392,7 @@ class _Training:
         record = {"kind": kind, "step": self.state.step, **values}
         if self.ranks.is_first:
             self.run.append(record)
-        self.report(record)
+        self.on_record(record)
 
     def _lap(self) -> float:
         """Return the seconds since the last call."""
