@@ -299,7 +299,7 @@ def test_a_damaged_file_is_replaced_by_the_copy_in_a_checkpoint(
         again.resume(settings(), {**DATA, "train": {"source": "t", "sha256": "xx"}}, surroundings())
 
 
-def test_settings_cut_anywhere_are_mended(begun: RunDirectory) -> None:
+def test_settings_cut_anywhere_come_back(begun: RunDirectory) -> None:
     saved(begun)
     whole = begun.settings_file.read_bytes()
     for end in range(0, len(whole), 7):
@@ -314,6 +314,13 @@ def test_changed_settings_are_not_those_of_the_run(
     copy = saved(begun) / "settings.yaml"
     edited = settings("lora.rank=5", "checkpoint.keep=9").to_yaml()
     begun.settings_file.write_text(edited)
+    # Another process may be training here, so nothing is mended until the folder is locked.
+    begun.check_usable(settings(), resume=True)
+    assert begun.settings() == settings()
+    assert begun.settings_file.read_text() == edited
+    assert caplog.messages == []
+    with begun.writing(settings(), resume=True):
+        begun.resume(settings(), DATA, surroundings())
     assert begun.settings() == settings()
     assert caplog.messages == [
         "The settings file of the run was damaged or changed (lora.rank was 4, now 5); "
@@ -528,6 +535,8 @@ def test_what_is_kept_is_told(
     assert told() == f"No checkpoint was written yet; start again with `{command}`."
     saved(run, 3)
     saved(run, 12)
+    assert told() == f"The checkpoint of step 12 is kept; go on with `{command}`."
+    run.settings_file.unlink()
     assert told() == f"The checkpoint of step 12 is kept; go on with `{command}`."
 
 

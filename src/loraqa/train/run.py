@@ -129,9 +129,7 @@ class RunDirectory:
         return chosen
 
     def check_usable(self, settings: RunSettings, resume: bool) -> None:
-        """Check that a run can start or be resumed here.
-
-        A damaged settings file is mended first.
+        """Check that a run can start or be resumed here. Nothing is written.
 
         Raises:
             InputError: the folder is not empty or not writable; on resuming, there is no run, or
@@ -146,13 +144,17 @@ class RunDirectory:
         """Check that a new run can be written here."""
         if self.path.is_file():
             raise InputError(f"{self.path} is a file; name a new folder for the run.")
-        if self.settings_file.exists() or saved_steps(self.checkpoints):
+        if self._has_begun():
             raise InputError(
                 f"{self.path} exists already: go on with it (--resume) or name another folder."
             )
         if self.path.exists() and contents(self.path):
             raise InputError(f"{self.path} is not empty and holds no run; name another folder.")
         check_folder_writable(self.path)
+
+    def _has_begun(self) -> bool:
+        """Return whether there is a run here, even if its settings file is lost."""
+        return self.settings_file.exists() or bool(saved_steps(self.checkpoints))
 
     @contextmanager
     def writing(self, settings: RunSettings, resume: bool) -> Iterator[None]:
@@ -185,7 +187,7 @@ class RunDirectory:
 
     def what_is_kept(self) -> str:
         """Return a sentence that says what is kept, and how to go on."""
-        if not self.settings_file.exists():
+        if not self._has_begun():
             return f"The training has not begun; nothing is kept in {self.path}."
         steps = saved_steps(self.checkpoints)
         if not steps:
@@ -205,9 +207,12 @@ class RunDirectory:
     def resume(self, settings: RunSettings, data: Record, environment: Record) -> None:
         """Check that a run goes on with the same base and data; warn of other changes.
 
+        Damaged files are mended.
+
         Raises:
             InputError: base or data have changed.
         """
+        self._mend_settings()
         began = self._recorded(self.data_file, data, partial(_changed_parts, now=data))
         if changed := _changed_parts(began, data):
             named, source = " and ".join(changed), began["base"]["source"]
@@ -222,14 +227,16 @@ class RunDirectory:
         self.start(settings, began, surroundings)
 
     def begun_settings(self) -> Path:
-        """Return the file of the settings that the run began with, mended if it was damaged.
+        """Return the file that says with which settings the run began.
+
+        It is the copy in a checkpoint if the run's own file is damaged, or was changed.
 
         Raises:
             InputError: no run has begun here, or the settings are lost.
         """
         copy = newest_copy(self.checkpoints, self.settings_file.name)
         if copy is not None:
-            self._mend_settings(copy)
+            return copy if self._damage_of_settings(copy) else self.settings_file
         if not self.settings_file.exists():
             raise InputError(f"There is no run to resume in {self.path}: leave --resume out.")
         try:
@@ -305,20 +312,24 @@ class RunDirectory:
             )
         write_text(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept))
 
-    def _mend_settings(self, copy: Path) -> None:
+    def _mend_settings(self) -> None:
         """Replace the settings file if it is damaged, or differs from what was trained with."""
-        used = load_settings([copy])
-        try:
-            problem = _difference(used, load_settings([self.settings_file]))
-        except InputError as error:
-            problem = str(error).rstrip(".")
-        if problem:
+        copy = newest_copy(self.checkpoints, self.settings_file.name)
+        if copy is not None and (damage := self._damage_of_settings(copy)):
             self._set_aside(self.settings_file)
-            write_text(self.settings_file, used.to_yaml())
+            write_text(self.settings_file, load_settings([copy]).to_yaml())
             logger.warning(
-                f"The settings file of the run was damaged or changed ({problem}); {copy} replaces "
+                f"The settings file of the run was damaged or changed ({damage}); {copy} replaces "
                 "it."
             )
+
+    def _damage_of_settings(self, copy: Path) -> str:
+        """Return how the settings file differs from a copy, or why it cannot be read; else ""."""
+        used = load_settings([copy])
+        try:
+            return _difference(used, load_settings([self.settings_file]))
+        except InputError as error:
+            return str(error).rstrip(".")
 
     def _recorded(self, file: Path, now: Record, read: Callable[[Any], object]) -> Record:
         """Return what a file recorded when the run began; `now` if that is lost or new.
