@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import subprocess
 import sys
 from itertools import chain
@@ -18,6 +19,7 @@ from loraqa.batch.options import Options
 from loraqa.batch.parts import Parts
 from loraqa.batch.plan import Part, chunks, make_plan
 from loraqa.errors import InputError
+from loraqa.prompt.encode import PromptEncoder
 
 # Answers each file in a process of its own, which kills itself when two parts are saved and a batch
 # of the third is in its journal. Importing PyTorch once is enough.
@@ -344,6 +346,37 @@ def test_a_question_without_room_is_skipped_if_it_is_to_be(gpt2: Path, tmp_path:
     assert given == [*good[:2], None, *good[2:]]
 
 
+def test_questions_without_room_are_all_found_at_once(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A context may be a book, so it is not encoded for each of its questions."""
+    encode, encodings = PromptEncoder.encode_prompts, []
+
+    def counting(self: PromptEncoder, *args: Any) -> Any:
+        encodings.append(args)
+        return encode(self, *args)
+
+    monkeypatch.setattr(PromptEncoder, "encode_prompts", counting)
+    long = [
+        {"context": context, "question": "why " * times}
+        for context in CONTEXTS
+        for times in (300, 400)
+    ]
+    data = write_lines(tmp_path / "in.jsonl", [*long, *ROWS])
+    done = answered(data, tmp_path / "out.jsonl", model, on_bad="skip", rows=100)
+    assert (done.answered, done.skipped) == (12, 6)
+    assert len(encodings) == 2
+
+
+def test_answers_without_room_are_no_problem_of_the_data(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = write_lines(tmp_path / "in.jsonl", [{**ROWS[0], "context": CONTEXTS[0] * 20}, ROWS[4]])
+    with pytest.raises(InputError, match=r"^Answers of up to 250 of \d+ .*; lower max_answer_tok"):
+        answered(data, tmp_path / "out.jsonl", model, on_bad="skip", max_answer_tokens=250)
+    assert "Skipped" not in caplog.text
+
+
 @pytest.mark.parametrize("ending", FORMATS)
 def test_a_skipped_row_says_why(
     ending: str, gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -355,8 +388,11 @@ def test_a_skipped_row_says_why(
     answered(data, out, gpt2, on_bad="skip", rows=1)
     good, blank, long, empty, last = read(out)
     assert blank["problem"] == "The context is empty; the question is empty."
-    assert long["problem"].startswith("The question 'why why")
-    assert "(id row 3) takes" in long["problem"]
+    assert re.fullmatch(
+        r"The question takes \d+ of \d+ tokens with its answer and leaves no room for windows with "
+        r"a stride of \d+; shorten the question\.",
+        long["problem"],
+    )
     assert empty["problem"] == "The question is empty."
     for row in (blank, long, empty):
         added = ("answer", "start", "end", "confidence", "probability")

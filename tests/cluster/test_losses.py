@@ -127,11 +127,11 @@ def test_skipped_questions_are_named_by_the_command(
         saved = MagicMock()
         on_cluster()(plan.source, plan.parts, options, saved, MagicMock())
     (message,) = caplog.messages
-    assert "Skipped: " in message
-    assert "(id row 3)" in message
+    named, reason = message.split(" (row 3) ")
+    assert named == f"Skipped: The question 'why {'why ' * 14}…'"
     # The columns hold what they hold without a cluster.
     (_, replies), _ = saved.save.call_args
-    problems = [None, None, message.removeprefix("Skipped: "), "The question is empty."]
+    problems = [None, None, f"The question {reason}", "The question is empty."]
     assert [reply.problem for reply in replies] == problems
     answered(plan.source.path, tmp_path / "out.jsonl", tiny_folder, on_bad="skip")
     assert [row["problem"] for row in read_lines(tmp_path / "out.jsonl")] == problems

@@ -15,7 +15,7 @@ from tokenizers import normalizers
 from transformers import AutoTokenizer
 
 from loraqa.errors import InputError
-from loraqa.prompt.encode import PromptEncoder
+from loraqa.prompt.encode import NoRoomError, PromptEncoder
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import TWICE, Template
 from loraqa.squad.passage import Answer, Passage, Question
@@ -346,6 +346,35 @@ def test_a_question_that_leaves_no_room_is_reported(tokenizer: SegmentTokenizer)
     named = r"^The question '.*' \(id q0\) takes .*; raise max_length, lower stride, or shorten"
     with pytest.raises(InputError, match=named):
         encoder(tokenizer, 40).encode_training([passage(TOWN * 10, "river Aune")])
+
+
+def test_all_questions_that_leave_no_room_are_told_at_once(tokenizer: SegmentTokenizer) -> None:
+    short, longer, longest = (Question(f"{times}", "Why is that? " * times) for times in (1, 8, 12))
+    long_context, other, fits = TOWN * 10, TOWN * 9, "A town."
+    passages = [
+        Passage(long_context, (short, longer, longest)),
+        Passage(fits, (Question("fits", longer.text),)),
+        Passage(other, (Question("other", longer.text), Question("good", "Why?"))),
+    ]
+    with pytest.raises(NoRoomError) as refused:
+        encoder(tokenizer, 120).encode_prompts(passages, 10)
+    assert [question.id for question in refused.value.reasons] == ["12", "8", "other"]
+    assert re.match(r"The question 'Why .*' \(id 12\) takes \d+ of 120", str(refused.value))
+    # Each is refused by itself, too, and the others are not.
+    for asked in passages:
+        for question in asked.questions:
+            alone = [Passage(asked.context, (question,))]
+            if question in refused.value.reasons:
+                with pytest.raises(NoRoomError):
+                    encoder(tokenizer, 120).encode_prompts(alone, 10)
+            else:
+                assert encoder(tokenizer, 120).encode_prompts(alone, 10).trees
+
+
+def test_answers_that_leave_no_room_are_told_before_questions(tokenizer: SegmentTokenizer) -> None:
+    asked = (Question("long", "Why is that? " * 40), Question("short", "Why?"))
+    with pytest.raises(InputError, match=r"^Answers of up to 100 of 120 tokens leave no room"):
+        encoder(tokenizer, 120).encode_prompts([Passage(TOWN * 10, asked)], 100)
 
 
 def test_counts_of_squad(shared: Path) -> None:

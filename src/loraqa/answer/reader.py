@@ -154,7 +154,8 @@ class Reader:
         not computed again, and the others are added to it.
 
         Raises:
-            InputError: a question leaves no room for a context.
+            NoRoomError: questions leave no room for their contexts.
+            InputError: answers leave no room for a context.
             LoraqaError: memory is out, or logits are not finite.
         """
         found = self._choose(passages, strategy, answers, seed, progress, journal)

@@ -6,7 +6,7 @@ answer_file(plan, Path("answers.csv"), options)
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,8 +21,9 @@ from loraqa.batch.options import Options
 from loraqa.batch.parts import Parts, check_unwritten
 from loraqa.batch.plan import Asked, Part, Plan, asked_or_problem, chunks
 from loraqa.batch.source import Record, Reply, Source, skipped
-from loraqa.errors import InputError, LoraqaError, counted
+from loraqa.errors import LoraqaError, counted, quote
 from loraqa.files import replacing
+from loraqa.prompt.encode import NoRoomError
 from loraqa.squad import Passage, Question
 
 logger = logging.getLogger("loraqa")
@@ -75,7 +76,8 @@ def answer_file(
 
     Raises:
         InputError: `out` was written before or meanwhile, another process writes it, it was begun
-            with other questions or options, or a question leaves no room for a context.
+            with other questions or options, answers leave no room for a context, or a question
+            leaves none and is not to be skipped.
         LoraqaError: memory is out, or logits are not finite.
     """
     check_unwritten(out)
@@ -131,7 +133,8 @@ def answer(
         progress, journal: as for `Reader.read`.
 
     Raises:
-        InputError: a question leaves no room for a context, and is not to be skipped.
+        InputError: answers leave no room for a context, or a question leaves none and is not to
+            be skipped.
     """
     read = partial(
         reader.read,
@@ -141,17 +144,18 @@ def answer(
         journal=journal,
     )
     asked = {_id(first + index): asked_or_problem(record) for index, record in enumerate(chunk)}
-    problems = {row: each for row, each in asked.items() if isinstance(each, str)}
+    replies = {row: skipped(each) for row, each in asked.items() if isinstance(each, str)}
     passages = _passages(asked)
-    try:
-        found = read(passages)
-    except InputError:
-        if options.on_bad == "stop":
-            raise
-        problems |= _problems_of_room(reader, passages)
-        found = read(_without(passages, problems))
-    replies = {best.question_id: _reply(best) for best, *_ in found}
-    replies |= {row: skipped(problem) for row, problem in problems.items()}
+    found = None
+    while found is None:
+        try:
+            found = read(passages)
+        except NoRoomError as error:
+            if options.on_bad == "stop":
+                raise
+            replies |= _skipped_for_room(error)
+            passages = _without(passages, replies)
+    replies |= {best.question_id: _reply(best) for best, *_ in found}
     return [replies[row] for row in asked]
 
 
@@ -173,25 +177,23 @@ def _reply(best: Answered) -> Reply:
     return Reply(best.text, best.start, best.end, best.confidence, best.probability, None)
 
 
-def _problems_of_room(reader: Reader, passages: Sequence[Passage]) -> dict[str, str]:
-    """Return why questions leave no room for a context, by their ids; log it, too."""
-    problems = {}
-    for passage in passages:
-        for question in passage.questions:
-            try:
-                reader.count_prompts([Passage(passage.context, (question,))])
-            except InputError as error:
-                logger.warning("Skipped: %s", error)
-                problems[question.id] = str(error)
-    return problems
+def _skipped_for_room(error: NoRoomError) -> dict[str, Reply]:
+    """Return what is added to the rows of questions that leave no room; log it, too."""
+    for question, reason in error.reasons.items():
+        logger.warning(f"Skipped: The question {quote(question.text)} ({question.id}) {reason}.")
+    # As in the other problems, the sentence in a row does not name the row.
+    return {
+        question.id: skipped(f"The question {reason}.")
+        for question, reason in error.reasons.items()
+    }
 
 
-def _without(passages: Sequence[Passage], problems: Mapping[str, str]) -> list[Passage]:
-    """Return the passages without the questions that have a problem."""
+def _without(passages: Sequence[Passage], rows: Collection[str]) -> list[Passage]:
+    """Return the passages without the questions of some rows."""
     return [
         Passage(passage.context, good)
         for passage in passages
-        if (good := tuple(q for q in passage.questions if q.id not in problems))
+        if (good := tuple(q for q in passage.questions if q.id not in rows))
     ]
 
 

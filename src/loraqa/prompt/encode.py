@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import pairwise, repeat
@@ -29,6 +29,22 @@ _SMALLEST_WINDOW = 16
 _END_OF_PARAGRAPH = re.compile(
     r"[.!?…。．｡！？।။؟։][\[\]\d)*\"'”’“‘»›」』）》]*[^\S\n]*[»›]?[^\S\n]*(?:\n\s*\n|\u2029)\s*"
 )
+
+
+class NoRoomError(InputError):
+    """Questions that are too long to leave room for their contexts.
+
+    Args:
+        reasons: what is wrong with each question, as it follows "The question".
+    """
+
+    def __init__(self, reasons: Mapping[Question, str]) -> None:
+        super().__init__(reasons)
+        self.reasons = reasons
+
+    def __str__(self) -> str:
+        question, reason = next(iter(self.reasons.items()))
+        return f"The question {quote(question.text)} (id {question.id}) {reason}."
 
 
 @dataclass
@@ -242,21 +258,30 @@ class PromptEncoder:
         """Encode passages without answers, leaving room for `max_answer_tokens` on each path.
 
         Raises:
-            InputError: a question leaves no room for the context.
+            NoRoomError: questions leave no room for their contexts.
+            InputError: answers leave no room for a context.
         """
         contexts, prompts, _ = self._encode(passages, _prompt_texts(self.template, passages))
         no_answers = repeat(np.empty(0, dtype=np.int32))
         counts = EncodingCounts()
         trees: list[Tree] = []
+        too_long: dict[Question, str] = {}
         for index, context, branches in self._branches(passages, contexts, prompts, no_answers):
             questions = passages[index].questions
-            windows = [
-                _tree(section, window, branches, index)
-                for section in self._sections(context, branches, room=max_answer_tokens)
-                for window in self._windows(section, questions, branches, room=max_answer_tokens)
-            ]
+            try:
+                windows = [
+                    _tree(section, window, branches, index)
+                    for section in self._sections(context, branches, max_answer_tokens)
+                    for window in self._windows(section, questions, branches, max_answer_tokens)
+                ]
+            except NoRoomError as error:
+                # Whoever leaves questions out wants to know all of them at once.
+                too_long |= error.reasons
+                continue
             trees += windows
             counts.windowed += len(windows) > 1
+        if too_long:
+            raise NoRoomError(too_long)
         return _count(Encoded(trees, counts), passages)
 
     def _encode(
@@ -338,36 +363,59 @@ class PromptEncoder:
         room: int,
     ) -> list[tuple[int, int]]:
         """Return token ranges of the context that fit beside lead, longest branch and `room`."""
-        size = self._space(context, branches, room)
-        if len(context.ids) <= size:
+        space = self._space(context, branches, room)
+        if len(context.ids) <= space:
             return [(0, len(context.ids))]
-        if self.window_length is not None:
-            size = min(size, self.window_length)
-        if size < max(_SMALLEST_WINDOW, self.stride + 1):
-            length, longest = max(
-                zip(map(len, branches), questions, strict=True), key=itemgetter(0)
-            )
-            raise InputError(self._explain_no_room(longest, length, room))
+        size = self._window_size(space)
+        if size < self._smallest_window:
+            raise self._no_room(context, questions, branches, room)
         cuts = _Cuts(context, slack=self.max_length // 10)
         return list(_stride_windows(cuts, len(context.ids), size, self.stride))
 
-    def _explain_no_room(self, question: Question, length: int, room: int) -> str:
-        """Explain that the room for answers or a question, whichever is longer, is too long.
+    def _window_size(self, space: int) -> int:
+        return space if self.window_length is None else min(space, self.window_length)
+
+    @property
+    def _smallest_window(self) -> int:
+        return max(_SMALLEST_WINDOW, self.stride + 1)
+
+    def _no_room(
+        self,
+        context: _Context,
+        questions: Sequence[Question],
+        branches: Sequence[Branch],
+        room: int,
+    ) -> InputError:
+        """Return the error that answers or questions, whichever are longer, are too long.
 
         With `room` the model answers, so its max_length and stride are fixed by training, and only
         questions and answers can be made shorter.
         """
+        too_long = [
+            (len(branch), question)
+            for branch, question in zip(branches, questions, strict=True)
+            if self._leaves_no_room(context, branch, room)
+        ]
+        too_long.sort(key=itemgetter(0), reverse=True)
         windows = f"no room for windows with a stride of {self.stride}"
-        if room > length:
-            return (
+        shortest, _ = too_long[-1]
+        if room > shortest:
+            return InputError(
                 f"Answers of up to {room} of {self.max_length} tokens leave {windows}; lower "
                 "max_answer_tokens."
             )
-        return (
-            f"The question {quote(question.text)} (id {question.id}) takes {length + room} of "
-            f"{self.max_length} tokens with its answer and leaves {windows}; "
-            f"{'' if room else 'raise max_length, lower stride, or '}shorten the question."
+        advice = f"{'' if room else 'raise max_length, lower stride, or '}shorten the question"
+        return NoRoomError(
+            {
+                question: f"takes {length + room} of {self.max_length} tokens with its answer and "
+                f"leaves {windows}; {advice}"
+                for length, question in too_long
+            }
         )
+
+    def _leaves_no_room(self, context: _Context, branch: Branch, room: int) -> bool:
+        space = self._space(context, [branch], room)
+        return len(context.ids) > space and self._window_size(space) < self._smallest_window
 
     def _unanswerable(self, branch: Branch) -> Branch:
         return Branch(branch.question_id, branch.prompt, self._eos)
