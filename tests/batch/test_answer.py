@@ -1,5 +1,6 @@
 """Files are answered as the reader answers, row by row, and a killed work goes on."""
 
+import json
 import logging
 import math
 import re
@@ -336,7 +337,7 @@ def test_long_texts_are_read_in_windows(gpt2: Path, tmp_path: Path) -> None:
 def test_a_question_without_room_is_skipped_if_it_is_to_be(gpt2: Path, tmp_path: Path) -> None:
     rows = [*ROWS[:2], {"context": CONTEXTS[0], "question": "why " * 300}, *ROWS[2:4]]
     data = write_lines(tmp_path / "in.jsonl", rows)
-    with pytest.raises(InputError, match=r"\(id row 3\) takes .* shorten the question"):
+    with pytest.raises(InputError, match=r"\(line 3\) takes .* shorten the question"):
         answered(data, tmp_path / "out.jsonl", gpt2)
     done = answered(data, tmp_path / "out.jsonl", gpt2, on_bad="skip")
     assert (done.rows, done.answered, done.skipped) == (5, 4, 1)
@@ -344,6 +345,39 @@ def test_a_question_without_room_is_skipped_if_it_is_to_be(gpt2: Path, tmp_path:
     answered(write_lines(tmp_path / "good.jsonl", ROWS[:4]), tmp_path / "o.jsonl", gpt2)
     good = [row["answer"] for row in read_lines(tmp_path / "o.jsonl")]
     assert given == [*good[:2], None, *good[2:]]
+
+
+def test_messages_name_a_row_as_people_find_it_in_the_file(
+    gpt2: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Blank lines, lines within cells and rows that are none count; ids are named, too."""
+    good, long = ROWS[0], {**ROWS[1], "question": "why " * 300}
+    named = {}
+    cells = ["A king.\nA queen.", "Who?"], [long["context"], long["question"]]
+    table = 'id,context,question\n1,"{}",{}\n\nbad\nq01,"{}",{}\n'
+    (tmp_path / "in.csv").write_text(table.format(*cells[0], *cells[1]))
+    named["in.csv"] = "line 6, id 'q01'"
+    lines = [json.dumps(good), "", "bad", json.dumps(long), json.dumps(long)]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    named["in.jsonl"] = "line 4, id 'q01'"
+    FORMATS["parquet"][0](tmp_path / "in.parquet", [good] * 6 + [long])
+    named["in.parquet"] = "row 6, id 'q01'"
+    for name, place in named.items():
+        caplog.clear()
+        answered(tmp_path / name, tmp_path / f"out-{name}", gpt2, on_bad="skip", rows=1)
+        told = [message for message in caplog.messages if message.startswith("Skipped")]
+        assert f"…' ({place}) takes" in told[0]
+
+
+def test_samples_of_a_row_do_not_depend_on_parts(gpt2: Path, tmp_path: Path) -> None:
+    """Parts are what is sent to other machines; they know no row before them."""
+    data = write_lines(tmp_path / "in.jsonl", ROWS)
+    outs = [tmp_path / f"out{rows}.jsonl" for rows in (1, 100)]
+    for out, rows in zip(outs, (1, 100), strict=True):
+        answered(data, out, gpt2, rows=rows, strategy="temperature:1")
+    answers = [[row["answer"] for row in read_lines(out)] for out in outs]
+    assert answers[0] == answers[1]
+    assert len({*answers[0]}) > 1
 
 
 def test_questions_without_room_are_all_found_at_once(

@@ -127,7 +127,7 @@ def test_skipped_questions_are_named_by_the_command(
         saved = MagicMock()
         on_cluster()(plan.source, plan.parts, options, saved, MagicMock())
     (message,) = caplog.messages
-    named, reason = message.split(" (row 3) ")
+    named, reason = message.split(" (line 3) ")
     assert named == f"Skipped: The question 'why {'why ' * 14}…'"
     # The columns hold what they hold without a cluster.
     (_, replies), _ = saved.save.call_args

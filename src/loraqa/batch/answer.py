@@ -19,9 +19,9 @@ from loraqa.answer.reader import Reader, with_close_bounds, without_capitals
 from loraqa.answer.strategies import parse_strategy
 from loraqa.batch.options import Options
 from loraqa.batch.parts import Parts, check_unwritten
-from loraqa.batch.plan import Asked, Part, Plan, asked_or_problem, chunks
+from loraqa.batch.plan import Asked, Part, Plan, asked_or_problem, chunks, named_place
 from loraqa.batch.source import Record, Reply, Source, skipped
-from loraqa.errors import LoraqaError, counted, quote
+from loraqa.errors import InputError, LoraqaError, counted, quote
 from loraqa.files import replacing
 from loraqa.prompt.encode import NoRoomError
 from loraqa.squad import Passage, Question
@@ -110,7 +110,7 @@ def answer_here(
     for part, chunk in chunks(source, missing):
         within = _Within(progress, done, part.rows, total)
         with _JournalOfPart.beside(parts.path(part), identity) as journal:
-            parts.save(part, answer(reader, chunk, options, part.first, within, journal))
+            parts.save(part, answer(reader, chunk, options, within, journal))
         done += part.rows
         progress(done, total)
 
@@ -119,7 +119,6 @@ def answer(
     reader: Reader,
     chunk: Sequence[Record],
     options: Options,
-    first: int = 0,
     progress: Progress | None = None,
     journal: Journal | None = None,
 ) -> list[Reply]:
@@ -129,7 +128,6 @@ def answer(
         reader: the model.
         chunk: the rows.
         options: how it answers.
-        first: the number of the first row.
         progress, journal: as for `Reader.read`.
 
     Raises:
@@ -143,7 +141,7 @@ def answer(
         progress=progress,
         journal=journal,
     )
-    asked = {_id(first + index): asked_or_problem(record) for index, record in enumerate(chunk)}
+    asked = {_id(record): asked_or_problem(record) for record in chunk}
     replies = {row: skipped(each) for row, each in asked.items() if isinstance(each, str)}
     passages = _passages(asked)
     found = None
@@ -151,8 +149,11 @@ def answer(
         try:
             found = read(passages)
         except NoRoomError as error:
+            told = _told(error, chunk)
             if options.on_bad == "stop":
-                raise
+                raise InputError(told[0]) from None
+            for message in told:
+                logger.warning(f"Skipped: {message}")
             replies |= _skipped_for_room(error)
             passages = _without(passages, replies)
     replies |= {best.question_id: _reply(best) for best, *_ in found}
@@ -160,7 +161,7 @@ def answer(
 
 
 def _passages(asked: Mapping[str, Asked | str]) -> list[Passage]:
-    """Group questions by context. Their ids are the names of the rows."""
+    """Group questions by context."""
     questions: dict[str, list[Question]] = {}
     for row, each in asked.items():
         if isinstance(each, Asked):
@@ -169,18 +170,26 @@ def _passages(asked: Mapping[str, Asked | str]) -> list[Passage]:
     return [Passage(context, tuple(each)) for context, each in questions.items()]
 
 
-def _id(row: int) -> str:
-    return f"row {row + 1}"
+def _id(record: Record) -> str:
+    """Return the id of a row's question: its place, because two rows may give the same id."""
+    return str(record.place)
 
 
 def _reply(best: Answered) -> Reply:
     return Reply(best.text, best.start, best.end, best.confidence, best.probability, None)
 
 
+def _told(error: NoRoomError, chunk: Sequence[Record]) -> list[str]:
+    """Return a message about each question that leaves no room."""
+    places = {_id(record): named_place(record) for record in chunk}
+    return [
+        f"The question {quote(question.text)} ({places[question.id]}) {reason}."
+        for question, reason in error.reasons.items()
+    ]
+
+
 def _skipped_for_room(error: NoRoomError) -> dict[str, Reply]:
-    """Return what is added to the rows of questions that leave no room; log it, too."""
-    for question, reason in error.reasons.items():
-        logger.warning(f"Skipped: The question {quote(question.text)} ({question.id}) {reason}.")
+    """Return what is added to the rows of questions that leave no room."""
     # As in the other problems, the sentence in a row does not name the row.
     return {
         question.id: skipped(f"The question {reason}.")

@@ -134,9 +134,14 @@ def chunks(source: Source, parts: Iterable[Part]) -> Iterator[tuple[Part, list[R
         at = part.first + part.rows
 
 
+def named_place(record: Record) -> Place:
+    """Return where a row is, with the id that it gives itself, for a message."""
+    return record.place._replace(id=given_id(record.fields))
+
+
 def asked_by(record: Record, checks: Checks) -> Asked | None:
     """Return what a row asks, or report a problem and return None."""
-    place = record.place._replace(id=given_id(record.fields))
+    place = named_place(record)
     context = checks.text(record.fields, "context", place)
     question = checks.text(record.fields, "question", place)
     return None if context is None or question is None else Asked(context, question)

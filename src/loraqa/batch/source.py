@@ -23,7 +23,7 @@ class Record(NamedTuple):
     """A row of a table.
 
     Attributes:
-        place: where it is, for messages.
+        place: where it is, for messages; no other row has the same.
         position: where it is, to read from there.
         fields: the values of the columns that mean something, by what they mean.
         raw: the whole row, as the writer of its format takes it.

@@ -130,7 +130,7 @@ class _Answering:
         try:
             ((_, chunk),) = chunks(self._source, [part])
             with _kept_warnings() as kept:
-                replies = answer(self._reader, chunk, self._options, part.first)
+                replies = answer(self._reader, chunk, self._options)
         except (LoraqaError, OSError) as error:
             problem, status = explain(error)
             return {**given, "problem": problem, "status": status}
