@@ -294,6 +294,36 @@ def test_text_out_never_replaces_the_file_itself(call: Call, run: Path, tmp_path
     assert "is a folder; name a file" in call(*ask, tmp_path)[2]
 
 
+def test_answers_in_a_pdf_have_pages_and_offsets_into_the_text(
+    call: Call, run: Path, tmp_path: Path
+) -> None:
+    pages = ["A book about towns", TOWN]
+    book, data = tmp_path / "book.pdf", tmp_path / "in.jsonl"
+    book.write_bytes(pdf_of([page] for page in pages))
+    data.write_text('{"question": "Who built the mill?"}\n{"question": "When?"}\n')
+    out, text = tmp_path / "out.jsonl", tmp_path / "book.txt"
+    answer = ("answer", run, "--data", data, "--out", out, "--text-out", text)
+    assert "add it, or leave it out" in call(*answer)[2]
+    answer = (*answer, "--context-file", book)
+    text.write_text("my notes")
+    assert call(*answer)[2].endswith(
+        "book.txt exists already and holds another text; name another file.\n"
+    )
+    assert text.read_text() == "my notes"
+    text.unlink()
+    assert "is where the answers go" in call(*answer, "--text-out", out)[2]
+    assert not out.exists()
+    for _ in range(2):
+        # The same command, as after an interruption, finds the text that it has written.
+        status, _, error = call(*answer)
+        assert status == 0, error
+        assert text.read_text("utf-8") == "\n".join(pages)
+        for row in map(json.loads, out.read_text().splitlines()):
+            assert text.read_text("utf-8")[row["start"] : row["end"]] == row["answer"] != ""
+            assert row["page"] == 1 + (row["start"] > len(pages[0]))
+        out.unlink()
+
+
 def test_analyze_shows_every_matrix_and_the_checkpoints(
     call: Call, run: Path, tmp_path: Path
 ) -> None:

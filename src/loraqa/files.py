@@ -239,6 +239,21 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
+def write_text_once(path: Path, text: str) -> None:
+    """Write `text` like `write_text`, unless the file holds it already.
+
+    Raises:
+        InputError: the file holds something else.
+    """
+    if not path.exists():
+        write_text(path, text)
+        return
+    with naming(path, "read"):
+        same = path.read_bytes() == text.encode()
+    if not same:
+        raise InputError(f"{path} exists already and holds another text; name another file.")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` atomically as indented JSON; raise `ValueError` for NaN and infinity."""
     write_text(path, to_json(value))

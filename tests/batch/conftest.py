@@ -16,6 +16,7 @@ from loraqa.batch.answer import Done, answer_file
 from loraqa.batch.open import open_source
 from loraqa.batch.options import Options
 from loraqa.batch.plan import make_plan
+from loraqa.documents import Document
 
 Rows = Sequence[dict[str, Any]]
 
@@ -89,9 +90,14 @@ def gpt2(tiny_folder: Path) -> Path:
 
 
 def answered(
-    data: Path, out: Path, model: Path, rows: int = 5, text: str | None = None, **options: Any
+    data: Path,
+    out: Path,
+    model: Path,
+    rows: int = 5,
+    document: Document | None = None,
+    **options: Any,
 ) -> Done:
     """Answer a file with short answers, which are quick."""
     chosen = Options(model, rows=rows, **{"max_answer_tokens": 6, **options})
-    plan = make_plan(open_source(data, text=text), rows, chosen.on_bad)
+    plan = make_plan(open_source(data, document=document), rows, chosen.on_bad)
     return answer_file(plan, out, chosen)

@@ -19,6 +19,7 @@ from loraqa.batch.open import open_source
 from loraqa.batch.options import Options
 from loraqa.batch.parts import Parts
 from loraqa.batch.plan import Part, chunks, make_plan
+from loraqa.documents import Document
 from loraqa.errors import InputError
 from loraqa.prompt.encode import PromptEncoder
 
@@ -224,7 +225,7 @@ def test_rows_about_one_text_have_the_answers_of_rows_with_a_copy_of_it(
     data = write(tmp_path / f"in.{ending}", questions)
     copies = write(tmp_path / f"copies.{ending}", [{**row, "context": text} for row in questions])
     out, expected = tmp_path / f"out.{ending}", tmp_path / f"expected.{ending}"
-    answered(data, out, gpt2, text=text)
+    answered(data, out, gpt2, document=Document(text))
     answered(copies, expected, gpt2)
     without = [{key: row[key] for key in row if key != "context"} for row in read(expected)]
     assert read(out) == without
@@ -245,11 +246,11 @@ def test_a_work_about_one_text_goes_on_with_this_text_alone(
     with monkeypatch.context() as patched:
         patched.setattr(Parts, "save", save_one)
         with pytest.raises(OSError, match="full"):
-            answered(data, out, gpt2, rows=2, text=CONTEXTS[0])
+            answered(data, out, gpt2, rows=2, document=Document(CONTEXTS[0]))
     with pytest.raises(InputError, match="holds answers to other questions or contexts than rows"):
-        answered(data, out, gpt2, rows=2, text=CONTEXTS[1])
-    answered(data, out, gpt2, rows=2, text=CONTEXTS[0])
-    answered(data, whole, gpt2, rows=2, text=CONTEXTS[0])
+        answered(data, out, gpt2, rows=2, document=Document(CONTEXTS[1]))
+    answered(data, out, gpt2, rows=2, document=Document(CONTEXTS[0]))
+    answered(data, whole, gpt2, rows=2, document=Document(CONTEXTS[0]))
     assert out.read_bytes() == whole.read_bytes()
 
 

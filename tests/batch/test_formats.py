@@ -18,10 +18,12 @@ from tests.batch.conftest import CONTEXTS, FORMATS, read_csv, write_lines
 from loraqa.batch.open import check_same_format, open_source
 from loraqa.batch.plan import Asked, asked_by, chunks, make_plan
 from loraqa.batch.source import Reply, skipped
+from loraqa.documents import Document
 from loraqa.errors import InputError
 from loraqa.squad import read_passages
 from loraqa.squad.checks import Checks
 
+MILL = Document("The mill is old.")
 REPLY = Reply('Ruth; "Olen"\n', 1, 2, 0.5, 0.25, None)
 SKIPPED = skipped("The question is empty.")
 ADDED = ["answer", "start", "end", "confidence", "probability", "problem"]
@@ -330,12 +332,37 @@ def test_a_table_about_one_text_has_no_contexts(ending: str, tmp_path: Path) -> 
     write, _ = FORMATS[ending]
     path = write(tmp_path / f"in.{ending}", [{"context": "A king.", "question": "Who?"}])
     with pytest.raises(InputError, match="has a context of its own; leave out --context-file"):
-        make_plan(open_source(path, text="The mill is old."))
+        make_plan(open_source(path, document=MILL))
     write(path, [{"id": "q1"}])
     with pytest.raises(InputError, match="question"):
-        make_plan(open_source(path, text="The mill is old."))
+        make_plan(open_source(path, document=MILL))
     write(path, [{"question": "How old?"}])
     # Readers on other machines are sent the table as a pickle, and not the text's file.
-    source = pickle.loads(pickle.dumps(open_source(path, text="The mill is old.")))
+    source = pickle.loads(pickle.dumps(open_source(path, document=MILL)))
     asked = [asked_by(record, Checks()) for record in source.records(source.start, Checks())]
     assert asked == [Asked("The mill is old.", "How old?")]
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_answers_in_a_document_with_pages_name_them(ending: str, tmp_path: Path) -> None:
+    write, read = FORMATS[ending]
+    path = write(tmp_path / f"in.{ending}", [{"question": f"Who {n}?"} for n in range(4)])
+    book = Document.of_pages(["A king.", "A queen.", "A page."])
+    source = pickle.loads(pickle.dumps(open_source(path, "its_", book)))
+    starts = [book.text.index(word) for word in ("king", "queen", "page")]
+    replies = [REPLY._replace(start=start) for start in starts]
+    with source.writing(tmp_path / f"out.{ending}") as writer:
+        raws = [each.raw for each in source.records(source.start, Checks())]
+        writer.write(raws, [*replies, REPLY._replace(start=None)])
+    rows = read(tmp_path / f"out.{ending}")
+    assert list(rows[0]) == ["question", *(f"its_{name}" for name in ADDED), "its_page"]
+    none = "" if ending == "csv" else None
+    assert [row["its_page"] for row in rows] == [
+        *(["1", "2", "3"] if none == "" else [1, 2, 3]),
+        none,
+    ]
+    # A document without pages has no such column, and a table that has it keeps it.
+    write(path, [{"question": "Who?", "page": "7"}])
+    open_source(path, document=MILL)
+    with pytest.raises(InputError, match="has a column 'page' already"):
+        make_plan(open_source(path, document=book))

@@ -1,7 +1,7 @@
 """CSV, read and written row by row."""
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -9,10 +9,11 @@ from typing import IO, Any
 
 from loraqa.batch.lines import Lines
 from loraqa.batch.source import (
+    Column,
     Position,
     Record,
     Reply,
-    added_columns,
+    cells,
     check_nothing_is_overwritten,
 )
 from loraqa.errors import InputError
@@ -37,9 +38,9 @@ class Delimited:
 
     suffixes: tuple[str, ...] = (".csv", ".tsv")
 
-    def __init__(self, path: Path, prefix: str, needed: Sequence[str]) -> None:
+    def __init__(self, path: Path, added: Mapping[str, Column], needed: Sequence[str]) -> None:
         self.path = path
-        self._added = added_columns(prefix)
+        self._added = added
         with Lines(path, (0, 0)) as lines:
             first = next(lines, "")
             after_first = lines.position
@@ -77,7 +78,7 @@ class Delimited:
             ending = _Ending(file, self._line_end)
             rows = csv.writer(ending, delimiter=self._delimiter, lineterminator=_CSV_LINE_END)
             rows.writerow([*self._header, *self._added])
-            yield _Writer(rows)
+            yield _Writer(rows, self._added)
 
     def _has_mark(self) -> bool:
         with self.path.open("rb") as file:
@@ -132,10 +133,10 @@ class _Ending:
 
 
 class _Writer:
-    def __init__(self, rows: Any) -> None:
-        self._rows = rows
+    def __init__(self, rows: Any, added: Mapping[str, Column]) -> None:
+        self._rows, self._added = rows, added
 
     def write(self, raws: Sequence[list[str]], replies: Sequence[Reply]) -> None:
         """Write rows of cells."""
-        for cells, reply in zip(raws, replies, strict=True):
-            self._rows.writerow([*cells, *reply])
+        for raw, reply in zip(raws, replies, strict=True):
+            self._rows.writerow([*raw, *cells(self._added, reply)])

@@ -1,17 +1,18 @@
 """JSON Lines, read and written line by line."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from loraqa.batch.lines import Lines
 from loraqa.batch.source import (
+    Column,
     Position,
     Record,
     Reply,
-    added_columns,
+    cells,
     check_nothing_is_overwritten,
 )
 from loraqa.squad.checks import Checks, Place
@@ -24,9 +25,9 @@ class JsonLines:
 
     suffixes: tuple[str, ...] = (".jsonl", ".ndjson", ".json")
 
-    def __init__(self, path: Path, prefix: str = "") -> None:
+    def __init__(self, path: Path, added: Mapping[str, Column]) -> None:
         self.path = path
-        self._added = added_columns(prefix)
+        self._added = added
         self.start: Position = (0, 0)
 
     def records(self, position: Position, checks: Checks) -> Iterator[Record]:
@@ -65,15 +66,14 @@ class JsonLines:
 
 
 class _Writer:
-    def __init__(self, file: IO[str], added: Sequence[str]) -> None:
+    def __init__(self, file: IO[str], added: Mapping[str, Column]) -> None:
         self._file, self._added = file, added
 
     def write(self, raws: Sequence[str], replies: Sequence[Reply]) -> None:
         """Write lines with more keys before their last brace."""
         for line, reply in zip(raws, replies, strict=True):
-            text = json.dumps(
-                dict(zip(self._added, reply, strict=True)), ensure_ascii=False
-            ).removeprefix("{")
+            more = dict(zip(self._added, cells(self._added, reply), strict=True))
+            text = json.dumps(more, ensure_ascii=False).removeprefix("{")
             begun = line.rstrip().removesuffix("}").rstrip()
             comma = "" if begun.lstrip() == "{" else ", "
             self._file.write(f"{begun}{comma}{text}\n")

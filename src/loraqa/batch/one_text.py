@@ -2,11 +2,22 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
-from loraqa.batch.source import Position, Record, Source, Writer
+from loraqa.batch.source import Column, Position, Record, Reply, Source, Writer
+from loraqa.documents import Document
 from loraqa.errors import InputError
 from loraqa.squad.checks import Checks
+
+
+def columns_of(document: Document) -> dict[str, Column]:
+    """Return the columns that are added where all questions are about a document."""
+    return {"page": Column(int, partial(_page, document))} if document.pages else {}
+
+
+def _page(document: Document, reply: Reply) -> int | None:
+    return document.page_at(reply.start)
 
 
 class AboutOneText:

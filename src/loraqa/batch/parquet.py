@@ -1,6 +1,6 @@
 """Parquet, read and written some rows at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,10 @@ import pyarrow
 import pyarrow.parquet
 
 from loraqa.batch.source import (
+    Column,
     Position,
     Record,
     Reply,
-    added_columns,
     check_nothing_is_overwritten,
 )
 from loraqa.errors import InputError, in_a_line
@@ -25,10 +25,7 @@ _AT_ONCE = 64
 # How many bytes of a column are read at once. By default all of a row group would be.
 _BUFFER = 2**20
 
-_TYPES = (
-    *(pyarrow.string(), pyarrow.int64(), pyarrow.int64()),
-    *(pyarrow.float64(), pyarrow.float64(), pyarrow.string()),
-)
+_TYPES = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64()}
 
 
 class Parquet:
@@ -37,9 +34,9 @@ class Parquet:
     suffixes: tuple[str, ...] = (".parquet",)
     start: Position = (0, 0)
 
-    def __init__(self, path: Path, prefix: str, needed: Sequence[str]) -> None:
+    def __init__(self, path: Path, added: Mapping[str, Column], needed: Sequence[str]) -> None:
         self.path = path
-        self._added = added_columns(prefix)
+        self._added = added
         with self._open() as file:
             self._schema = file.schema_arrow
         check_columns_to_answer(self._schema.names, needed, str(path))
@@ -61,10 +58,10 @@ class Parquet:
     def writing(self, path: Path) -> Iterator["_Writer"]:
         """Write a file with the same columns and those that are added."""
         schema = self._schema
-        for name, kind in zip(self._added, _TYPES, strict=True):
-            schema = schema.append(pyarrow.field(name, kind))
+        for name, each in self._added.items():
+            schema = schema.append(pyarrow.field(name, _TYPES[each.kind]))
         with pyarrow.parquet.ParquetWriter(path, schema) as file:
-            yield _Writer(file, schema)
+            yield _Writer(file, schema, self._added)
 
     def _records_of(self, file: Any, group: int, number: int) -> Iterator[Record]:
         """Yield the rows of a row group; `number` is that of the first one."""
@@ -92,14 +89,15 @@ class Parquet:
 
 
 class _Writer:
-    def __init__(self, file: Any, schema: Any) -> None:
-        self._file = file
-        self._schema = schema
+    def __init__(self, file: Any, schema: Any, added: Mapping[str, Column]) -> None:
+        self._file, self._schema, self._added = file, schema, added
 
     def write(self, raws: Sequence[Any], replies: Sequence[Reply]) -> None:
         """Write a row group."""
         table = pyarrow.Table.from_batches(raws)
-        columns = zip(*replies, strict=True)
-        added = [pyarrow.array(cells, kind) for cells, kind in zip(columns, _TYPES, strict=True)]
-        whole = pyarrow.Table.from_arrays([*table.columns, *added], schema=self._schema)
+        more = [
+            pyarrow.array(map(each.cell, replies), _TYPES[each.kind])
+            for each in self._added.values()
+        ]
+        whole = pyarrow.Table.from_arrays([*table.columns, *more], schema=self._schema)
         self._file.write_table(whole.combine_chunks())

@@ -4,8 +4,9 @@ A file is read as a stream of records, from its beginning or from any place wher
 and written as one. So a file may be larger than memory.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -14,6 +15,9 @@ from loraqa.squad.checks import Checks, Place
 
 Position = tuple[int, int]
 """Where a record begins: in a text file byte and line, in Parquet row group and row in it."""
+
+Cell = str | int | float | None
+"""What a row has in a column that is added."""
 
 LARGEST_RECORD = 2**28
 """The most bytes of a record of a text file."""
@@ -38,7 +42,7 @@ class Record(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What is added to a row: the answer, its place in the context, and how far to trust it.
+    """What becomes of a row: the answer, its place in the context, and how far to trust it.
 
     Attributes:
         answer: the answer; empty for "no answer", and None if the row was skipped.
@@ -57,13 +61,37 @@ class Reply(NamedTuple):
     problem: str | None
 
 
-def added_columns(prefix: str = "") -> tuple[str, ...]:
-    """Return the names of the columns that are added, for a text that stands before each name."""
-    return tuple(f"{prefix}{name}" for name in Reply._fields)
+class Column(NamedTuple):
+    """A column that is added.
+
+    Attributes:
+        kind: what it holds besides None.
+        cell: returns what it holds for a reply. It can be pickled, as readers on other machines are
+            sent the table.
+    """
+
+    kind: type[str] | type[int] | type[float]
+    cell: Callable[[Reply], Cell]
+
+
+COLUMNS: Mapping[str, Column] = {
+    "answer": Column(str, attrgetter("answer")),
+    "start": Column(int, attrgetter("start")),
+    "end": Column(int, attrgetter("end")),
+    "confidence": Column(float, attrgetter("confidence")),
+    "probability": Column(float, attrgetter("probability")),
+    "problem": Column(str, attrgetter("problem")),
+}
+"""The columns that are added to every table, by their names."""
+
+
+def cells(added: Mapping[str, Column], reply: Reply) -> list[Cell]:
+    """Return what is added to a row."""
+    return [column.cell(reply) for column in added.values()]
 
 
 def skipped(problem: str) -> Reply:
-    """Return what is added to a row that was skipped."""
+    """Return what becomes of a row that was skipped."""
     return Reply(None, None, None, None, None, problem)
 
 

@@ -39,6 +39,17 @@ def _check_prefix(text: str) -> str:
     return text
 
 
+def _check_text_out(text_out: Path, context_file: Path | None, out: Path) -> None:
+    """Raise `InputError` if there is no text to write, or no place for it."""
+    from loraqa.files import check_file_writable
+
+    if context_file is None:
+        raise InputError("--text-out writes the text of --context-file; add it, or leave it out.")
+    if text_out.absolute() == out.absolute():
+        raise InputError(f"--text-out {text_out} is where the answers go; name another file.")
+    check_file_writable(text_out)
+
+
 def answer(
     run: Run,
     data: Annotated[
@@ -54,6 +65,10 @@ def answer(
             help="Text, PDF, HTML or DOCX that all questions are about, if the table has no "
             "contexts; - is standard input."
         ),
+    ] = None,
+    text_out: Annotated[
+        Path | None,
+        typer.Option(help="File for the text of --context-file, in which offsets count."),
     ] = None,
     strategy: Strategy = DEFAULT_STRATEGY,
     windows: Windows = str(DEFAULT_WINDOWS),
@@ -94,10 +109,12 @@ def answer(
     from loraqa.batch.parts import check_unwritten
     from loraqa.batch.plan import make_plan
     from loraqa.documents import read_document
-    from loraqa.files import check_file_writable
+    from loraqa.files import check_file_writable, write_text_once
 
     if readers is not None and ray is None:
         raise InputError("--readers says how many work on a cluster; add --ray, or leave it out.")
+    if text_out:
+        _check_text_out(text_out, context_file, out)
     check_not_input(out, str(data))
     if context_file:
         check_not_input(out, str(context_file))
@@ -105,11 +122,13 @@ def answer(
     check_unwritten(out)
     check_order(run, str(data))
     check_source(run)
-    text = read_document(context_file).text if context_file else None
-    source = open_source(data, prefix, text)
+    document = read_document(context_file) if context_file else None
+    source = open_source(data, prefix, document)
     check_same_format(source, out)
     with status_line(f"Reading {data} …"):
         plan = make_plan(source, rows, on_bad)
+    if text_out and document:
+        write_text_once(text_out, document.text)
 
     with importing_pytorch():
         from loraqa.batch.answer import answer_file
