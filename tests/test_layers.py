@@ -43,8 +43,8 @@ EXCEPTIONS = {
     "finetuning": {"reader"},
     "demo": {"reader"},
     "speed": {"notices"},
-    "cli": {"analyze", "costs", "notices", "reader"},
-    "batch": {"reader"},
+    "cli": {"analyze", "costs", "notices", "reader", "reader_options"},
+    "batch": {"reader_options"},
     "cluster": {"reader"},
 }
 # Accelerations that are imported by name. Graphs replay what Triton kernels compute, branches alone
@@ -205,6 +205,10 @@ def test_squad_knows_nothing_of_torch() -> None:
 )
 def test_importing_loads_nothing_heavy(module: str) -> None:
     assert loaded_by(f"import {module}") == set()
+
+
+def test_a_readers_options_do_without_pytorch() -> None:
+    assert "torch" not in loaded_by("import loraqa.reader_options")
 
 
 def test_reader_and_finetune_are_imported_from_the_package() -> None:

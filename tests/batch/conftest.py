@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from loraqa.batch.open import open_source
 from loraqa.batch.options import Options
 from loraqa.batch.plan import make_plan
 from loraqa.documents import Document
+from loraqa.reader_options import ReaderOptions
 
 Rows = Sequence[dict[str, Any]]
 
@@ -98,6 +100,8 @@ def answered(
     **options: Any,
 ) -> Done:
     """Answer a file with short answers, which are quick."""
-    chosen = Options(model, rows=rows, **{"max_answer_tokens": 6, **options})
+    names = {field.name for field in fields(ReaderOptions)} & {*options}
+    reading = {"max_answer_tokens": 6, **{name: options.pop(name) for name in names}}
+    chosen = Options(ReaderOptions(model, **reading), rows=rows, **options)
     plan = make_plan(open_source(data, document=document), rows, chosen.on_bad)
     return answer_file(plan, out, chosen)

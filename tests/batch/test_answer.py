@@ -16,12 +16,12 @@ from tests.conftest import tiny_model
 
 from loraqa.answer.reader import Reader as PlainReader
 from loraqa.batch.open import open_source
-from loraqa.batch.options import Options
 from loraqa.batch.parts import Parts
 from loraqa.batch.plan import Part, chunks, make_plan
 from loraqa.documents import Document
 from loraqa.errors import InputError
 from loraqa.prompt.encode import PromptEncoder
+from loraqa.reader_options import ReaderOptions
 
 # Answers each file in a process of its own, which kills itself when two parts are saved and a batch
 # of the third is in its journal. Importing PyTorch once is enough.
@@ -33,6 +33,7 @@ from loraqa.batch.answer import answer_file
 from loraqa.batch.open import open_source
 from loraqa.batch.options import Options
 from loraqa.batch.plan import make_plan
+from loraqa.reader_options import ReaderOptions
 
 model, *files = sys.argv[1:]
 append = Journal._append
@@ -43,7 +44,7 @@ def append_and_stop(self, line):
         os.kill(os.getpid(), signal.SIGKILL)
 
 Journal._append = append_and_stop
-options = Options(Path(model), rows=2, max_answer_tokens=6)
+options = Options(ReaderOptions(Path(model), max_answer_tokens=6), rows=2)
 for data, out in zip(files[::2], files[1::2]):
     if os.fork() == 0:
         answer_file(make_plan(open_source(Path(data)), 2), Path(out), options)
@@ -72,7 +73,7 @@ def interrupted(gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def expected(model: Path) -> list[tuple[str, int | None, int | None]]:
     """What the reader answers to each row alone."""
-    reader = Options(model, max_answer_tokens=6).load()
+    reader = ReaderOptions(model, max_answer_tokens=6).load()
     answers = [reader.answer(row["context"], [row["question"]])[0] for row in ROWS]
     return [(each.text, each.start, each.end) for each in answers]
 
@@ -98,7 +99,7 @@ def test_each_row_has_the_probability_whose_bounds_are_shown_elsewhere(
     write, read = FORMATS[ending]
     data, out = write(tmp_path / f"in.{ending}", ROWS), tmp_path / f"out.{ending}"
     answered(data, out, model)
-    reader = Options(model, max_answer_tokens=6).load()
+    reader = ReaderOptions(model, max_answer_tokens=6).load()
     for row, given in zip(ROWS, read(out), strict=True):
         (best,) = reader.answer(row["context"], [row["question"]])
         assert best.probability_at_least is not None
@@ -111,7 +112,7 @@ def test_each_row_has_the_probability_whose_bounds_are_shown_elsewhere(
 def test_without_spans_the_probability_is_that_of_the_tokens(gpt2: Path, tmp_path: Path) -> None:
     data, out = write_lines(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl"
     answered(data, out, gpt2, strategy="greedy")
-    reader = Options(gpt2, max_answer_tokens=6).load()
+    reader = ReaderOptions(gpt2, max_answer_tokens=6).load()
     for row, given in zip(ROWS, read_lines(out), strict=True):
         (best,) = reader.answer(row["context"], [row["question"]], "greedy")
         assert given["probability"] == pytest.approx(math.exp(best.log_probability), rel=1e-4)
@@ -327,7 +328,7 @@ def test_long_texts_are_read_in_windows(gpt2: Path, tmp_path: Path) -> None:
         out = tmp_path / f"{windows}.jsonl"
         answered(data, out, gpt2, windows=windows)
         (row,) = read_lines(out)
-        options = Options(gpt2, max_answer_tokens=6, windows=windows)
+        options = ReaderOptions(gpt2, max_answer_tokens=6, windows=windows)
         (best,) = options.load().answer(long, ["Who built the mill?"])
         assert (row["answer"], row["start"], row["end"]) == (best.text, best.start, best.end)
         assert long[row["start"] : row["end"]] == row["answer"]

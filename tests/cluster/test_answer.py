@@ -13,6 +13,7 @@ from loraqa.batch.open import open_source
 from loraqa.batch.options import Options
 from loraqa.batch.parts import Parts
 from loraqa.batch.plan import Part, make_plan
+from loraqa.reader_options import ReaderOptions
 
 pytest.importorskip("ray", reason=NO_RAY)
 
@@ -50,7 +51,7 @@ def test_each_row_is_answered_once_though_an_actor_and_a_node_are_killed(
     monkeypatch.setattr(Parts, "save", save_and_kill)
     plan = make_plan(open_source(data), 2)
     assert len(plan.parts) == 12
-    options = Options(tiny_folder, rows=2, max_answer_tokens=6)
+    options = Options(ReaderOptions(tiny_folder, max_answer_tokens=6), rows=2)
     with connected(two_nodes.address):
         done = answer_file(plan, out, options, answer_parts=on_cluster(2))
     assert done.answered == 24

@@ -17,6 +17,7 @@ from loraqa.batch.open import open_source
 from loraqa.batch.options import Options
 from loraqa.batch.plan import make_plan
 from loraqa.errors import LoraqaError
+from loraqa.reader_options import ReaderOptions
 
 ray = pytest.importorskip("ray", reason=NO_RAY)
 
@@ -92,12 +93,12 @@ def test_a_full_disk_in_a_reader_is_told_in_a_sentence(
 ) -> None:
     from loraqa.cluster.answer import _Answering
 
-    def full(_: Options) -> None:
+    def full(_: ReaderOptions) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "cache")
 
-    monkeypatch.setattr(Options, "load", full)
+    monkeypatch.setattr(ReaderOptions, "load", full)
     plan = make_plan(open_source(write_lines(tmp_path / "in.jsonl", ROWS)))
-    reader = _Answering(plan.source, Options(tiny_folder), Path.cwd())
+    reader = _Answering(plan.source, Options(ReaderOptions(tiny_folder)), Path.cwd())
     assert reader._answer(plan.parts[0])["problem"] == (
         "cache: No space left on device; free some space there."
     )
@@ -117,7 +118,7 @@ def test_skipped_questions_are_named_by_the_command(
         {"context": CONTEXTS[0], "question": ""},
     ]
     plan = make_plan(open_source(write_lines(tmp_path / "in.jsonl", rows)), on_bad="skip")
-    options = Options(tiny_folder, on_bad="skip", max_answer_tokens=6)
+    options = Options(ReaderOptions(tiny_folder, max_answer_tokens=6), on_bad="skip")
     reader = _Answering(plan.source, options, Path.cwd())
     given = [reader._answer(part) for part in plan.parts]
     # As in another process.

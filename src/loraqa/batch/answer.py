@@ -1,6 +1,6 @@
 """The recipe of answering a file: answer the parts that are missing, and write the whole.
 
-options = Options(Path("runs/squad"))
+options = Options(ReaderOptions(Path("runs/squad")))
 plan = make_plan(open_source(Path("questions.csv")))
 answer_file(plan, Path("answers.csv"), options)
 """
@@ -98,11 +98,11 @@ def answer_here(
     source: Source, missing: Sequence[Part], options: Options, parts: Parts, progress: Progress
 ) -> None:
     """Answer parts in this process, one after another."""
-    reader = options.load()
+    reader = options.reader.load()
     if reader.calibration is None:
         logger.info(
-            f"{options.run} was not calibrated, so the column confidence stays empty; probability "
-            "orders the answers."
+            f"{options.reader.run} was not calibrated, so the column confidence stays empty; "
+            "probability orders the answers."
         )
     identity = reader.identify()
     done, total = 0, sum(part.rows for part in missing)

@@ -71,7 +71,7 @@ def answer(
         typer.Option(help="File for the text of --context-file, in which offsets count."),
     ] = None,
     strategy: Strategy = DEFAULT_STRATEGY,
-    windows: Windows = str(DEFAULT_WINDOWS),
+    windows: Windows = DEFAULT_WINDOWS,
     no_answer_threshold: Threshold = None,
     max_answer_tokens: MaxAnswer = None,
     base: Base = None,
@@ -110,6 +110,7 @@ def answer(
     from loraqa.batch.plan import make_plan
     from loraqa.documents import read_document
     from loraqa.files import check_file_writable, write_text_once
+    from loraqa.reader_options import ReaderOptions
 
     if readers is not None and ray is None:
         raise InputError("--readers says how many work on a cluster; add --ray, or leave it out.")
@@ -134,20 +135,17 @@ def answer(
         from loraqa.batch.answer import answer_file
         from loraqa.report.progress import answering_progress
 
-    options = Options(
+    reader = ReaderOptions(
         run,
-        strategy=strategy,
-        seed=seed,
-        rows=rows,
-        on_bad=on_bad,
         base=base,
         quantisation=quantisation,
         template=template,
         without=without,
-        windows=None if windows == "all" else int(windows),
+        windows=windows,
         max_answer_tokens=max_answer_tokens,
         no_answer_threshold=no_answer_threshold,
     )
+    options = Options(reader, strategy, seed, rows, on_bad)
     with (
         on_cluster(ray, "answer", readers) if ray else nullcontext() as answer_parts,
         answering_progress(of="row") as progress,

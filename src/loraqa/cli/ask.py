@@ -42,7 +42,7 @@ def ask(
         int,
         typer.Option(help="Answers to each question, at most, best first.", min=1, max=MAX_SAMPLES),
     ] = 1,
-    windows: Windows = str(DEFAULT_WINDOWS),
+    windows: Windows = DEFAULT_WINDOWS,
     no_answer_threshold: Threshold = None,
     max_answer_tokens: MaxAnswer = None,
     base: Base = None,
@@ -73,14 +73,23 @@ def ask(
     with importing_pytorch():
         from loraqa.answer.reader import check_asked
         from loraqa.answer.strategies import parse_strategy
+        from loraqa.reader_options import ReaderOptions
         from loraqa.report.answers import answer_lines, answers_json
         from loraqa.report.progress import answering_progress
 
     check_asked(document.text, questions)
     decoding = parse_strategy(strategy)
-    reader = load_reader(
-        run, base, quantisation, template, without, windows, max_answer_tokens, no_answer_threshold
+    options = ReaderOptions(
+        run,
+        base=base,
+        quantisation=quantisation,
+        template=template,
+        without=without,
+        windows=windows,
+        max_answer_tokens=max_answer_tokens,
+        no_answer_threshold=no_answer_threshold,
     )
+    reader = load_reader(options)
     with answering_progress() if len(document.text) > _LONG else nullcontext() as progress:
         found = reader.candidates(
             document.text, questions, answers, decoding, seed=seed, progress=progress

@@ -61,7 +61,7 @@ def compare(
             "RUN/comparison for a run, else ./comparison."
         ),
     ] = None,
-    windows: Windows = str(DEFAULT_WINDOWS),
+    windows: Windows = DEFAULT_WINDOWS,
     max_answer_tokens: MaxAnswer = None,
     base: Base = None,
     quantisation: Quantisation = None,
@@ -95,6 +95,7 @@ def compare(
         from loraqa.answer.compare import compare as compare_strategies
         from loraqa.answer.evaluate import sample_questions
         from loraqa.answer.strategies import parse_strategy
+        from loraqa.reader_options import ReaderOptions
         from loraqa.report.comparison import save_comparison
         from loraqa.report.progress import answering_progress
         from loraqa.report.run import rewrite_report
@@ -103,7 +104,16 @@ def compare(
     decodings = [parse_strategy(name) for name in strategy_names(strategies)]
     if questions:
         dataset = sample_questions(dataset, questions, seed)
-    reader = load_reader(run, base, quantisation, template, without, windows, max_answer_tokens)
+    options = ReaderOptions(
+        run,
+        base=base,
+        quantisation=quantisation,
+        template=template,
+        without=without,
+        windows=windows,
+        max_answer_tokens=max_answer_tokens,
+    )
+    reader = load_reader(options)
     journal = Journal.beside(result, reader.identify())
     with one_writer(folder), journal:
         with answering_progress(journal, of="answer") as progress:

@@ -52,7 +52,7 @@ def evaluate(
             max=MAX_SAMPLES,
         ),
     ] = 1,
-    windows: Windows = str(DEFAULT_WINDOWS),
+    windows: Windows = DEFAULT_WINDOWS,
     no_answer_threshold: Threshold = None,
     max_answer_tokens: MaxAnswer = None,
     base: Base = None,
@@ -95,14 +95,23 @@ def evaluate(
         from loraqa.answer.evaluate import evaluate as evaluate_reader
         from loraqa.answer.outcome import outcome_of
         from loraqa.answer.strategies import parse_strategy
+        from loraqa.reader_options import ReaderOptions
         from loraqa.report.progress import answering_progress
         from loraqa.report.run import keep_outcome
         from loraqa.report.tables import scores_table
 
     decoding = parse_strategy(strategy)
-    reader = load_reader(
-        run, base, quantisation, template, without, windows, max_answer_tokens, no_answer_threshold
+    options = ReaderOptions(
+        run,
+        base=base,
+        quantisation=quantisation,
+        template=template,
+        without=without,
+        windows=windows,
+        max_answer_tokens=max_answer_tokens,
+        no_answer_threshold=no_answer_threshold,
     )
+    reader = load_reader(options)
     identity, work = reader.identify(), (dataset.fingerprint, strategy, answers, seed)
     with (
         Journal.beside(made[0], identity) if made else Journal.in_cache(identity, *work) as journal

@@ -75,17 +75,21 @@ Threshold = Annotated[
 ]
 
 
-def _check_windows(text: str) -> str:
-    if text != "all" and not (text.isascii() and text.isdigit() and int(text)):
+def _parse_windows(given: str | int) -> int | None:
+    # The default is parsed, too, and is a number.
+    text = str(given)
+    if text == "all":
+        return None
+    if not (text.isascii() and text.isdigit() and int(text)):
         raise InputError(f"--windows {quote(text)} is neither a number from 1 on nor all.")
-    return text
+    return int(text)
 
 
 Windows = Annotated[
-    str,
+    int | None,
     typer.Option(
         metavar="N|all",
-        callback=_check_windows,
+        parser=_parse_windows,
         help="Of a long text, read the N windows that match a question best, or all.",
     ),
 ]

@@ -18,7 +18,7 @@ from loraqa.cli.options import (
     Without,
 )
 from loraqa.cli.output import importing_pytorch, tell
-from loraqa.cli.readers import changes, load_reader
+from loraqa.cli.readers import load_reader
 from loraqa.errors import InputError, LoraqaError
 from loraqa.notices import status_line
 from loraqa.prompt.defaults import DEFAULT_WINDOWS
@@ -44,7 +44,7 @@ def serve(
         int, typer.Option(help="Seconds for a request, waiting included.", min=1)
     ] = 120,
     adapter: Adapters = None,
-    windows: Windows = str(DEFAULT_WINDOWS),
+    windows: Windows = DEFAULT_WINDOWS,
     no_answer_threshold: Threshold = None,
     base: Base = None,
     quantisation: Quantisation = None,
@@ -65,7 +65,7 @@ def serve(
         )
     try:
         with importing_pytorch():
-            from loraqa.reader import load_readers
+            from loraqa.reader_options import ReaderOptions
             from loraqa.serve import server
             from loraqa.serve.app import TOKENS_PER_BATCH, Served, create_app
     except ModuleNotFoundError as error:
@@ -75,16 +75,22 @@ def serve(
 
     token = server.read_token(token_file) if token_file else None
     with server.listen(host, port, token) as listener:
+        options = ReaderOptions(
+            run,
+            base=base,
+            quantisation=quantisation,
+            template=template,
+            without=without,
+            windows=windows,
+            no_answer_threshold=no_answer_threshold,
+        )
         readers = None
         if sources:
             with status_line(f"Loading {', '.join(sources)} …"):
-                readers = load_readers(sources, base=base, template=template, without=without)
-            readers = readers.replaced(**changes(windows, None, no_answer_threshold))
+                readers = options.load_several(sources)
             reader = next(iter(readers.values()))
         else:
-            reader = load_reader(
-                run, base, quantisation, template, without, windows, None, no_answer_threshold
-            )
+            reader = load_reader(options)
         few: dict[str, Any] = {"tokens_per_batch": min(reader.tokens_per_batch, TOKENS_PER_BATCH)}
         app = create_app(
             replace(reader, **few),

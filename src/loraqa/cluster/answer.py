@@ -138,7 +138,7 @@ class _Answering:
 
     @cached_property
     def _reader(self) -> Reader:
-        return self._options.load()
+        return self._options.reader.load()
 
 
 @contextmanager
