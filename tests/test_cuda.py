@@ -3,6 +3,7 @@
 Kernels and graphs compute what plain operations compute, and the same bits each time.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from loraqa.prompt.plan import BatchPlan
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
 from loraqa.prompt.tree import Tree
+from loraqa.reader import Reader as LoadedReader
 from loraqa.speed.gpu.graphs import GraphedGradients
 from loraqa.speed.gpu.rows import VarlenRowAttention
 from loraqa.speed.gpu.trees import triton_tree_attention
@@ -41,6 +43,15 @@ pytestmark = pytest.mark.skipif(
     reason="there is no GPU with bf16",
 )
 KINDS = ("gpt2", "llama")
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
+def test_a_reader_on_another_gpu_answers_in_another_thread(tiny_folder: Path) -> None:
+    reader = LoadedReader.load(tiny_folder, device="cuda:1")
+    asked = ("The mill was built by Ruth Olen.", ["Who?"])
+    with ThreadPoolExecutor() as pool:
+        (there,) = pool.submit(reader.answer, *asked).result()
+    assert there.text == reader.answer(*asked)[0].text
 
 
 @pytest.fixture

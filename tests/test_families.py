@@ -224,6 +224,72 @@ def test_long_texts_are_read_in_the_windows_that_match_a_question(
 
 
 @not_in_gguf
+@pytest.mark.parametrize("command", ["ask", "evaluate", "compare", "answer", "analyze"])
+def test_dtype_device_and_batches_are_the_users(
+    command: str,
+    call: Call,
+    run: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "town.txt").write_text(TOWN)
+    table = tmp_path / "in.jsonl"
+    table.write_text(json.dumps({"context": TOWN, "question": "Who built the mill?"}) + "\n")
+    out = ("--out", tmp_path / "out.jsonl")
+    words = {
+        "ask": ("Who?", "--context-file", tmp_path / "town.txt"),
+        "evaluate": ("--data", data, *out),
+        "compare": ("--data", data, "--strategies", "greedy", "--samples", 1, *out),
+        "answer": ("--data", table, *out),
+        "analyze": ("--data", data, "--questions", 1, *out),
+    }[command]
+    devices, used, choose = [], set(), Reader._choose
+
+    def named(device: str) -> torch.device:
+        devices.append(device)
+        return torch.device("cpu")
+
+    def watched(reader: Reader, *arguments: Any) -> Any:
+        used.add((reader.runner.model.dtype, reader.tokens_per_batch))
+        return choose(reader, *arguments)
+
+    monkeypatch.setattr("loraqa.model.load.choose_device", named)
+    monkeypatch.setattr(Reader, "_choose", watched)
+    chosen = ("--device", "cuda:7", "--dtype", "bfloat16", "--tokens-per-batch", 300)
+    status, _, error = call(command, run, *words, *chosen)
+    assert status == 0, error
+    assert used == {(torch.bfloat16, 300)}
+    # An adapter is measured on the processor before its answers are scored.
+    assert devices == [*(["cpu"] if command == "analyze" else []), "cuda:7"]
+
+
+@not_in_gguf
+@pytest.mark.parametrize("several", [False, True])
+def test_a_server_computes_as_the_user_says_and_in_small_batches(
+    several: bool, call: Call, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readers = []
+
+    def watched(reader: Reader, _: Served, named: Any, **__: Any) -> None:
+        readers.append(reader)
+        assert bool(named) == several
+        for each in named.values() if named else ():
+            assert each.tokens_per_batch == reader.tokens_per_batch
+
+    monkeypatch.setattr("loraqa.serve.app.create_app", watched)
+    monkeypatch.setattr("loraqa.serve.server.run", lambda *_: None)
+    words = ("serve", run, "--port", 0, *(("--adapter", f"other={run}") if several else ()))
+    for chosen in ((), ("--dtype", "bfloat16", "--tokens-per-batch", 300)):
+        status, _, error = call(*words, *chosen)
+        assert status == 0, error
+    assert "The device 'abacus' cannot be used" in call(*words, "--device", "abacus")[2]
+    first, second = readers
+    assert (first.runner.model.dtype, first.tokens_per_batch) == (torch.float32, 4096)
+    assert (second.runner.model.dtype, second.tokens_per_batch) == (torch.bfloat16, 300)
+
+
+@not_in_gguf
 def test_comparing_answers_by_every_kind_of_strategy(
     call: Call, data: Path, run: Path, tmp_path: Path
 ) -> None:

@@ -5,7 +5,8 @@ print(learned.updates[0].effective_rank)
 """
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -29,7 +30,7 @@ from loraqa.errors import InputError, explain
 from loraqa.lora.adapter import load_adapter
 from loraqa.lora.merge import unload
 from loraqa.lora.updates import updates
-from loraqa.reader import Reader
+from loraqa.reader_options import ReaderOptions
 from loraqa.squad import QADataset
 from loraqa.train.manifest import ADAPTER, check_whole, checkpoint_folder, saved_steps
 from loraqa.train.run import RunDirectory
@@ -66,23 +67,21 @@ def analyze(source: Path, *, base: str | None = None, against: Sequence[Path] = 
 
 
 def effects(
-    source: Path,
+    options: ReaderOptions,
     dataset: QADataset,
     strategy: Strategy,
     *,
-    base: str | None = None,
-    without: str | Collection[str] = (),
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Effects:
     """Score the answers of a run or adapter after each change of it (see `measure_effects`).
 
     Raises:
-        InputError: as for `Reader.load` and `measure_effects`.
+        InputError: as for `ReaderOptions.load` and `measure_effects`.
     """
     # Packed weights hold the sum of W and ΔW.
-    left_out = [*([without] if isinstance(without, str) else without), "prepacked-weights"]
-    reader = Reader.load(source, base=base, without=left_out)
+    left_out = ",".join(filter(None, (options.without, "prepacked-weights")))
+    reader = replace(options, without=left_out).load()
     return measure_effects(reader, dataset, strategy, seed=seed, progress=progress)
 
 

@@ -64,6 +64,7 @@ class Reader(PlainReader):
         quantisation: str | None = None,
         device: str = "auto",
         template: str | None = None,
+        tokens_per_batch: int | None = None,
         without: str | Collection[str] = (),
     ) -> "Reader":
         """Load a run, an adapter folder, a merged model, or a model that was not fine-tuned.
@@ -75,6 +76,7 @@ class Reader(PlainReader):
         Args:
             source, base, dtype, quantisation, device: as for `load_model`.
             template: how prompts are written instead; "chat" is the tokenizer's chat template.
+            tokens_per_batch: as for `Reader`; None is as many as fit, or few on a CPU.
             without: names of accelerations to leave out, or "all"; a text may have several names
                 with commas between.
 
@@ -87,7 +89,7 @@ class Reader(PlainReader):
             source, base=base, dtype=dtype, quantisation=quantisation, device=device
         )
         tokenizer = preparation.wrap_tokenizer(SegmentTokenizer.from_transformers(loaded.tokenizer))
-        tokens, info = tokens_at_once(loaded.model), loaded.info
+        tokens, info = tokens_per_batch or tokens_at_once(loaded.model), loaded.info
         max_length = info.max_length if info else position_limit(loaded.model.config)
         plain = choose_runner(loaded.model, max_length)
         written = _template(template, loaded, source)
@@ -112,6 +114,7 @@ def load_readers(
     dtype: str | None = None,
     device: str = "auto",
     template: str | None = None,
+    tokens_per_batch: int | None = None,
     without: str | Collection[str] = (),
 ) -> Readers:
     """Load several runs or adapter folders over one base model, which is in memory once.
@@ -122,7 +125,7 @@ def load_readers(
     Args:
         sources: a run or an adapter folder for each name.
         base, dtype, device: as for `load_adapters`.
-        template, without: as for `Reader.load`, for all readers.
+        template, tokens_per_batch, without: as for `Reader.load`, for all readers.
 
     Raises:
         InputError: as for `load_adapters` and `Reader.load`, or a name has other characters than
@@ -137,7 +140,7 @@ def load_readers(
     tokenizer = preparation.wrap_tokenizer(
         SegmentTokenizer.from_transformers(transformers_tokenizer)
     )
-    tokens = tokens_at_once(model)
+    tokens = tokens_per_batch or tokens_at_once(model)
     layers = {name: adapter.layers for name, adapter in adapters.items()}
     make_switched(model, layers.values())
     plain = choose_runner(model, max(adapter.info.max_length for adapter in adapters.values()))

@@ -23,7 +23,8 @@ class ReaderOptions:
 
     Attributes:
         run: a run, an adapter, or a model.
-        base, quantisation, template, without: as for `Reader.load`.
+        base, quantisation, template, device, dtype, tokens_per_batch, without: as for
+            `Reader.load`.
         windows: how many windows of a long text are read for a question; None reads all.
         max_answer_tokens, no_answer_threshold: as for `Reader`; None is what the run has.
     """
@@ -32,10 +33,13 @@ class ReaderOptions:
     base: str | None = None
     quantisation: str | None = None
     template: str | None = None
-    without: str = ""
     windows: int | None = DEFAULT_WINDOWS
     max_answer_tokens: int | None = None
     no_answer_threshold: float | None = None
+    device: str = "auto"
+    dtype: str | None = None
+    tokens_per_batch: int | None = None
+    without: str = ""
 
     def load(self) -> "Reader":
         """Load the reader.
@@ -64,9 +68,13 @@ class ReaderOptions:
     def facts(self) -> dict[str, Any]:
         """Return what answers depend on, as plain JSON values by their names.
 
-        Where the model is, and which accelerations it has, do not count.
+        Where the model is and computes, with which accelerations and how many tokens at once, does
+        not count.
         """
-        names = ("quantisation", "template", "windows", "max_answer_tokens", "no_answer_threshold")
+        names = (
+            *("quantisation", "template", "windows", "max_answer_tokens", "no_answer_threshold"),
+            "dtype",
+        )
         return {
             "model": _hashes(self.run.expanduser()),
             "base": self.base and (weights_hash(self.base) or self.base),
@@ -75,7 +83,8 @@ class ReaderOptions:
 
     def _of_loading(self) -> dict[str, Any]:
         """Return the arguments that `Reader.load` and `load_readers` share."""
-        return {name: getattr(self, name) for name in ("base", "template", "without")}
+        names = ("base", "template", "device", "dtype", "tokens_per_batch", "without")
+        return {name: getattr(self, name) for name in names}
 
     def _of_readers(self) -> dict[str, Any]:
         """Return the attributes of a reader that the user chose."""

@@ -96,6 +96,27 @@ def test_loads_a_model_that_was_not_fine_tuned(tiny_folder: Path) -> None:
     assert len(reader.answer("A king.", ["Who?"])) == 1
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_answers_in_float16_are_those_in_float32_but_for_rounding(
+    kind: str, tmp_path: Path, tiny_tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny_model(kind).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    half, full = (
+        Reader.load(tmp_path, dtype=dtype, device="cpu") for dtype in ("float16", "float32")
+    )
+    assert half.runner.model.dtype == torch.float16
+    assert "cannot" not in caplog.text
+    for strategy in ("span", "beam:3"):
+        asked = (PASSAGES[0].context, ["Who?"], 3, strategy)
+        (ours,), (theirs,) = half.candidates(*asked), full.candidates(*asked)
+        known = {answer.text: answer.log_probability for answer in theirs}
+        near = [answer for answer in ours if answer.text in known]
+        assert near
+        for answer in near:
+            assert answer.log_probability == pytest.approx(known[answer.text], abs=0.05)
+
+
 def test_another_base_causes_a_warning(
     run: Path, tmp_path: Path, tiny_tokenizer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

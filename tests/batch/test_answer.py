@@ -193,7 +193,15 @@ def test_no_more_than_a_part_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyP
             assert sum(sizes) <= 5000 + max(sizes)
 
 
-@pytest.mark.parametrize("change", ["strategy", "model", "questions"])
+def test_a_work_goes_on_with_smaller_batches_and_on_a_named_device(
+    interrupted: tuple[Path, Path], gpt2: Path
+) -> None:
+    data, out = interrupted
+    answered(data, out, gpt2, rows=2, tokens_per_batch=100, device="cpu")
+    assert [(row["answer"], row["start"], row["end"]) for row in read_lines(out)] == expected(gpt2)
+
+
+@pytest.mark.parametrize("change", ["strategy", "model", "questions", "dtype"])
 def test_a_work_does_not_go_on_with_something_else(
     change: str, interrupted: tuple[Path, Path], gpt2: Path, tmp_path: Path, tiny_tokenizer: Any
 ) -> None:
@@ -203,6 +211,9 @@ def test_a_work_does_not_go_on_with_something_else(
     if change == "strategy":
         options["strategy"] = "greedy"
         message = r'began with another strategy, "span" and not "greedy"'
+    elif change == "dtype":
+        options["dtype"] = "float32"
+        message = 'began with another dtype, null and not "float32"'
     elif change == "questions":
         write_lines(data, [{**row, "question": f"{row['question']}?"} for row in ROWS])
         message = "part-00000000.json holds answers to other questions or contexts than rows 1 to 4"

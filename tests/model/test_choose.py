@@ -96,7 +96,7 @@ def extended(rows: list[list[int]], tokens: torch.Tensor) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen2", "qwen3", "mistral"])
-@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
 def test_known_models_take_trees(kind: str, dtype: str) -> None:
     assert isinstance(choose_runner(tiny_model(kind, dtype), 200), TreeRunner)
 
@@ -242,5 +242,5 @@ def test_a_model_whose_logits_are_not_finite_is_refused() -> None:
         choose_runner(model, 200)
     assert str(caught.value) == (
         "The gpt2 model gives logits that are not finite; its weights are damaged, or need another "
-        "dtype, such as float32."
+        "dtype (--dtype, or in a training model.dtype), such as float32."
     )

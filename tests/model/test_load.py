@@ -330,23 +330,26 @@ def test_a_hub_out_of_reach_leaves_what_was_downloaded(
 
 
 @pytest.mark.parametrize("supported", [True, False])
-def test_slow_bfloat16_is_warned_of_and_never_chosen(
-    supported: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_slow_dtype_is_warned_of_and_never_chosen(
+    dtype: str, supported: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     cpu = torch.device("cpu")
     monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: supported)
+    monkeypatch.setattr("torch.cpu._is_amx_fp16_supported", lambda: supported)
     assert choose_dtype("auto", cpu) == (torch.bfloat16 if supported else torch.float32)
     assert not caplog.records
-    assert choose_dtype("bfloat16", cpu) == torch.bfloat16
-    assert ("a hundred times" in caplog.text) == (not supported)
+    assert choose_dtype(dtype, cpu) == getattr(torch, dtype)
+    assert (f"instructions for {dtype}" in caplog.text) == (not supported)
 
 
 def test_dtypes_and_devices() -> None:
     cpu = torch.device("cpu")
     assert choose_dtype("float32", cpu) == torch.float32
     assert choose_dtype("auto", cpu) in (torch.float32, torch.bfloat16)
-    with pytest.raises(InputError, match="float16"):
-        choose_dtype("float16", cpu)
-    with pytest.raises(InputError, match="abacus"):
-        choose_device("abacus")
+    with pytest.raises(InputError, match="no dtype 'int8'"):
+        choose_dtype("int8", cpu)
+    for name in ("abacus", "meta"):
+        with pytest.raises(InputError, match=f"The device '{name}' cannot be used"):
+            choose_device(name)
     assert choose_device("cpu") == cpu

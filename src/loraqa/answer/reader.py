@@ -26,6 +26,7 @@ from loraqa.answer.span import SpanSearch
 from loraqa.answer.strategies import DEFAULT_STRATEGY, MAX_SAMPLES, parse_strategy
 from loraqa.answer.windows import Chosen, Found, Window, choose, of_each_reading, reading
 from loraqa.errors import InputError, LoraqaError, counted, quote
+from loraqa.model.load import on_its_gpu
 from loraqa.model.memory import explaining_lack_of_memory
 from loraqa.model.runner import Runner
 from loraqa.model.stop import stopping
@@ -240,7 +241,7 @@ class Reader:
 
     def _read(self, batch: "_Batch", note: Callable[[int], None]) -> list[Window]:
         """Return what is read for each prompt from its window alone; tell how many are answered."""
-        with self.using(), self._explaining_lack_of_memory():
+        with on_its_gpu(self.runner.model), self.using(), self._explaining_lack_of_memory():
             session, first = self.runner.prefill(batch.trees)
             logits, no_answer = split_no_answer(first, self.tokenizer.eos)
             prompts = Prompts(
@@ -296,8 +297,8 @@ class Reader:
     def _explaining_lack_of_memory(self) -> AbstractContextManager[None]:
         return explaining_lack_of_memory(
             "while answering",
-            f"set Reader.tokens_per_batch lower than {self.tokens_per_batch}, ask for fewer "
-            "samples or beams, or give shorter contexts",
+            f"set tokens_per_batch (--tokens-per-batch) lower than {self.tokens_per_batch}, ask "
+            "for fewer samples or beams, or give shorter contexts",
         )
 
 
@@ -342,8 +343,8 @@ def _write(prompts: Prompts, strategy: Strategy) -> list[Window]:
     """
     if any(map(math.isnan, prompts.no_answer)):
         raise LoraqaError(
-            "The model gives logits that are not finite for some questions; answer with another "
-            "dtype, such as float32, or train again with a lower learning rate."
+            "The model gives logits that are not finite for some questions; answer in another "
+            "dtype (--dtype), such as float32, or train again with a lower learning rate."
         )
     rows = zip(prompts.rows(), strategy.write(prompts), prompts.no_answer, strict=True)
     return [

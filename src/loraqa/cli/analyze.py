@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from loraqa.cli.options import Base, Json, OnBad, Seed, Strategy, Trained, Without
+from loraqa.cli.options import (
+    Base,
+    Device,
+    Dtype,
+    Json,
+    OnBad,
+    Seed,
+    Strategy,
+    TokensPerBatch,
+    Trained,
+    Without,
+)
 from loraqa.cli.output import importing_pytorch, new_console, print_json, tell
 from loraqa.cli.paths import is_run, place_for
 from loraqa.notices import status_line
@@ -34,6 +45,9 @@ def analyze(
         ),
     ] = None,
     base: Base = None,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    tokens_per_batch: TokensPerBatch = None,
     without: Without = "",
     seed: Seed = 0,
     on_bad: OnBad = "stop",
@@ -59,6 +73,7 @@ def analyze(
         from loraqa.analyze import effects
         from loraqa.answer.evaluate import sample_questions
         from loraqa.answer.strategies import parse_strategy
+        from loraqa.reader_options import ReaderOptions
         from loraqa.report.learned import findings, save_learned, tables
         from loraqa.report.progress import answering_progress
         from loraqa.report.run import rewrite_report
@@ -68,15 +83,17 @@ def analyze(
             learned = analyze_adapter(run, base=base, against=against or ())
         if dataset:
             sample = sample_questions(dataset, questions, seed)
+            options = ReaderOptions(
+                run,
+                base=base,
+                device=device,
+                dtype=dtype,
+                tokens_per_batch=tokens_per_batch,
+                without=without,
+            )
             with answering_progress(of="answer") as progress:
                 found = effects(
-                    run,
-                    sample,
-                    parse_strategy(strategy),
-                    base=base,
-                    without=without,
-                    seed=seed,
-                    progress=progress,
+                    options, sample, parse_strategy(strategy), seed=seed, progress=progress
                 )
             learned = replace(learned, effects=found)
         save_learned(learned, folder)

@@ -11,6 +11,8 @@ from loraqa.batch.plan import DEFAULT_ROWS
 from loraqa.cli.cluster import on_cluster
 from loraqa.cli.options import (
     Base,
+    Device,
+    Dtype,
     Json,
     MaxAnswer,
     OnBad,
@@ -21,6 +23,7 @@ from loraqa.cli.options import (
     Seed,
     Strategy,
     Threshold,
+    TokensPerBatch,
     Windows,
     Without,
 )
@@ -77,6 +80,9 @@ def answer(
     base: Base = None,
     quantisation: Quantisation = None,
     template: Prompts = None,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    tokens_per_batch: TokensPerBatch = None,
     without: Without = "",
     seed: Seed = 0,
     on_bad: OnBad = "stop",
@@ -140,6 +146,9 @@ def answer(
         base=base,
         quantisation=quantisation,
         template=template,
+        device=device,
+        dtype=dtype,
+        tokens_per_batch=tokens_per_batch,
         without=without,
         windows=windows,
         max_answer_tokens=max_answer_tokens,

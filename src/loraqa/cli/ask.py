@@ -10,6 +10,8 @@ import typer
 from loraqa.answer.strategies import DEFAULT_STRATEGY, MAX_SAMPLES
 from loraqa.cli.options import (
     Base,
+    Device,
+    Dtype,
     Json,
     MaxAnswer,
     Prompts,
@@ -18,6 +20,7 @@ from loraqa.cli.options import (
     Seed,
     Strategy,
     Threshold,
+    TokensPerBatch,
     Windows,
     Without,
 )
@@ -48,6 +51,9 @@ def ask(
     base: Base = None,
     quantisation: Quantisation = None,
     template: Prompts = None,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    tokens_per_batch: TokensPerBatch = None,
     without: Without = "",
     seed: Seed = 0,
     text_out: Annotated[
@@ -84,6 +90,9 @@ def ask(
         base=base,
         quantisation=quantisation,
         template=template,
+        device=device,
+        dtype=dtype,
+        tokens_per_batch=tokens_per_batch,
         without=without,
         windows=windows,
         max_answer_tokens=max_answer_tokens,

@@ -37,6 +37,30 @@ Quantisation = Annotated[
     typer.Option(help="Frozen weights in full, or in int8; default: as in the training."),
 ]
 
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|cpu|cuda|cuda:1|…",
+        help="Where the model computes; auto is a GPU if there is one.",
+    ),
+]
+
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"] | None,
+    typer.Option(
+        help="Numbers in which the model computes; auto is bfloat16 where it is fast, else "
+        "float32; default: as in the training."
+    ),
+]
+
+TokensPerBatch = Annotated[
+    int | None,
+    typer.Option(
+        help="Most tokens, read and written, that are in memory at once; fewer take less memory.",
+        min=1,
+    ),
+]
+
 Data = Annotated[
     str, typer.Option(help="SQuAD JSON, JSONL, CSV or Parquet file, or a data set on the hub.")
 ]

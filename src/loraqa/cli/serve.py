@@ -1,8 +1,7 @@
 """`loraqa serve`."""
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -10,10 +9,13 @@ from loraqa.cli.adapters import named_adapters, with_own_name
 from loraqa.cli.options import (
     Adapters,
     Base,
+    Device,
+    Dtype,
     Prompts,
     Quantisation,
     Run,
     Threshold,
+    TokensPerBatch,
     Windows,
     Without,
 )
@@ -22,6 +24,9 @@ from loraqa.cli.readers import load_reader
 from loraqa.errors import InputError, LoraqaError
 from loraqa.notices import status_line
 from loraqa.prompt.defaults import DEFAULT_WINDOWS
+
+# Each product of matrices is so small that a processor can stop within a second.
+_TOKENS_PER_BATCH = 4096
 
 
 def serve(
@@ -49,6 +54,9 @@ def serve(
     base: Base = None,
     quantisation: Quantisation = None,
     template: Prompts = None,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    tokens_per_batch: TokensPerBatch = _TOKENS_PER_BATCH,
     without: Without = "",
 ) -> None:
     """Answer questions on a web page and over HTTP, until Ctrl-C.
@@ -67,7 +75,7 @@ def serve(
         with importing_pytorch():
             from loraqa.reader_options import ReaderOptions
             from loraqa.serve import server
-            from loraqa.serve.app import TOKENS_PER_BATCH, Served, create_app
+            from loraqa.serve.app import Served, create_app
     except ModuleNotFoundError as error:
         raise LoraqaError(
             f"`loraqa serve` needs {error.name}; install it with `pip install -e '.[serve]'`."
@@ -80,6 +88,9 @@ def serve(
             base=base,
             quantisation=quantisation,
             template=template,
+            device=device,
+            dtype=dtype,
+            tokens_per_batch=tokens_per_batch,
             without=without,
             windows=windows,
             no_answer_threshold=no_answer_threshold,
@@ -91,11 +102,10 @@ def serve(
             reader = next(iter(readers.values()))
         else:
             reader = load_reader(options)
-        few: dict[str, Any] = {"tokens_per_batch": min(reader.tokens_per_batch, TOKENS_PER_BATCH)}
         app = create_app(
-            replace(reader, **few),
+            reader,
             Served.describe(run, reader, sources),
-            readers and readers.replaced(**few),
+            readers,
             hosts=[host, *(allow_host or [])],
             token=token,
             seconds=timeout,

@@ -4,6 +4,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,12 @@ from loraqa.prompt.segments import SegmentTokenizer
 logger = logging.getLogger("loraqa")
 
 _QUANTISATIONS = ("none", "int8")
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
 
 # How many compiled products oneDNN and PyTorch keep. A step has about 20, the same in all layers.
 _COMPILED_PRODUCTS = "64"
@@ -63,8 +69,8 @@ def load_model(
     Args:
         source: a local folder in transformers' layout, a GGUF file, or a model's name on the hub.
             A folder or file never touches the network.
-        dtype: "float32", "bfloat16", "float64", or "auto": bfloat16 if the device computes in it,
-            else float32.
+        dtype: "float32", "bfloat16", "float16", "float64", or "auto": bfloat16 if the device
+            computes in it, else float32.
         device: a torch device, or "auto": a GPU if there is one, else the CPU.
         revision: branch, tag or commit on the hub.
         random_weights: build the model from its configuration alone, for tests and benchmarks.
@@ -189,12 +195,23 @@ def choose_device(device: str) -> torch.device:
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return accelerator or torch.device("cpu")
     try:
-        return torch.empty(0, device=device).device
+        probe = torch.zeros(1, device=device)
+        # A device without numbers, such as meta, is found out when one is read.
+        probe.item()
+        return probe.device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
             f"The device {device!r} cannot be used ({reason}); give auto, cpu or another one."
         ) from None
+
+
+def on_its_gpu(model: PreTrainedModel) -> AbstractContextManager[Any]:
+    """Return a context in which the GPU of a model is the current one, also in another thread.
+
+    Triton kernels run on the current GPU, and each thread begins with the first one.
+    """
+    return torch.cuda.device(model.device) if model.device.type == "cuda" else nullcontext()
 
 
 def _keep_few_compiled_products() -> None:
@@ -214,11 +231,15 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if _computes_bfloat16(device) else torch.float32
     if dtype not in _DTYPES:
         raise InputError(f"There is no dtype {dtype!r}; give auto or one of {', '.join(_DTYPES)}.")
-    if dtype == "bfloat16" and not _computes_bfloat16(device):
+    slow = (dtype == "bfloat16" and not _computes_bfloat16(device)) or (
+        dtype == "float16" and not _computes_float16(device)
+    )
+    if slow:
         logger.warning(
-            "The %s here does not seem to have instructions for bfloat16, so computing in it may "
-            "take a hundred times as long as in float32; give the dtype auto or float32.",
+            "The %s here does not seem to have instructions for %s, so computing in it may take up "
+            "to a hundred times as long as in float32; give the dtype auto or float32.",
             "processor" if device.type == "cpu" else device,
+            dtype,
         )
     return _DTYPES[dtype]
 
@@ -234,6 +255,10 @@ def _computes_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def _computes_float16(device: torch.device) -> bool:
+    return device.type != "cpu" or bool(torch.cpu._is_amx_fp16_supported())
 
 
 def _random_model(config: Any, dtype: torch.dtype) -> PreTrainedModel:

@@ -74,8 +74,11 @@ def _heads(model: PreTrainedModel) -> tuple[int, int, int]:
     return heads, key_heads, getattr(config, "head_dim", None) or config.hidden_size // heads
 
 
-# The advice before training, when there is no batch to make smaller.
-ADVICE_TO_LOADERS = "free some of it, or choose a smaller model or another device"
+# The advice before training and answering, when there is no batch to make smaller.
+ADVICE_TO_LOADERS = (
+    "free some of it, or choose a smaller model, or another device (--device, or in a training "
+    "model.device)"
+)
 
 
 class LackOfMemoryError(LoraqaError):

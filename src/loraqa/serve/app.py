@@ -37,8 +37,6 @@ MAX_QUESTIONS = 50
 MAX_SEED = 2**63 - 1
 MOST_WAITING = 16
 SECONDS = 120.0
-# Each product of matrices is so small that a processor can stop within a second.
-TOKENS_PER_BATCH = 4096
 
 T = TypeVar("T")
 

@@ -43,7 +43,7 @@ logger = logging.getLogger("loraqa")
 # Rounding in bf16 makes up to some hundredths of a gradient.
 _GRADIENT_TOLERANCE = 0.1
 # How far a kernel may be from the plain operation, relative: both round their results.
-_KERNEL_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.008}
+_KERNEL_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.008, torch.float16: 0.001}
 # Three branches on two trunks, to compare kernels.
 _SPANS = (TreeSpan(0, trunk=5, branches=(2, 3)), TreeSpan(10, trunk=3, branches=(1,)))
 _NO_IDS = torch.zeros(1, _SPANS[-1].end, dtype=torch.long)
