@@ -445,6 +445,17 @@ def test_questions_without_an_answer_are_told_before_the_training(
         (["evaluate", "/nowhere", "--data", "DATA"], "/nowhere"),
         (["ask", "RUN", "--context-file", "nowhere.txt", "Who?"], "nowhere.txt"),
         (["analyze", "TINY"], "no adapter"),
+        (
+            ["ask", "TINY", "Who?", "--context-file", "DATA", "--base", "TINY"],
+            "so it has no other base",
+        ),
+        (["evaluate", "TINY", "--data", "DATA", "--base", "TINY"], "so it has no other base"),
+        (["compare", "TINY", "--data", "DATA", "--base", "TINY"], "so it has no other base"),
+        (
+            ["answer", "TINY", "--data", "DATA", "--out", "x", "--base", "TINY"],
+            "so it has no other base",
+        ),
+        (["serve", "TINY", "--base", "TINY"], "so it has no other base"),
         (["export", "RUN", "--out", "RUN"], "exists already"),
         (["train", "--out", "x", "--set", "lora.rnak=8"], "lora.rank"),
         (["train", "nowhere.yaml", "--out", "x"], "nowhere.yaml"),

@@ -131,6 +131,19 @@ def test_another_base_causes_a_warning(
     assert "is not the one that the adapter was trained on" in caplog.text
 
 
+@pytest.mark.parametrize("source", ["merged", "gpt2"])
+def test_a_base_of_a_model_without_an_adapter_is_refused(
+    source: str, tiny_folder: Path, info: AdapterInfo, tmp_path: Path
+) -> None:
+    place = source
+    if source == "merged":
+        place = shutil.copytree(tiny_folder, tmp_path / source)
+        write_adapter_info(place, info)
+    for read in (Reader.load, load_model, check_source):
+        with pytest.raises(InputError, match=rf"^{place} holds no adapter.* leave the base"):
+            read(place, base=tiny_folder)
+
+
 def test_a_base_that_the_adapter_does_not_fit_is_refused_without_a_warning(
     run: Path, tmp_path: Path, tiny_tokenizer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

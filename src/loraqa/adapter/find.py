@@ -24,10 +24,14 @@ _CHOICE = (
 )
 
 
-def check_source(source: str | Path) -> None:
-    """Raise `InputError` if there is no model or adapter to load, before other work is done."""
+def check_source(source: str | Path, base: str | Path | None = None) -> None:
+    """Raise `InputError` if `load_model` would find no model or adapter, before other work is done.
+
+    Args:
+        source, base: as for `load_model`.
+    """
     folder = Path(source).expanduser()
-    if find_adapter_or_model(folder) is None and not is_local(folder):
+    if find_adapter_or_model(folder, base) is None and not is_local(folder):
         from loraqa.model.source import load_tokenizer
 
         load_tokenizer(source)
@@ -58,11 +62,16 @@ def find_adapter(folder: Path) -> Path | None:
     return next((at for at in places if (at / ADAPTER_CONFIG).exists()), None)
 
 
-def find_adapter_or_model(folder: Path) -> Path | None:
+def find_adapter_or_model(folder: Path, base: str | Path | None = None) -> Path | None:
     """Return the adapter folder, or None if `folder` is a model: a folder, a file or on the hub.
 
+    Args:
+        folder: a run, or the folder of an adapter, or a model.
+        base: the base model that was named for the adapter, if any.
+
     Raises:
-        InputError: `folder` holds neither an adapter nor a model.
+        InputError: `folder` holds neither an adapter nor a model, or a model for which a base was
+            named.
     """
     check_model_path(folder, _CHOICE)
     adapter = find_adapter(folder)
@@ -70,6 +79,11 @@ def find_adapter_or_model(folder: Path) -> Path | None:
         raise InputError(
             f"{folder} holds no model: neither adapter/{ADAPTER_CONFIG} (a finished run) nor "
             f"{ADAPTER_CONFIG} (an adapter) nor {CONFIG} (a model); {_instead_of(folder)}."
+        )
+    if adapter is None and base is not None:
+        raise InputError(
+            f"{folder} holds no adapter, so it has no other base; leave the base (--base) out, or "
+            "name an adapter."
         )
     return adapter
 

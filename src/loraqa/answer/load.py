@@ -67,13 +67,14 @@ def load_model(
         device: as for `load_base`.
 
     Raises:
-        InputError: the folder holds none of these, or a file is missing or broken.
+        InputError: the folder holds none of these, a file is missing or broken, or a base was given
+            for a model, which has none.
     """
     folder = Path(source).expanduser()
-    adapter = find_adapter_or_model(folder)
+    adapter = find_adapter_or_model(folder, base)
     if adapter:
         return Loaded(*_load_adapted(adapter, base, dtype, quantisation, device))
-    info = read_adapter_info(folder) if (folder / INFO).exists() else None
+    info = _info_of(folder)
     chosen = dtype or _dtype_of(info)
     model, tokenizer = load_base(
         source, dtype=chosen, device=device, quantisation=quantisation or _NOT_QUANTISED

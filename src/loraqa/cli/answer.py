@@ -128,7 +128,7 @@ def answer(
     check_file_writable(out)
     check_unwritten(out)
     check_order(run, str(data))
-    check_source(run)
+    check_source(run, base)
     document = read_document(context_file) if context_file else None
     source = open_source(data, prefix, document)
     check_same_format(source, out)

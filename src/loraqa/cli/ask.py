@@ -71,7 +71,7 @@ def ask(
     if text_out:
         check_file_writable(text_out)
         check_not_input(text_out, str(context_file), "--text-out")
-    check_source(run)
+    check_source(run, base)
     document = read_document(context_file)
     if text_out:
         write_text(text_out, document.text)

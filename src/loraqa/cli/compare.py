@@ -87,7 +87,7 @@ def compare(
     from loraqa.squad import read_passages
 
     check_order(run, data)
-    check_source(run)
+    check_source(run, base)
     folder = out or place_for(run, "comparison")
     result = folder / "comparison.json"
     check_folder_writable(folder)

@@ -94,7 +94,7 @@ def evaluate(
     if made:
         check_unwritten(*made)
     check_order(run, data)
-    check_source(run)
+    check_source(run, base)
     dataset = read_passages(data, on_bad=on_bad)
 
     with importing_pytorch():

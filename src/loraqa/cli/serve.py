@@ -65,7 +65,7 @@ def serve(
     """
     from loraqa.adapter.find import check_source
 
-    check_source(run)
+    check_source(run, base)
     sources = with_own_name(run, named_adapters(adapter)) if adapter else {}
     if sources and quantisation == "int8":
         raise InputError(
