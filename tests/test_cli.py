@@ -285,6 +285,22 @@ def test_ask_tells_the_page_of_a_pdf(
     assert f"page {answer['page']}, characters {answer['start']} to" in printed
 
 
+def test_text_out_never_replaces_another_text(call: Call, run: Path, tmp_path: Path) -> None:
+    book, text = tmp_path / "book.pdf", tmp_path / "book.txt"
+    book.write_bytes(pdf_of([[TOWN]]))
+    ask = ("ask", run, "--context-file", book, "Who built the mill?", "--text-out", text)
+    for _ in range(2):
+        status, _, error = call(*ask)
+        assert status == 0, error
+        assert text.read_text("utf-8") == TOWN
+    notes = TOWN.replace(" ", "\r\n").encode() + b"\xff"
+    text.write_bytes(notes)
+    status, out, error = call(*ask)
+    assert (status, out) == (2, "")
+    assert "book.txt exists already, and holds something else; name another file" in error
+    assert text.read_bytes() == notes
+
+
 def test_text_out_never_replaces_the_file_itself(call: Call, run: Path, tmp_path: Path) -> None:
     context = tmp_path / "town.txt"
     context.write_text(TOWN)

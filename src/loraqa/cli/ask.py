@@ -58,14 +58,14 @@ def ask(
     seed: Seed = 0,
     text_out: Annotated[
         Path | None,
-        typer.Option(help="File for the text of a PDF, HTML or DOCX, in which offsets count."),
+        typer.Option(help="New file for the text of a PDF, HTML or DOCX, in which offsets count."),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Ask questions about a text."""
     from loraqa.adapter.find import check_source
     from loraqa.documents import read_document
-    from loraqa.files import check_file_writable, write_text
+    from loraqa.files import check_file_writable
 
     _check_order_of_ask(run, questions, context_file)
     if text_out:
@@ -74,7 +74,7 @@ def ask(
     check_source(run, base)
     document = read_document(context_file)
     if text_out:
-        write_text(text_out, document.text)
+        _write_new_text(text_out, document.text)
 
     with importing_pytorch():
         from loraqa.answer.reader import check_asked
@@ -110,6 +110,23 @@ def ask(
         for line in answer_lines(document, questions, found):
             # In a file or a pipe a line stays a line.
             console.print(line, soft_wrap=not console.is_terminal)
+
+
+def _write_new_text(path: Path, text: str) -> None:
+    """Write a text to a new file, or to one that holds it already: questions may be asked again.
+
+    Raises:
+        InputError: the file exists, and holds something else.
+    """
+    from loraqa.files import write_text
+
+    # A device or a pipe is not read; that might never end.
+    if path.exists() and not (path.is_file() and path.read_bytes() == text.encode()):
+        raise InputError(
+            f"--text-out {path} exists already, and holds something else; name another file, "
+            "or remove it."
+        )
+    write_text(path, text)
 
 
 def _check_order_of_ask(run: Path, questions: Sequence[str], context_file: Path) -> None:
