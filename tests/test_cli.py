@@ -297,7 +297,7 @@ def test_text_out_never_replaces_another_text(call: Call, run: Path, tmp_path: P
     text.write_bytes(notes)
     status, out, error = call(*ask)
     assert (status, out) == (2, "")
-    assert "book.txt exists already, and holds something else; name another file" in error
+    assert "book.txt exists already and holds something else; name another file" in error
     assert text.read_bytes() == notes
 
 
@@ -323,7 +323,7 @@ def test_answers_in_a_pdf_have_pages_and_offsets_into_the_text(
     answer = (*answer, "--context-file", book)
     text.write_text("my notes")
     assert call(*answer)[2].endswith(
-        "book.txt exists already and holds another text; name another file.\n"
+        "book.txt exists already and holds something else; name another file, or remove it.\n"
     )
     assert text.read_text() == "my notes"
     text.unlink()

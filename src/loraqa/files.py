@@ -249,9 +249,12 @@ def write_text_once(path: Path, text: str) -> None:
         write_text(path, text)
         return
     with naming(path, "read"):
-        same = path.read_bytes() == text.encode()
+        # A device or a pipe is not read; that might never end.
+        same = path.is_file() and path.read_bytes() == text.encode()
     if not same:
-        raise InputError(f"{path} exists already and holds another text; name another file.")
+        raise InputError(
+            f"{path} exists already and holds something else; name another file, or remove it."
+        )
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -65,7 +65,7 @@ def ask(
     """Ask questions about a text."""
     from loraqa.adapter.find import check_source
     from loraqa.documents import read_document
-    from loraqa.files import check_file_writable
+    from loraqa.files import check_file_writable, write_text_once
 
     _check_order_of_ask(run, questions, context_file)
     if text_out:
@@ -74,7 +74,7 @@ def ask(
     check_source(run, base)
     document = read_document(context_file)
     if text_out:
-        _write_new_text(text_out, document.text)
+        write_text_once(text_out, document.text)
 
     with importing_pytorch():
         from loraqa.answer.reader import check_asked
@@ -110,23 +110,6 @@ def ask(
         for line in answer_lines(document, questions, found):
             # In a file or a pipe a line stays a line.
             console.print(line, soft_wrap=not console.is_terminal)
-
-
-def _write_new_text(path: Path, text: str) -> None:
-    """Write a text to a new file, or to one that holds it already: questions may be asked again.
-
-    Raises:
-        InputError: the file exists, and holds something else.
-    """
-    from loraqa.files import write_text
-
-    # A device or a pipe is not read; that might never end.
-    if path.exists() and not (path.is_file() and path.read_bytes() == text.encode()):
-        raise InputError(
-            f"--text-out {path} exists already, and holds something else; name another file, "
-            "or remove it."
-        )
-    write_text(path, text)
 
 
 def _check_order_of_ask(run: Path, questions: Sequence[str], context_file: Path) -> None:
