@@ -24,7 +24,7 @@ from loraqa.answer.decode import Prompts, Rules, Written, split_no_answer
 from loraqa.answer.span import SpanSearch, Trie, _Forest, _Search, _spans
 from loraqa.answer.windows import Chosen, Found, Window, choose
 from loraqa.model.runner import PaddedRunner, TreeRunner
-from loraqa.model.stop import StoppedError, stopping
+from loraqa.model.stop import ComputationStoppedError, stopping
 from loraqa.prompt.segments import SegmentTokenizer
 from loraqa.prompt.template import Template
 from loraqa.prompt.tree import Tree
@@ -184,7 +184,7 @@ def test_finding_spans_stops_although_no_model_is_run(trees: list[Tree], rules: 
     stop = Event()
     stop.set()
     context = PASSAGES[trees[0].passage].context
-    with stopping(torch.nn.Identity(), stop), pytest.raises(StoppedError):
+    with stopping(torch.nn.Identity(), stop), pytest.raises(ComputationStoppedError):
         _spans(context, trees[0].window, rules)
 
 

@@ -41,6 +41,8 @@ _SHORTER_ALONE = 8
 # Paths below this log-probability are extended only if no better one of their prompt waits, since
 # most of them turn out not to be needed. Extending the others together needs fewer steps.
 _IMPROBABLE = math.log(0.005)
+# Close bounds need nearly all paths that wait. Then a step extends so many for each prompt.
+_TOGETHER = 8
 # Less than any probability that counts.
 _TINY = 1e-30
 # Seconds between two reports of how far a search is.
@@ -258,19 +260,23 @@ class _Frontier:
             self.scores[chosen],
         )
 
-    def most_probable(self, rows: int) -> NDArray[np.bool_]:
-        """Return a mask of each prompt's best path, and of others that are not improbable.
+    def most_probable(self, rows: int, each: float, least: float) -> NDArray[np.bool_]:
+        """Return a mask of each prompt's best path, and of the most probable ones of the others.
 
-        These are the most probable ones, as many as bring the number of paths to `rows`.
+        Args:
+            rows: how many paths to choose, at least one per prompt.
+            each: how many to choose for a prompt, on average.
+            least: the others exceed this log-probability.
         """
         order = np.argsort(-self.scores, kind="stable")
         _, best = np.unique(self.prompts[order], return_index=True)
         first = np.zeros(len(self), dtype=bool)
         first[best] = True
-        others = order[~first & (self.scores[order] > _IMPROBABLE)]
+        others = order[~first & (self.scores[order] > least)]
+        room = min(rows, each * len(best)) - len(best)
         chosen = np.zeros(len(self), dtype=bool)
         chosen[order[best]] = True
-        chosen[others[: max(0, rows - len(best))]] = True
+        chosen[others[: max(0, int(room))]] = True
         return chosen
 
 
@@ -322,6 +328,7 @@ class _Search:
         self._forest, self._eos, self._read = forest, eos, read
         self._count, self._rows = count, rows
         self._most_paths, self._slack = most_paths, slack
+        self._together = (math.inf, _IMPROBABLE) if math.isinf(slack) else (_TOGETHER, -math.inf)
         self._met: list[dict[str, _Answer]] = [{} for _ in range(prompts)]
         # (prompts,) log-probability that a path must exceed to matter.
         self._worst = np.full(prompts, -np.inf)
@@ -355,7 +362,7 @@ class _Search:
             frontier = self._worthwhile(waiting.pop())
             if not len(frontier):
                 continue
-            now = frontier.most_probable(self._rows)
+            now = frontier.most_probable(self._rows, *self._together)
             waiting += [frontier.only(~now), self._step(frontier.only(now), logits.device)]
 
     def _probability(self, waiting: Sequence[_Frontier]) -> Floats:
