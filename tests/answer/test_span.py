@@ -418,6 +418,20 @@ def test_the_search_goes_on_until_the_bounds_are_close(
         )
 
 
+@given(st.lists(SEQUENCES, min_size=2, max_size=3), st.sampled_from([0.05, 0.1, 0.5]))
+def test_bounds_do_not_depend_on_the_other_questions(
+    choices: list[list[list[int]]], slack: float
+) -> None:
+    (together, *_), (alone,) = (
+        choices_of(search_of(some, 1, 1, 1000, slack=slack), some)
+        for some in (choices, choices[:1])
+    )
+    (best,), (expected,) = together.answers, alone.answers
+    assert best.paths == expected.paths
+    assert best.probability_at_least == pytest.approx(expected.probability_at_least, rel=1e-5)
+    assert best.probability_at_most == pytest.approx(expected.probability_at_most, rel=1e-5)
+
+
 @given(SEQUENCES)
 def test_bounds_are_equal_if_every_path_was_computed(sequences: list[list[int]]) -> None:
     (choice,) = choices_of(search_of([sequences], 1, 100, 9), [sequences], 100)

@@ -116,3 +116,9 @@ def test_a_folder_and_a_missing_file_are_refused(tmp_path: Path) -> None:
         read_document(tmp_path)
     with pytest.raises(InputError, match="does not exist"):
         read_document(tmp_path / "gone.pdf")
+
+
+def test_many_comments_before_a_text_are_read_at_once(save: Save) -> None:
+    comments = "<!---->" * 60 + "<!-- a -->\n"
+    assert read_document(save("notes.txt", f"{comments}Town".encode())).text == f"{comments}Town"
+    assert read_document(save("page", f"{comments}<html><p>Town".encode())).text == "Town"

@@ -153,7 +153,7 @@ def test_a_large_body_is_refused_with_or_without_its_length(
     large = client.post("/api/answer", content=body_of(MAX_BODY_BYTES + 1), headers=headers)
     assert "no strategy" in fits.json()["error"]
     assert large.status_code == 413
-    assert "shorter text" in large.json()["error"]
+    assert "send less at once" in large.json()["error"]
 
 
 def test_other_addresses_and_methods_are_refused_in_json(client: TestClient) -> None:

@@ -68,6 +68,21 @@ def test_a_slow_request_is_cut(port: int, start: bytes, drop: bytes) -> None:
         assert time.monotonic() - began < CUT
 
 
+def test_a_long_document_may_take_longer(port: int) -> None:
+    piece = b"Town ".ljust(2**20)
+    head = AUTHORIZED.replace(b"/api/answer", b"/api/document?name=a.txt").replace(
+        b"application/json", b"application/octet-stream"
+    )
+    with connect(port) as client:
+        client.sendall(head + b"Content-Length: %d\r\nConnection: close\r\n\r\n" % (4 * len(piece)))
+        began = time.monotonic()
+        for _ in range(4):
+            time.sleep(0.6 * SLOW)
+            client.sendall(piece)
+        assert time.monotonic() - began > 2 * SLOW
+        assert everything(client).startswith(b"HTTP/1.1 200")
+
+
 def is_cut(client: socket.socket, drop: bytes) -> bool:
     """Send a drop every moment, as a slow client does; return whether the server cuts it."""
     client.settimeout(0.05)

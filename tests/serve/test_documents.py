@@ -112,7 +112,7 @@ def test_a_pdf_that_nobody_waits_for_is_read_no_further(monkeypatch: pytest.Monk
     monkeypatch.setattr("loraqa.serve.app.parse_document", read)
     # Without a check before each page this would take ten times as long.
     long = pdf_of([["page"]] * 400)
-    client = TestClient(app_of(quoting, seconds=0.2), base_url="http://localhost")
+    client = TestClient(app_of(quoting, seconds=1), base_url="http://localhost")
     reply = client.post("/api/document", params={"name": "a.pdf"}, content=long, headers=BYTES)
     assert reply.status_code == 504
     assert started.is_set()

@@ -1,5 +1,6 @@
 """Settings: the order in which sources win, error messages, and YAML output."""
 
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -242,6 +243,19 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_group_of_only_comments_has_the_defaults(tmp_path: Path) -> None:
     path = write(tmp_path / "a.yaml", "lora:\n#  rank: 4\n")
     assert load_settings([path], NEEDED) == load()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("optim.lr: 3e-4\n", "no setting optim.lr (did you mean optimisation.learning_rate?)"),
+        ("optim.xyzzy: 3\n", "no setting optim.xyzzy; the groups are model, "),
+        ("lora: {r: 8}\n", "no setting lora.r (did you mean lora.rank?)"),
+    ],
+)
+def test_wrong_names_in_a_file_have_hints(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(InputError, match=re.escape(says)):
+        load_settings([write(tmp_path / "a.yaml", text)], NEEDED)
 
 
 @examples(max_examples=30)

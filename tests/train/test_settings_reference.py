@@ -20,8 +20,8 @@ and a later `--set` overrides an earlier one.
     loraqa train settings.yaml --model gpt2 --train rajpurkar/squad:train \\
         --dev rajpurkar/squad:validation --out runs/squad --set lora.rank=8
 
-With `--dry-run` the command shows [what the training costs](costs.md), and writes nothing. Its last
-line says the scores before and after the training; `--json` prints them with the steps and seconds.
+With `--dry-run` the command shows [what the training costs](costs.md), and writes nothing. The last
+line of a training says the scores before and after it; `--json` prints them with steps and seconds.
 Which settings are best is found by [a sweep](sweep.md).
 
 A file contains the groups below; missing keys have their defaults. An unknown key is an error, and
@@ -37,8 +37,8 @@ the data, and the sample of dev questions.
 OTHER_LIBRARIES = """
 ## Names of other libraries
 
-What transformers and PEFT call some of these settings. A message about an unknown key uses this
-table, too.
+What other libraries, such as transformers and PEFT, call some of these settings. A message about an
+unknown key uses this table, too.
 
 | key | elsewhere |
 |---|---|

@@ -297,8 +297,9 @@ class Reader:
     def _explaining_lack_of_memory(self) -> AbstractContextManager[None]:
         return explaining_lack_of_memory(
             "while answering",
-            f"set tokens_per_batch (--tokens-per-batch) lower than {self.tokens_per_batch}, ask "
-            "for fewer samples or beams, or give shorter contexts",
+            f"set tokens_per_batch (--tokens-per-batch; in a training, "
+            f"optimisation.tokens_per_batch) lower than {self.tokens_per_batch}, ask for fewer "
+            "samples or beams, or give shorter contexts",
         )
 
 
@@ -344,7 +345,8 @@ def _write(prompts: Prompts, strategy: Strategy) -> list[Window]:
     if any(map(math.isnan, prompts.no_answer)):
         raise LoraqaError(
             "The model gives logits that are not finite for some questions; answer in another "
-            "dtype (--dtype), such as float32, or train again with a lower learning rate."
+            "dtype (--dtype; in a training, model.dtype), such as float32, or train again with a "
+            "lower learning rate."
         )
     rows = zip(prompts.rows(), strategy.write(prompts), prompts.no_answer, strict=True)
     return [

@@ -41,7 +41,7 @@ _SHORTER_ALONE = 8
 # Paths below this log-probability are extended only if no better one of their prompt waits, since
 # most of them turn out not to be needed. Extending the others together needs fewer steps.
 _IMPROBABLE = math.log(0.005)
-# Close bounds need nearly all paths that wait. Then a step extends so many for each prompt.
+# Close bounds need nearly all paths that wait. Then a step extends so many of each prompt.
 _TOGETHER = 8
 # Less than any probability that counts.
 _TINY = 1e-30
@@ -61,7 +61,7 @@ class SpanSearch:
         slack: how far apart the bounds of a share may be, in a window alone. The search goes on
             after the best answers are found until they are so close.
         at_once: bounds the number of paths that one step extends (at least one per prompt), and
-            with it the memory. The result does not depend on it.
+            with it the memory. Answers do not depend on it; bounds may, within `slack`.
     """
 
     most_paths: float = math.inf
@@ -265,18 +265,17 @@ class _Frontier:
 
         Args:
             rows: how many paths to choose, at least one per prompt.
-            each: how many to choose for a prompt, on average.
+            each: how many to choose for a prompt, at most.
             least: the others exceed this log-probability.
         """
-        order = np.argsort(-self.scores, kind="stable")
-        _, best = np.unique(self.prompts[order], return_index=True)
-        first = np.zeros(len(self), dtype=bool)
-        first[best] = True
-        others = order[~first & (self.scores[order] > least)]
-        room = min(rows, each * len(best)) - len(best)
+        order = np.lexsort((-self.scores, self.prompts))
+        _, start, counts = np.unique(self.prompts[order], return_index=True, return_counts=True)
+        rank = np.arange(len(self)) - np.repeat(start, counts)
+        others = order[(rank > 0) & (rank < each) & (self.scores[order] > least)]
+        others = others[np.argsort(-self.scores[others], kind="stable")]
         chosen = np.zeros(len(self), dtype=bool)
-        chosen[order[best]] = True
-        chosen[others[: max(0, int(room))]] = True
+        chosen[order[start]] = True
+        chosen[others[: max(0, rows - len(start))]] = True
         return chosen
 
 

@@ -9,8 +9,10 @@ from loraqa.documents.document import Document
 from loraqa.errors import InputError, LoraqaError
 from loraqa.squad.text import BYTE_ORDER_MARK, decode, read_source
 
+# A comment ends at the first -->. Without the atomic group (?>…) the search would try all ways to
+# join comments.
 _HTML = re.compile(
-    rb"\s*(<\?xml[^>]*>\s*)?(<!--.{0,1000}?-->\s*)*<(!doctype\s+html|html|head|body)\b",
+    rb"\s*(<\?xml[^>]*>\s*)?(?:(?><!--.{0,1000}?-->)\s*)*<(!doctype\s+html|html|head|body)\b",
     re.IGNORECASE | re.DOTALL,
 )
 _BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")

@@ -192,7 +192,7 @@ def _alone(model: PreTrainedModel, trees: Sequence[Tree]) -> Tensor:
     if not alone.isfinite().all():
         raise InputError(
             f"The {model.config.model_type} model gives logits that are not finite; its weights "
-            "are damaged, or need another dtype (--dtype, or in a training model.dtype), such as "
+            "are damaged, or need another dtype (--dtype; in a training, model.dtype), such as "
             "float32."
         )
     return alone

@@ -76,7 +76,7 @@ def _heads(model: PreTrainedModel) -> tuple[int, int, int]:
 
 # The advice before training and answering, when there is no batch to make smaller.
 ADVICE_TO_LOADERS = (
-    "free some of it, or choose a smaller model, or another device (--device, or in a training "
+    "free some of it, or choose a smaller model, or another device (--device; in a training, "
     "model.device)"
 )
 

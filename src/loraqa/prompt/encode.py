@@ -23,6 +23,8 @@ from loraqa.squad.segmentation import inside_graphemes, inside_pieces
 
 # Windows with fewer context tokens are refused: they contain too little to answer from.
 _SMALLEST_WINDOW = 16
+# Tokens of a short question. Where not even that leaves room, answers are to blame.
+_SHORT_QUESTION = 16
 
 # A blank line after a whole sentence. One after a heading, or at the end of a page in the middle of
 # a sentence, is none.
@@ -386,7 +388,7 @@ class PromptEncoder:
         branches: Sequence[Branch],
         room: int,
     ) -> InputError:
-        """Return the error that answers or questions, whichever are longer, are too long.
+        """Return the error that answers are too long, or questions if short ones would fit.
 
         With `room` the model answers, so its max_length and stride are fixed by training, and only
         questions and answers can be made shorter.
@@ -394,12 +396,11 @@ class PromptEncoder:
         too_long = [
             (len(branch), question)
             for branch, question in zip(branches, questions, strict=True)
-            if self._leaves_no_room(context, branch, room)
+            if self._leaves_no_room(context, len(branch), room)
         ]
         too_long.sort(key=itemgetter(0), reverse=True)
         windows = f"no room for windows with a stride of {self.stride}"
-        shortest, _ = too_long[-1]
-        if room > shortest:
+        if room and self._leaves_no_room(context, _SHORT_QUESTION, room):
             return InputError(
                 f"Answers of up to {room} of {self.max_length} tokens leave {windows}; lower "
                 "max_answer_tokens."
@@ -413,8 +414,9 @@ class PromptEncoder:
             }
         )
 
-    def _leaves_no_room(self, context: _Context, branch: Branch, room: int) -> bool:
-        space = self._space(context, [branch], room)
+    def _leaves_no_room(self, context: _Context, length: int, room: int) -> bool:
+        """Return whether a question of `length` tokens leaves no room for a window."""
+        space = context.fitting(self.max_length - length - room)
         return len(context.ids) > space and self._window_size(space) < self._smallest_window
 
     def _unanswerable(self, branch: Branch) -> Branch:

@@ -252,7 +252,7 @@ async def _while_wanted(request: Request, work: Coroutine[Any, Any, T], seconds:
     if working in done:
         return working.result()
     raise HTTPException(
-        504, f"The answer took longer than {seconds:g} seconds; ask less at once, or ask later."
+        504, f"This took longer than {seconds:g} seconds; send less at once, or try again later."
     )
 
 

@@ -7,9 +7,11 @@ from typing import Any
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 CLIENT_SECONDS = 10.0
-"""Seconds in which a client sends a whole request, and in which it reads a response."""
+"""Seconds in which a client sends a request, or a MiB of it, and in which it reads a response."""
 MAX_CONNECTIONS = 200
 
+# Who sends so much of a long request has as many seconds again.
+_PIECE = 2**20
 # A client may send its next request while it waits for a response, up to this size in bytes.
 _MOST_AHEAD = 64 * 1024
 # What a client does wrong is no warning to the server's owner.
@@ -27,6 +29,7 @@ class Connection(H11Protocol):
         super().__init__(*args, **kwargs)
         self.logger = _logger
         self._clock: asyncio.TimerHandle | None = None
+        self._received = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -40,8 +43,11 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        self._received += len(data)
         if self._is_computing():
             self._read_ahead()
+        elif self._received >= _PIECE:
+            self._stop_clock()
         self._watch()
 
     def _read_ahead(self) -> None:
@@ -75,6 +81,7 @@ class Connection(H11Protocol):
         return answering and not self.flow.write_paused
 
     def _stop_clock(self) -> None:
+        self._received = 0
         if self._clock:
             self._clock.cancel()
             self._clock = None

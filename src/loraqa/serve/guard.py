@@ -119,7 +119,7 @@ class LimitBody:
                 message = await receive()
             raise HTTPException(
                 413,
-                f"The request is larger than {most >> 20} MiB; send a shorter text.",
+                f"The request is larger than {most >> 20} MiB; send less at once.",
             )
 
         await self._app(scope, limited, send)

@@ -495,6 +495,8 @@ def _explain(error: ErrorDetails) -> str:
 def _hint(key: str) -> str:
     """Suggest the setting that other libraries call so, or a similar name; else list the names."""
     group, dot, rest = key.partition(".")
+    if dot and group not in _GROUPS:
+        group, dot = rest, ""
     name, beside = (rest, _GROUPS[group].model_fields) if dot else (group, RunSettings.model_fields)
     meant = (
         OTHER_NAMES.get(name)
