@@ -113,6 +113,13 @@ def test_the_next_request_waits_until_a_stopped_one_has_ended() -> None:
     with serving(app_of(answer, seconds=0.2, most_waiting=0)) as port:
         assert ask(port, ENDLESS)[0] == 504
         assert ask(port, QUICK)[0] == 429
+        # A document is refused before it is sent.
+        with connect(port) as client:
+            client.sendall(
+                b"POST /api/document HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n"
+                b"Content-Type: application/octet-stream\r\n\r\n"
+            )
+            assert client.recv(65536).startswith(b"HTTP/1.1 429")
         slow_to_stop.set()
         assert wait_for(lambda: ask(port, QUICK)[0] == 200, PATIENCE)
 

@@ -206,6 +206,8 @@ def create_app(
         """Return the text of a PDF, HTML, DOCX or text file, to ask about. `name` is the file's."""
         if request.headers.get("content-type") != _BYTES:
             raise HTTPException(415, f"Send the document with Content-Type: {_BYTES}.")
+        # Before a large file is in memory.
+        worker.check_room()
         data = await request.body()
 
         def read(stop: Event) -> Document:

@@ -44,9 +44,13 @@ class Worker:
         finally:
             stop.set()
 
-    async def _wait_for_turn(self) -> None:
+    def check_room(self) -> None:
+        """Raise `BusyError` if as many wait as may."""
         if self._turn.locked() and self._waiting >= self._most_waiting:
             raise BusyError
+
+    async def _wait_for_turn(self) -> None:
+        self.check_room()
         self._waiting += 1
         try:
             await self._turn.acquire()
