@@ -424,6 +424,16 @@ def test_answers_without_room_are_no_problem_of_the_data(
     assert "Skipped" not in caplog.text
 
 
+def test_all_questions_without_room_are_listed(model: Path, tmp_path: Path) -> None:
+    long = [{"context": CONTEXTS[0], "question": "why " * times} for times in (300, 400)]
+    data = write_lines(tmp_path / "in.jsonl", [long[0], ROWS[0], long[1]])
+    with pytest.raises(InputError) as refused:
+        answered(data, tmp_path / "out.jsonl", model, rows=100)
+    *told, way_on = str(refused.value).splitlines()
+    assert sorted(re.findall(r"\(line \d", " ".join(told))) == ["(line 1", "(line 3"]
+    assert way_on == "Correct them, or skip them with --on-bad skip."
+
+
 @pytest.mark.parametrize("ending", FORMATS)
 def test_a_skipped_row_says_why(
     ending: str, gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -25,6 +25,7 @@ from loraqa.errors import InputError, LoraqaError, counted, quote
 from loraqa.files import replacing
 from loraqa.prompt.encode import NoRoomError
 from loraqa.squad import Passage, Question
+from loraqa.squad.checks import LISTED
 
 logger = logging.getLogger("loraqa")
 
@@ -151,7 +152,7 @@ def answer(
         except NoRoomError as error:
             told = _told(error, chunk)
             if options.on_bad == "stop":
-                raise InputError(told[0]) from None
+                raise _refusal(told) from None
             for message in told:
                 logger.warning(f"Skipped: {message}")
             replies |= _skipped_for_room(error)
@@ -186,6 +187,14 @@ def _told(error: NoRoomError, chunk: Sequence[Record]) -> list[str]:
         f"The question {quote(question.text)} ({places[question.id]}) {reason}."
         for question, reason in error.reasons.items()
     ]
+
+
+def _refusal(told: Sequence[str]) -> InputError:
+    """Return the error that lists the first of some messages, and says how to go on."""
+    more = [f"And {len(told) - LISTED} more."] if len(told) > LISTED else []
+    them = "it" if len(told) == 1 else "them"
+    way_on = f"Correct {them}, or skip {them} with --on-bad skip."
+    return InputError("\n".join([*told[:LISTED], *more, way_on]))
 
 
 def _skipped_for_room(error: NoRoomError) -> dict[str, Reply]:
