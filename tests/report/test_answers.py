@@ -52,13 +52,22 @@ def answer(text: str, **values: Any) -> Answered:
 
 
 def test_other_answers_follow_the_first() -> None:
-    shown = lines(answer("mill", votes=3), answer("old"), answer(""))
+    shown = lines(answer("mill", votes=3), answer("old"), answer("", no_answer_probability=0.25))
     assert [line.strip() for line in shown] == [
         "What?",
         "mill  own probability 0.90, not calibrated, 3 votes",
         "not in the context",
         "old  own probability 0.90, not calibrated",
-        "no answer  own probability 0.90, not calibrated",
+        "no answer  probability 0.25 against the best answer",
+    ]
+
+
+def test_no_answer_has_no_place() -> None:
+    shown = lines(answer("", confidence=0.7), answer("old", confidence=0.2))
+    assert [line.strip() for line in shown] == [
+        "What?",
+        "no answer  confidence 0.70",
+        "old  confidence 0.20",
     ]
 
 

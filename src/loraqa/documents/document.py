@@ -1,11 +1,12 @@
 """A text and its pages."""
 
+import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Between two pages.
-_SEPARATOR = "\n"
+# What ends a paragraph at the end of a page. Otherwise it goes on, on the next page.
+_END = re.compile(r"[.!?…:][\"'”’»)\]]*$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +23,17 @@ class Document:
 
     @classmethod
     def of_pages(cls, texts: Sequence[str]) -> "Document":
-        """Return the document with these pages."""
-        starts, start = [], 0
-        for text in texts:
-            starts.append(start)
-            start += len(text) + len(_SEPARATOR)
-        return cls(_SEPARATOR.join(texts), tuple(starts))
+        """Return the document with these pages.
+
+        A line end stands between them, and a blank line where a page ends with a sentence.
+        """
+        starts, written = [], ""
+        for number, text in enumerate(texts):
+            if number:
+                written += "\n\n" if _END.search(texts[number - 1]) else "\n"
+            starts.append(len(written))
+            written += text
+        return cls(written, tuple(starts))
 
     def page_at(self, offset: int | None) -> int | None:
         """Return the number of the page, from 1, that holds an offset.

@@ -37,6 +37,11 @@ def report_training(training: TrainingData, max_length: int) -> None:
             f"To learn how far answers can be trusted, {held_out:,} questions are held out "
             "(data.held_out)."
         )
+    else:
+        logger.info(
+            "No questions are held out (data.held_out; of fewer than 500 none are), so answers "
+            "will have no confidence, but the model's own probability, which may be far too high."
+        )
     if counts.windowed:
         are = "is" if counts.windowed == 1 else "are"
         logger.warning(

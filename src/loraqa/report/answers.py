@@ -25,7 +25,8 @@ def answer_lines(
     for question, (best, *others) in zip(questions, candidates, strict=True):
         yield Text(printable(question), "bold")
         yield _answer(best, doubted=_is_doubtful(best))
-        yield _place(document, best)
+        if place := _place(document, best):
+            yield place
         yield from map(_answer, others)
 
 
@@ -67,6 +68,8 @@ def _trust(answer: Answered) -> str:
     """Name the confidence; of a model that was not calibrated, the share among spans, if known."""
     if answer.confidence is not None:
         return f"confidence {answer.confidence:.2f}"
+    if not answer.text:
+        return f"probability {answer.no_answer_probability:.2f} against the best answer"
     return f"own probability {_score(answer)}, not calibrated"
 
 
