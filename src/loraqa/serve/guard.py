@@ -114,9 +114,10 @@ class LimitBody:
             if received <= most:
                 return message
             # Read the rest, because a client does not read the reply while it is sending. The
-            # connection is cut if that takes too long.
-            while message.get("more_body"):
+            # connection is cut if that takes too long, and after as much again.
+            while message.get("more_body") and received <= 2 * most:
                 message = await receive()
+                received += len(message.get("body", b""))
             raise HTTPException(
                 413,
                 f"The request is larger than {most >> 20} MiB; send less at once.",
