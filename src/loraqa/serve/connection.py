@@ -46,7 +46,7 @@ class Connection(H11Protocol):
         self._received += len(data)
         if self._is_computing():
             self._read_ahead()
-        elif self._received >= _PIECE:
+        elif self._received >= _PIECE and self._wants_more():
             self._stop_clock()
         self._watch()
 
@@ -74,6 +74,10 @@ class Connection(H11Protocol):
             self._stop_clock()
         elif self._clock is None:
             self._clock = self.loop.call_later(self.client_seconds, self.transport.abort)
+
+    def _wants_more(self) -> bool:
+        """Return whether the rest of a request is not yet answered, as a refused one is."""
+        return self.cycle is not None and not self.cycle.response_complete
 
     def _is_computing(self) -> bool:
         cycle = self.cycle
