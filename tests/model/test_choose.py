@@ -242,5 +242,5 @@ def test_a_model_whose_logits_are_not_finite_is_refused() -> None:
         choose_runner(model, 200)
     assert str(caught.value) == (
         "The gpt2 model gives logits that are not finite; its weights are damaged, or need another "
-        "dtype (--dtype, or in a training model.dtype), such as float32."
+        "dtype (--dtype; in a training, model.dtype), such as float32."
     )

@@ -200,7 +200,7 @@ def test_a_lack_of_memory_is_not_taken_for_a_wrong_acceleration(
         fastest(adapted(), ["training"])
     assert str(caught.value) == (
         "Out of memory while accelerations were tried on small trees (CUDA out of memory): free "
-        "some of it, or choose a smaller model, or another device (--device, or in a training "
+        "some of it, or choose a smaller model, or another device (--device; in a training, "
         "model.device)."
     )
 
