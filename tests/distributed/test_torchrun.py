@@ -44,7 +44,7 @@ def test_two_processes_train_and_one_talks(tiny_folder: Path, tmp_path: Path) ->
     assert status == 0, err
     result = json.loads(out)
     assert (result["run"], result["steps"]) == (str(tmp_path / "run"), 2)
-    assert [line.split()[0] for line in err.splitlines()].count("loraqa:") == 3
+    assert [line.split()[0] for line in err.splitlines()].count("loraqa:") == 4
     assert err.count("step 1/2") == 1
     found = read_json(tmp_path / "run" / "environment.json")
     assert found["processes"] == 2
