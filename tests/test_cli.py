@@ -119,7 +119,7 @@ def test_training_without_an_unknown_acceleration_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("command", ["evaluate", "compare", "ask"])
+@pytest.mark.parametrize("command", ["evaluate", "calibrate", "compare", "ask"])
 def test_answering_without_an_unknown_acceleration_is_refused(
     call: Call, run: Path, data: Path, tmp_path: Path, command: str
 ) -> None:
@@ -451,6 +451,7 @@ def test_questions_without_an_answer_are_told_before_the_training(
     [
         (["score", "nowhere.json", "--data", "DATA"], "nowhere.json"),
         (["evaluate", "RUN", "--data", "nowhere.json"], "nowhere.json"),
+        (["calibrate", "RUN", "--data", "nowhere.json"], "nowhere.json"),
         (["evaluate", "RUN", "--data", "DATA", "--strategy", "best"], "top-p"),
         (["evaluate", "RUN", "--data", "DATA", "--strategy", "gredy"], "did you mean greedy?"),
         (["compare", "RUN", "--data", "DATA", "--strategies", "span,bean:4"], "did you mean beam?"),
@@ -504,6 +505,7 @@ def test_an_error_is_one_sentence(
         (["ask", "RUN", "DATA", "--context-file", "Who?"], "'DATA' is a file, but --context-file"),
         (["ask", "RUN", "Who?" * 9999, "--context-file", "gone"], "gone does not exist"),
         (["evaluate", "DATA", "--data", "RUN"], "DATA is a file and RUN a folder;"),
+        (["calibrate", "DATA", "--data", "RUN"], "DATA is a file and RUN a folder;"),
         (["compare", "DATA", "--data", "RUN"], "DATA is a file and RUN a folder;"),
         (["evaluate", "RUN", "--data", "DATA", "--out", "DATA"], "--out DATA is the data file"),
         (["score", "DATA", "--data", "DATA"], "DATA holds questions;"),
@@ -673,7 +675,7 @@ def test_an_unwritable_place_is_reported_before_the_work(
 
 
 @pytest.mark.usefixtures("no_work")
-@pytest.mark.parametrize("command", ["evaluate", "compare"])
+@pytest.mark.parametrize("command", ["evaluate", "calibrate", "compare"])
 @pytest.mark.parametrize("source", ["./nowhere", "runs/nowhere"])
 def test_a_missing_run_is_reported_before_data_are_read(
     call: Call, monkeypatch: pytest.MonkeyPatch, command: str, source: str
@@ -1027,6 +1029,12 @@ def test_output_that_cannot_be_written_is_named(data: Path, tmp_path: Path) -> N
     ("words", "told"),
     [
         (("evaluate", "--nonsense"), "No such option: --nonsense"),
+        (("train", "--epochs", "3"), "--epochs; give --set optimisation.epochs=VALUE instead"),
+        (("train", "--lora_alpha=3"), "give --set lora.alpha=VALUE instead"),
+        (("train", "--max-seq-length", "9"), "give --set prompt.max_length=VALUE instead"),
+        (("train", "--base", "gpt2"), "No such option: --base; give --model instead"),
+        (("train", "--every", "3"), "No such option: --every"),
+        (("ask", "--epochs", "3"), "No such option: --epochs"),
         (("ask", "run", "Who?", "--context-file", "a", "--answers", "0"), "'--answers'"),
         (("ask", "run", "Who?"), "--context-file"),
         (("nonsense",), "nonsense"),

@@ -9,11 +9,16 @@ from pathlib import Path
 import pytest
 
 from loraqa.adapter.evaluation import Evaluation
+from loraqa.adapter.info import read_adapter_info
 from loraqa.analysis.diff import diff
 from loraqa.analysis.outcome import Outcome
+from loraqa.answer.calibrate import calibrate
+from loraqa.answer.reader import with_close_bounds
+from loraqa.answer.span import SpanSearch
 from loraqa.cli.train import _scores
 from loraqa.files import read_json
 from loraqa.finetuning import FinetuneResult
+from loraqa.reader import Reader
 from loraqa.squad import read_passages, write_official
 from loraqa.train.run import RunDirectory
 from tests.conftest import Call, tiny_model, town_passages
@@ -308,3 +313,63 @@ def test_a_folder_without_results_is_named(
     assert status == 2
     assert message in told
     assert len(told.splitlines()) == 1
+
+
+def with_some_right(run: Path, data: Path, out: Path) -> Path:
+    """Write questions of which those are right that the run is surer of; return their file."""
+    passages = read_passages(str(data)).passages
+    read = Reader.load(run).read(passages, with_close_bounds(SpanSearch()))
+    own = sorted((best for best, *_ in read), key=lambda answer: answer.span_probability or 0)
+    right = {answer.question_id: answer.text for answer in own[len(own) // 2 :]}
+    rows = [
+        {"context": passage.context, "question": q.text, "answer": right.get(q.id, "nothing")}
+        for passage in passages
+        for q in passage.questions
+    ]
+    path = out / "held_out.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_calibrate_gives_a_run_a_confidence(
+    call: Call, run: Path, data: Path, tmp_path: Path
+) -> None:
+    held_out = with_some_right(run, data, tmp_path)
+    expected = calibrate(Reader.load(run), read_passages(str(held_out)), 0.25, 1).calibration
+    status, out, told = call(
+        "calibrate", run, "--data", held_out, "--negatives", 0.25, "--seed", 1, "--json"
+    )
+    assert status == 0, told
+    assert expected is not None
+    assert json.loads(out) == {"no_answer_threshold": None, "calibration": expected.model_dump()}
+    assert read_adapter_info(run / "adapter").calibration == expected
+    text = tmp_path / "town.txt"
+    text.write_text(read_passages(str(data)).passages[0].context)
+    _, out, _ = call("ask", run, "--context-file", text, "Who built the mill?")
+    assert "confidence" in out
+
+
+def test_calibrate_shows_what_it_learned(call: Call, run: Path, data: Path, tmp_path: Path) -> None:
+    held_out = with_some_right(run, data, tmp_path)
+    status, out, told = call("calibrate", run, "--data", held_out, "--negatives", 0)
+    assert status == 0, told
+    assert "Confidence, from 8 questions" in out
+    *_, few, kept = told.splitlines()
+    assert few == "8 questions are few; expect rough numbers."
+    assert kept == f"The confidence is kept in {run / 'adapter'}."
+
+
+def test_calibrate_keeps_nothing_if_nothing_can_be_learned(
+    call: Call, run: Path, data: Path, model: Path, tmp_path: Path
+) -> None:
+    status, _, told = call("calibrate", run, "--data", data)
+    assert status == 2
+    assert f"{run} was trained on the questions of {data}" in told
+    wrong = tmp_path / "wrong.jsonl"
+    wrong.write_text(json.dumps({"context": "Salt.", "question": "What?", "answer": "xyz"}))
+    before = (run / "adapter" / "loraqa.json").read_bytes()
+    status, _, told = call("calibrate", run, "--data", wrong)
+    assert (status, "Nothing can be learned from 1 question of" in told) == (2, True)
+    assert (run / "adapter" / "loraqa.json").read_bytes() == before
+    status, _, told = call("calibrate", model, "--data", wrong)
+    assert (status, f"{model} has no loraqa.json to keep a confidence in" in told) == (2, True)

@@ -585,7 +585,10 @@ def test_windows_and_left_out_questions_are_reported(
     )
     with caplog.at_level(logging.INFO, logger="loraqa"):
         finetune(chosen, tmp_path / "run")
-    assert "1 context is too long for 160 tokens and read in windows. " in caplog.text
+    assert (
+        "1 context is too long for 160 tokens (prompt.max_length) and read in windows. "
+        in caplog.text
+    )
     assert "parameters are trained" in caplog.text
     told = read(tmp_path / "run" / "data.json")["train"]["encoding"]
     assert told["windowed"] == 1

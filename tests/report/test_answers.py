@@ -52,12 +52,17 @@ def answer(text: str, **values: Any) -> Answered:
 
 
 def test_other_answers_follow_the_first() -> None:
-    shown = lines(answer("mill", votes=3), answer("old"), answer("", no_answer_probability=0.25))
+    shown = lines(
+        answer("mill", votes=3),
+        replace(answer("old"), start=12, end=15),
+        answer("", no_answer_probability=0.25),
+    )
     assert [line.strip() for line in shown] == [
         "What?",
         "mill  own probability 0.90, not calibrated, 3 votes",
         "not in the context",
         "old  own probability 0.90, not calibrated",
+        "characters 12 to 15: The mill is old.",
         "no answer  probability 0.25 against the best answer",
     ]
 
@@ -68,7 +73,16 @@ def test_no_answer_has_no_place() -> None:
         "What?",
         "no answer  confidence 0.70",
         "old  confidence 0.20",
+        "not in the context",
     ]
+
+
+def test_a_notable_probability_of_no_answer_is_told_beside_the_best_answer() -> None:
+    unsure, sure = (answer("mill", no_answer_probability=own) for own in (0.3, 0.04))
+    shown = lines(unsure, answer("old", no_answer_probability=0.6))
+    assert shown[1].endswith('mill  own probability 0.90, not calibrated, "no answer" 0.30')
+    assert shown[3].endswith("old  own probability 0.90, not calibrated")
+    assert lines(sure)[1].endswith("mill  own probability 0.90, not calibrated")
 
 
 def test_a_best_answer_that_is_more_probably_wrong_is_marked() -> None:

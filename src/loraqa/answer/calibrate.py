@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
-from loraqa.adapter.info import Calibration
+from loraqa.adapter.info import Calibration, read_adapter_info, write_adapter_info
 from loraqa.answer.answered import Answered
 from loraqa.answer.confidence import fit_beta
 from loraqa.answer.evaluate import best_of
+from loraqa.answer.journal import Journal
 from loraqa.answer.progress import Progress
 from loraqa.answer.reader import Reader, with_close_bounds
 from loraqa.answer.span import SpanSearch
@@ -20,6 +22,7 @@ def calibrate(
     negatives: float = 0.0,
     seed: int = 0,
     progress: Progress | None = None,
+    journal: Journal | None = None,
 ) -> Reader:
     """Return the reader with a calibration and, for SQuAD v2.0, with the best threshold.
 
@@ -33,19 +36,35 @@ def calibrate(
             answer is wrong. Otherwise the confidence in answers from such contexts is a guess.
         seed: random seed of their choice.
         progress: called with the number of questions answered so far.
+        journal: keeps the answers on disk as they come.
 
     Raises:
         InputError, LoraqaError: as for `Reader.read`.
     """
     candid = replace(reader, no_answer_threshold=None)
     asked = with_negatives(held_out, negatives, seed)
-    read = candid.read(asked.passages, with_close_bounds(SpanSearch()), progress=progress)
+    search = with_close_bounds(SpanSearch())
+    read = candid.read(asked.passages, search, progress=progress, journal=journal)
     answers = [best for best, *_ in read]
     ids = frozenset(held_out.order)
     own = [answer for answer in answers if answer.question_id in ids]
     if best := best_of(own, held_out):
         reader = replace(reader, no_answer_threshold=best.f1_threshold)
     return replace(reader, calibration=_calibration(answers, held_out))
+
+
+def keep_calibration(reader: Reader, folder: Path) -> None:
+    """Write the calibration and the threshold of a reader into the `loraqa.json` of its folder.
+
+    Raises:
+        InputError: as for `read_adapter_info`.
+        OSError: the file cannot be written.
+    """
+    learned = {
+        "no_answer_threshold": reader.no_answer_threshold,
+        "calibration": reader.calibration,
+    }
+    write_adapter_info(folder, read_adapter_info(folder).model_copy(update=learned))
 
 
 def _calibration(answers: Sequence[Answered], held_out: QADataset) -> Calibration | None:

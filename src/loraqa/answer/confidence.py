@@ -28,9 +28,14 @@ def with_confidence(answer: Answered, calibration: Calibration) -> Answered:
     if curve is None:
         return answer
     probability = own if answer.text else answer.no_answer_probability
+    return replace(answer, confidence=value_at(probability, curve))
+
+
+def value_at(probability: float, curve: BetaCurve) -> float:
+    """Return the value of a curve, from 0 to 1, at a probability."""
     rising, falling = _logs([probability])[0]
     z = curve.a * rising + curve.b * falling + curve.c
-    return replace(answer, confidence=math.exp(-float(np.logaddexp(0, -z))))
+    return math.exp(-float(np.logaddexp(0, -z)))
 
 
 def fit_beta(probabilities: Sequence[float], right: Sequence[float]) -> BetaCurve | None:

@@ -261,7 +261,7 @@ class Reader:
         are = "is" if number == 1 else "are"
         note = (
             f"{number:,} of {counted(len(passages), 'context')} {are} too long for "
-            f"{self.max_length:,} tokens and read in windows"
+            f"{self.max_length:,} tokens, {self._why_so_long()}, and read in windows"
         )
         if self.window_length is not None:
             note += f" of up to {self.window_length:,}"
@@ -270,6 +270,12 @@ class Reader:
             matching = "window that matches" if most == 1 else f"{most} windows that match"
             note += f"; for each question only the {matching} it best"
         logger.info(f"{note}.")
+
+    def _why_so_long(self) -> str:
+        """Say what `max_length` is: a training limits both lengths, a model one."""
+        if self.window_length is None:
+            return "the most that the model takes"
+        return "the longest prompt of the training"
 
     @cached_property
     def encoder(self) -> PromptEncoder:

@@ -9,6 +9,7 @@ from loraqa import __version__
 from loraqa.cli.analyze import analyze
 from loraqa.cli.answer import answer
 from loraqa.cli.ask import ask
+from loraqa.cli.calibrate import calibrate
 from loraqa.cli.compare import compare
 from loraqa.cli.demo import demo
 from loraqa.cli.diff import diff
@@ -49,7 +50,7 @@ def _global(
 
 
 for _command in (
-    *(demo, inspect, train, sweep, evaluate, score, compare),
+    *(demo, inspect, train, sweep, evaluate, calibrate, score, compare),
     *(report, diff, ask, answer, serve, analyze, export),
 ):
     app.command()(_command)

@@ -48,8 +48,21 @@ def main() -> NoReturn:
 
 def _explain_usage(error: typer.BadParameter) -> str:
     command = error.ctx.command_path if error.ctx else "loraqa"
-    wrong = error.format_message().rstrip(".")
+    wrong = _as_setting(error) or error.format_message().rstrip(".")
     return f"{wrong}; `{command} --help` tells what can be given."
+
+
+def _as_setting(error: typer.BadParameter) -> str | None:
+    """Say how a setting is given that was taken for an option of `loraqa train`."""
+    wrong = error.format_message()
+    if error.ctx is None or error.ctx.info_name != "train" or "No such option" not in wrong:
+        return None
+    from loraqa.train.settings import option_of
+
+    unknown = str(getattr(error, "option_name", ""))
+    name = unknown.lstrip("-").replace("-", "_")
+    option = "--model" if name == "base" else option_of(name)
+    return option and f"No such option: {unknown}; give {option} instead"
 
 
 def _open_closed_streams() -> None:

@@ -40,13 +40,14 @@ def report_training(training: TrainingData, max_length: int) -> None:
     else:
         logger.info(
             "No questions are held out (data.held_out; of fewer than 500 none are), so answers "
-            "will have no confidence, but the model's own probability, which may be far too high."
+            "will have no confidence, but the model's own probability, which may be far too high. "
+            "`loraqa calibrate` learns it later from questions that are not in the training data."
         )
     if counts.windowed:
         are = "is" if counts.windowed == 1 else "are"
         logger.warning(
-            f"{counted(counts.windowed, 'context')} {are} too long for {max_length:,} tokens and "
-            f"read in windows. Examples whose window lacks the answer: "
+            f"{counted(counts.windowed, 'context')} {are} too long for {max_length:,} tokens "
+            "(prompt.max_length) and read in windows. Examples whose window lacks the answer: "
             f"{counts.left_out:,} left out, {counts.not_here:,} trained as unanswerable."
         )
     if counts.skipped:

@@ -4,9 +4,8 @@ import gc
 import logging
 from dataclasses import replace
 
-from loraqa.adapter.info import read_adapter_info, write_adapter_info
 from loraqa.analysis.outcome import FILE, Outcome
-from loraqa.answer.calibrate import calibrate
+from loraqa.answer.calibrate import calibrate, keep_calibration
 from loraqa.answer.evaluate import evaluate
 from loraqa.answer.outcome import outcome_of
 from loraqa.answer.reader import Reader as PlainReader
@@ -91,12 +90,7 @@ def _calibrated(
         calibrated = calibrate(
             reader, held_out, settings.data.negatives, settings.seed, progress=progress
         )
-    learned = {
-        "no_answer_threshold": calibrated.no_answer_threshold,
-        "calibration": calibrated.calibration,
-    }
-    info = read_adapter_info(run.adapter)
-    write_adapter_info(run.adapter, info.model_copy(update=learned))
+    keep_calibration(calibrated, run.adapter)
     return calibrated
 
 

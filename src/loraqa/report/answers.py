@@ -14,20 +14,22 @@ if TYPE_CHECKING:
 
 # Number of characters of context shown on each side of an answer.
 _AROUND = 60
+# From this probability on, "no answer" is named beside the best answer.
+_NOTABLE = 0.05
 
 
 def answer_lines(
     document: Document, questions: Sequence[str], candidates: Sequence[Sequence[Answered]]
 ) -> Iterator["Text"]:
-    """Yield lines for a `rich` console: each question, its answers, and the first one's place."""
+    """Yield lines for a `rich` console: each question, and its answers with their places."""
     from rich.text import Text
 
-    for question, (best, *others) in zip(questions, candidates, strict=True):
+    for question, answers in zip(questions, candidates, strict=True):
         yield Text(printable(question), "bold")
-        yield _answer(best, doubted=_is_doubtful(best))
-        if place := _place(document, best):
-            yield place
-        yield from map(_answer, others)
+        for rank, answer in enumerate(answers):
+            yield _answer(answer, is_best=rank == 0)
+            if place := _place(document, answer):
+                yield place
 
 
 def answers_json(
@@ -50,10 +52,14 @@ def _is_doubtful(answer: Answered) -> bool:
     return answer.confidence is not None and answer.confidence < 0.5
 
 
-def _answer(answer: Answered, doubted: bool = False) -> "Text":
+def _answer(answer: Answered, is_best: bool) -> "Text":
     from rich.text import Text
 
-    facts = f"  {_trust(answer)}{', probably wrong' if doubted else ''}"
+    facts, doubted = f"  {_trust(answer)}", is_best and _is_doubtful(answer)
+    if doubted:
+        facts += ", probably wrong"
+    if is_best and answer.text and answer.no_answer_probability >= _NOTABLE:
+        facts += f', "no answer" {answer.no_answer_probability:.2f}'
     if answer.votes > 1:
         facts += f", {answer.votes} votes"
     if answer.exact is False:

@@ -509,6 +509,13 @@ def _hint(key: str) -> str:
     return f"; the {which} are {', '.join(names)}"
 
 
+def option_of(name: str) -> str | None:
+    """Return the option that gives the setting of this name, here or in transformers and PEFT."""
+    own = [key for key in _TYPES if key.rpartition(".")[2] == name]
+    key = own[0] if len(own) == 1 else OTHER_NAMES.get(name)
+    return key and _FLAGS.get(key, f"--set {key}=VALUE")
+
+
 def _similar(name: str, keys: Mapping[str, str]) -> str | None:
     """Return the key with the most similar name, if one is similar."""
     nearest = difflib.get_close_matches(name, keys, n=1)
