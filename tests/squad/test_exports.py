@@ -302,6 +302,13 @@ def test_made_ids_are_not_told_to_users() -> None:
         read_passages([BARE | {"answer": "wax", "is_impossible": True}])
 
 
+@pytest.mark.parametrize("context", ["1,260 people, 60 days", "60 days of 1,260 people"])
+def test_an_answer_inside_a_longer_word_or_number_is_not_another_place(context: str) -> None:
+    data = read_passages([{"context": context, "question": "How long?", "answer": "60"}])
+    assert not data.unplaced
+    assert data.questions[0].answers == (Answer("60", context.index("60 d")),)
+
+
 @pytest.mark.parametrize("on_bad", ["stop", "skip"])
 def test_an_answer_without_offset_that_occurs_twice_is_named_and_learned_at_its_first_place(
     on_bad: Literal["stop", "skip"], caplog: pytest.LogCaptureFixture

@@ -37,7 +37,7 @@ def read_json(text: str, source: str, split: str, intake: Intake) -> None:
             raise json.JSONDecodeError("Extra data", text, end)
     except (ValueError, RecursionError) as error:
         where, reason = explain_json_error(error)
-        raise InputError(f"{source}, {where}: {reason}.") from None
+        raise InputError(f"{source}, {where}: {reason}; correct it there.") from None
     if end < len(text):
         read_jsonl(text, intake)
     else:

@@ -8,7 +8,9 @@ import bisect
 import difflib
 import re
 import unicodedata
+from collections.abc import Iterator
 from functools import cached_property
+from itertools import islice
 
 from loraqa.squad.segmentation import inside_pieces, words
 
@@ -50,13 +52,22 @@ class Occurrences:
         )
 
     def spans(self, text: str) -> list[tuple[int, int]]:
-        """Return up to two (start, end) of `text`, which may overlap."""
-        found: list[tuple[int, int]] = []
+        """Return up to two (start, end) of `text`, which may overlap.
+
+        Where it stands as whole words, other places do not count: "60" is not meant by "1,260".
+        """
+        found = list(islice(self._all(text), 2))
+        if len(found) < 2:
+            return found
+        inside = inside_pieces(self.context)
+        whole = (span for span in self._all(text) if inside.isdisjoint(span))
+        return list(islice(whole, 2)) or found
+
+    def _all(self, text: str) -> Iterator[tuple[int, int]]:
         start = self.find(text)
-        while start >= 0 and len(found) < 2:
-            found.append((start, start + len(text)))
+        while start >= 0:
+            yield start, start + len(text)
             start = self.context.find(text, start + 1)
-        return found
 
     @cached_property
     def _grams(self) -> dict[int, set[str]]:
@@ -72,11 +83,8 @@ def first_span(text: str, context: str) -> tuple[int, int]:
 
     A place where it stands as whole words comes before others.
     """
-    exact = re.finditer(f"(?={re.escape(text)})", context)
-    spans = [(found.start(), found.start() + len(text)) for found in exact]
-    spans = spans or LookAlikes(context).spans(text)
-    inside = inside_pieces(context)
-    return next((span for span in spans if inside.isdisjoint(span)), spans[0])
+    spans = Occurrences(context).spans(text) or LookAlikes(context).spans(text)
+    return spans[0]
 
 
 def nearest(text: str, context: str) -> str:
