@@ -7,12 +7,13 @@ the tables of what is done.
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from loraqa.errors import InputError, quote
+from loraqa.report.tables import Table
 from loraqa.squad import read_passages
 from study.command import telling_errors
 from study.experiments import (
@@ -100,10 +101,17 @@ def _experiments(stage: str, results: Results) -> Iterator[Experiment]:
 def _print_tables(results: Results) -> None:
     for stage in _STAGES:
         experiments = list(_experiments(stage, results))
-        for group in dict.fromkeys(experiment.group for experiment in experiments):
-            table = results.table(group, [e for e in experiments if e.group == group])
+        for table in _tables(stage, experiments, results):
             if table.rows:
                 print(f"\n{stage}\n\n{table.to_markdown()}")
+
+
+def _tables(stage: str, experiments: Sequence[Experiment], results: Results) -> Iterator[Table]:
+    if stage == "grid":
+        yield results.by_rate(experiments)
+        return
+    for group in dict.fromkeys(experiment.group for experiment in experiments):
+        yield results.table(group, [e for e in experiments if e.group == group])
 
 
 if __name__ == "__main__":

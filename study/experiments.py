@@ -25,6 +25,7 @@ RECIPE: dict[str, Any] = {
 SCREENED, SCREENED_DEV = 2_000, 600
 FULL, EVERYTHING = 11_877, 16_161
 SEEDS = (0, 1, 2)
+RATE = "optimisation.learning_rate"
 RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
 STRATEGIES = ("greedy", "span")
 # Reads every context anew for each question, so it is there for comparison and not to be chosen.
@@ -78,7 +79,7 @@ def screening() -> Iterator[Experiment]:
     """All candidates of all groups, and the recipe, with one seed."""
     yield Experiment("recipe", "recipe")
     for rate in RATES:
-        yield Experiment("learning rate", f"{rate:g}", {"optimisation.learning_rate": rate})
+        yield Experiment("learning rate", f"{rate:g}", {RATE: rate})
     for reading in READINGS:
         yield Experiment("reading", reading, reading=reading)
     yield Experiment("reading", "context twice", _TWICE)
@@ -134,7 +135,7 @@ def _activated() -> Iterator[Experiment]:
     for rank, rate in ((16, 1e-3), (16, 2e-3), (64, 1e-3)):
         # Four epochs with kept trunks take as long as the recipe's two.
         activated = {"lora.activated": True, "optimisation.epochs": 4}
-        tuned = {"lora.rank": rank, "lora.alpha": 2.0 * rank, "optimisation.learning_rate": rate}
+        tuned = {"lora.rank": rank, "lora.alpha": 2.0 * rank, RATE: rate}
         yield Experiment("activated", f"rank {rank}, {rate:g}", {**activated, **tuned})
     # So do two epochs of more questions.
     yield Experiment("activated", "more questions", {"lora.activated": True}, questions=3_400)
@@ -176,15 +177,15 @@ def grid() -> Iterator[Experiment]:
     """Each rank, place and variant of LoRA with each learning rate, with three seeds."""
     for tried in (*_ranks(), *_places(), *_variants()):
         for rate in RATES:
-            settings = {**tried.settings, "optimisation.learning_rate": rate}
+            settings = {**tried.settings, RATE: rate}
             name = f"{tried.name}, {rate:g}"
             yield from _seeded(replace(tried, name=name, settings=settings))
 
 
 def curve() -> Iterator[Experiment]:
     """The recipe on growing data, with three seeds."""
-    for questions in (1_000, 3_000, FULL, EVERYTHING):
-        yield from _seeded(Experiment("data", f"{questions:,}", questions=questions, dev=None))
+    for questions in (1_000, SCREENED, 3_000, FULL, EVERYTHING):
+        yield from _seeded(Experiment("data", f"{questions:,}", questions=questions))
 
 
 def final() -> Iterator[Experiment]:

@@ -12,7 +12,7 @@ from loraqa.analysis.significance import interval
 from loraqa.errors import InputError
 from loraqa.report.tables import Column, Table
 from loraqa.squad import QADataset
-from study.experiments import STRATEGIES, Experiment, grouped
+from study.experiments import RATE, RATES, STRATEGIES, Experiment, grouped
 
 Floats = NDArray[np.float64]
 
@@ -63,6 +63,20 @@ class Results:
             for (_, name), seeds in groups.items()
         ]
         return Table(title, tuple(columns), tuple(rows))
+
+    def by_rate(self, experiments: Sequence[Experiment]) -> Table:
+        """Show F1 of the spans of a grid: a row for what was tried, a column for each rate.
+
+        A cell holds the mean over seeds with its 95% interval over contexts.
+        """
+        rows: dict[str, dict[float, str]] = {}
+        for (group, name), seeds in grouped([e for e in experiments if self.has(e)]).items():
+            f1 = self._by_question(seeds, "span")[:, 1]
+            tried = rows.setdefault(f"{group} {name.rpartition(', ')[0]}", {})
+            tried[seeds[0].settings[RATE]] = with_interval(f1, self._clusters(seeds[0]))
+        columns = (Column("span's F1 by rate"), *(Column(f"{rate:g}") for rate in RATES))
+        cells = tuple((tried, *map(by_rate.get, RATES)) for tried, by_rate in rows.items())
+        return Table("grid", columns, cells)
 
     def _scores(self, seeds: Sequence[Experiment]) -> list[str]:
         scores = [self._by_question(seeds, how) for how in STRATEGIES]

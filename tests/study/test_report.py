@@ -42,7 +42,7 @@ def test_the_best_two_of_each_group_are_confirmed() -> None:
     rates = [(e.name, e.seed) for e in confirmed if e.group == "learning rate"]
     assert rates == [(name, seed) for name in ("0.001", "0.0005") for seed in SEEDS]
     assert {e.questions for e in confirmed} == {11_877}
-    assert {e.questions for e in curve()} == {1_000, 3_000, 11_877, 16_161}
+    assert {e.questions for e in curve()} == {1_000, 2_000, 3_000, 11_877, 16_161}
     assert {(e.questions, e.dev) for e in final()} == {(16_161, None)}
     # The recipe is beside the best, for comparison.
     readings = {e.name for e in confirmed if e.group == "reading"}
@@ -110,7 +110,26 @@ def test_a_curve_is_not_compared_with_its_first_point(tmp_path: Path) -> None:
     for point in points:
         write_result(tmp_path, point, dev, [1.0, 0.0, 0.5, 1.0])
     rows = Results(tmp_path, dev).table("data", points).rows
-    assert [row[6] for row in rows] == [None] * 4
+    assert [row[6] for row in rows] == [None] * 5
+
+
+def test_a_grid_has_a_row_for_what_was_tried_and_a_column_for_each_rate(tmp_path: Path) -> None:
+    dev = QADataset.from_passages(PASSAGES[:2], "1.1")
+    done = [e for e in grid() if (e.group, e.seed) == ("variant", 0)][:6]
+    for experiment, score in zip(done, (0.5, 0.6, 0.7, 0.8, 0.9, 1.0), strict=True):
+        write_result(tmp_path, experiment, dev, [score] * 4)
+    table = Results(tmp_path, dev).by_rate(list(grid()))
+    assert [column.name for column in table.columns[1:]] == [
+        "0.00025",
+        "0.0005",
+        "0.001",
+        "0.002",
+        "0.004",
+    ]
+    shown = {row[0]: row[1:] for row in table.rows}
+    cells = [f"{score}.0 ({score}.0 to {score}.0)" for score in (50, 60, 70, 80, 90)]
+    assert shown["variant LoRA"] == tuple(cells)
+    assert shown["variant DoRA"] == ("100.0 (100.0 to 100.0)", None, None, None, None)
 
 
 def test_other_dev_data_are_refused(tmp_path: Path) -> None:
