@@ -1,4 +1,4 @@
-"""Check that a work which was interrupted goes on with what it began with."""
+"""Check that a job that was interrupted goes on with what it began with."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from loraqa.errors import InputError, shortened
 def check_begun_with(
     work: str, began: Mapping[str, Any], facts: Mapping[str, Any], anew: str
 ) -> None:
-    """Raise `InputError` unless a work goes on with the facts with which it began.
+    """Raise `InputError` unless a job goes on with the facts with which it began.
 
     Args:
         work: what the message calls it.

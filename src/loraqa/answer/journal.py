@@ -1,7 +1,7 @@
-"""Keep the answers of an unfinished work on disk, so that it goes on where it was interrupted.
+"""Keep the answers of an unfinished job on disk, so that it goes on where it was interrupted.
 
 The file has a line of JSON for each batch of prompts, on disk as soon as the batch is answered. A
-batch is named after everything that its answers depend on. So a work that goes on computes the same
+batch is named after everything that its answers depend on. So a job that goes on computes the same
 batches as one that was never interrupted, with the same answers to the bit.
 """
 
@@ -29,7 +29,7 @@ from loraqa.files import (
 
 logger = logging.getLogger("loraqa")
 
-# How many journals of interrupted works the cache keeps.
+# How many journals of interrupted jobs the cache keeps.
 _KEPT_IN_CACHE = 20
 
 
@@ -59,12 +59,12 @@ class Journal:
 
     @classmethod
     def beside(cls, out: Path, identity: str) -> "Journal":
-        """Return the journal of a work whose result will be the file `out`."""
+        """Return the journal of a job whose result will be the file `out`."""
         return cls(_beside(out), identity)
 
     @classmethod
     def in_cache(cls, identity: str, *work: str | int) -> "Journal":
-        """Return a journal in the cache folder, for a work that writes no file of its own.
+        """Return a journal in the cache folder, for a job that writes no file of its own.
 
         If the user has no home folder, it is in the working directory.
         """
@@ -95,7 +95,7 @@ class Journal:
                 self.path.unlink(missing_ok=True)
 
     def keep(self) -> None:
-        """Leave the file when the work ends: the same command has something left to do."""
+        """Leave the file when the job ends: the same command has something left to do."""
         self._is_kept = True
 
     def tell_what_is_kept(self) -> None:
@@ -121,7 +121,7 @@ class Journal:
         return result
 
     def _read(self) -> None:
-        """Read the whole lines of this work, and remove all others from the file."""
+        """Read the whole lines of this job, and remove all others from the file."""
         text = self.path.read_text(encoding="utf-8", errors="replace")
         entries = filter(None, map(self._parse, text.splitlines()))
         self._entries = {entry["batch"]: entry for entry in entries}
@@ -158,16 +158,16 @@ class Journal:
         except OSError as error:
             self._writable = False
             logger.warning(
-                "%s cannot be written (%s); if this work is interrupted, it has to start again.",
+                "%s cannot be written (%s); if this job is interrupted, it has to start again.",
                 self.path,
                 error.strerror or error,
             )
 
 
 def check_unwritten(out: Path, *others: Path) -> None:
-    """Raise `InputError` if a file was written before, and not by a work that is to go on.
+    """Raise `InputError` if a file was written before, and not by a job that is to go on.
 
-    A work that was killed just after it wrote its files has left its journal beside the first.
+    A job that was killed just after it wrote its files has left its journal beside the first.
     """
     if not _beside(out).exists():
         for path in (out, *others):
@@ -179,7 +179,7 @@ def _beside(out: Path) -> Path:
 
 
 def tell_of_kept(place: Path, *, kept: bool) -> None:
-    """Log whether a file or folder keeps the answers of an interrupted work, and how to go on."""
+    """Log whether a file or folder keeps the answers of an interrupted job, and how to go on."""
     if kept:
         logger.info(
             "The answers so far are kept in %s; do the same again to go on from there.", place

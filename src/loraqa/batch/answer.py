@@ -66,7 +66,7 @@ def answer_file(
 ) -> Done:
     """Write the table with an answer in each row, in the same order and format.
 
-    Parts that an interrupted work has answered are not answered again.
+    Parts that an interrupted job has answered are not answered again.
 
     Args:
         plan: the table.

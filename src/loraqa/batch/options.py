@@ -27,6 +27,6 @@ class Options:
     on_bad: Literal["stop", "skip"] = "stop"
 
     def facts(self) -> dict[str, Any]:
-        """Return what may not change when a work goes on."""
+        """Return what may not change when a job goes on."""
         names = ("strategy", "seed", "rows")
         return {**self.reader.facts(), **{name: getattr(self, name) for name in names}}

@@ -1,4 +1,4 @@
-"""The answers of an unfinished work, a file for each part, in a folder beside the output.
+"""The answers of an unfinished job, a file for each part, in a folder beside the output.
 
 OUT.parts/
     work.json             what the answers depend on besides questions and contexts
@@ -34,7 +34,7 @@ logger = logging.getLogger("loraqa")
 
 
 class Parts:
-    """The finished parts of a work.
+    """The finished parts of a job.
 
     Args:
         folder: where they are.
@@ -49,10 +49,10 @@ class Parts:
     @classmethod
     @contextmanager
     def beside(cls, out: Path, facts: Mapping[str, Any]) -> Iterator["Parts"]:
-        """Yield the parts of a work whose result will be the file `out`; no other process may work.
+        """Yield the parts of a job whose result will be the file `out`; no other process may work.
 
         Raises:
-            InputError: another process does, or the work began with other facts.
+            InputError: another process does, or the job began with other facts.
         """
         folder = _folder_of(out)
         with one_writer(folder):
@@ -105,7 +105,7 @@ class Parts:
         return [part for part in parts if self.load(part) is None]
 
     def check_not_made_by_others(self, out: Path) -> None:
-        """Raise `InputError` if `out` exists; this work makes it when no part is missing."""
+        """Raise `InputError` if `out` exists; this job makes it when no part is missing."""
         if out.exists():
             raise InputError(
                 f"{out} was made by something else; move it away, and give the same command again: "
@@ -119,7 +119,7 @@ class Parts:
 
 
 def check_unwritten(out: Path) -> None:
-    """Raise `InputError` if `out` was written before, and not by a work that is to go on."""
+    """Raise `InputError` if `out` was written before, and not by a job that is to go on."""
     if not _folder_of(out).exists():
         check_new_file(out)
 

@@ -144,7 +144,7 @@ def evaluate(
             outcome = outcome_of(
                 result, dataset, model=run, strategy=strategy, command=command_line()
             )
-            # Before the journal is removed, so that a killed work goes on to the report, too.
+            # Before the journal is removed, so that a killed job goes on to the report, too.
             page = keep_outcome(outcome, folder)
             if page is None:
                 journal.keep()

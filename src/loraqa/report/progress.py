@@ -51,7 +51,7 @@ def answering_progress(journal: Journal | None = None, of: str = "question") -> 
     """Yield a callback that shows how many questions are answered.
 
     Args:
-        journal: that of the answers. The time that its answers took before counts, so that a work
+        journal: that of the answers. The time that its answers took before counts, so that a job
             that goes on does not seem as fast as reading them from the file.
         of: what is counted, "question", "row" or "answer".
     """
