@@ -85,6 +85,17 @@ def test_a_notable_probability_of_no_answer_is_told_beside_the_best_answer() -> 
     assert lines(sure)[1].endswith("mill  own probability 0.90, not calibrated")
 
 
+def test_without_a_confidence_a_more_probable_no_answer_marks_the_best_answer() -> None:
+    shown = lines(
+        answer("mill", no_answer_probability=0.98), answer("", no_answer_probability=0.98)
+    )
+    facts = 'own probability 0.90, not calibrated, probably wrong, "no answer" 0.98'
+    assert shown[1].endswith(f"mill  {facts}")
+    # The confidence knows better.
+    trusted = lines(answer("mill", no_answer_probability=0.6, confidence=0.5))[1]
+    assert trusted.endswith('mill  confidence 0.50, "no answer" 0.60')
+
+
 def test_a_best_answer_that_is_more_probably_wrong_is_marked() -> None:
     shown = lines(answer("mill", confidence=0.49), answer("old", confidence=0.2))
     assert shown[1].endswith("mill  confidence 0.49, probably wrong")

@@ -27,10 +27,11 @@ def quoting(context: str, questions: Iterable[str], *_: Any, **__: Any) -> list[
     """Answer each question with Ruth Olen, and doubt it unless "By" is in the question."""
     start = context.index("Ruth Olen")
     place = (start, start + len("Ruth Olen"))
-    return [
-        Answered("0", "Ruth Olen", -0.1, -0.1, *place, 0.0, confidence=0.2 + 0.5 * ("By" in asked))
-        for asked in questions
-    ]
+    sure, unsure = (
+        Answered("0", "Ruth Olen", -0.1, -0.1, *place, none, confidence=confidence)
+        for none, confidence in ((0.0, 0.7), (0.3, 0.2))
+    )
+    return [sure if "By" in asked else unsure for asked in questions]
 
 
 @pytest.fixture
@@ -139,7 +140,8 @@ def test_the_page_opens_a_file_and_names_the_page_of_an_answer(
         unsure, sure = page.locator("#answers article .facts").all_inner_texts()
         start = read_document(tmp_path / "town.pdf").text.index("Ruth Olen")
         assert unsure == (
-            f"confidence 0.20, probably wrong, page 2, characters {start} to {start + 9}"
+            f'confidence 0.20, probably wrong, "no answer" 0.30, page 2, characters {start} to '
+            f"{start + 9}"
         )
         assert sure.startswith("confidence 0.70, page 2, ")
         assert page.evaluate(TOO_WIDE) == 0
@@ -151,7 +153,7 @@ def test_the_page_opens_a_file_and_names_the_page_of_an_answer(
         page.get_by_role("button", name="Ask").click()
         page.locator("#answers article").first.wait_for()
         first = page.locator("#answers .facts").first.inner_text()
-        assert first == "confidence 0.20, probably wrong, characters 24 to 33"
+        assert first == 'confidence 0.20, probably wrong, "no answer" 0.30, characters 24 to 33'
 
         page.locator("#file").set_input_files(tmp_path / "broken.pdf")
         page.locator("#error:not(:empty)").wait_for()

@@ -48,8 +48,13 @@ def answers_json(
 
 
 def _is_doubtful(answer: Answered) -> bool:
-    """Whether the best answer is more probably wrong than right, by its calibrated confidence."""
-    return answer.confidence is not None and answer.confidence < 0.5
+    """Whether the best answer is more probably wrong than right.
+
+    Without a calibrated confidence, "no answer" tells it: it is more probable than the answer.
+    """
+    if answer.confidence is not None:
+        return answer.confidence < 0.5
+    return answer.text != "" and answer.no_answer_probability > 0.5
 
 
 def _answer(answer: Answered, is_best: bool) -> "Text":
