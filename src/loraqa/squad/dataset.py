@@ -5,7 +5,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from loraqa.errors import InputError, counted, quote
 from loraqa.garbage import no_garbage
 from loraqa.squad.checks import LISTED, Place, Problem, Unplaced, listing
-from loraqa.squad.lookalikes import first_span, nearest
+from loraqa.squad.lookalikes import AnswerFinder, nearest
 from loraqa.squad.passage import Answer, Passage, Question, Version
 
 logger = logging.getLogger("loraqa")
@@ -88,31 +88,28 @@ class QADataset:
         Raises:
             InputError: there are such questions and `on_bad` is "stop", or there are no others.
         """
-        return self._with_first_places()._without_unplaced(on_bad)
+        self._tell_of_repeated()
+        return self.with_first_places()._without_unplaced(on_bad)
 
-    def _with_first_places(self) -> "QADataset":
-        """Return the data set with repeated answers at their first place."""
+    def _tell_of_repeated(self) -> None:
         repeated = [each for each in self.unplaced if each.repeated]
-        if not repeated:
-            return self
-        logger.info(
-            f"{self.source}: answers without an offset that occur more than once in their context: "
-            f"{len(repeated):,}, such as {quote(repeated[0].text)} ({repeated[0].place}). Training "
-            "takes the first place of each; give the offset where another one is meant."
-        )
+        if repeated:
+            logger.info(
+                f"{self.source}: answers without an offset that occur more than once in their "
+                f"context: {len(repeated):,}, such as {quote(repeated[0].text)} "
+                f"({repeated[0].place}). Training takes the first place of each; give the offset "
+                "where another one is meant."
+            )
+
+    def with_first_places(self) -> "QADataset":
+        """Return the data set with answers that have no offset and are repeated at first places."""
         texts: dict[str, list[str]] = {}
-        for each in repeated:
-            texts.setdefault(str(each.place.id), []).append(each.text)
-
-        def placed(question: Question, context: str) -> Question:
-            spans = (first_span(text, context) for text in texts.get(question.id, ()))
-            found = tuple(Answer(context[start:end], start) for start, end in spans)
-            return replace(question, answers=question.answers + found)
-
-        passages = tuple(
-            replace(passage, questions=tuple(placed(q, passage.context) for q in passage.questions))
-            for passage in self.passages
-        )
+        for each in self.unplaced:
+            if each.repeated:
+                texts.setdefault(str(each.place.id), []).append(each.text)
+        if not texts:
+            return self
+        passages = tuple(_with_answers_placed(passage, texts) for passage in self.passages)
         unplaced = tuple(each for each in self.unplaced if not each.repeated)
         return replace(self, passages=passages, unplaced=unplaced)
 
@@ -193,6 +190,18 @@ class QADataset:
             "control_characters": self.control_characters,
             "skipped": dict(self.skipped),
         }
+
+
+def _with_answers_placed(passage: Passage, texts: Mapping[str, Sequence[str]]) -> Passage:
+    """Add answers at their first places; `texts` are those of each question, by its id."""
+    finder = AnswerFinder(passage.context)
+
+    def placed(question: Question) -> Question:
+        spans = (finder.spans(text)[0] for text in texts.get(question.id, ()))
+        found = tuple(Answer(passage.context[start:end], start) for start, end in spans)
+        return replace(question, answers=question.answers + found)
+
+    return replace(passage, questions=tuple(map(placed, passage.questions)))
 
 
 def _with_hint(unplaced: Unplaced, context: str) -> Problem:

@@ -3,14 +3,13 @@
 import hashlib
 import json
 from collections import Counter
-from functools import cached_property
 from typing import Any
 
 from loraqa.errors import quote
 from loraqa.squad.checks import MADE_ID, Checks, Place, Unplaced
 from loraqa.squad.columns import by_meaning
 from loraqa.squad.golds import answer_nodes, is_absent, is_empty, truth, whole_number
-from loraqa.squad.lookalikes import LookAlikes, Occurrences
+from loraqa.squad.lookalikes import AnswerFinder
 from loraqa.squad.passage import Answer, Passage, Question, Version
 
 
@@ -32,7 +31,7 @@ class Intake(Checks):
         self._questions: dict[str, dict[str, Question]] = {}
         self._titles: dict[str, str] = {}
         self._first_use: dict[str, Place] = {}
-        self._finder = _Finder("")
+        self._finder = AnswerFinder("")
 
     def passages(self) -> tuple[Passage, ...]:
         """Return one passage per context with questions, in order of first appearance."""
@@ -208,7 +207,7 @@ class Intake(Checks):
         if start is not None and start >= 0 and context.startswith(text, start):
             return Answer(text, start)
         if self._finder.context != context:
-            self._finder = _Finder(context)
+            self._finder = AnswerFinder(context)
         spans = self._finder.spans(text, start)
         if len(spans) == 1:
             (begin, end), *_ = spans
@@ -231,26 +230,6 @@ def _places(question: Place, column: str, index: str) -> tuple[Place, Place]:
         return question.inside(f"{column}{index}"), question.inside(f"answer_start{index}")
     answer = question.inside(f"answers{index}")
     return answer, answer.inside("answer_start")
-
-
-class _Finder:
-    """Finds the places that an answer may have in a context."""
-
-    def __init__(self, context: str) -> None:
-        self.context = context
-        self._exact = Occurrences(context)
-
-    @cached_property
-    def _look_alikes(self) -> LookAlikes:
-        return LookAlikes(self.context)
-
-    def spans(self, text: str, start: int | None) -> list[tuple[int, int]]:
-        """Return up to two places; a look-alike at `start` is the only one."""
-        exact = self._exact.spans(text)
-        if exact:
-            return exact
-        there = None if start is None else self._look_alikes.at(text, start)
-        return [there] if there else self._look_alikes.spans(text)
 
 
 def given_id(node: dict[str, Any]) -> str | None:

@@ -8,7 +8,7 @@ import bisect
 import difflib
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from itertools import islice
 
@@ -16,6 +16,9 @@ from loraqa.squad.segmentation import inside_pieces, words
 
 # Lengths of the pieces, in characters: short answers have short pieces only.
 _GRAMS = (3, 10)
+
+# It parts no number: "60" does not stand whole in "60,000".
+_BETWEEN_DIGITS = re.compile(r"(?<=\d)[.,](?=\d)")
 
 # From which ratio of `difflib` on a passage may be meant by a text that is not in the context.
 _SIMILAR = 0.8
@@ -51,23 +54,37 @@ class Occurrences:
             for place in range(len(text) - size + 1)
         )
 
-    def spans(self, text: str) -> list[tuple[int, int]]:
-        """Return up to two (start, end) of `text`, which may overlap.
+    def spans(
+        self, text: str, fits: Callable[[int, int], bool] = lambda _start, _end: True
+    ) -> list[tuple[int, int]]:
+        """Return up to two (start, end) of `text` that `fits` accepts; they may overlap.
 
         Where it stands as whole words, other places do not count: "60" is not meant by "1,260".
         """
-        found = list(islice(self._all(text), 2))
+        found = list(islice(self._all(text, fits), 2))
         if len(found) < 2:
             return found
-        inside = inside_pieces(self.context)
-        whole = (span for span in self._all(text) if inside.isdisjoint(span))
+        whole = (span for span in self._all(text, fits) if self._is_apart(*span))
         return list(islice(whole, 2)) or found
 
-    def _all(self, text: str) -> Iterator[tuple[int, int]]:
+    def _all(self, text: str, fits: Callable[[int, int], bool]) -> Iterator[tuple[int, int]]:
         start = self.find(text)
         while start >= 0:
-            yield start, start + len(text)
+            end = start + len(text)
+            if fits(start, end):
+                yield start, end
             start = self.context.find(text, start + 1)
+
+    def _is_apart(self, start: int, end: int) -> bool:
+        """Return whether a span is no part of a longer word or number."""
+        if start in self._inside or end in self._inside:
+            return False
+        before = start > 0 and _BETWEEN_DIGITS.match(self.context, start - 1)
+        return not before and _BETWEEN_DIGITS.match(self.context, end) is None
+
+    @cached_property
+    def _inside(self) -> frozenset[int]:
+        return inside_pieces(self.context)
 
     @cached_property
     def _grams(self) -> dict[int, set[str]]:
@@ -76,15 +93,6 @@ class Occurrences:
             size: {context[place : place + size] for place in range(len(context) - size + 1)}
             for size in _GRAMS
         }
-
-
-def first_span(text: str, context: str) -> tuple[int, int]:
-    """Return the first (start, end) of a text that the context contains, or of a look-alike of it.
-
-    A place where it stands as whole words comes before others.
-    """
-    spans = Occurrences(context).spans(text) or LookAlikes(context).spans(text)
-    return spans[0]
 
 
 def nearest(text: str, context: str) -> str:
@@ -113,8 +121,8 @@ class LookAlikes:
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Return up to two (start, end) of look-alikes of `text` in the context."""
         wanted = fold(text).strip()
-        found = self._occurrences.spans(wanted) if wanted else []
-        return [self._in_context(*span) for span in found if self._is_whole(*span)]
+        found = self._occurrences.spans(wanted, self._is_whole) if wanted else []
+        return [self._in_context(*span) for span in found]
 
     def at(self, text: str, start: int) -> tuple[int, int] | None:
         """Return the (start, end) of a look-alike of `text` that begins at character `start`."""
@@ -135,6 +143,26 @@ class LookAlikes:
 
     def _in_context(self, start: int, end: int) -> tuple[int, int]:
         return self._starts[start], self._ends[end - 1]
+
+
+class AnswerFinder:
+    """Finds the places that an answer may have in a context: its own, else its look-alikes'."""
+
+    def __init__(self, context: str) -> None:
+        self.context = context
+        self._exact = Occurrences(context)
+
+    @cached_property
+    def _look_alikes(self) -> LookAlikes:
+        return LookAlikes(self.context)
+
+    def spans(self, text: str, start: int | None = None) -> list[tuple[int, int]]:
+        """Return up to two places; a look-alike at `start` is the only one."""
+        exact = self._exact.spans(text)
+        if exact:
+            return exact
+        there = None if start is None else self._look_alikes.at(text, start)
+        return [there] if there else self._look_alikes.spans(text)
 
 
 def _folded_segments(text: str) -> list[tuple[str, tuple[int, int]]]:
