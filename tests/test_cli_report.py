@@ -373,3 +373,54 @@ def test_calibrate_keeps_nothing_if_nothing_can_be_learned(
     assert (run / "adapter" / "loraqa.json").read_bytes() == before
     status, _, told = call("calibrate", model, "--data", wrong)
     assert (status, f"{model} has no loraqa.json to keep a confidence in" in told) == (2, True)
+
+
+def test_calibrate_loses_no_answers_if_the_confidence_cannot_be_written(
+    call: Call, run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_out = with_some_right(run, data, tmp_path)
+    with monkeypatch.context() as full:
+        full.setattr("loraqa.answer.calibrate.write_adapter_info", refuse)
+        status, _, told = call("calibrate", run, "--data", held_out)
+    assert status == 1
+    assert "The answers so far are kept in " in told
+    status, _, told = call("calibrate", run, "--data", held_out)
+    assert status == 0
+    assert "Going on with the answers in " in told
+
+
+def refuse(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", "loraqa.json")
+
+
+def test_calibrate_refuses_a_folder_where_nothing_can_be_written(
+    call: Call, run: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(run.rglob("*"))
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: refuse())
+    status, _, told = call("calibrate", run, "--data", data)
+    assert (status, f"Nothing can be written into {run / 'adapter'}" in told) == (2, True)
+    assert "answering" not in told
+    assert sorted(run.rglob("*")) == before
+
+
+def test_calibrate_knows_the_training_questions_of_a_table_without_offsets(
+    call: Call, model: Path, tmp_path: Path
+) -> None:
+    table, out = tmp_path / "town.jsonl", tmp_path / "run"
+    rows = [
+        {"context": f"The mill, {n} mills.", "question": "What?", "answer": "mill"} for n in "12"
+    ]
+    rows += [{"context": "A mill and a mill.", "question": "What?", "answer": "mill"}]
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    status, _, told = call(
+        "train", "--model", model, "--train", table, "--out", out,
+        "--set", "optimisation.max_steps=1",
+    )  # fmt: skip
+    assert status == 0, told
+    for source in (out, out / "adapter"):
+        status, _, told = call("calibrate", source, "--data", table)
+        assert (status, f"{out} was trained on the questions of {table}" in told) == (2, True)
+    (out / "data.json").write_text("[]")
+    status, _, told = call("calibrate", out, "--data", table)
+    assert (status, f"{out / 'data.json'} is not a JSON object" in told) == (2, True)

@@ -19,7 +19,7 @@ from loraqa.cli.options import (
     Without,
 )
 from loraqa.cli.output import importing_pytorch, new_console, print_json, tell
-from loraqa.cli.paths import check_order
+from loraqa.cli.paths import check_order, is_run
 from loraqa.cli.readers import load_reader
 from loraqa.errors import InputError, counted
 from loraqa.prompt.defaults import DEFAULT_WINDOWS
@@ -63,14 +63,16 @@ def calibrate(
     from loraqa.adapter.find import check_source
     from loraqa.adapter.info import read_adapter_info
     from loraqa.answer.journal import Journal
+    from loraqa.files import check_folder_writable
     from loraqa.squad import read_passages
 
     check_order(run, data)
     check_source(run, base)
     folder = _described_folder(run)
     read_adapter_info(folder)
+    check_folder_writable(folder)
     dataset = read_passages(data, on_bad=on_bad)
-    _check_not_learned(run, dataset)
+    _check_not_learned(folder, dataset)
 
     with importing_pytorch():
         from loraqa.answer.calibrate import calibrate as calibrate_reader
@@ -89,13 +91,14 @@ def calibrate(
     )
     reader = load_reader(options)
     identity, work = reader.identify(), (dataset.fingerprint, str(negatives), seed, str(windows))
-    with (
-        Journal.in_cache(identity, "calibrate", *work) as journal,
-        answering_progress(journal) as progress,
-    ):
-        calibrated = calibrate_reader(
-            reader, dataset, negatives, seed, progress=progress, journal=journal
-        )
+    with Journal.in_cache(identity, "calibrate", *work) as journal:
+        with answering_progress(journal) as progress:
+            calibrated = calibrate_reader(
+                reader, dataset, negatives, seed, progress=progress, journal=journal
+            )
+        # Before the journal is removed, so that no answers are lost if the disk is full.
+        if calibrated.calibration is not None:
+            keep_calibration(calibrated, folder)
     found = calibrated.calibration
     if found is None:
         raise InputError(
@@ -103,7 +106,6 @@ def calibrate(
             "answers are all right, or all wrong, or no more often right where the model is surer; "
             "give more questions."
         )
-    keep_calibration(calibrated, folder)
     if as_json:
         learned = {"no_answer_threshold": calibrated.no_answer_threshold}
         print_json(learned | {"calibration": found.model_dump()})
@@ -132,15 +134,18 @@ def _described_folder(run: Path) -> Path:
     )
 
 
-def _check_not_learned(run: Path, dataset: "QADataset") -> None:
-    """Raise `InputError` if these are the very questions that a run was trained on."""
-    from loraqa.files import read_json
+def _check_not_learned(folder: Path, dataset: "QADataset") -> None:
+    """Raise `InputError` if these are the very questions that the run of an adapter learned."""
+    from loraqa.model.folder import read_object
 
-    recorded = run.expanduser() / "data.json"
-    if not recorded.exists():
+    run = folder.absolute().parent
+    recorded = run / "data.json"
+    if not is_run(run) or not recorded.exists():
         return
-    learned = read_json(recorded).get("train", {}).get("sha256")
-    if learned == dataset.fingerprint:
+    learned = read_object(recorded).get("train")
+    # A training takes the first places of answers that have none.
+    same = dataset.with_first_places().fingerprint
+    if isinstance(learned, dict) and learned.get("sha256") == same:
         raise InputError(
             f"{run} was trained on the questions of {dataset.source}, so its answers to them are "
             "better than to others; give other questions."
