@@ -1032,6 +1032,7 @@ def test_output_that_cannot_be_written_is_named(data: Path, tmp_path: Path) -> N
         (("train", "--epochs", "3"), "--epochs; give --set optimisation.epochs=VALUE instead"),
         (("train", "--lora_alpha=3"), "give --set lora.alpha=VALUE instead"),
         (("train", "--max-seq-length", "9"), "give --set prompt.max_length=VALUE instead"),
+        (("train", "--lora.rank", "8"), "--lora.rank; give --set lora.rank=VALUE instead"),
         (("train", "--base", "gpt2"), "No such option: --base; give --model instead"),
         (("train", "--every", "3"), "No such option: --every"),
         (("ask", "--epochs", "3"), "No such option: --epochs"),

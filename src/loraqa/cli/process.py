@@ -60,7 +60,7 @@ def _as_setting(error: typer.BadParameter) -> str | None:
     from loraqa.train.settings import option_of
 
     unknown = str(getattr(error, "option_name", ""))
-    name = unknown.lstrip("-").replace("-", "_")
+    name = unknown.lstrip("-").replace("-", "_").rpartition(".")[2]
     option = "--model" if name == "base" else option_of(name)
     return option and f"No such option: {unknown}; give {option} instead"
 
