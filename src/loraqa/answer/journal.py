@@ -34,14 +34,14 @@ _KEPT_IN_CACHE = 20
 
 
 class Journal:
-    """A context manager that keeps the results of batches in a file until the work is done.
+    """A context manager that keeps the results of batches in a file until the job is done.
 
     with Journal(Path("answers.journal"), reader.identify()) as journal:
         result = evaluate(reader, dataset, journal=journal)
         write_json(Path("predictions.json"), result.predictions)
 
     Leaving it without an exception removes the file. Otherwise the file stays, and a message says
-    so. If the file cannot be written, a warning says so, and the work goes on without it.
+    so. If the file cannot be written, a warning says so, and the job goes on without it.
 
     Attributes:
         path: the file, which is created with the first batch.
@@ -63,17 +63,31 @@ class Journal:
         return cls(_beside(out), identity)
 
     @classmethod
-    def in_cache(cls, identity: str, *work: str | int) -> "Journal":
+    def in_cache(cls, identity: str, *facts: str | int) -> "Journal":
         """Return a journal in the cache folder, for a job that writes no file of its own.
 
         If the user has no home folder, it is in the working directory.
+
+        Args:
+            identity: as for `Journal`.
+            facts: what tells the job from others with the same model.
         """
-        digest = hashlib.sha256(json.dumps([identity, *work]).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps([identity, *facts]).encode()).hexdigest()
         folder = Path()
         with contextlib.suppress(InputError):
             folder = cache_folder("answers")
             keep_newest(folder, "*.journal", _KEPT_IN_CACHE)
         return cls(folder / f"{digest}.journal", identity)
+
+    @staticmethod
+    def check_unwritten(out: Path, *others: Path) -> None:
+        """Raise `InputError` if a file was written before, and not by a job that is to go on.
+
+        A job that was killed just after it wrote its files has left its journal beside the first.
+        """
+        if not _beside(out).exists():
+            for path in (out, *others):
+                check_new_file(path)
 
     def __enter__(self) -> "Journal":
         with contextlib.suppress(OSError):
@@ -140,7 +154,7 @@ class Journal:
         return json.dumps({"sha256": self._digest(entry), **entry})
 
     def _parse(self, line: str) -> dict[str, Any] | None:
-        """Return the entry of a line, or None if it is damaged or belongs to another work."""
+        """Return the entry of a line, or None if it is damaged or belongs to another job."""
         with contextlib.suppress(ValueError, RecursionError):
             entry = json.loads(line)
             if isinstance(entry, dict) and entry.pop("sha256", None) == self._digest(entry):
@@ -152,7 +166,7 @@ class Journal:
 
     @contextmanager
     def _warning(self) -> Iterator[None]:
-        """Turn a file that cannot be written into a warning: the work does not need it."""
+        """Turn a file that cannot be written into a warning: the job does not need it."""
         try:
             yield
         except OSError as error:
@@ -162,16 +176,6 @@ class Journal:
                 self.path,
                 error.strerror or error,
             )
-
-
-def check_unwritten(out: Path, *others: Path) -> None:
-    """Raise `InputError` if a file was written before, and not by a job that is to go on.
-
-    A job that was killed just after it wrote its files has left its journal beside the first.
-    """
-    if not _beside(out).exists():
-        for path in (out, *others):
-            check_new_file(path)
 
 
 def _beside(out: Path) -> Path:

@@ -18,7 +18,7 @@ from loraqa.answer.progress import Progress
 from loraqa.answer.reader import Reader, with_close_bounds, without_capitals
 from loraqa.answer.strategies import parse_strategy
 from loraqa.batch.options import Options
-from loraqa.batch.parts import Parts, check_unwritten
+from loraqa.batch.parts import Parts
 from loraqa.batch.plan import Asked, Part, Plan, asked_or_problem, chunks, named_place
 from loraqa.batch.source import Record, Reply, Source, skipped
 from loraqa.errors import InputError, LoraqaError, counted, quote
@@ -81,7 +81,7 @@ def answer_file(
             leaves none and is not to be skipped.
         LoraqaError: memory is out, or logits are not finite.
     """
-    check_unwritten(out)
+    Parts.check_unwritten(out)
     with Parts.beside(out, {**options.facts(), "columns": list(Reply._fields)}) as parts:
         missing = parts.missing(plan.parts)
         if len(missing) < len(plan.parts):

@@ -66,6 +66,12 @@ class Parts:
                 tell_of_kept(folder, kept=any(folder.glob("part-*")))
                 raise
 
+    @staticmethod
+    def check_unwritten(out: Path) -> None:
+        """Raise `InputError` if `out` was written before, and not by a job that is to go on."""
+        if not _folder_of(out).exists():
+            check_new_file(out)
+
     def path(self, part: Part) -> Path:
         """Return the file of a part."""
         return self.folder / f"part-{part.number:08}.json"
@@ -116,12 +122,6 @@ class Parts:
         """Remove the folder; a process that is killed meanwhile leaves either all of it or none."""
         with temporary_folder(self.folder.parent) as bin:
             self.folder.rename(bin / self.folder.name)
-
-
-def check_unwritten(out: Path) -> None:
-    """Raise `InputError` if `out` was written before, and not by a job that is to go on."""
-    if not _folder_of(out).exists():
-        check_new_file(out)
 
 
 def _folder_of(out: Path) -> Path:

@@ -112,7 +112,7 @@ def answer(
     from loraqa.adapter.find import check_source
     from loraqa.batch.open import check_same_format, open_source
     from loraqa.batch.options import Options
-    from loraqa.batch.parts import check_unwritten
+    from loraqa.batch.parts import Parts
     from loraqa.batch.plan import make_plan
     from loraqa.documents import read_document
     from loraqa.files import check_file_writable, write_text_once
@@ -126,7 +126,7 @@ def answer(
     if context_file:
         check_not_input(out, str(context_file))
     check_file_writable(out)
-    check_unwritten(out)
+    Parts.check_unwritten(out)
     check_order(run, str(data))
     check_source(run, base)
     document = read_document(context_file) if context_file else None

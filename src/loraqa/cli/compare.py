@@ -82,7 +82,7 @@ def compare(
     If it is interrupted, the same command goes on from there.
     """
     from loraqa.adapter.find import check_source
-    from loraqa.answer.journal import Journal, check_unwritten
+    from loraqa.answer.journal import Journal
     from loraqa.files import check_folder_writable, one_writer
     from loraqa.squad import read_passages
 
@@ -92,7 +92,7 @@ def compare(
     result = folder / "comparison.json"
     check_folder_writable(folder)
     if out:
-        check_unwritten(result)
+        Journal.check_unwritten(result)
     elif result.exists():
         tell(f"The comparison in {folder} will be replaced (--out FOLDER keeps one elsewhere).")
     dataset = read_passages(data, on_bad=on_bad)

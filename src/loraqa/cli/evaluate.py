@@ -77,7 +77,7 @@ def evaluate(
     """
     from loraqa.adapter.find import check_source
     from loraqa.analysis.outcome import FILE
-    from loraqa.answer.journal import Journal, check_unwritten
+    from loraqa.answer.journal import Journal
     from loraqa.files import check_file_writable, check_folder_writable, write_json
     from loraqa.squad import read_passages
 
@@ -92,7 +92,7 @@ def evaluate(
     if folder and (report or folder != run):
         made.append(folder / FILE)
     if made:
-        check_unwritten(*made)
+        Journal.check_unwritten(*made)
     check_order(run, data)
     check_source(run, base)
     dataset = read_passages(data, on_bad=on_bad)
