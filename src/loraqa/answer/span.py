@@ -117,7 +117,7 @@ def _read(context: str, spans: Sequence[_Span], index: int) -> str:
     return reading(context[slice(*spans[index].place)])
 
 
-def _written(span: _Span, found: "_Found", rules: Rules) -> Written:
+def _written(span: _Span, found: "_BestSpan", rules: Rules) -> Written:
     tokens = (*span.tokens.tolist(), rules.tokenizer.eos)
     return Written(tokens, found.score, span.place, found.searched)
 
@@ -260,11 +260,11 @@ class _Frontier:
             self.scores[chosen],
         )
 
-    def most_probable(self, rows: int, each: float, least: float) -> NDArray[np.bool_]:
+    def most_probable(self, count: int, each: float, least: float) -> NDArray[np.bool_]:
         """Return a mask of each prompt's best path, and of the most probable ones of the others.
 
         Args:
-            rows: how many paths to choose, at least one per prompt.
+            count: how many paths to choose, at least one per prompt.
             each: how many to choose for a prompt, at most.
             least: the others exceed this log-probability.
         """
@@ -275,12 +275,12 @@ class _Frontier:
         others = others[np.argsort(-self.scores[others], kind="stable")]
         chosen = np.zeros(len(self), dtype=bool)
         chosen[order[start]] = True
-        chosen[others[: max(0, rows - len(start))]] = True
+        chosen[others[: max(0, count - len(start))]] = True
         return chosen
 
 
 @dataclass(frozen=True)
-class _Found:
+class _BestSpan:
     """An answer to a prompt: its most probable span's index and log-probability."""
 
     index: int
@@ -289,8 +289,12 @@ class _Found:
 
 
 @dataclass
-class _Answer:
-    """The spans met so far that read the same: the best one's index and score, and their sum."""
+class _Reading:
+    """The spans met so far that read the same: the best one's index and score.
+
+    Attributes:
+        probability: the sum of the probabilities of all.
+    """
 
     index: int
     score: float
@@ -306,7 +310,7 @@ class _Search:
         read: for each prompt, how the span of an index reads.
         no_answer: for each prompt, the log-odds of "no answer".
         count: how many answers to find for each prompt.
-        rows: how many paths one step extends, at least one per prompt.
+        at_once: how many paths one step extends, at least one per prompt.
         most_paths: when so many paths were extended for a prompt that has an answer, the rest is
             dropped.
         slack: how far apart the bounds of a share may be.
@@ -319,16 +323,16 @@ class _Search:
         read: Sequence[Callable[[int], str]],
         no_answer: Sequence[float],
         count: int,
-        rows: int,
+        at_once: int,
         most_paths: float = math.inf,
         slack: float = math.inf,
     ) -> None:
         prompts = len(forest.roots)
         self._forest, self._eos, self._read = forest, eos, read
-        self._count, self._rows = count, rows
+        self._count, self._at_once = count, at_once
         self._most_paths, self._slack = most_paths, slack
         self._together = (math.inf, _IMPROBABLE) if math.isinf(slack) else (_TOGETHER, -math.inf)
-        self._met: list[dict[str, _Answer]] = [{} for _ in range(prompts)]
+        self._met: list[dict[str, _Reading]] = [{} for _ in range(prompts)]
         # (prompts,) log-probability that a path must exceed to matter.
         self._worst = np.full(prompts, -np.inf)
         # (prompts,) probability of all spans met and "no answer", and of all dropped paths; both
@@ -361,7 +365,7 @@ class _Search:
             frontier = self._worthwhile(waiting.pop())
             if not len(frontier):
                 continue
-            now = frontier.most_probable(self._rows, *self._together)
+            now = frontier.most_probable(self._at_once, *self._together)
             waiting += [frontier.only(~now), self._step(frontier.only(now), logits.device)]
 
     def _probability(self, waiting: Sequence[_Frontier]) -> Floats:
@@ -372,19 +376,22 @@ class _Search:
             np.add.at(found, paths.prompts[better], np.exp(paths.scores[better]))
         return found
 
-    def answers(self) -> list[list[_Found]]:
+    def answers(self) -> list[list[_BestSpan]]:
         """Return the best answers to each prompt, best first."""
         return [
-            [_Found(best.index, best.score, self._searched(prompt)) for best in self._best(prompt)]
+            [
+                _BestSpan(best.index, best.score, self._searched(prompt))
+                for best in self._best(prompt)
+            ]
             for prompt in range(len(self._met))
         ]
 
-    def _best(self, prompt: int) -> list[_Answer]:
-        return nlargest(self._count, self._met[prompt].values(), key=lambda answer: answer.score)
+    def _best(self, prompt: int) -> list[_Reading]:
+        return nlargest(self._count, self._met[prompt].values(), key=lambda met: met.score)
 
     def _searched(self, prompt: int) -> Searched:
         return Searched(
-            {text: answer.probability for text, answer in self._met[prompt].items()},
+            {text: met.probability for text, met in self._met[prompt].items()},
             float(self._dropped[prompt]),
             int(self._paths[prompt]),
             bool(self._exact[prompt]),
@@ -443,7 +450,7 @@ class _Search:
         return _Frontier(session, parents, paths.prompts[parents], nodes, ahead)
 
     def _end(self, paths: _Frontier, of_eos: Floats) -> None:
-        """Note the spans that end at the paths' nodes."""
+        """Meet the spans that end at the paths' nodes."""
         indices = self._forest.ending[paths.nodes]
         ended = indices >= 0
         ends = zip(
@@ -453,16 +460,16 @@ class _Search:
             strict=True,
         )
         for prompt, index, score in ends:
-            self._note(prompt, index, score)
+            self._meet(prompt, index, score)
         self._answered[paths.prompts[ended]] = True
 
-    def _note(self, prompt: int, index: int, score: float) -> None:
+    def _meet(self, prompt: int, index: int, score: float) -> None:
         text = self._read[prompt](index)
-        answer = self._met[prompt].setdefault(text, _Answer(index, -math.inf, 0.0))
-        answer.probability += math.exp(score)
+        met = self._met[prompt].setdefault(text, _Reading(index, -math.inf, 0.0))
+        met.probability += math.exp(score)
         self._known[prompt] += math.exp(score)
-        if score > answer.score:
-            answer.index, answer.score = index, score
+        if score > met.score:
+            met.index, met.score = index, score
         if score > self._worst[prompt] and len(self._met[prompt]) >= self._count:
             self._worst[prompt] = self._best(prompt)[-1].score
 
