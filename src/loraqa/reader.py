@@ -92,15 +92,15 @@ class Reader(PlainReader):
         tokens, info = tokens_per_batch or tokens_at_once(loaded.model), loaded.info
         max_length = info.max_length if info else position_limit(loaded.model.config)
         plain = choose_runner(loaded.model, max_length)
-        written = _template(template, loaded, source)
+        prompts = _template(template, loaded, source)
         if invocation := invocation_of(loaded.model):
-            encoder = PromptEncoder(tokenizer, written, max_length, info.stride if info else 0)
+            encoder = PromptEncoder(tokenizer, prompts, max_length, info.stride if info else 0)
             check_invocation(encoder, invocation)
         runner, accelerations = fastest(plain, ["answering"], without)
         return cls(
             runner,
             tokenizer,
-            written,
+            prompts,
             **(_as_trained(info) if info else {"max_length": max_length}),
             tokens_per_batch=tokens,
             identify=partial(_identify, Path(source).expanduser(), loaded, plain, accelerations),

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -172,6 +172,23 @@ class Reader:
         journal: Journal | None,
     ) -> list[Chosen]:
         """Return the answers to all questions of some passages, and "no answer" to each."""
+        windows = self._read_windows(passages, strategy, answers, seed, progress, journal)
+        return [
+            self._chosen(question, windows[index, question.id], strategy, answers)
+            for index, passage in enumerate(passages)
+            for question in passage.questions
+        ]
+
+    def _read_windows(
+        self,
+        passages: Sequence[Passage],
+        strategy: Strategy,
+        answers: int,
+        seed: int,
+        progress: Progress | None,
+        journal: Journal | None,
+    ) -> Mapping[tuple[int, str], Sequence[Window]]:
+        """Return what was read from each window, by the number of the passage and the question."""
         trees = self._trees(passages)
         rows = strategy.rows * (answers if strategy.draws else 1)
         windows: dict[tuple[int, str], list[Window]] = defaultdict(list)
@@ -194,11 +211,7 @@ class Reader:
                 windows[place].append(window)
             done += len(read)
             note(0)
-        return [
-            self._chosen(question, windows[index, question.id], strategy, answers)
-            for index, passage in enumerate(passages)
-            for question in passage.questions
-        ]
+        return windows
 
     def _chosen(
         self, question: Question, windows: Sequence[Window], strategy: Strategy, count: int
@@ -245,8 +258,15 @@ class Reader:
             session, first = self.runner.prefill(batch.trees)
             logits, no_answer = split_no_answer(first, self.tokenizer.eos)
             prompts = Prompts(
-                *(batch.trees, batch.contexts, session, logits, no_answer),
-                *(batch.rules, batch.answers, batch.seed, note),
+                trees=batch.trees,
+                contexts=batch.contexts,
+                session=session,
+                logits=logits,
+                no_answer=no_answer,
+                rules=batch.rules,
+                answers=batch.answers,
+                seed=batch.seed,
+                note=note,
             )
             return _write(prompts, batch.strategy)
 
@@ -323,7 +343,9 @@ class _Batch:
     @property
     def places(self) -> list[tuple[int, str]]:
         """The passage and the question of each prompt."""
-        return [place for tree in self.trees for place in _places(tree)]
+        return [
+            (tree.passage, branch.question_id) for tree in self.trees for branch in tree.branches
+        ]
 
     @property
     def fingerprint(self) -> str:
@@ -335,11 +357,6 @@ class _Batch:
             prompts = [(b.question_id, b.prompt.tolist(), b.log_prior) for b in tree.branches]
             digest.update(repr((context, tree.window, tree.trunk.tolist(), prompts)).encode())
         return digest.hexdigest()
-
-
-def _places(tree: Tree) -> Iterator[tuple[int, str]]:
-    """Yield the passage and the question of each branch."""
-    return ((tree.passage, branch.question_id) for branch in tree.branches)
 
 
 def _write(prompts: Prompts, strategy: Strategy) -> list[Window]:

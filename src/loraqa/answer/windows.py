@@ -197,15 +197,29 @@ def _text(candidate: _Candidate) -> str:
 def _answered(question_id: str, candidate: _Candidate, none: float) -> Answered:
     found, window = candidate
     total = found.log_probability + window.log_answer
-    place = found.start, found.end
     return Answered(
-        *(question_id, found.text, total, total / found.tokens, *place, none), tokens=found.tokens
+        question_id=question_id,
+        text=found.text,
+        log_probability=total,
+        mean_log_probability=total / found.tokens,
+        start=found.start,
+        end=found.end,
+        no_answer_probability=none,
+        tokens=found.tokens,
     )
 
 
 def _no_answer(question_id: str, window: Window, none: float) -> Answered:
-    total = window.log_no_answer
-    return Answered(question_id, "", total, total, None, None, none)
+    # It is one token, the end.
+    return Answered(
+        question_id=question_id,
+        text="",
+        log_probability=window.log_no_answer,
+        mean_log_probability=window.log_no_answer,
+        start=None,
+        end=None,
+        no_answer_probability=none,
+    )
 
 
 @dataclass(frozen=True)
