@@ -155,7 +155,7 @@ def answer(
                 raise _refusal(told) from None
             for message in told:
                 logger.warning(f"Skipped: {message}")
-            replies |= _skipped_for_room(error)
+            replies |= _replies_without_room(error)
             passages = _without(passages, replies)
     replies |= {best.question_id: _reply(best) for best, *_ in found}
     return [replies[row] for row in asked]
@@ -197,8 +197,8 @@ def _refusal(told: Sequence[str]) -> InputError:
     return InputError("\n".join([*told[:LISTED], *more, way_on]))
 
 
-def _skipped_for_room(error: NoRoomError) -> dict[str, Reply]:
-    """Return what is added to the rows of questions that leave no room."""
+def _replies_without_room(error: NoRoomError) -> dict[str, Reply]:
+    """Return the replies to the questions that leave no room, by their ids."""
     # As in the other problems, the sentence in a row does not name the row.
     return {
         question.id: skipped(f"The question {reason}.")
@@ -238,7 +238,10 @@ class _JournalOfPart(Journal):
 
 
 class _Within:
-    """Reports how many rows are answered while a part is, whose questions may be fewer."""
+    """Reports progress within a part in rows of the whole file.
+
+    A part may have fewer questions than rows, because some rows are skipped.
+    """
 
     def __init__(self, progress: Progress, before: int, rows: int, total: int) -> None:
         self._progress = progress

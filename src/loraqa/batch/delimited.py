@@ -13,7 +13,7 @@ from loraqa.batch.source import (
     Position,
     Record,
     Reply,
-    cells,
+    added_cells,
     check_nothing_is_overwritten,
 )
 from loraqa.errors import InputError
@@ -139,4 +139,4 @@ class _Writer:
     def write(self, raws: Sequence[list[str]], replies: Sequence[Reply]) -> None:
         """Write rows of cells."""
         for raw, reply in zip(raws, replies, strict=True):
-            self._rows.writerow([*raw, *cells(self._added, reply)])
+            self._rows.writerow([*raw, *added_cells(self._added, reply)])

@@ -12,7 +12,7 @@ from loraqa.batch.source import (
     Position,
     Record,
     Reply,
-    cells,
+    added_cells,
     check_nothing_is_overwritten,
 )
 from loraqa.squad.checks import Checks, Place
@@ -72,7 +72,7 @@ class _Writer:
     def write(self, raws: Sequence[str], replies: Sequence[Reply]) -> None:
         """Write lines with more keys before their last brace."""
         for line, reply in zip(raws, replies, strict=True):
-            more = dict(zip(self._added, cells(self._added, reply), strict=True))
+            more = dict(zip(self._added, added_cells(self._added, reply), strict=True))
             text = json.dumps(more, ensure_ascii=False).removeprefix("{")
             begun = line.rstrip().removesuffix("}").rstrip()
             comma = "" if begun.lstrip() == "{" else ", "

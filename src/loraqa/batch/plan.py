@@ -88,13 +88,15 @@ def make_plan(
     checks = _FirstProblems()
     parts: list[Part] = []
     group: _Group | None = None
-    skipped = found = without = 0
+    skipped = without_context = 0
+    # Problems of records; the others are of rows that are none.
+    of_records = 0
     for record in source.records(source.start, checks):
         before = checks.count
         asked = asked_by(record, checks)
-        found += checks.count - before
+        of_records += checks.count - before
         skipped += asked is None
-        without += "context" not in record.fields
+        without_context += "context" not in record.fields
         if group is not None and group.is_full(rows, asked):
             parts.append(group.as_part_after(parts))
             group = None
@@ -102,8 +104,8 @@ def make_plan(
         group.add(record, asked)
     if group is not None:
         parts.append(group.as_part_after(parts))
-    plan = Plan(source, tuple(parts), skipped, checks.count - found)
-    if plan.rows and without == plan.rows:
+    plan = Plan(source, tuple(parts), skipped, checks.count - of_records)
+    if plan.rows and without_context == plan.rows:
         raise InputError(
             f"{source.path} has no contexts; add a column context, or name the text that all its "
             "questions are about with --context-file."

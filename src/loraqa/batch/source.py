@@ -42,7 +42,7 @@ class Record(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What becomes of a row: the answer, its place in the context, and how far to trust it.
+    """What is added to a row: the answer, its place in the context, and how far to trust it.
 
     Attributes:
         answer: the answer; empty for "no answer", and None if the row was skipped.
@@ -85,13 +85,13 @@ COLUMNS: Mapping[str, Column] = {
 """The columns that are added to every table, by their names."""
 
 
-def cells(added: Mapping[str, Column], reply: Reply) -> list[Cell]:
+def added_cells(added: Mapping[str, Column], reply: Reply) -> list[Cell]:
     """Return what is added to a row."""
     return [column.cell(reply) for column in added.values()]
 
 
 def skipped(problem: str) -> Reply:
-    """Return what becomes of a row that was skipped."""
+    """Return the reply to a row that was skipped."""
     return Reply(None, None, None, None, None, problem)
 
 
