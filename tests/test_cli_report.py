@@ -372,7 +372,13 @@ def test_calibrate_keeps_nothing_if_nothing_can_be_learned(
     assert (status, "Nothing can be learned from 1 question of" in told) == (2, True)
     assert (run / "adapter" / "loraqa.json").read_bytes() == before
     status, _, told = call("calibrate", model, "--data", wrong)
-    assert (status, f"{model} has no loraqa.json to keep a confidence in" in told) == (2, True)
+    assert (status, f"{model} has no loraqa.json to keep a confidence in; give" in told) == (
+        2,
+        True,
+    )
+    (run / "adapter" / "loraqa.json").unlink()
+    status, _, told = call("calibrate", run, "--data", wrong)
+    assert (status, "write the adapter anew with `loraqa export`" in told) == (2, True)
 
 
 def test_calibrate_loses_no_answers_if_the_confidence_cannot_be_written(

@@ -125,13 +125,16 @@ def _described_folder(run: Path) -> Path:
     from loraqa.adapter.info import INFO
 
     source = run.expanduser()
-    folder = find_adapter(source) or source
+    adapter = find_adapter(source)
+    folder = adapter or source
     if (folder / INFO).exists():
         return folder
-    raise InputError(
-        f"{run} has no {INFO} to keep a confidence in; give a run, or write an adapter anew with "
-        "`loraqa export` and give its folder."
+    remedy = (
+        "write the adapter anew with `loraqa export`, and give its folder"
+        if adapter
+        else "give a run, an adapter, or a model that `loraqa export` merged"
     )
+    raise InputError(f"{run} has no {INFO} to keep a confidence in; {remedy}.")
 
 
 def _check_not_learned(folder: Path, dataset: "QADataset") -> None:
