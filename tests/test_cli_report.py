@@ -356,7 +356,7 @@ def test_calibrate_shows_what_it_learned(call: Call, run: Path, data: Path, tmp_
     assert "Confidence, from 8 questions" in out
     *_, few, kept = told.splitlines()
     assert few == "8 questions are few; expect rough numbers."
-    assert kept == f"The confidence is kept in {run / 'adapter'}."
+    assert kept.startswith(f"The confidence is kept in {run / 'adapter'}; `loraqa evaluate`")
 
 
 def test_calibrate_keeps_nothing_if_nothing_can_be_learned(

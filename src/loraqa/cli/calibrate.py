@@ -116,7 +116,10 @@ def calibrate(
         tell(f'Answers are "no answer" where its probability is above {threshold:.3g}.')
     if len(dataset.order) < _FEW:
         tell(f"{counted(len(dataset.order), 'question')} are few; expect rough numbers.")
-    tell(f"The confidence is kept in {folder}.")
+    tell(
+        f"The confidence is kept in {folder}; `loraqa evaluate` on other questions shows how well "
+        "it fits."
+    )
 
 
 def _described_folder(run: Path) -> Path:
