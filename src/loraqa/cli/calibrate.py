@@ -55,10 +55,11 @@ def calibrate(
     on_bad: OnBad = "stop",
     as_json: Json = False,
 ) -> None:
-    """Learn how far answers can be trusted, from questions that were not trained on.
+    """Learn from new questions how far answers can be trusted.
 
-    The confidence, and the threshold of "no answer" if some questions have none, are kept in RUN.
-    If it is interrupted, the same command goes on from there.
+    The run must not have been trained on them. The confidence, and the threshold of "no answer" if
+    some questions have none, are kept in RUN. If it is interrupted, the same command goes on from
+    there.
     """
     from loraqa.adapter.find import check_source
     from loraqa.adapter.info import read_adapter_info
