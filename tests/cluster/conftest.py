@@ -15,7 +15,7 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 # Workers are started for work alone, and not beforehand: each imports much.
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 
-NO_RAY = "no Ray here; install it with `pip install 'loraqa[ray]'`"
+NO_RAY = "no Ray here; install it with `pip install -e '.[ray]'`"
 
 
 @pytest.fixture(scope="module")

@@ -71,7 +71,7 @@ def test_without_ray_the_commands_say_what_to_install(
     assert call(*words, "--ray") == (
         1,
         "",
-        "loraqa: --ray needs ray; install it with `pip install 'loraqa[ray]'`.\n",
+        "loraqa: --ray needs ray; install it with `pip install -e '.[ray]'`.\n",
     )
     status, _, error = call(*words, "--readers", 2)
     assert (status, "add --ray, or leave it out" in error) == (2, True)

@@ -240,5 +240,5 @@ def test_without_optuna_the_command_says_what_to_install(
     assert call("sweep", tmp_path / "sweep.yaml", "--config", config, "--out", tmp_path / "o") == (
         1,
         "",
-        "loraqa: `loraqa sweep` needs optuna; install it with `pip install 'loraqa[sweep]'`.\n",
+        "loraqa: `loraqa sweep` needs optuna; install it with `pip install -e '.[sweep]'`.\n",
     )

@@ -71,7 +71,7 @@ def answer(
     ] = None,
     text_out: Annotated[
         Path | None,
-        typer.Option(help="File for the text of --context-file, in which offsets count."),
+        typer.Option(help="New file for the text of --context-file, in which offsets count."),
     ] = None,
     strategy: Strategy = DEFAULT_STRATEGY,
     windows: Windows = DEFAULT_WINDOWS,

@@ -25,7 +25,7 @@ def on_cluster(
             room = import_module(f"loraqa.cluster.{work}")
     except ModuleNotFoundError as error:
         raise LoraqaError(
-            f"--ray needs {error.name}; install it with `pip install 'loraqa[ray]'`."
+            f"--ray needs {error.name}; install it with `pip install -e '.[ray]'`."
         ) from None
     with connected(address):
         yield room.on_cluster(workers)

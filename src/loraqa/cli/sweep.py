@@ -69,7 +69,7 @@ def sweep(
             from loraqa.sweep.run import sweep as run_sweep
     except ModuleNotFoundError as error:
         raise LoraqaError(
-            f"`loraqa sweep` needs {error.name}; install it with `pip install 'loraqa[sweep]'`."
+            f"`loraqa sweep` needs {error.name}; install it with `pip install -e '.[sweep]'`."
         ) from None
 
     with (

@@ -271,7 +271,7 @@ def _chance(compared: Sequence[Comparison]) -> Iterator[str]:
     if len(looked_at) >= 20:
         yield (
             f"{len(looked_at)} differences were looked at. If there were none, the intervals of "
-            f"about {len(looked_at) / 20:.0f} of them would still not hold 0."
+            f"about {len(looked_at) / 20:.0f} of them would exclude 0 by chance."
         )
 
 

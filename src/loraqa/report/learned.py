@@ -316,7 +316,7 @@ def _effects_told(effects: Effects) -> Iterator[str]:
     if (count := len(effects.effects)) >= 20:
         yield (
             f"{count} changes were tried. If none mattered, the intervals of about "
-            f"{count / 20:.0f} would still not hold 0."
+            f"{count / 20:.0f} would exclude 0 by chance."
         )
 
 
