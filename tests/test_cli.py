@@ -1035,6 +1035,7 @@ def test_output_that_cannot_be_written_is_named(data: Path, tmp_path: Path) -> N
         (("train", "--lora.rank", "8"), "--lora.rank; give --set lora.rank=VALUE instead"),
         (("train", "--base", "gpt2"), "No such option: --base; give --model instead"),
         (("train", "--every", "3"), "No such option: --every"),
+        (("sweep", "ranges.yaml", "--epochs", "3"), "give --set optimisation.epochs=VALUE instead"),
         (("ask", "--epochs", "3"), "No such option: --epochs"),
         (("ask", "run", "Who?", "--context-file", "a", "--answers", "0"), "'--answers'"),
         (("ask", "run", "Who?"), "--context-file"),

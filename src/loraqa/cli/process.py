@@ -53,9 +53,9 @@ def _explain_usage(error: typer.BadParameter) -> str:
 
 
 def _as_setting(error: typer.BadParameter) -> str | None:
-    """Say how a setting is given that was taken for an option of `loraqa train`."""
-    wrong = error.format_message()
-    if error.ctx is None or error.ctx.info_name != "train" or "No such option" not in wrong:
+    """Say how a setting is given that was taken for an option of `loraqa train` or `sweep`."""
+    command = error.ctx.info_name if error.ctx else None
+    if command not in ("train", "sweep") or "No such option" not in error.format_message():
         return None
     from loraqa.train.settings import option_of
 

@@ -131,7 +131,7 @@ def test_data_are_encoded_again_if_transformers_loads_another_tokenizer(
     chosen = changed(misleading, "speed", without=without)
     with caplog.at_level(logging.INFO, logger="loraqa"), preparing(chosen) as prepare:
         adapter = finetuned(chosen, tmp_path / "ahead", prepare=prepare)
-    told = [message for message in caplog.messages if "training data" in message]
+    told = [each for each in caplog.messages if each.startswith("The training data")]
     assert told == [
         "The training data are encoded again, because transformers does not load the tokenizer as "
         "tokenizer.json describes it."
